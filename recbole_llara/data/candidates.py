@@ -1,0 +1,191 @@
+"""Candidate sets: the target and C - 1 items the user never interacted with, in an order that says nothing.
+
+Plain numpy on internal item ids 1..N-1 (0 = padding). Every number is `hashing.numbers` at (seed, purpose, epoch, row,
+counter): a row's set is the same in any batch, order or process, and the target neither seeds nor places anything.
+Only seen items are stored, as sorted keys; there is no rows x N matrix.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_llara.data.hashing import numbers, row_keys
+from recbole_llara.errors import UserError
+
+EXCLUDE_RULES = ("user", "window")
+
+# Rounds of redrawing refused slots before a row is drawn exactly from the list of what is left to it.
+_REDRAWS = 16
+# Cells of the temporary arrays of one chunk: they fit the processor's cache, and memory does not grow with the rows.
+_CHUNK_CELLS = 2**18
+# Exact draws count from here on, so that they share no number with the rounds of redrawing.
+_EXACT_COUNTERS = 2**40
+_REFUSED = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class SeenItems:
+    """Which user interacted with which item, as sorted keys user * N + item.
+
+    Attributes:
+        keys: [pairs] int64, ascending and distinct.
+        n_items: N, the padding item counted.
+    """
+
+    keys: np.ndarray
+    n_items: int
+
+    @classmethod
+    def from_interactions(cls, users: np.ndarray, items: np.ndarray, n_items: int) -> "SeenItems":
+        """Collect all interactions, [M] users and [M] items (internal ids), before or after any split."""
+        return cls(np.unique(users.astype(np.int64) * n_items + items), n_items)
+
+    def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether each user interacted with each item; shapes broadcast. Fast where `users` come in order."""
+        wanted = users * self.n_items + items
+        place = np.searchsorted(self.keys, wanted.ravel()).reshape(wanted.shape)
+        np.minimum(place, len(self.keys) - 1, out=place)
+        return self.keys[place] == wanted
+
+    def pairs(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All items of `users` [B], as (position in `users`, item), both [pairs]."""
+        start = np.searchsorted(self.keys, users * self.n_items)
+        length = np.searchsorted(self.keys, (users + 1) * self.n_items) - start
+        position = np.repeat(np.arange(len(users)), length)
+        within = np.arange(len(position)) - np.repeat(np.cumsum(length) - length, length)
+        return position, self.keys[start[position] + within] % self.n_items
+
+
+class CandidateSampler:
+    """Draws candidate sets for rows; holds no state that a draw would change.
+
+    Args:
+        seen: of all users.
+        n_items: N; items 1..N-1 are drawn.
+        candidate_num: C, the target included.
+        seed: of the draws.
+        exclude: "user": negatives are items the user never interacted with; "window": items outside the row's history.
+    """
+
+    def __init__(self, seen: SeenItems, n_items: int, candidate_num: int, seed: int, exclude: str = "user") -> None:
+        if exclude not in EXCLUDE_RULES:
+            raise UserError(f"candidate_exclude is '{exclude}', expected one of {', '.join(EXCLUDE_RULES)}.")
+        if candidate_num < 2:
+            raise UserError(f"candidate_num is {candidate_num}, expected at least 2: the target and one other item.")
+        self.seen = seen
+        self.n_items = n_items
+        self.candidate_num = candidate_num
+        self.seed = seed
+        self.exclude = exclude
+
+    def draw(
+        self,
+        rows: np.ndarray,
+        users: np.ndarray,
+        targets: np.ndarray,
+        purpose: str,
+        epoch: int = 0,
+        history: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The candidate sets of some rows.
+
+        Negatives are distinct, uniform over the eligible items; the target's column is uniform over C. With C = 4, a
+        row whose numbers give negatives 7, 3, 9 and column 1 has the candidates [7, target, 3, 9].
+
+        Args:
+            rows: [B] int64, row numbers within `purpose`; equal rows get equal numbers.
+            users: [B] int64.
+            targets: [B] int64.
+            purpose: "train", "valid" or "test".
+            epoch: raises new sets for training; 0 for what is drawn once.
+            history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window".
+
+        Returns:
+            [B, C] int64.
+
+        Raises:
+            UserError: fewer than C - 1 items are eligible for some row.
+        """
+        rows, users, targets = (np.asarray(values, dtype=np.int64) for values in (rows, users, targets))
+        if self.exclude == "window" and history is None:
+            raise ValueError("candidate_exclude 'window' needs the history of the rows.")
+        refused = targets[:, None]
+        if self.exclude == "window":
+            refused = np.concatenate([np.asarray(history, dtype=np.int64), refused], axis=1)  # [B, L + 1]
+        keys = row_keys(self.seed, purpose, epoch, rows)  # [B]
+
+        # Users in order make the look-ups among the seen items walk through memory instead of jumping.
+        order = np.argsort(users, kind="stable")
+        candidates = np.empty((len(rows), self.candidate_num), dtype=np.int64)
+        step = max(1, _CHUNK_CELLS // (self.candidate_num * refused.shape[1]))
+        for start in range(0, len(rows), step):
+            part = order[start : start + step]
+            negatives = self._draw_negatives(keys[part], users[part], refused[part])
+            candidates[part] = self._place(keys[part], negatives, targets[part])
+        return candidates
+
+    def _draw_negatives(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
+        """Distinct eligible items, [b, C - 1]: draw every slot, then redraw the refused ones under new counters."""
+        slots = np.arange(self.candidate_num - 1)  # [C - 1]
+        items = self._items_at(keys[:, None], slots[None])  # [b, C - 1]
+        todo = np.arange(len(keys))
+        for attempt in range(1, _REDRAWS + 1):
+            bad = self._is_refused(items[todo], users[todo], refused[todo])
+            todo, bad = todo[bad.any(axis=1)], bad[bad.any(axis=1)]
+            if len(todo) == 0:
+                return items
+            row, slot = np.nonzero(bad)
+            items[todo[row], slot] = self._items_at(keys[todo[row]], slot + attempt * self.candidate_num)
+        bad = self._is_refused(items[todo], users[todo], refused[todo])
+        todo = todo[bad.any(axis=1)]
+        step = max(1, _CHUNK_CELLS // self.n_items)
+        for start in range(0, len(todo), step):
+            part = todo[start : start + step]
+            items[part] = self._draw_exactly(keys[part], users[part], refused[part])
+        return items
+
+    def _items_at(self, keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
+        """Items 1..N-1; the remainder of a 64-bit number is uniform to N / 2^64."""
+        return (numbers(keys, counters) % np.uint64(self.n_items - 1)).astype(np.int64) + 1
+
+    def _is_refused(self, items: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
+        """Slots [b, C - 1] that hold a refused item or repeat one of an earlier slot."""
+        # Item and slot in one number: sorting these is several times faster than an argsort.
+        packed = np.sort(items * self.candidate_num + np.arange(items.shape[1])[None], axis=1)
+        ascending, order = np.divmod(packed, self.candidate_num)
+        repeats = np.zeros(items.shape, dtype=bool)
+        repeats[:, 1:] = ascending[:, 1:] == ascending[:, :-1]
+        if self.exclude == "user":
+            repeats |= self.seen.contains(users[:, None], ascending)
+        bad = np.empty_like(repeats)
+        np.put_along_axis(bad, order, repeats, axis=1)
+        bad |= (items[:, :, None] == refused[:, None, :]).any(axis=2)
+        return bad
+
+    def _draw_exactly(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
+        """Distinct eligible items where few are left: number all N items, take the C - 1 smallest eligible."""
+        count = self.candidate_num - 1
+        order = numbers(keys[:, None], np.arange(self.n_items)[None] + _EXACT_COUNTERS)  # [b, N]
+        order[:, 0] = _REFUSED
+        np.put_along_axis(order, refused, _REFUSED, axis=1)
+        if self.exclude == "user":
+            order[self.seen.pairs(users)] = _REFUSED
+        eligible = (order != _REFUSED).sum(axis=1)
+        if eligible.min() < count:
+            worst = int(eligible.argmin())
+            raise UserError(
+                f"Only {eligible[worst]} of {self.n_items - 1} items are left as negatives for user {users[worst]} "
+                f"(internal id), expected at least {count}: lower candidate_num (now {self.candidate_num}) or set "
+                f"candidate_exclude to 'window' (now '{self.exclude}')."
+            )
+        return np.argsort(order, axis=1, kind="stable")[:, :count]
+
+    def _place(self, keys: np.ndarray, negatives: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Put each target into a column of its own number, the negatives around it; [b, C]."""
+        slots = np.arange(self.candidate_num - 1)
+        # The last counter below the first redraw: no slot uses it.
+        column = (numbers(keys, slots[-1:] + 1) % np.uint64(self.candidate_num)).astype(np.int64)  # [b]
+        candidates = np.empty((len(keys), self.candidate_num), dtype=np.int64)
+        np.put_along_axis(candidates, slots[None] + (slots[None] >= column[:, None]), negatives, axis=1)
+        np.put_along_axis(candidates, column[:, None], targets[:, None], axis=1)
+        return candidates

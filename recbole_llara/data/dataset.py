@@ -1,0 +1,209 @@
+"""RecBole's SequentialDataset with our protocols, and a candidate set beside every valid and test row.
+
+Stock models and ours take the same loaders from `prepare_data`; the candidates ride along as one more column.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.utils import ModelType
+
+from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
+from recbole_llara.data.candidates import CandidateSampler, SeenItems
+from recbole_llara.data.hashing import sample_rows
+from recbole_llara.data.protocol import DataProtocol
+from recbole_llara.data.titles import Catalogue, load_catalogue
+from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
+from recbole_llara.errors import UserError
+
+ROW_FIELD = "row_id"
+CANDIDATE_FIELD = "candidate_id_list"
+SPLITS = ("train", "valid", "test")
+# These bring a dataset class of their own into RecBole's create_dataset, for columns that ours does not make.
+MODELS_WITH_OWN_DATASET = ("DIEN", "GRU4RecKG", "KSR")
+
+_logger = logging.getLogger()
+
+
+class CandidateDataset(SequentialDataset):
+    """A SequentialDataset split by our protocols.
+
+    After `build`, each split's `inter_feat` has the int64 column `row_id` [rows], counted before max_train_rows or
+    max_eval_rows thin the split, and valid and test have `candidate_id_list` [rows, C].
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.protocol = DataProtocol.from_config(config)
+        super().__init__(config)
+
+    def _change_feat_format(self) -> None:
+        """Sort by time in float64 first: RecBole keeps time as float32, whose steps are a minute or more today.
+
+        RecBole's own sorts are stable and float32 keeps the order of float64, so what is sorted here stays sorted.
+        """
+        if self.time_field not in self.inter_feat:
+            raise UserError(f"The interactions have no column '{self.time_field}' (TIME_FIELD): add it to load_col.inter.")
+        self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
+        users = self.inter_feat[self.uid_field].to_numpy(np.int64)
+        items = self.inter_feat[self.iid_field].to_numpy(np.int64)
+        # Items that only the .item file knows come last in RecBole's numbering; they are never candidates.
+        self.seen = SeenItems.from_interactions(users, items, int(items.max(initial=0)) + 1)
+        self.users_in_order = self.inter_feat[self.uid_field].unique().astype(np.int64)
+        super()._change_feat_format()
+
+    def data_augmentation(self) -> None:
+        """RecBole's rows by array operations: (history, target) for each position of each user but the first."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        windows = sliding_windows(self.inter_feat[self.uid_field].numpy(), self.max_item_list_len)
+        target, history = torch.from_numpy(windows.target), torch.from_numpy(windows.history)
+        is_padding = torch.arange(self.max_item_list_len)[None] >= torch.from_numpy(windows.length)[:, None]  # [R, L]
+        columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
+        columns[self.item_list_length_field] = torch.from_numpy(windows.length)
+        for field, values in self.inter_feat.interaction.items():
+            if field != self.uid_field:
+                columns[field + self.config["LIST_SUFFIX"]] = values[history]  # [R, L, ...]
+                columns[field + self.config["LIST_SUFFIX"]][is_padding] = 0
+        self.inter_feat = Interaction(columns)
+
+    def build(self) -> list["CandidateDataset"]:
+        """Split into train, valid and test, and give the rows their numbers and candidates.
+
+        Raises:
+            UserError: a split is left without rows, or candidates cannot be drawn.
+        """
+        splits = self._build_by_user() if self.protocol.split_protocol == "user_time" else super().build()
+        for name, split in zip(SPLITS, splits, strict=True):
+            split.inter_feat = self._finish(split.inter_feat, name)
+        return splits
+
+    def _build_by_user(self) -> list["CandidateDataset"]:
+        self._change_feat_format()
+        self._drop_unused_col()
+        rows = rows_by_user_split(
+            self.inter_feat[self.uid_field].numpy(),
+            self.inter_feat[self.item_list_length_field].numpy(),
+            split_users(self.users_in_order, self.protocol.split_ratio),
+            self.protocol.min_train_history,
+            self.protocol.min_eval_history,
+        )
+        return [self.copy(self.inter_feat[row]) for row in rows]
+
+    def _finish(self, inter_feat: Interaction, split: str) -> Interaction:
+        """Number the rows of one split, thin them, and add the candidates to valid and test."""
+        protocol, is_train = self.protocol, split == "train"
+        if len(inter_feat) == 0:
+            raise UserError(
+                f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.seen.keys)} different "
+                f"interactions are left by the filters, under split_protocol {protocol.split_protocol}, split_ratio "
+                f"{list(protocol.split_ratio)}, min_train_history {protocol.min_train_history} and min_eval_history "
+                f"{protocol.min_eval_history}."
+            )
+        limit = protocol.max_train_rows if is_train else protocol.max_eval_rows
+        # Experiments that share candidate_seed share their valid and test rows too, whatever their own seed.
+        seed = protocol.seed if is_train else protocol.candidate_seed
+        rows = sample_rows(len(inter_feat), limit, seed, f"rows/{split}")
+        inter_feat = inter_feat[rows] if len(rows) < len(inter_feat) else inter_feat
+        inter_feat[ROW_FIELD] = torch.from_numpy(rows)
+        if not is_train:
+            inter_feat[CANDIDATE_FIELD] = torch.from_numpy(self._candidates(inter_feat, split))
+        return inter_feat
+
+    def _candidates(self, inter_feat: Interaction, split: str) -> np.ndarray:
+        """The candidate sets of a split, [rows, C]: the user's own, else drawn."""
+        users, targets = inter_feat[self.uid_field].numpy(), inter_feat[self.iid_field].numpy()
+        if self.protocol.candidate_file is not None:
+            user_ids, item_ids = self.field2token_id[self.uid_field], self.field2token_id[self.iid_field]
+            own = load_candidate_file(self.protocol.candidate_file, user_ids, item_ids, self.protocol.candidate_num)
+            return own.look_up(users, targets, split)
+        history = inter_feat[self.iid_field + self.config["LIST_SUFFIX"]].numpy()
+        sampler = self.candidate_sampler(self.protocol.candidate_seed)
+        return sampler.draw(inter_feat[ROW_FIELD].numpy(), users, targets, split, history=history)
+
+    def candidate_sampler(self, seed: int) -> CandidateSampler:
+        """A sampler over the items that have interactions; only after `build`."""
+        protocol = self.protocol
+        return CandidateSampler(self.seen, self.seen.n_items, protocol.candidate_num, seed, protocol.candidate_exclude)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All that training and evaluation take from the data.
+
+    Attributes:
+        dataset: the training split, as RecBole's models want it for their sizes.
+        train_data, valid_data, test_data: RecBole's loaders.
+        catalogue: the items' texts; None where the dataset names no title_field.
+        sampler: draws the candidates of training rows, new ones for each epoch.
+        candidate_sha256: of valid and test.
+        candidate_files: where the candidates of valid and test are kept.
+    """
+
+    dataset: CandidateDataset
+    train_data: TrainDataLoader
+    valid_data: FullSortEvalDataLoader
+    test_data: FullSortEvalDataLoader
+    catalogue: Catalogue | None
+    sampler: CandidateSampler
+    candidate_sha256: dict[str, str]
+    candidate_files: dict[str, Path]
+
+
+def prepare_data(config: Any) -> PreparedData:
+    """Load, split, freeze the candidates and wrap all in RecBole's loaders; never unpickles a cached dataset.
+
+    Args:
+        config: RecBole's Config of a sequential model, with our keys.
+
+    Raises:
+        UserError: the model is not one that takes sequential rows, or the data and keys do not fit.
+    """
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL or config["model"] in MODELS_WITH_OWN_DATASET:
+        raise UserError(
+            f"model is {config['model']}, expected a sequential model that reads RecBole's plain SequentialDataset "
+            f"(not {', '.join(MODELS_WITH_OWN_DATASET)})."
+        )
+    dataset = CandidateDataset(config)
+    splits = dict(zip(SPLITS, dataset.build(), strict=True))
+    samplers = dict(zip(SPLITS, create_samplers(config, dataset, list(splits.values())), strict=True))
+    loaders = {
+        name: get_dataloader(config, name)(
+            config, split, samplers[name], shuffle=bool(config["shuffle"]) if name == "train" else False
+        )
+        for name, split in splits.items()
+    }
+    files, sha256 = {}, {}
+    for name in ("valid", "test"):
+        files[name], sha256[name] = _freeze(splits[name], name, Path(config["checkpoint_dir"]) / "candidates")
+        _logger.info(f"{name}: {len(splits[name])} rows, candidates {files[name]}, SHA-256 {sha256[name]}")
+    _logger.info(f"train: {len(splits['train'])} rows")
+    return PreparedData(
+        dataset=splits["train"],
+        train_data=loaders["train"],
+        valid_data=loaders["valid"],
+        test_data=loaders["test"],
+        catalogue=load_catalogue(dataset, config) if config["title_field"] else None,
+        sampler=dataset.candidate_sampler(dataset.protocol.seed),
+        candidate_sha256=sha256,
+        candidate_files=files,
+    )
+
+
+def _freeze(split: CandidateDataset, name: str, folder: Path) -> tuple[Path, str]:
+    """Save a split's candidate sets and hash them."""
+    rows = CandidateRows(
+        users=split.inter_feat[split.uid_field].numpy(),
+        targets=split.inter_feat[split.iid_field].numpy(),
+        candidates=split.inter_feat[CANDIDATE_FIELD].numpy(),
+    )
+    user_tokens, item_tokens = split.field2id_token[split.uid_field], split.field2id_token[split.iid_field]
+    return save_candidates(folder, f"{split.dataset_name}-{split.protocol.name}-{name}", rows, user_tokens, item_tokens)

@@ -1,0 +1,96 @@
+"""The keys that make rows and candidate sets, read once out of RecBole's Config and checked.
+
+RecBole's Config answers None for a key nobody set; here that is an error, so that no default hides in code: the
+defaults stand in properties/overall.yaml and properties/protocol/.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_llara.data.candidates import EXCLUDE_RULES
+from recbole_llara.errors import UserError
+
+SPLIT_PROTOCOLS = ("user_time", "leave_one_out")
+
+
+@dataclass(frozen=True)
+class DataProtocol:
+    """How rows are split, thinned and given candidates; the names are the YAML keys."""
+
+    name: str
+    split_protocol: str
+    split_ratio: tuple[float, float, float]
+    min_train_history: int
+    min_eval_history: int
+    max_train_rows: int
+    max_eval_rows: int
+    candidate_num: int
+    candidate_exclude: str
+    candidate_seed: int
+    candidate_file: Path | None
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> "DataProtocol":
+        """Read and check the keys.
+
+        Args:
+            config: RecBole's Config, or anything else that answers `config[key]`, None where a key is not set.
+
+        Raises:
+            UserError: a key is missing, of the wrong type or out of range, or RecBole's own keys contradict ours.
+        """
+        split_ratio = config["split_ratio"]
+        if not (
+            isinstance(split_ratio, list | tuple)
+            and len(split_ratio) == 3
+            and all(isinstance(share, int | float) and share > 0 for share in split_ratio)
+        ):
+            raise UserError(f"split_ratio is {split_ratio!r}, expected three positive shares like [0.8, 0.1, 0.1].")
+        seed = _whole_number(config, "seed", 0)
+        candidate_file = config["candidate_file"]
+        _check_recbole_keys(config)
+        return cls(
+            name=str(config["protocol"] or config["split_protocol"]),
+            split_protocol=_one_of(config, "split_protocol", SPLIT_PROTOCOLS),
+            split_ratio=tuple(float(share) for share in split_ratio),
+            min_train_history=_whole_number(config, "min_train_history", 1),
+            min_eval_history=_whole_number(config, "min_eval_history", 1),
+            max_train_rows=_whole_number(config, "max_train_rows", 0),
+            max_eval_rows=_whole_number(config, "max_eval_rows", 0),
+            candidate_num=_whole_number(config, "candidate_num", 2),
+            candidate_exclude=_one_of(config, "candidate_exclude", EXCLUDE_RULES),
+            candidate_seed=seed if config["candidate_seed"] is None else _whole_number(config, "candidate_seed", 0),
+            candidate_file=None if candidate_file is None else Path(str(candidate_file)),
+            seed=seed,
+        )
+
+
+def _whole_number(config: Any, key: str, least: int) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key} is {value!r}, expected a whole number of at least {least}.")
+    return value
+
+
+def _one_of(config: Any, key: str, known: tuple[str, ...]) -> str:
+    value = config[key]
+    if value not in known:
+        raise UserError(f"{key} is {value!r}, expected one of {', '.join(known)}.")
+    return value
+
+
+def _check_recbole_keys(config: Any) -> None:
+    """RecBole's keys must say what the protocols take for granted: time order, the full ranking, one .inter file."""
+    eval_args = config["eval_args"]
+    if eval_args["order"] != "TO":
+        raise UserError(f"eval_args.order is {eval_args['order']!r}, expected TO: histories are in the order of time.")
+    mode = eval_args["mode"]
+    modes = set(mode.values()) if isinstance(mode, dict) else {mode}
+    if modes != {"full"}:
+        raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling.")
+    if config["benchmark_filename"] is not None:
+        raise UserError(
+            f"benchmark_filename is {config['benchmark_filename']!r}, expected none: split_protocol makes the splits."
+        )

@@ -1,0 +1,65 @@
+"""The data keys: both protocols load, and a missing or senseless value is an error that names its key."""
+
+import pytest
+import yaml
+
+from recbole_llara.data.protocol import DataProtocol
+from recbole_llara.errors import UserError
+from recbole_llara.properties_path import PROPERTIES
+
+
+class Keys(dict):
+    """As RecBole's Config: None for a key that is not set."""
+
+    def __missing__(self, key):
+        return None
+
+
+def keys_of(protocol="llara", **changes):
+    values = Keys(yaml.safe_load((PROPERTIES / "overall.yaml").read_text()))
+    values |= yaml.safe_load((PROPERTIES / "protocol" / f"{protocol}.yaml").read_text())
+    values |= {"seed": 2020, "protocol": protocol} | changes
+    return values
+
+
+def test_both_protocols_name_the_same_keys():
+    files = [yaml.safe_load(path.read_text()) for path in (PROPERTIES / "protocol").glob("*.yaml")]
+    assert len(files) >= 2
+    assert all(set(file) == set(files[0]) for file in files)
+
+
+def test_the_papers_protocol():
+    protocol = DataProtocol.from_config(keys_of())
+    assert (protocol.split_protocol, protocol.split_ratio) == ("user_time", (0.8, 0.1, 0.1))
+    assert (protocol.min_train_history, protocol.candidate_num, protocol.candidate_exclude) == (3, 20, "user")
+
+
+def test_candidate_seed_falls_back_to_seed():
+    assert DataProtocol.from_config(keys_of()).candidate_seed == 2020
+    assert DataProtocol.from_config(keys_of(candidate_seed=7)).candidate_seed == 7
+    assert DataProtocol.from_config(keys_of(candidate_seed=0)).candidate_seed == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split_protocol", "user_tiem"),
+        ("split_protocol", None),
+        ("split_ratio", [0.8, 0.2]),
+        ("split_ratio", [1.0, 0.0, 0.0]),
+        ("split_ratio", None),
+        ("min_train_history", 0),
+        ("max_eval_rows", -1),
+        ("max_train_rows", None),
+        ("max_train_rows", 0.5),
+        ("candidate_num", 1),
+        ("candidate_num", True),
+        ("candidate_exclude", "users"),
+        ("benchmark_filename", ["train", "valid", "test"]),
+        ("eval_args", {"order": "RO", "mode": "full"}),
+        ("eval_args", {"order": "TO", "mode": {"valid": "uni100", "test": "full"}}),
+    ],
+)
+def test_a_wrong_value_names_its_key(key, value):
+    with pytest.raises(UserError, match=key):
+        DataProtocol.from_config(keys_of(**{key: value}))
