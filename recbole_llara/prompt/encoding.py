@@ -1,0 +1,305 @@
+"""Tokens of a prompt: titles tokenised once, prompts assembled as arrays, slots known by position.
+
+A prompt is a row of *pieces* (a text of the template, a separator, a title, a slot). The tokens of all
+pieces lie in one flat bank; a batch gathers them without a Python loop over rows or items. A slot is
+found by its place in that row of pieces, never by searching text, so a title that reads "[ItemEmb]" is
+only a title. RecBole-free.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from recbole_llara.errors import UserError
+from recbole_llara.prompt.representation import SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
+
+SEPARATOR = ","
+# A text inside a prompt is tokenised behind this anchor, which no tokenizer merges with what follows,
+# so that a title has the same tokens wherever it stands.
+ANCHOR = "\n"
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
+
+    Args:
+        input_ids: [B, T] token ids; a slot holds a stand-in id whose embedding is overwritten.
+        attention_mask: [B, T] 1 on tokens, 0 on padding.
+        position_ids: [B, T] 0 at the row's first token.
+        labels: [B, T] the answer's tokens and its EOS, ``IGNORED_LABEL`` elsewhere.
+        slot_rows, slot_columns: [S] where the slots are.
+        slot_items: [S] the item of each slot; 0 = the placeholder [PH].
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    slot_rows: torch.Tensor
+    slot_columns: torch.Tensor
+    slot_items: torch.Tensor
+
+    def to(self, device: torch.device) -> "EncodedPrompts":
+        """The same prompts on another device."""
+        return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass
+class _PieceBank:
+    """Token sequences of many pieces in one flat tensor."""
+
+    sequences: list[list[int]] = field(default_factory=list)
+    tokens: torch.Tensor = field(init=False)
+    starts: torch.Tensor = field(init=False)
+    lengths: torch.Tensor = field(init=False)
+
+    def add(self, sequences: list[list[int]]) -> int:
+        """Append pieces; returns the number of the first."""
+        first = len(self.sequences)
+        self.sequences.extend(sequences)
+        return first
+
+    def freeze(self) -> None:
+        self.lengths = torch.tensor([len(sequence) for sequence in self.sequences], dtype=torch.int64)
+        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
+        self.tokens = torch.tensor([token for sequence in self.sequences for token in sequence], dtype=torch.int64)
+
+
+class PromptEncoder:
+    """Turns histories and candidates into token ids and item slots.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an EOS token.
+        titles: N texts, ``titles[0]`` belongs to the padding item and is never used.
+        templates: the domain's templates.
+        max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
+        max_length: tokens the LLM can hold, prompt and answer together; None = unlimited.
+
+    Raises:
+        UserError: the tokenizer has no EOS token, or merges text across a line break.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        titles: list[str] | tuple[str, ...],
+        templates: list[PromptTemplate],
+        max_title_tokens: int = 64,
+        max_length: int | None = None,
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
+        self.tokenizer = tokenizer
+        self.templates = list(templates)
+        self.max_length = max_length
+        self.max_title_tokens = max_title_tokens
+        self.n_items = len(titles)
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        bank = _PieceBank()
+        title_tokens = [tokens[:max_title_tokens] for tokens in self._tokenise_inside([f" {title}" for title in titles])]
+        index_tokens = self._tokenise_inside([f" {item}" for item in range(self.n_items)])
+        self.first_title = bank.add(title_tokens)
+        self.first_index = bank.add(index_tokens)
+        self.separator_piece = bank.add(self._tokenise_inside([SEPARATOR]))
+        self.eos_piece = bank.add([[tokenizer.eos_token_id]])
+        self.slot_piece = bank.add([[tokenizer.eos_token_id]])
+        self._layouts = [self._layout(template, bank) for template in self.templates]
+        bank.freeze()
+        self._bank = bank
+
+    def _tokenise_inside(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of texts that stand in the middle of a prompt; special tokens in them are plain text."""
+        anchor = self._tokenise([ANCHOR])[0]
+        encoded = self._tokenise([ANCHOR + text for text in texts])
+        for text, tokens in zip(texts, encoded):
+            if tokens[: len(anchor)] != anchor:
+                raise UserError(f"llm_path: its tokenizer merges a line break with {text!r}; expected them apart")
+        return [tokens[len(anchor) :] for tokens in encoded]
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _layout(self, template: PromptTemplate, bank: _PieceBank) -> list[int | str]:
+        """A template as piece numbers and the two list marks."""
+        opening = [token for token in self.tokenizer("")["input_ids"] if token != self.tokenizer.eos_token_id]
+        layout: list[int | str] = []
+        for number, segment in enumerate(template.segments):
+            if segment in (HISTORY, CANDIDATES):
+                layout.append(segment)
+            elif number == 0:
+                layout.append(bank.add([opening + self._tokenise([segment])[0]]))
+            else:
+                layout.append(bank.add(self._tokenise_inside([segment])))
+        return layout
+
+    def answer_pieces(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
+        """Piece numbers of the items' answers, of the shape of ``items``."""
+        return items + (self.first_index if representation.answer is Part.INDEX else self.first_title)
+
+    def answer_ids(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
+        """Tokens of each item's answer with its EOS.
+
+        Args:
+            items: [...] item ids.
+
+        Returns:
+            [..., A] token ids, padded on the right with ``IGNORED_LABEL``.
+        """
+        pieces = self.answer_pieces(items.reshape(-1), representation)
+        pieces = torch.stack([pieces, torch.full_like(pieces, self.eos_piece)], dim=1)
+        tokens, rows, columns, _, length = self._gather(pieces, "right")
+        answers = torch.full((pieces.shape[0], length), IGNORED_LABEL, dtype=torch.int64)
+        answers[rows, columns] = tokens
+        return answers.reshape(*items.shape, length)
+
+    def prompt_lengths(self, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """[B] title tokens of each row's history [B, L] and candidates [B, C]: what makes prompts differ in length."""
+        lengths = self._bank.lengths[torch.cat([history, candidates], 1) + self.first_title]
+        return (lengths * (torch.cat([history, candidates], 1) > 0)).sum(1)
+
+    def _item_list(self, items: torch.Tensor, representation: Representation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pieces of a list of items, 0-padded on the right.
+
+        Args:
+            items: [B, M].
+
+        Returns:
+            pieces [B, M * (1 + P)] for P parts (-1 = nothing) and the items of the slots among them (0 elsewhere).
+        """
+        present = items > 0
+        separators = torch.where(present, self.separator_piece, -1)
+        separators[:, 0] = -1
+        pieces, slot_items = [separators], [torch.zeros_like(items)]
+        for part in representation.parts:
+            if part in SLOT_PARTS:
+                pieces.append(torch.where(present, self.slot_piece, -1))
+                slot_items.append(items if part is Part.ITEM_EMBEDDING else torch.zeros_like(items))
+            else:
+                first = self.first_title if part is Part.TITLE else self.first_index
+                pieces.append(torch.where(present, items + first, -1))
+                slot_items.append(torch.zeros_like(items))
+        return torch.stack(pieces, 2).flatten(1), torch.stack(slot_items, 2).flatten(1)
+
+    def encode(
+        self,
+        history: torch.Tensor,
+        candidates: torch.Tensor,
+        targets: torch.Tensor | None,
+        representation: Representation,
+        template_index: torch.Tensor,
+        padding_side: str = "left",
+    ) -> EncodedPrompts:
+        """Assemble prompts.
+
+        Args:
+            history: [B, L] item ids in order of time, 0-padded on the right.
+            candidates: [B, C] item ids.
+            targets: [B] item ids whose answers follow the prompts, or None for prompts alone.
+            representation: how items are written.
+            template_index: [B] which template each row uses.
+            padding_side: left or right.
+
+        Raises:
+            UserError: a prompt is longer than the LLM can hold.
+        """
+        lists = {
+            HISTORY: self._item_list(history, representation),
+            CANDIDATES: self._item_list(candidates, representation),
+        }
+        width = sum(pieces.shape[1] for pieces, _ in lists.values()) + max(map(len, self._layouts))
+        rows_total = history.shape[0]
+        pieces = torch.full((rows_total, width + 2), -1, dtype=torch.int64)
+        slot_items = torch.zeros_like(pieces)
+        for number in template_index.unique().tolist():
+            rows = (template_index == number).nonzero(as_tuple=True)[0]
+            row_pieces, row_items = self._fill(self._layouts[number], lists, rows)
+            pieces[rows, : row_pieces.shape[1]] = row_pieces
+            slot_items[rows, : row_items.shape[1]] = row_items
+        in_answer = torch.zeros_like(pieces, dtype=torch.bool)
+        if targets is not None:
+            pieces[:, -2] = self.answer_pieces(targets, representation)
+            pieces[:, -1] = self.eos_piece
+            in_answer[:, -2:] = True
+        return self.assemble(pieces, slot_items, in_answer, padding_side)
+
+    @staticmethod
+    def _fill(
+        layout: list[int | str], lists: dict[str, tuple[torch.Tensor, torch.Tensor]], rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pieces [b, W] and slot items [b, W] of the rows that share a layout."""
+        pieces, slot_items = [], []
+        for element in layout:
+            if isinstance(element, str):
+                pieces.append(lists[element][0][rows])
+                slot_items.append(lists[element][1][rows])
+            else:
+                pieces.append(torch.full((len(rows), 1), element, dtype=torch.int64))
+                slot_items.append(torch.zeros((len(rows), 1), dtype=torch.int64))
+        return torch.cat(pieces, 1), torch.cat(slot_items, 1)
+
+    def _gather(
+        self, pieces: torch.Tensor, padding_side: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """Tokens of rows of pieces.
+
+        Example, lengths of pieces 0, 1, 2 being 2, 1, 3: the rows [0, 1], [2, -1], [1, 0] have 3, 3, 3 tokens.
+
+        Returns:
+            tokens [n], their rows [n], columns [n], flat piece numbers [n] (into ``pieces.flatten()``), and T.
+        """
+        present = pieces >= 0
+        lengths = torch.where(present, self._bank.lengths[pieces.clamp(min=0)], 0)
+        row_lengths = lengths.sum(1)
+        longest = int(row_lengths.max())
+        flat_lengths = lengths.flatten()
+        flat_pieces = torch.repeat_interleave(torch.arange(flat_lengths.numel()), flat_lengths)
+        flat_starts = torch.cumsum(flat_lengths, 0) - flat_lengths
+        offset = torch.arange(flat_pieces.numel()) - flat_starts[flat_pieces]
+        tokens = self._bank.tokens[self._bank.starts[pieces.flatten().clamp(min=0)][flat_pieces] + offset]
+        rows = flat_pieces // pieces.shape[1]
+        columns = torch.arange(flat_pieces.numel()) - (torch.cumsum(row_lengths, 0) - row_lengths)[rows]
+        if padding_side == "left":
+            columns = columns + (longest - row_lengths)[rows]
+        return tokens, rows, columns, flat_pieces, longest
+
+    def assemble(
+        self, pieces: torch.Tensor, slot_items: torch.Tensor, in_answer: torch.Tensor, padding_side: str
+    ) -> EncodedPrompts:
+        """Token ids of rows of pieces.
+
+        Args:
+            pieces: [B, W] piece numbers, -1 = nothing.
+            slot_items: [B, W] the item of each slot piece.
+            in_answer: [B, W] bool, the pieces whose tokens are labels.
+            padding_side: left or right.
+
+        Raises:
+            UserError: a prompt is longer than the LLM can hold.
+        """
+        tokens, rows, columns, flat_pieces, length = self._gather(pieces, padding_side)
+        if self.max_length is not None and length > self.max_length:
+            raise UserError(
+                f"a prompt of {length} tokens, but the LLM holds {self.max_length}: lower max_title_tokens, "
+                "MAX_ITEM_LIST_LENGTH or candidate_num"
+            )
+        shape = (pieces.shape[0], length)
+        input_ids = torch.full(shape, self.pad_id, dtype=torch.int64)
+        attention_mask = torch.zeros(shape, dtype=torch.int64)
+        labels = torch.full(shape, IGNORED_LABEL, dtype=torch.int64)
+        input_ids[rows, columns] = tokens
+        attention_mask[rows, columns] = 1
+        is_label = in_answer.flatten()[flat_pieces]
+        labels[rows[is_label], columns[is_label]] = tokens[is_label]
+        is_slot = pieces.flatten()[flat_pieces] == self.slot_piece
+        return EncodedPrompts(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+            labels=labels,
+            slot_rows=rows[is_slot],
+            slot_columns=columns[is_slot],
+            slot_items=slot_items.flatten()[flat_pieces[is_slot]],
+        )

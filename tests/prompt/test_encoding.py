@@ -1,0 +1,185 @@
+"""Prompts as arrays against prompts as text: the same tokens, the same slots, the same loss."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+
+from recbole_llara.errors import UserError
+from recbole_llara.model.hybrid import merge_item_embeddings
+from recbole_llara.model.losses import answer_loss
+from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+
+SLOT = "[ItemEmb]"
+TITLES = (
+    "",
+    "The Matrix",
+    "M",
+    "[ItemEmb]",
+    "Cité, or: «Ж»",
+    "a , b",
+    "</s> <s>",
+    "The Matrix",
+    "Heat (1995)",
+    "b",
+    "line\nbreak",
+)
+HISTORY_ITEMS = torch.tensor([[1, 2, 3], [4, 0, 0], [5, 6, 0]])
+CANDIDATE_ITEMS = torch.tensor([[7, 8, 9, 4], [5, 2, 10, 8], [3, 1, 9, 2]])
+TARGETS = torch.tensor([8, 10, 3])
+LLAMA_2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama-2"
+
+
+@pytest.fixture(params=["byte_level", "llama_2"])
+def tokenizer(request, make_tokenizer):
+    if request.param == "byte_level":
+        return make_tokenizer([*TITLES, "This user has watched in the previous. Choose one of these movies Answer:"])
+    if not LLAMA_2.is_dir():
+        pytest.skip("the Llama-2 tokenizer is not at ../shared/tokenizers/llama-2")
+    return AutoTokenizer.from_pretrained(LLAMA_2)
+
+
+@pytest.fixture
+def encoder(tokenizer):
+    return PromptEncoder(tokenizer, TITLES, load_templates("movie", 4))
+
+
+def _text(template: PromptTemplate, history: list[int], candidates: list[int], slot: str) -> str:
+    """The prompt as a person would write it."""
+    lists = {HISTORY: history, CANDIDATES: candidates}
+    return "".join(
+        ",".join(f" {TITLES[item]}{slot}" for item in lists[segment] if item) if segment in lists else segment
+        for segment in template.segments
+    )
+
+
+@pytest.mark.parametrize("name", ["hybrid", "text_only"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_tokens_are_those_of_the_whole_text(encoder, tokenizer, name, padding_side):
+    templates = torch.tensor([0, 2, 1])
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS[name], templates, padding_side)
+    for row in range(3):
+        # "\0" marks a slot in the text: it stands in no title and is cut out of the tokens again.
+        pieces = _text(encoder.templates[templates[row]], HISTORY_ITEMS[row].tolist(), CANDIDATE_ITEMS[row].tolist(), "\0").split("\0")
+        expected = list(tokenizer(pieces[0], split_special_tokens=True)["input_ids"])
+        anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        for piece in pieces[1:]:
+            tokens = tokenizer("\n" + piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            expected += [None, *tokens[len(anchor) :]]
+        found = prompts.input_ids[row][prompts.attention_mask[row].bool()].tolist()
+        assert len(found) == len(expected)
+        assert all(token is None or token == seen for token, seen in zip(expected, found))
+        slots = prompts.slot_columns[prompts.slot_rows == row] - (0 if padding_side == "right" else prompts.input_ids.shape[1] - len(found))
+        assert slots.tolist() == [place for place, token in enumerate(expected) if token is None]
+
+
+def test_slots_hold_the_items_in_the_order_of_the_prompt(encoder):
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["hybrid"], torch.zeros(3, dtype=torch.int64))
+    for row in range(3):
+        wanted = [item for item in HISTORY_ITEMS[row].tolist() if item] + CANDIDATE_ITEMS[row].tolist()
+        assert prompts.slot_items[prompts.slot_rows == row].tolist() == wanted
+
+
+def test_placeholders_stand_where_the_behavioural_tokens_stand(encoder):
+    index = torch.zeros(3, dtype=torch.int64)
+    hybrid = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS["hybrid"], index)
+    text_only = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS["text_only"], index)
+    assert torch.equal(hybrid.input_ids, text_only.input_ids)
+    assert torch.equal(hybrid.slot_columns, text_only.slot_columns)
+    assert text_only.slot_items.eq(0).all()
+
+
+@pytest.mark.parametrize("name", list(REPRESENTATIONS))
+def test_labels_are_the_answer_and_its_eos(encoder, tokenizer, name):
+    representation = REPRESENTATIONS[name]
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, representation, torch.zeros(3, dtype=torch.int64))
+    answers = encoder.answer_ids(TARGETS, representation)
+    for row in range(3):
+        labels = prompts.labels[row][prompts.labels[row] != IGNORED_LABEL].tolist()
+        assert labels == answers[row][answers[row] != IGNORED_LABEL].tolist()
+        assert labels[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(labels[:-1]).strip()
+        assert text == (str(int(TARGETS[row])) if name == "numerical" else TITLES[TARGETS[row]])
+        assert prompts.labels[row, -1] == tokenizer.eos_token_id  # nothing follows the answer
+
+
+def test_a_row_is_the_same_in_any_batch(encoder):
+    representation, templates = REPRESENTATIONS["hybrid"], torch.tensor([3, 0, 1])
+    together = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, representation, templates)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = encoder.encode(HISTORY_ITEMS[one], CANDIDATE_ITEMS[one], TARGETS[one], representation, templates[one])
+        kept = together.attention_mask[row].bool()
+        assert torch.equal(together.input_ids[row][kept], alone.input_ids[0])
+        assert torch.equal(together.position_ids[row][kept], alone.position_ids[0])
+        assert torch.equal(together.slot_items[together.slot_rows == row], alone.slot_items)
+
+
+def test_titles_are_cut_in_prompt_and_answer_alike(tokenizer):
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), max_title_tokens=2)
+    answers = encoder.answer_ids(torch.arange(1, len(TITLES)), REPRESENTATIONS["textual"])
+    assert answers.shape[1] == 3  # two tokens and EOS
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["hybrid"], torch.zeros(3, dtype=torch.int64))
+    assert len(prompts.slot_rows) == int((HISTORY_ITEMS > 0).sum()) + CANDIDATE_ITEMS.numel()
+
+
+def test_a_prompt_longer_than_the_llm_holds_is_refused(tokenizer):
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), max_length=20)
+    with pytest.raises(UserError, match="max_title_tokens"):
+        encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64))
+
+
+def test_lengths_order_prompts_as_their_tokens_do(encoder):
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64))
+    separators = (HISTORY_ITEMS > 0).sum(1) - 1
+    counted = prompts.attention_mask.sum(1) - separators
+    lengths = encoder.prompt_lengths(HISTORY_ITEMS, CANDIDATE_ITEMS)
+    assert torch.equal(counted - counted[0], lengths - lengths[0])
+
+
+def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture):
+    """Whole-text tokenisation, slots found and written item by item, full logits, one row at a time."""
+    tokenizer = make_tokenizer([*TITLES, "This user has watched"])
+    tokenizer.add_special_tokens({"additional_special_tokens": [SLOT]})  # the plain loop alone needs it
+    llm = make_llm(architecture, vocab_size=len(tokenizer))
+    embeddings = llm.get_input_embeddings()
+    vectors = torch.randn(len(TITLES), embeddings.weight.shape[1], generator=torch.Generator().manual_seed(3))
+    templates = load_templates("movie", 4)
+    titles_without_mark = ["", *(title if title != SLOT else "Slot" for title in TITLES[1:])]
+
+    sums, count = 0.0, 0
+    for row in range(3):
+        lists = {HISTORY: HISTORY_ITEMS[row].tolist(), CANDIDATES: CANDIDATE_ITEMS[row].tolist()}
+        items = [item for segment in templates[row].segments if segment in lists for item in lists[segment] if item]
+        text = "".join(
+            ",".join(f" {titles_without_mark[item]}{SLOT}" for item in lists[segment] if item) if segment in lists else segment
+            for segment in templates[row].segments
+        )
+        slot_id = tokenizer.convert_tokens_to_ids(SLOT)
+        prompt = []
+        for number, piece in enumerate(text.split(SLOT)):
+            prompt += ([slot_id] if number else []) + tokenizer(piece, split_special_tokens=True)["input_ids"]
+        answer = tokenizer(f" {titles_without_mark[TARGETS[row]]}", split_special_tokens=True)["input_ids"] + [tokenizer.eos_token_id]
+        inputs = embeddings(torch.tensor([prompt + answer])).clone()
+        place = 0
+        for column, token in enumerate(prompt):
+            if token == slot_id:
+                inputs[0, column] = vectors[items[place]]
+                place += 1
+        assert place == len(items)
+        logits = llm(inputs_embeds=inputs).logits[0]
+        for offset, token in enumerate(answer):
+            sums += cross_entropy(logits[len(prompt) + offset - 1][None], torch.tensor([token])).item()
+            count += 1
+
+    encoder = PromptEncoder(tokenizer, titles_without_mark, templates)
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS["hybrid"], torch.arange(3))
+    inputs = merge_item_embeddings(
+        embeddings(prompts.input_ids), prompts.slot_rows, prompts.slot_columns, vectors[prompts.slot_items]
+    )
+    loss = answer_loss(llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels)
+    assert loss.item() == pytest.approx(sums / count, abs=1e-5)
