@@ -1,0 +1,83 @@
+"""Answers to the selection task: which candidate a model named, and how a generated text names one."""
+
+import unicodedata
+from dataclasses import dataclass
+
+import torch
+
+INVALID_ITEM = 0
+
+
+@dataclass(frozen=True)
+class CandidateAnswers:
+    """What a model answered to B rows of C candidates.
+
+    Args:
+        items: [B] int64 the item named by each row's answer, 0 (``[PAD]``) when the answer is invalid.
+        scores: [B, C] float, higher is better, in the order of the row's candidates; None when the
+            decoding names one item without ranking the others.
+        texts: B generated texts; None when the decoding writes none.
+
+    Raises:
+        ValueError: the parts disagree on the number of rows.
+    """
+
+    items: torch.Tensor
+    scores: torch.Tensor | None = None
+    texts: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        n_rows = self.items.shape[0]
+        if self.items.dim() != 1:
+            raise ValueError(f"items of shape {tuple(self.items.shape)}: expected [B]")
+        if self.scores is not None and (self.scores.dim() != 2 or self.scores.shape[0] != n_rows):
+            raise ValueError(f"scores of shape {tuple(self.scores.shape)} for {n_rows} rows: expected [B, C]")
+        if self.texts is not None and len(self.texts) != n_rows:
+            raise ValueError(f"{len(self.texts)} texts for {n_rows} rows: expected one each")
+
+
+def normalise_title(text: str) -> str:
+    """The form in which titles are compared: Unicode NFC, without white space at the ends; case and all else count."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def match_titles(texts: list[str], candidate_titles: list[list[str]], candidate_items: torch.Tensor) -> torch.Tensor:
+    """Find the candidate that each generated text names.
+
+    A text is valid if it equals, after ``normalise_title``, the title of exactly one of its row's candidates.
+    It is never searched for titles inside it: "M" is a film, and part of most others. Two candidates of one
+    title cannot be told apart by it, so naming it is invalid; duplicates outside the row's candidates do not
+    matter. For answers by number, the titles are the texts of the numbers.
+
+    Args:
+        texts: B generated texts, without special tokens.
+        candidate_titles: B lists of C titles.
+        candidate_items: [B, C] int64 item ids in the same order.
+
+    Returns:
+        [B] int64 item ids, 0 where the answer is invalid.
+
+    Raises:
+        ValueError: the numbers of texts, title lists and candidates disagree.
+    """
+    n_rows, n_candidates = candidate_items.shape
+    if len(texts) != n_rows or len(candidate_titles) != n_rows:
+        raise ValueError(
+            f"{len(texts)} texts and {len(candidate_titles)} title lists for {n_rows} rows: expected one each"
+        )
+    widths = {len(titles) for titles in candidate_titles}
+    if widths - {n_candidates}:
+        raise ValueError(
+            f"title lists of lengths {sorted(widths)} for {n_candidates} candidates: expected one title each"
+        )
+    answers = [normalise_title(text) for text in texts]
+    matches = torch.tensor(
+        [
+            [answer != "" and normalise_title(title) == answer for title in titles]
+            for answer, titles in zip(answers, candidate_titles, strict=True)
+        ],
+        dtype=torch.bool,
+        device=candidate_items.device,
+    ).reshape(n_rows, n_candidates)  # [B, C]
+    named = torch.where(matches, candidate_items, INVALID_ITEM).sum(1)  # [B] the item where there is exactly one
+    return torch.where(matches.sum(1) == 1, named, INVALID_ITEM)

@@ -1,0 +1,101 @@
+"""Answers out of the LLM: free generation, generation constrained to the candidates, and candidate scores.
+
+All three read prompts that are padded on the left, with positions counted from each row's first token, so that
+a row's answer does not depend on the rows beside it. Run them in float32 for that to hold to the last tie:
+under bfloat16 autocast the padding changes roundings of 1 part in 256, and near ties may turn. RecBole-free.
+"""
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from recbole_llara.evaluator.scoring import check_prompts, score_candidates, trie_log_probs
+from recbole_llara.evaluator.trie import IGNORED_LABEL, build_trie, walk
+
+__all__ = ["answer_texts", "decode_constrained", "decode_generate", "score_candidates"]
+
+# Everything of a model's own generation settings that would bend the likelihoods, switched off.
+PLAIN_GENERATION = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "use_cache": True,
+}
+
+
+def decode_constrained(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    answer_ids: torch.Tensor,
+) -> torch.Tensor:
+    """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid.
+
+    Every likelihood the walk could need is in the one pass that scores the candidates, so there is no
+    token-by-token loop over the LLM.
+
+    Args and raises: as ``scoring.answer_log_probs``.
+
+    Returns:
+        [B] int64, the index of the chosen candidate; of candidates with equal answers, the first.
+    """
+    trie = build_trie(answer_ids)
+    return walk(trie, trie_log_probs(llm, inputs_embeds, attention_mask, position_ids, trie))
+
+
+@torch.no_grad()
+def decode_generate(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    answer_lengths: torch.Tensor,
+    eos_token_id: int,
+    pad_token_id: int,
+) -> torch.Tensor:
+    """Free greedy generation by Hugging Face, stopped at EOS or at the row's own limit.
+
+    Args:
+        llm: a causal LM in evaluation mode, wrapped by peft or not.
+        inputs_embeds: [B, T, D] prompts, padded on the left.
+        attention_mask: [B, T] 1 on tokens, 0 on padding; positions are counted from it.
+        answer_lengths: [B] the most tokens a row may generate, EOS included: its longest candidate's.
+        eos_token_id: the token that ends an answer.
+        pad_token_id: the token that fills rows that ended; may be the EOS.
+
+    Returns:
+        [B, M] token ids before the EOS, -100 behind them.
+
+    Raises:
+        ValueError: prompts padded on the right, or an LLM in training mode.
+    """
+    check_prompts(llm, attention_mask)
+    settings = GenerationConfig(
+        max_new_tokens=int(answer_lengths.max()),
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        **PLAIN_GENERATION,
+    )
+    generated = llm.generate(
+        inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings
+    )  # [B, M]
+    # A batch runs until its longest row ends: a row keeps only what it would have generated alone.
+    is_kept = (generated == eos_token_id).cumsum(1) == 0
+    is_kept &= torch.arange(generated.shape[1], device=generated.device) < answer_lengths[:, None]
+    return generated.masked_fill(~is_kept, IGNORED_LABEL)
+
+
+def answer_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
+    """Texts of generated answers; special tokens inside them show, so that they match no title.
+
+    Args:
+        token_ids: [B, M] as from ``decode_generate``.
+    """
+    sequences = [[token for token in row if token != IGNORED_LABEL] for row in token_ids.tolist()]
+    return tokenizer.batch_decode(sequences, skip_special_tokens=False, clean_up_tokenization_spaces=False)

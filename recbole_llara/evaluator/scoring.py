@@ -1,0 +1,162 @@
+"""Likelihoods of the candidates' answers: one pass over the prompts, one over all answers. RecBole-free."""
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.trie import IGNORED_LABEL, AnswerTrie, build_trie
+from recbole_llara.model.llm import causal_lm, input_embeddings
+
+
+def score_candidates(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    answer_ids: torch.Tensor,
+) -> torch.Tensor:
+    """Log-likelihood of every candidate's answer, EOS included, given the row's prompt.
+
+    ``s_bc = sum_j log p(y_bcj | prompt_b, y_bc,<j)``: no division by the length, since the EOS already decides
+    where an answer ends and the s_bc of all texts sum to one.
+
+    Args: as ``answer_log_probs``.
+
+    Returns:
+        [B, C] float32, nats; candidates of equal answers have exactly equal scores.
+    """
+    log_probs = trie_log_probs(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids))
+    # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
+    return log_probs.double().sum(2).float()
+
+
+def answer_log_probs(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    answer_ids: torch.Tensor,
+) -> torch.Tensor:
+    """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
+
+    One pass over the prompts fills a key-value cache; one pass over the packed tree of the row's answers reads
+    it under a block mask. The cost is that of T + Q tokens a row, Q the number of distinct beginnings of its
+    answers, instead of C (T + A); the second pass makes logits of B x Q x V.
+
+    Args:
+        llm: a causal LM in evaluation mode, wrapped by peft or not.
+        inputs_embeds: [B, T, D] prompts, padded on the left.
+        attention_mask: [B, T] 1 on tokens, 0 on padding.
+        position_ids: [B, T] 0 at the row's first token.
+        answer_ids: [B, C, A] token ids, each answer with its EOS, padded on the right with -100.
+
+    Returns:
+        [B, C, A] float32, nats, 0 on padding.
+
+    Raises:
+        ValueError: prompts padded on the right, an LLM in training mode, or answers that ``build_trie`` refuses.
+        UserError: an LLM whose attention cannot read a tree.
+    """
+    return trie_log_probs(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids))
+
+
+@torch.no_grad()
+def trie_log_probs(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    trie: AnswerTrie,
+) -> torch.Tensor:
+    """``answer_log_probs`` of a tree that is built already."""
+    check_prompts(llm, attention_mask)
+    _check_attention(causal_lm(llm), attention_mask.shape[1] + trie.answer_ids.shape[2])
+    # Without the model's config every layer keeps all keys, so that one mask fits them all.
+    cache = DynamicCache()
+    prompt_logits = llm(
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits  # [B, 1, V]
+    log_probs = torch.zeros(trie.answer_ids.shape, device=inputs_embeds.device)  # [B, C, A]
+    log_probs[:, :, 0] = _log_softmax_at(
+        prompt_logits, torch.zeros_like(trie.path[:, :, :1]), trie.answer_ids[:, :, :1]
+    )[:, :, 0]
+    if trie.node_ids.shape[1] == 0:
+        return log_probs
+    node_logits = llm(
+        inputs_embeds=input_embeddings(llm)(trie.node_ids).to(inputs_embeds.dtype),
+        attention_mask=_tree_mask(causal_lm(llm), attention_mask, trie.visible, inputs_embeds.dtype),
+        position_ids=position_ids[:, -1:] + 1 + trie.node_depth,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits  # [B, Q, V]
+    # A token is predicted by the node of the one before it.
+    log_probs[:, :, 1:] = _log_softmax_at(node_logits, trie.path[:, :, :-1], trie.answer_ids[:, :, 1:])
+    return log_probs
+
+
+def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of tokens at places, in float32.
+
+    Args:
+        logits: [B, P, V]
+        places: [B, C, M] which of the P each token is predicted at.
+        tokens: [B, C, M] token ids, -100 where nothing is asked.
+
+    Returns:
+        [B, C, M], 0 where nothing is asked.
+    """
+    is_asked = tokens != IGNORED_LABEL
+    rows = torch.arange(logits.shape[0], device=logits.device)[:, None, None]
+    places = torch.where(is_asked, places, 0)
+    picked = logits[rows, places, tokens.clamp(min=0)].float() - torch.logsumexp(logits.float(), 2)[rows, places]
+    return torch.where(is_asked, picked, 0.0)
+
+
+def _tree_mask(
+    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The mask under which nodes read the prompt, their ancestors and themselves.
+
+    Args:
+        attention_mask: [B, T] of the prompts.
+        visible: [B, Q, Q]
+
+    Returns:
+        [B, 1, Q, T + Q] bool, or what is added to the attention scores for eager attention.
+    """
+    prompt = attention_mask.bool()[:, None].expand(-1, visible.shape[1], -1)  # [B, Q, T]
+    mask = torch.cat([prompt, visible], 2)[:, None]  # [B, 1, Q, T + Q]
+    if model.config._attn_implementation != "eager":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:
+    """Raise where an answer would depend on chance or on the batch."""
+    if llm.training:
+        raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
+    if not bool(attention_mask[:, -1].all()):
+        raise ValueError("a prompt ends in padding: expected prompts padded on the left")
+
+
+def _check_attention(model: PreTrainedModel, n_tokens: int) -> None:
+    """Raise where a mask of our own would not mean what it says."""
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise UserError(
+            f"decoding score and constrained need sdpa or eager attention, found {attention!r}: "
+            "load the LLM with one of them, or set decoding: generate"
+        )
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    window = getattr(model.config, "sliding_window", None) if "sliding_attention" in layers else None
+    if layers - {"full_attention", "sliding_attention"} or (window is not None and n_tokens > window):
+        raise UserError(
+            f"decoding score and constrained need layers that see the whole prompt; {type(model).__name__} has "
+            f"{sorted(layers)} of window {window}, for {n_tokens} tokens: set decoding: generate"
+        )

@@ -1,0 +1,202 @@
+"""The LLM: loading a causal language model with its tokenizer, choosing its arithmetic, and what of it is tuned.
+
+Placement on a device is the caller's. RecBole-free.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from recbole_llara.errors import UserError
+from recbole_llara.model.llm_path import describe_expected, first_line, resolve_llm_path
+from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
+
+LLM_TUNINGS = ("lora", "frozen", "full")
+
+
+def load_llm(
+    llm_path: str,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    llm_tuning: str = "lora",
+    device: str | torch.device = "cpu",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer, in evaluation mode, on the CPU.
+
+    The tokenizer's padding id is its own or, without one, that of its EOS token: the vocabulary never grows.
+    Sampling settings that come with the model are dropped, so that greedy decoding is greedy.
+
+    Args:
+        llm_path: "tiny" (the embedded Llama), a folder, or the id of a model of the Hugging Face hub.
+        dtype: auto, float32, bfloat16 or float16, the compute type, see ``resolve_compute_dtype``.
+        attn_implementation: sdpa, eager, flash_attention_2 ...; None = transformers' choice.
+        trust_remote_code: run model code that comes with the weights.
+        llm_tuning: lora, frozen or full; decides with ``device`` in which type weights are held.
+        device: where the model is going to run.
+
+    Raises:
+        UserError: no such folder or model, weights or tokenizer missing, or a tokenizer that does not fit.
+    """
+    source = resolve_llm_path(llm_path)
+    is_local = isinstance(source, Path)
+    held_in = weight_dtype(resolve_compute_dtype(dtype, device), llm_tuning, device)
+    options = {"local_files_only": is_local, "trust_remote_code": trust_remote_code}
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source, dtype=held_in, attn_implementation=attn_implementation, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"
+        raise UserError(
+            f"llm_path is {llm_path!r}: {found} ({first_line(error)}). {describe_expected(llm_path)}"
+        ) from error
+    if loaded["missing_keys"]:
+        raise UserError(
+            f"llm_path is {llm_path!r}: its weights lack {sorted(loaded['missing_keys'])[:3]}, "
+            "expected every tensor of the model"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"llm_path is {llm_path!r}: no tokenizer can be read there ({first_line(error)}), "
+            "expected tokenizer.json or tokenizer.model beside the weights"
+        ) from error
+    _prepare_tokenizer(llm_path, model, tokenizer)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model.eval(), tokenizer
+
+
+def _prepare_tokenizer(llm_path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the tokenizer fits the model and give it a padding id."""
+    # Without its files, some architectures' tokenizers come back empty instead of failing.
+    if tokenizer.decode(tokenizer.encode("title", add_special_tokens=False)).strip() != "title":
+        raise UserError(
+            f"llm_path is {llm_path!r}: its tokenizer has no vocabulary, "
+            "expected tokenizer.json or tokenizer.model beside the weights"
+        )
+    n_embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > n_embeddings:
+        raise UserError(
+            f"llm_path is {llm_path!r}: its tokenizer has {len(tokenizer)} tokens, "
+            f"its embedding table {n_embeddings} rows, expected a row for every token"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"llm_path is {llm_path!r}: its tokenizer has no EOS token, expected one to end an answer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that the LLM can hold, prompt and answer together; None where its config names no limit."""
+    return getattr(causal_lm(model).config, "max_position_embeddings", None)
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal LM itself, out of a peft wrapper if there is one (its LoRA layers stay in place)."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def input_embeddings(model: nn.Module) -> nn.Module:
+    """The table that turns token ids [..., T] into embeddings [..., T, D]."""
+    return causal_lm(model).get_input_embeddings()
+
+
+def hidden_states(
+    model: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """The decoder's last hidden states [B, T, D], after its final norm, without the language-model head."""
+    decoder = causal_lm(model).base_model
+    return decoder(
+        inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+
+
+def block_linears(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers inside the decoder blocks, as ``self_attn.q_proj``: the same in every block.
+
+    Never the language-model head, nor anything else outside the blocks.
+
+    Raises:
+        UserError: no list of decoder blocks with linear layers is found.
+    """
+    n_layers = model.config.num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            names = {
+                name
+                for block in module
+                for name, layer in block.named_modules()
+                if isinstance(layer, (nn.Linear, Conv1D))
+            }
+            if names:
+                return sorted(names)
+    raise UserError(
+        f"llm_tuning is 'lora', but {type(model).__name__} has no list of {n_layers} blocks with linear layers: "
+        "use frozen or full"
+    )
+
+
+def tune(
+    model: PreTrainedModel,
+    llm_tuning: str,
+    lora_r: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    lora_target_modules: str | Sequence[str],
+) -> nn.Module:
+    """Decide which of the LLM's weights are trained.
+
+    Args:
+        model: a causal LM.
+        llm_tuning: lora (adapters alone), frozen (nothing) or full (everything).
+        lora_r: (int) rank of the adapters.
+        lora_alpha: (int) scale; the adapters' output is multiplied by alpha / r.
+        lora_dropout: (float, share) dropout before the adapters.
+        lora_target_modules: "auto" = every linear of the decoder blocks, or the ends of their names, as q_proj.
+
+    Returns:
+        The model, wrapped by peft for lora. The adapters' first values come from torch's global generator.
+
+    Raises:
+        UserError: an unknown llm_tuning, or a target that no linear layer of the blocks is called by.
+    """
+    if llm_tuning not in LLM_TUNINGS:
+        raise UserError(f"llm_tuning is {llm_tuning!r}, expected {', '.join(LLM_TUNINGS)}")
+    model.requires_grad_(llm_tuning == "full")
+    if llm_tuning != "lora":
+        return model
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=_lora_targets(block_linears(model), lora_target_modules),
+        # Conv1D (GPT-2) keeps its weight transposed; peft would set this itself, with a warning.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    return get_peft_model(model, config)
+
+
+def _lora_targets(linears: list[str], wanted: str | Sequence[str]) -> list[str]:
+    """The names among ``linears`` that ``wanted`` means."""
+    if wanted == "auto":
+        return linears
+    ends = [wanted] if isinstance(wanted, str) else list(wanted)
+    found = {end: [name for name in linears if name == end or name.endswith(f".{end}")] for end in ends}
+    unknown = [end for end in ends if not found[end]]
+    if unknown or not ends:
+        raise UserError(
+            f"lora_target_modules has {unknown or ends}, "
+            f"expected auto or some of {sorted({name.split('.')[-1] for name in linears})}"
+        )
+    return sorted({name for names in found.values() for name in names})

@@ -1,0 +1,82 @@
+"""Losses on the answer: the decoder reads the whole prompt, the language-model head only the answer's end."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+IGNORED_LABEL = -100
+
+
+def answer_nll(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    labels: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood of each row's answer tokens, summed over the row.
+
+    The head runs on the columns from the first one that predicts a label of any row on, so that its cost is
+    B x K x V with K = the longest answer when prompts are padded on the left; padded on the right, the result
+    is the same and K grows to the width of the ragged edge. Models that take no ``logits_to_keep`` would need
+    the full B x T x V; all causal LMs of transformers 5 take it.
+
+    Args:
+        llm: a causal LM, wrapped by peft or not.
+        inputs_embeds: [B, T, D]
+        attention_mask: [B, T] 1 on tokens, 0 on padding.
+        position_ids: [B, T] 0 at the row's first token.
+        labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
+
+    Returns:
+        sums [B] float32, the NLL in nats, and counts [B] int64, the number of answer tokens.
+
+    Raises:
+        ValueError: no row has a label, or a label stands in the first column, where nothing predicts it.
+    """
+    has_label = (labels != IGNORED_LABEL).any(0)  # [T]
+    if not bool(has_label.any()):
+        raise ValueError(
+            f"no answer token among labels of shape {tuple(labels.shape)}: "
+            f"expected at least one that is not {IGNORED_LABEL}"
+        )
+    first = int(has_label.int().argmax())
+    if first == 0:
+        raise ValueError("an answer token in the first column: expected a prompt before every answer")
+    n_tokens = labels.shape[1]
+    columns = torch.arange(first - 1, n_tokens - 1, device=inputs_embeds.device)  # [K]
+    logits = llm(
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        logits_to_keep=columns,
+        use_cache=False,
+    ).logits  # [B, K, V]
+    targets = labels[:, first:]  # [B, K]
+    # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    ).view_as(targets)  # [B, K]
+    return losses.sum(1), (targets != IGNORED_LABEL).sum(1)
+
+
+def answer_loss(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """Mean negative log-likelihood over all answer tokens of the batch, as Hugging Face's ``labels=`` gives it.
+
+    ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). Rows with long
+    answers weigh more than rows with short ones; ``answer_nll`` gives the parts for any other mean, and for an
+    exact mean over several micro-batches.
+
+    Args and raises: as ``answer_nll``.
+
+    Returns:
+        A scalar, float32.
+    """
+    sums, counts = answer_nll(llm, inputs_embeds, attention_mask, position_ids, labels)
+    return sums.sum() / counts.sum()
