@@ -1,0 +1,115 @@
+"""What each evaluated row asked and answered: collected as tensors, a batch at a time, spelt out only at the end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class EvaluatedCases:
+    """Rows of one evaluation, in the order of the data loader; all on the CPU, items by RecBole's internal ids.
+
+    Attributes:
+        rows: [n] int64, index of the row in its split.
+        users: [n] int64, internal user ids.
+        histories: [n, L] int64, 0 = padding.
+        candidates: [n, C] int64.
+        targets: [n] int64.
+        answers: [n] int64, the chosen item, 0 = no valid answer.
+        scores: [n, C] float32 aligned with ``candidates``, or None where the answer ranks nothing.
+        texts: the n answers as the model wrote them, or None where it chose without writing.
+    """
+
+    rows: torch.Tensor
+    users: torch.Tensor
+    histories: torch.Tensor
+    candidates: torch.Tensor
+    targets: torch.Tensor
+    answers: torch.Tensor
+    scores: torch.Tensor | None
+    texts: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[n] bool, whether the answer is the target."""
+        return (self.answers == self.targets).numpy()
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[n] bool, whether the answer names a candidate."""
+        return (self.answers != 0).numpy()
+
+    def records(
+        self, user_tokens: Sequence[str], item_tokens: Sequence[str], titles: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Spell the rows out for ``cases.jsonl``.
+
+        Args:
+            user_tokens: external user ids by internal id.
+            item_tokens: N external item ids by internal id.
+            titles: N titles by internal id.
+
+        Yields:
+            row, user, history, history_titles, candidates, candidate_titles, target, target_title, answer_text, answer
+            (external id or None), answer_title, valid, correct, scores (list beside ``candidates``, or None).
+        """
+        for index in range(len(self)):
+            history = [item for item in self.histories[index].tolist() if item]
+            candidates = self.candidates[index].tolist()
+            target, answer = int(self.targets[index]), int(self.answers[index])
+            title = titles[answer] if answer else None
+            yield {
+                "row": int(self.rows[index]),
+                "user": str(user_tokens[int(self.users[index])]),
+                "history": [str(item_tokens[item]) for item in history],
+                "history_titles": [titles[item] for item in history],
+                "candidates": [str(item_tokens[item]) for item in candidates],
+                "candidate_titles": [titles[item] for item in candidates],
+                "target": str(item_tokens[target]),
+                "target_title": titles[target],
+                "answer_text": title if self.texts is None else self.texts[index],
+                "answer": str(item_tokens[answer]) if answer else None,
+                "answer_title": title,
+                "valid": answer != 0,
+                "correct": answer == target,
+                "scores": None if self.scores is None else [round(score, 6) for score in self.scores[index].tolist()],
+            }
+
+
+@dataclass
+class CaseCollector:
+    """Gathers the batches of one evaluation."""
+
+    batches: list[EvaluatedCases] = field(default_factory=list)
+
+    def add(self, batch: EvaluatedCases) -> None:
+        """Keep one batch."""
+        self.batches.append(batch)
+
+    def collect(self) -> EvaluatedCases:
+        """All batches as one.
+
+        Raises:
+            ValueError: no batch was added, or only some of them have scores or texts.
+        """
+        if not self.batches:
+            raise ValueError("no rows were evaluated")
+
+        def joined(name: str) -> torch.Tensor | None:
+            values = [getattr(batch, name) for batch in self.batches]
+            if all(value is None for value in values):
+                return None
+            return torch.cat(values)
+
+        texts = [batch.texts for batch in self.batches]
+        names = ("rows", "users", "histories", "candidates", "targets", "answers", "scores")
+        return EvaluatedCases(
+            *(joined(name) for name in names),
+            texts=None if None in texts else tuple(text for batch in texts for text in batch),
+        )

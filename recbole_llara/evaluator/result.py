@@ -1,0 +1,134 @@
+"""The content of ``result.json``: what was run, on which rows and candidates, what came out, how sure, how long."""
+
+import math
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llara import __version__
+from recbole_llara.evaluator.significance import wilson_interval
+
+# Keys that hold credentials. A list, not a pattern: a pattern would drop ordinary keys such as max_title_tokens.
+SECRET_KEYS = frozenset(
+    {
+        "access_token",
+        "api_key",
+        "api_token",
+        "auth_token",
+        "chat_api_key",
+        "client_secret",
+        "hf_token",
+        "huggingface_token",
+        "llm_api_key",
+        "llm_token",
+        "openai_api_key",
+        "password",
+        "wandb_api_key",
+    }
+)
+PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")
+
+
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys and values, less those named in ``SECRET_KEYS``."""
+    return {key: value for key, value in config.items() if str(key).lower() not in SECRET_KEYS}
+
+
+def command_line(argv: Sequence[str] | None = None) -> list[str]:
+    """The command's words, the script without its folder and secrets masked; ``sys.argv`` by default."""
+    words = list(sys.argv if argv is None else argv)
+    shown = [Path(words[0]).name] if words else []
+    mask_next = False
+    for word in words[1:]:
+        key, equals, _ = word.partition("=")
+        secret = key.lstrip("-").replace("-", "_").lower() in SECRET_KEYS
+        if mask_next and not word.startswith("--"):
+            shown.append("***")
+        else:
+            shown.append(f"{key}=***" if secret and equals else word)
+        mask_next = secret and not equals
+    return shown
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries a number depends on."""
+    versions = {"python": platform.python_version(), "recbole_llara": __version__}
+    return versions | {package: version(package) for package in PACKAGES}
+
+
+def build_result(
+    config: Mapping[str, Any],
+    *,
+    correct: np.ndarray,
+    valid: np.ndarray,
+    candidate_sha256: Mapping[str, str],
+    metrics: Mapping[str, Mapping[str, float]],
+    timings: Mapping[str, float],
+    llm: str | None = None,
+    rec_model: str | None = None,
+    decoding: str | None = None,
+    best_epoch: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Gather ``result.json``.
+
+    Args:
+        config: resolved keys.
+        correct: [rows] bool, test rows answered correctly.
+        valid: [rows] bool, test rows whose answer named a candidate.
+        candidate_sha256: split -> digest of its candidate sets.
+        metrics: split -> RecBole's metrics.
+        timings: stage (data, recommender, training, evaluation, ...) -> seconds, or rates with their unit in the key.
+        llm, rec_model, decoding: None for a stock model.
+        best_epoch: the epoch, counted from 0, whose weights were evaluated.
+        extra: further keys, such as the recommender's hash.
+
+    Returns:
+        A dict that JSON can hold; HitRatio@1's 95 % Wilson interval on the test rows is ``interval_95``.
+    """
+    n, hits, answered = len(correct), int(np.sum(correct)), int(np.sum(valid))
+    candidate_seed = config["candidate_seed"]
+    return {
+        "model": config["model"],
+        "rec_model": rec_model,
+        "llm": llm,
+        "dataset": config["dataset"],
+        "protocol": config["protocol"],
+        "decoding": decoding,
+        "seed": config["seed"],
+        "candidate_seed": config["seed"] if candidate_seed is None else candidate_seed,
+        "n": n,
+        "correct": hits,
+        "valid_answers": answered,
+        "hit_among_valid": hits / answered if answered else None,
+        "interval_95": asdict(wilson_interval(hits, n)),
+        "candidate_sha256": dict(candidate_sha256),
+        "metrics": {split: dict(values) for split, values in metrics.items()},
+        "best_epoch": best_epoch,
+        "timings": dict(timings),
+        "versions": library_versions(),
+        "command": command_line(),
+        **(extra or {}),
+    }
+
+
+def json_ready(value: Any) -> Any:
+    """Plain Python of ``value``: numpy numbers unwrapped, NaN and infinities None, anything unknown its ``str``."""
+    if value is None or type(value) in (str, bool, int):  # not their subclasses: an IntEnum shows its name
+        return value
+    if isinstance(value, np.generic):
+        return json_ready(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        entries = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return [json_ready(entry) for entry in entries]
+    return str(value)

@@ -1,0 +1,99 @@
+"""The folder of one run: ``<checkpoint_dir>/<model>-<dataset>-<protocol>-seed<seed>-<time>/`` and what is written there.
+
+Every file appears whole or not at all: it is written beside its place, flushed to disk, then renamed.
+"""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from recbole_llara.evaluator.result import json_ready, without_secrets
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder; ``path`` exists and belongs to this run alone."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, checkpoint_dir: str | Path, config: Mapping[str, Any]) -> "RunFolder":
+        """Make a new folder for a run.
+
+        Args:
+            checkpoint_dir: the folder that holds all runs; made if absent.
+            config: resolved keys; ``model``, ``dataset``, ``protocol`` and ``seed`` name the folder.
+        """
+        parent = Path(checkpoint_dir)
+        parent.mkdir(parents=True, exist_ok=True)
+        parts = [str(config[key]) for key in ("model", "dataset", "protocol")]
+        parts += [f"seed{config['seed']}", datetime.now().strftime("%Y%m%d-%H%M%S")]
+        name = re.sub(r"[^\w.+-]", "_", "-".join(parts))
+        attempt = 1
+        while True:
+            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir()  # fails if another process took the name: no test-then-make race
+            except FileExistsError:
+                attempt += 1
+            else:
+                return cls(path)
+
+    def write_json(self, name: str, data: Any) -> Path:
+        """Write ``data`` as indented JSON; numbers that JSON lacks (NaN, infinities) become null. Returns the path."""
+        text = json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
+        return write_atomically(self.path / name, lambda file: file.write(text + "\n"))
+
+    def write_cases(self, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Write ``cases.jsonl``, one test row a line. Returns the path."""
+
+        def write(file: TextIO) -> None:
+            for record in records:
+                file.write(json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n")
+
+        return write_atomically(self.path / "cases.jsonl", write)
+
+    def write_config(self, config: Mapping[str, Any]) -> Path:
+        """Write ``config.yaml``: the resolved keys, without secrets. Returns the path."""
+        plain = json_ready(without_secrets(config))
+        return write_atomically(
+            self.path / "config.yaml", lambda file: yaml.safe_dump(plain, file, allow_unicode=True, sort_keys=True)
+        )
+
+    def write_result(self, result: Mapping[str, Any], result_file: str | Path | None = None) -> Path:
+        """Write ``result.json``, and a copy of it to ``result_file`` if given. Returns the path of the first."""
+        path = self.write_json("result.json", result)
+        if result_file:
+            copy = Path(result_file)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8")
+            write_atomically(copy, lambda file: file.write(text))
+        return path
+
+
+def write_atomically(path: Path, write: Callable[[TextIO], object]) -> Path:
+    """Let ``write`` fill a temporary text file beside ``path``, flush it to disk, then rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_cases(path: str | Path) -> list[dict[str, Any]]:
+    """Read a ``cases.jsonl`` back, one dict a test row."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

@@ -1,0 +1,72 @@
+"""How much of a difference is noise: an interval for one share, and an exact test for two systems on the same rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share and its confidence interval; all three in [0, 1]."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Exact McNemar test of two systems on the same rows.
+
+    Attributes:
+        both, only_a, only_b, neither: rows by who answered correctly.
+        p_value: two-sided probability of so lopsided a division of the discordant rows if both were equally good.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    p_value: float
+
+    @property
+    def n(self) -> int:
+        """Number of rows compared."""
+        return self.both + self.only_a + self.only_b + self.neither
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a share (Wilson, 1927).
+
+    Args:
+        successes: rows answered correctly.
+        n: all rows.
+        confidence: coverage in (0, 1).
+
+    Raises:
+        ValueError: ``n`` is not positive, or ``successes`` is outside 0..n.
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} rows: expected 0 <= successes <= n and n >= 1")
+    bounds = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(share=successes / n, low=float(bounds.low), high=float(bounds.high))
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> PairedTest:
+    """Exact McNemar test: the discordant rows are tosses of a fair coin if the systems are equally good.
+
+    Args:
+        correct_a: [rows] bool, whether system A answered the row correctly.
+        correct_b: [rows] bool, the same rows for system B.
+
+    Raises:
+        ValueError: the two are not one-dimensional of equal, positive length.
+    """
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
+        raise ValueError(f"shapes {a.shape} and {b.shape}: a paired test needs the same rows of both systems, at least one")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_a + only_b
+    p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    return PairedTest(int((a & b).sum()), only_a, only_b, int((~a & ~b).sum()), p_value)

@@ -1,0 +1,161 @@
+"""Evaluation over each row's own candidates, for stock recommenders and LLMs alike, inside RecBole's Trainer.
+
+RecBole's loop, collector and metrics stay; only the score row of each question is made here: candidates in the
+order of the answer, everything else minus infinity, and item 0 on top where an LLM's answer named no candidate.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import calculate_valid_score, get_trainer
+
+from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.answer import CandidateAnswers
+from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
+from recbole_llara.evaluator.ranking import rank_candidates, score_rows
+from recbole_llara.trainer.stock_checkpoint import StockCheckpointMixin
+
+
+@runtime_checkable
+class AnswersCandidates(Protocol):
+    """A model that answers a batch of questions itself rather than by scoring every item."""
+
+    def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
+        """Answer each row of ``interaction`` from its candidates."""
+
+
+class CandidateEvaluationMixin:
+    """Put before a RecBole Trainer, whose ``evaluate`` then asks every row for one of its candidates.
+
+    ``last_cases`` holds what the latest ``evaluate`` asked and got. Where answers name one item and rank nothing
+    (generated text), metrics at K > 1 are left out of the result: there is no second place to look at.
+    """
+
+    last_cases: EvaluatedCases | None = None
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load the weights of ``path`` into the model; each trainer has its own format."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> "OrderedDict[str, float] | None":
+        """Evaluate as RecBole does, on ``eval_data`` whose rows carry ``candidate_id_list`` [rows, C].
+
+        Args:
+            eval_data: a validation or test loader.
+            load_best_model: whether to load ``model_file``, or the best checkpoint of this training, first.
+
+        Raises:
+            ValueError: scores that are not finite, or an answer that is no candidate.
+        """
+        if load_best_model:
+            self.load_checkpoint(model_file or self.saved_model_file)
+        self._collector = CaseCollector()
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        if result is None:
+            return None
+        self.last_cases = self._collector.collect()
+        if self.last_cases.scores is None:
+            return OrderedDict((key, value) for key, value in result.items() if key.rpartition("@")[2] in ("1", key))
+        return result
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, "OrderedDict[str, float]"]:
+        result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        if self.valid_metric not in result:
+            raise UserError(
+                f"valid_metric {self.valid_metric} was not measured, only {', '.join(result)}: choose one of these "
+                "(answers that rank nothing have metrics at 1 only)."
+            )
+        return calculate_valid_score(result, self.valid_metric), result
+
+    def _full_sort_batch_eval(
+        self, batched_data: tuple[Interaction, None, torch.Tensor, torch.Tensor]
+    ) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:
+        interaction, _, positive_u, positive_i = batched_data
+        interaction = interaction.to(self.device)
+        rows, candidates = interaction[ROW_FIELD], interaction[CANDIDATE_FIELD]  # [B], [B, C]
+        item_field = self.config["ITEM_ID_FIELD"]
+        targets = interaction[item_field]  # [B]
+        _check_targets(rows, candidates, targets)
+        answers = self._answer(interaction, rows, candidates)
+        items = answers.items.to(self.device)  # [B]
+        if answers.scores is None:
+            scores, ranking = None, items.unsqueeze(1)  # [B, 1]
+            _check_named(rows, candidates, items)
+        else:
+            scores = answers.scores.to(self.device)  # [B, C]
+            ranking = rank_candidates(scores, candidates, rows, named=items)  # [B, C]
+        self._collector.add(
+            EvaluatedCases(
+                rows=rows.cpu(),
+                users=interaction[self.config["USER_ID_FIELD"]].cpu(),
+                histories=interaction[item_field + self.config["LIST_SUFFIX"]].cpu(),
+                candidates=candidates.cpu(),
+                targets=targets.cpu(),
+                answers=items.cpu(),
+                scores=None if scores is None else scores.float().cpu(),
+                texts=None if answers.texts is None else tuple(answers.texts),
+            )
+        )
+        return interaction, score_rows(ranking, self.tot_item_num), positive_u, positive_i
+
+    def _answer(self, interaction: Interaction, rows: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
+        if isinstance(self.model, AnswersCandidates):
+            return self.model.answer_candidates(interaction)
+        scores = self._candidate_scores(interaction, candidates)  # [B, C]
+        return CandidateAnswers(items=rank_candidates(scores, candidates, rows)[:, 0], scores=scores, texts=None)
+
+    def _candidate_scores(self, interaction: Interaction, candidates: torch.Tensor) -> torch.Tensor:
+        """Scores [B, C] of a stock model: from its scores of all items, or item by item where it has no such method."""
+        try:
+            scores = self.model.full_sort_predict(interaction).view(-1, self.tot_item_num)  # [B, N]
+        except NotImplementedError:
+            pairs = interaction.repeat_interleave(candidates.size(1))  # B * C rows
+            pairs.update(self.item_tensor[candidates.flatten().to(self.item_tensor[self.config["ITEM_ID_FIELD"]].device)])
+            if len(pairs) <= self.test_batch_size:
+                return self.model.predict(pairs).view_as(candidates)
+            return self._spilt_predict(pairs, len(pairs)).view_as(candidates)
+        return scores.gather(1, candidates)
+
+
+def stock_trainer_class(config: Any) -> type:
+    """RecBole's own trainer of a stock model, evaluating over candidates and keeping safetensors checkpoints.
+
+    Args:
+        config: a RecBole Config; ``model`` and ``MODEL_TYPE`` choose the trainer.
+    """
+
+    class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
+        """RecBole's trainer with candidates and safe checkpoints."""
+
+    return StockTrainer
+
+
+def _check_targets(rows: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> None:
+    count = (candidates == targets.unsqueeze(1)).sum(dim=1)  # [B]
+    if (count != 1).any():
+        row = int((count != 1).nonzero()[0])
+        raise ValueError(
+            f"row {int(rows[row])} holds its target {int(targets[row])} {int(count[row])} times among its candidates "
+            f"{candidates[row].tolist()}, expected once: check candidate_file, or clear the saved candidate sets"
+        )
+
+
+def _check_named(rows: torch.Tensor, candidates: torch.Tensor, items: torch.Tensor) -> None:
+    foreign = (items != 0) & ~(candidates == items.unsqueeze(1)).any(dim=1)  # [B]
+    if foreign.any():
+        row = int(foreign.nonzero()[0])
+        raise ValueError(
+            f"row {int(rows[row])} answers item {int(items[row])}, expected one of its candidates "
+            f"{candidates[row].tolist()} or 0 for an invalid answer"
+        )

@@ -1,0 +1,170 @@
+"""Checkpoints of stock recommenders: one safetensors file, what it belongs to told in JSON in its header.
+
+Replaces RecBole's pickled ``.pth``, which current torch refuses to load and which would run whatever code a stranger
+put into it. The best checkpoint alone is kept, without the optimiser: it is for evaluation, not for resuming.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.result import json_ready
+
+HEADER_KEY = "recbole_llara"
+OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
+
+
+class StockCheckpointMixin:
+    """Put before a RecBole Trainer: ``saved_model_file`` is then a ``.safetensors`` file.
+
+    ``best_epoch`` is the epoch, counted from 0, of the checkpoint on disk; None before there is one.
+    """
+
+    best_epoch: int | None = None
+
+    def __init__(self, config: Any, model: torch.nn.Module) -> None:
+        super().__init__(config, model)
+        self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".safetensors"))
+
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
+        """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
+        self._data_facts = {"n_items": train_data.dataset.item_num, "items_sha256": items_sha256(train_data.dataset)}
+        try:
+            return super().fit(train_data, *args, **kwargs)
+        except KeyboardInterrupt:
+            kept = "no checkpoint yet" if self.best_epoch is None else f"best checkpoint kept: {self.saved_model_file}"
+            self.logger.info(f"Training interrupted; {kept}")
+            raise
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        facts = {
+            "model": self.config["model"],
+            "dataset": self.config["dataset"],
+            "epoch": epoch,
+            "valid_metric": self.valid_metric,
+            "best_valid_score": json_ready(float(self.best_valid_score)),
+            **self._data_facts,
+        }
+        save_stock_model(self.model, path, facts)
+        self.best_epoch = epoch if epoch >= 0 else None
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load the weights of a checkpoint of this trainer's model.
+
+        Raises:
+            UserError: no such file, not one of our checkpoints, or another model's.
+        """
+        facts = load_stock_model(self.model, path, self.config["model"])
+        self.logger.info(f"Loading model structure and parameters from {path} (epoch {facts['epoch']})")
+
+    def resume_checkpoint(self, resume_file: str) -> None:
+        """Refuse: the optimiser's state is not kept."""
+        raise UserError(f"Stock training cannot be resumed from {resume_file}: start it again, it takes minutes.")
+
+
+def items_sha256(dataset: Any) -> str:
+    """Digest of a RecBole dataset's items: their external ids in the order of the internal ones."""
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a RecBole model's weights and other parameters to ``path``, whole or not at all.
+
+    Args:
+        model: a RecBole recommender.
+        path: a ``.safetensors`` file.
+        facts: what JSON can hold about it; ``model``, its name, is needed to load it again.
+
+    Raises:
+        TypeError: the model keeps something that is neither a tensor, an array nor plain JSON beside its weights.
+    """
+    tensors = {name: _own(tensor) for name, tensor in model.state_dict().items()}
+    plain: dict[str, Any] = {}
+    for name, value in model.other_parameter().items():
+        if isinstance(value, torch.Tensor | np.ndarray):
+            tensors[OTHER_PREFIX + name] = _own(torch.as_tensor(value))
+        elif value is None or isinstance(value, str | int | float | bool):
+            plain[name] = value
+        else:
+            raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
+    header = {HEADER_KEY: json.dumps({**facts, "other_parameter": plain})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save_file(tensors, temporary, metadata=header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) -> dict[str, Any]:
+    """Load what ``save_stock_model`` wrote, strictly: every weight, and nothing else.
+
+    Args:
+        model: a RecBole recommender, built for the same dataset and keys.
+        path: the file.
+        model_name: the name the file must carry.
+
+    Returns:
+        The facts saved with it.
+
+    Raises:
+        UserError: no such file, not one of our checkpoints, another model's, or weights of other names or shapes.
+    """
+    facts, tensors = read_stock_model(path)
+    if facts["model"] != model_name:
+        raise UserError(f"{path} holds a {facts['model']}, expected a {model_name}: change the model or the checkpoint.")
+    other = {name: value for name, value in tensors.items() if name.startswith(OTHER_PREFIX)}
+    try:
+        model.load_state_dict({name: value for name, value in tensors.items() if name not in other}, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not fit this {model_name}: {error}. Was it trained on other data or with other keys (a width, a "
+            "number of layers, MAX_ITEM_LIST_LENGTH)?"
+        ) from error
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    tensors_beside = {name.removeprefix(OTHER_PREFIX): value.to(device) for name, value in other.items()}
+    model.load_other_parameter({**facts.pop("other_parameter"), **tensors_beside})
+    return facts
+
+
+def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The facts and the tensors, on the CPU, of a checkpoint.
+
+    Raises:
+        UserError: no such file, or not one that ``save_stock_model`` wrote.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"No checkpoint at {path}: expected a .safetensors file written by a training run.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get(HEADER_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file ({error}): expected one written by a training run.") from error
+    if header is None:
+        raise UserError(f"{path} was not written by recbole-llara: its header names no model.")
+    return json.loads(header), tensors
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from recbole_llara.evaluator.ranking import rank_candidates, score_rows
+
+
+def random_candidates(rows: int, width: int, n_items: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(n_items - 1, generator=generator)[:width] + 1 for _ in range(rows)])
+
+
+def test_candidates_come_in_the_order_of_their_scores():
+    candidates = torch.tensor([[7, 3, 9], [2, 8, 5]])
+    scores = torch.tensor([[0.1, 0.3, 0.2], [-5.0, -1.0, -9.0]])
+    assert rank_candidates(scores, candidates, torch.tensor([0, 1])).tolist() == [[3, 9, 7], [8, 2, 5]]
+
+
+def test_order_does_not_depend_on_positions_or_batch():
+    candidates, rows = random_candidates(40, 20, 100), torch.arange(40)
+    scores = torch.randint(0, 3, (40, 20), generator=torch.Generator().manual_seed(1)).float()
+    ranking = rank_candidates(scores, candidates, rows)
+    shuffle = torch.randperm(20, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(rank_candidates(scores[:, shuffle], candidates[:, shuffle], rows), ranking)
+    assert torch.equal(rank_candidates(scores[7:8], candidates[7:8], rows[7:8]), ranking[7:8])
+
+
+def test_constant_scores_answer_by_chance_even_if_the_target_always_stands_first():
+    candidates, rows = random_candidates(20_000, 20, 500), torch.arange(20_000)
+    ranking = rank_candidates(torch.zeros(20_000, 20), candidates, rows)
+    hits = (ranking[:, 0] == candidates[:, 0]).double().mean().item()
+    assert hits == pytest.approx(1 / 20, abs=4 * (0.05 * 0.95 / 20_000) ** 0.5)
+
+
+def test_a_named_answer_precedes_its_equals_and_must_be_a_best_one():
+    candidates, scores = torch.tensor([[4, 5, 6]]), torch.tensor([[1.0, 1.0, 0.0]])
+    for item in (4, 5):
+        assert rank_candidates(scores, candidates, torch.tensor([0]), torch.tensor([item]))[0, 0] == item
+    with pytest.raises(ValueError, match="names item 6"):
+        rank_candidates(scores, candidates, torch.tensor([0]), torch.tensor([6]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_an_error(bad):
+    with pytest.raises(ValueError, match="row 12 hold NaN or infinity"):
+        rank_candidates(torch.tensor([[0.0, bad]]), torch.tensor([[1, 2]]), torch.tensor([12]))
+
+
+def test_score_rows_hold_ranks_at_candidates_and_minus_infinity_elsewhere():
+    rows = score_rows(torch.tensor([[3, 1]]), n_items=5)
+    assert rows.tolist() == [[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]]
+
+
+def test_an_invalid_answer_puts_the_padding_item_on_top():
+    rows = score_rows(torch.tensor([[0], [2]]), n_items=4)
+    assert rows.argmax(dim=1).tolist() == [0, 2]

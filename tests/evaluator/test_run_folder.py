@@ -1,0 +1,129 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
+from recbole_llara.evaluator.result import build_result, command_line, without_secrets
+from recbole_llara.evaluator.run_folder import RunFolder, read_cases
+
+CONFIG = {
+    "model": "SASRec",
+    "dataset": "ml-100k",
+    "protocol": "leave_one_out",
+    "seed": 2020,
+    "candidate_seed": None,
+    "max_title_tokens": 64,
+    "openai_api_key": "sk-secret",
+    "device": torch.device("cpu"),
+    "topk": [1, 5],
+}
+
+
+def two_cases() -> EvaluatedCases:
+    return EvaluatedCases(
+        rows=torch.tensor([0, 1]),
+        users=torch.tensor([1, 2]),
+        histories=torch.tensor([[1, 2, 0], [3, 0, 0]]),
+        candidates=torch.tensor([[3, 4], [1, 2]]),
+        targets=torch.tensor([3, 2]),
+        answers=torch.tensor([3, 0]),
+        scores=None,
+        texts=("Título 三", "nonsense"),
+    )
+
+
+def test_runs_started_at_once_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: RunFolder.create(tmp_path, CONFIG), range(24)))
+    assert len({folder.path for folder in folders}) == 24
+    assert all(folder.path.name.startswith("SASRec-ml-100k-leave_one_out-seed2020-") for folder in folders)
+
+
+def test_names_cannot_leave_the_folder(tmp_path):
+    folder = RunFolder.create(tmp_path, {**CONFIG, "dataset": "../../else/where"})
+    assert folder.path.parent == tmp_path
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    folder = RunFolder.create(tmp_path, CONFIG)
+    folder.write_cases([{"row": 0}])
+
+    def broken():
+        yield {"row": 1}
+        raise RuntimeError("stopped half way")
+
+    with pytest.raises(RuntimeError):
+        folder.write_cases(broken())
+    assert read_cases(folder.path / "cases.jsonl") == [{"row": 0}]
+    assert [path.name for path in folder.path.iterdir()] == ["cases.jsonl"]
+
+
+def test_config_is_written_without_secrets_and_with_ordinary_keys(tmp_path):
+    path = RunFolder.create(tmp_path, CONFIG).write_config(CONFIG)
+    written = yaml.safe_load(path.read_text())
+    assert "sk-secret" not in path.read_text()
+    assert written["max_title_tokens"] == 64
+    assert written["device"] == "cpu"
+    assert written["topk"] == [1, 5]
+
+
+def test_secrets_are_masked_on_the_command_line():
+    argv = ["/home/someone/run_recbole_llara.py", "--model=LLaRA", "--openai_api_key=sk-1", "--hf-token", "hf-2", "--seed=3"]
+    assert command_line(argv) == [
+        "run_recbole_llara.py",
+        "--model=LLaRA",
+        "--openai_api_key=***",
+        "--hf-token",
+        "***",
+        "--seed=3",
+    ]
+    assert without_secrets({"API_KEY": "x", "token_field": "y"}) == {"token_field": "y"}
+
+
+def test_result_carries_interval_counts_and_a_copy(tmp_path):
+    result = build_result(
+        CONFIG,
+        correct=np.array([True] * 8 + [False] * 2),
+        valid=np.array([True] * 9 + [False]),
+        candidate_sha256={"valid": "aa", "test": "bb"},
+        metrics={"valid": {"hit@1": np.float64(0.7)}, "test": {"hit@1": 0.8, "gauc": float("nan")}},
+        timings={"training": 1.5},
+        best_epoch=3,
+    )
+    folder = RunFolder.create(tmp_path, CONFIG)
+    path = folder.write_result(result, tmp_path / "elsewhere" / "copy.json")
+    written = json.loads(path.read_text())
+    assert written == json.loads((tmp_path / "elsewhere" / "copy.json").read_text())
+    assert (written["n"], written["correct"], written["valid_answers"]) == (10, 8, 9)
+    assert written["hit_among_valid"] == pytest.approx(8 / 9)
+    assert written["interval_95"]["low"] == pytest.approx(0.490163, abs=2e-6)
+    assert written["candidate_seed"] == 2020
+    assert written["metrics"]["test"]["gauc"] is None
+    assert written["versions"]["torch"]
+
+
+def test_cases_are_spelt_out_with_external_ids_and_titles(tmp_path):
+    records = two_cases().records(["[PAD]", "u1", "u2"], ["[PAD]", "a", "b", "c", "d"], ["", "A", "B", "C", "D"])
+    path = RunFolder.create(tmp_path, CONFIG).write_cases(records)
+    first, second = read_cases(path)
+    assert first["user"] == "u1"
+    assert (first["history"], first["history_titles"]) == (["a", "b"], ["A", "B"])
+    assert (first["candidates"], first["candidate_titles"]) == (["c", "d"], ["C", "D"])
+    assert (first["target"], first["answer"], first["answer_text"]) == ("c", "c", "Título 三")
+    assert (first["valid"], first["correct"]) == (True, True)
+    assert (second["answer"], second["answer_title"], second["answer_text"]) == (None, None, "nonsense")
+    assert (second["valid"], second["correct"], second["scores"]) == (False, False, None)
+
+
+def test_batches_are_joined_in_order():
+    collector = CaseCollector()
+    collector.add(two_cases())
+    collector.add(two_cases())
+    cases = collector.collect()
+    assert cases.correct.tolist() == [True, False, True, False]
+    assert cases.valid.tolist() == [True, False, True, False]
+    assert cases.texts == ("Título 三", "nonsense") * 2

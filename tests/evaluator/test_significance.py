@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from recbole_llara.evaluator.significance import mcnemar, wilson_interval
+
+
+def test_wilson_interval_equals_a_hand_computation():
+    # p = .8, n = 10, z = 1.959964: centre (.8 + z^2/20) / (1 + z^2/10) = .716740, half width .226577.
+    interval = wilson_interval(8, 10)
+    assert interval.share == 0.8
+    assert interval.low == pytest.approx(0.716740 - 0.226577, abs=2e-6)
+    assert interval.high == pytest.approx(0.716740 + 0.226577, abs=2e-6)
+
+
+def test_wilson_interval_at_the_edges_stays_inside_zero_and_one():
+    # 0 of 20: [0, z^2 / (20 + z^2)].
+    assert wilson_interval(0, 20).low == 0.0
+    assert wilson_interval(0, 20).high == pytest.approx(3.841459 / 23.841459, abs=1e-6)
+    assert wilson_interval(20, 20).high == 1.0
+
+
+def test_wilson_interval_widens_with_confidence_and_narrows_with_rows():
+    def width(interval):
+        return interval.high - interval.low
+
+    assert width(wilson_interval(40, 100, 0.99)) > width(wilson_interval(40, 100, 0.95)) > width(wilson_interval(400, 1000))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_interval_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match="expected 0 <= successes"):
+        wilson_interval(successes, n)
+
+
+def test_mcnemar_equals_a_hand_computation():
+    # 5 both, 8 only A, 2 only B, 3 neither: 2 * (1 + 10 + 45) / 2^10.
+    a = np.array([1] * 5 + [1] * 8 + [0] * 2 + [0] * 3, dtype=bool)
+    b = np.array([1] * 5 + [0] * 8 + [1] * 2 + [0] * 3, dtype=bool)
+    test = mcnemar(a, b)
+    assert (test.both, test.only_a, test.only_b, test.neither, test.n) == (5, 8, 2, 3, 18)
+    assert test.p_value == pytest.approx(112 / 1024)
+    assert mcnemar(b, a).p_value == test.p_value
+
+
+def test_mcnemar_of_equal_systems_is_no_difference():
+    a = np.array([True, False, True])
+    assert mcnemar(a, a).p_value == 1.0
+
+
+def test_mcnemar_refuses_unpaired_rows():
+    with pytest.raises(ValueError, match="same rows"):
+        mcnemar(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
