@@ -1,0 +1,206 @@
+"""The frozen recommender: trained on the run's own rows and cached, or loaded; its item embeddings feed the projector.
+
+The cache lies in ``<checkpoint_dir>/recommenders/<model>-<dataset>-<hash>/``; the hash covers everything the weights
+depend on, so a second run with the same recommender trains nothing, and one with another key trains its own.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import recbole
+import torch
+from filelock import FileLock
+from torch import nn
+
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.result import json_ready
+from recbole_llara.keys import recommender_keys
+from recbole_llara.model import resolve_model
+from recbole_llara.random_state import own_random_state
+from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
+from recbole_llara.trainer.stock_checkpoint import items_sha256, load_stock_model, read_stock_model
+
+WEIGHTS, META = "model.safetensors", "meta.json"
+FORMAT = 1  # raise it when the meaning of a cached folder changes
+IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A trained recommender, of which an LLM sees the item embeddings only.
+
+    Attributes:
+        model: RecBole's name of it.
+        sha256: digest of what its weights depend on; of the weights' file where it came by ``rec_checkpoint``.
+        item_embeddings: [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item.
+        path: folder or file of its weights.
+        metrics: split -> RecBole's metrics of the recommender itself; empty where it came by ``rec_checkpoint``.
+        best_epoch: counted from 0, or None.
+        seconds: time this call spent on training it; 0 from the cache.
+    """
+
+    model: str
+    sha256: str
+    item_embeddings: torch.Tensor
+    path: Path
+    metrics: Mapping[str, Mapping[str, float]]
+    best_epoch: int | None
+    seconds: float
+
+
+def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommender:
+    """Get the frozen recommender of a run: from ``rec_checkpoint``, from the cache, or by training it now.
+
+    It learns from all training rows and stops early on the run's own validation candidates. The caller's random
+    state is left as it was, so a run draws the same numbers whether its recommender was cached or not.
+
+    Args:
+        config: the LLM's configuration; ``rec_model`` and keys with the prefix ``rec_`` describe the recommender.
+        prepared: the run's data.
+
+    Raises:
+        UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
+    """
+    rec_config = config.for_recommender()
+    if config["rec_checkpoint"]:
+        return _given_recommender(rec_config, prepared, Path(config["rec_checkpoint"]))
+    # The run's rows may be a sample of what the recommender learns from and is measured on.
+    sampled = config["max_train_rows"] != rec_config["max_train_rows"] or config["max_eval_rows"] != rec_config["max_eval_rows"]
+    sha256 = recommender_sha256(rec_config, prepare_data(rec_config) if sampled else prepared)
+    folder = Path(rec_config["checkpoint_dir"]) / "recommenders"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
+    seconds = 0.0
+    with FileLock(folder / f".{path.name}.lock"):  # runs started together wait for the one that trains
+        if (path / META).is_file():
+            getLogger().info(f"Recommender taken from the cache: {path}")
+        else:
+            seconds = _train_into(path, rec_config, sha256)
+    meta = json.loads((path / META).read_text(encoding="utf-8"))
+    model = _build_model(rec_config, prepared)
+    load_stock_model(model, path / WEIGHTS, rec_config["model"])
+    table = item_embedding_table(model)
+    return Recommender(rec_config["model"], sha256, table, path, meta["metrics"], meta["best_epoch"], seconds)
+
+
+def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
+    """Digest of everything a recommender's weights and metrics depend on, save the machine.
+
+    Args:
+        rec_config: its own configuration.
+        data: rows and candidates it learns from and is measured on.
+    """
+    keys = sorted(recommender_keys(rec_config["model"]) - IRRELEVANT_KEYS)
+    facts = {
+        "format": FORMAT,
+        "recbole": recbole.__version__,
+        "model": rec_config["model"],
+        "keys": {key: rec_config[key] for key in keys},
+        "seed": rec_config["seed"],
+        "reproducibility": rec_config["reproducibility"],
+        "max_history": rec_config["MAX_ITEM_LIST_LENGTH"],
+        "items": items_sha256(data.dataset),
+        "training_rows": _rows_sha256(data.train_data.dataset, rec_config),
+        "candidates": data.candidate_sha256,
+    }
+    return hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()
+
+
+def item_embedding_table(model: nn.Module) -> torch.Tensor:
+    """The table [N, d_rec] a recommender looks its items up in: a float32 copy on the CPU that no training touches.
+
+    Raises:
+        UserError: the model has no ``item_embedding`` of N rows.
+    """
+    table = getattr(model, "item_embedding", None)
+    if not isinstance(table, nn.Embedding) or table.num_embeddings != model.n_items:
+        found = "none" if table is None else f"a {type(table).__name__}"
+        raise UserError(
+            f"rec_model: {type(model).__name__} has no item embedding table (item_embedding: {found}), expected one row "
+            "for each item; choose a recommender such as SASRec, GRU4Rec or Caser"
+        )
+    return table.weight.detach().to("cpu", torch.float32, copy=True)
+
+
+def _build_model(rec_config: LLaRAConfig, data: PreparedData) -> nn.Module:
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+        model = resolve_model(rec_config["model"])(rec_config, data.train_data.dataset).to(rec_config["device"])
+    item_embedding_table(model)  # before training it in vain
+    return model
+
+
+def _train_into(path: Path, rec_config: LLaRAConfig, sha256: str) -> float:
+    """Train a recommender and put its folder at ``path`` by one rename. Returns the seconds it took."""
+    getLogger().info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
+    started = perf_counter()
+    data = prepare_data(rec_config)  # loaders of its own: other batch sizes, and negatives where its loss asks for them
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        model = _build_model(rec_config, data)
+        with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+            trainer = stock_trainer_class(rec_config)(rec_config, model)
+            trainer.saved_model_file = str(temporary / WEIGHTS)
+            show_progress = bool(rec_config["show_progress"])
+            _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
+            test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
+        seconds = perf_counter() - started
+        metrics = {"valid": valid or {}, "test": test}
+        meta = {
+            "model": rec_config["model"],
+            "dataset": rec_config["dataset"],
+            "sha256": sha256,
+            "best_epoch": trainer.best_epoch,
+            "metrics": metrics,
+            "candidate_sha256": data.candidate_sha256,
+            "training_seconds": round(seconds, 1),
+        }
+        (temporary / META).write_text(json.dumps(json_ready(meta), indent=2), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(test)}")
+    return seconds
+
+
+def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoint: Path) -> Recommender:
+    weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
+    if weights.suffix == ".pth":
+        raise UserError(
+            f"rec_checkpoint: {weights} is a pickle, which can run any code; expected a {WEIGHTS} of ours or its folder. "
+            f"Train it again with --model={rec_config['model']}, or leave rec_checkpoint empty."
+        )
+    facts, _ = read_stock_model(weights)
+    n_items = prepared.dataset.item_num
+    if facts["n_items"] != n_items or facts["items_sha256"] != items_sha256(prepared.dataset):
+        raise UserError(
+            f"rec_checkpoint: {weights} knows {facts['n_items']} items of {facts['dataset']}, this run has {n_items} of "
+            f"{rec_config['dataset']}, or numbers them differently: train it with the same dataset, protocol and filters."
+        )
+    model = _build_model(rec_config, prepared)
+    load_stock_model(model, weights, rec_config["model"])
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return Recommender(rec_config["model"], digest, item_embedding_table(model), checkpoint, {}, facts["epoch"], 0.0)
+
+
+def _rows_sha256(dataset: Any, rec_config: LLaRAConfig) -> str:
+    """Digest of the training rows: user, history and target of each, in order."""
+    digest = hashlib.sha256()
+    item_field = rec_config["ITEM_ID_FIELD"]
+    for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
+        values = np.ascontiguousarray(dataset.inter_feat[name].numpy().astype("<i8"))
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(values)
+    return digest.hexdigest()
