@@ -1,0 +1,79 @@
+"""The one table of models. A name is ours, or RecBole's own sequential recommender."""
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from recbole_llara.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recbole_llara.data.dataset import PreparedData
+
+MODELS: dict[str, str] = {
+    "LLaRA": "recbole_llara.model.llara:LLaRA",
+}
+# Ours too, but trained and evaluated as RecBole's own models are.
+BASELINES: dict[str, str] = {
+    "Popularity": "recbole_llara.model.popularity:Popularity",
+}
+
+# RecBole's sequential models that a run cannot hold, and why.
+UNSUPPORTED: dict[str, str] = {
+    "DIEN": "it draws negatives for every step of a history in a dataset class of its own",
+    "GRU4RecKG": "it needs pre-trained entity embeddings",
+    "KSR": "it needs pre-trained entity embeddings and a knowledge graph",
+    "S3Rec": "its two stages pass a pickled file from one run to the next",
+}
+
+
+def stock_models() -> dict[str, type]:
+    """RecBole's sequential recommenders by name, those that are ``UNSUPPORTED`` left out."""
+    from recbole.model import sequential_recommender
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    return {
+        name: value
+        for name, value in vars(sequential_recommender).items()
+        if inspect.isclass(value) and issubclass(value, AbstractRecommender) and name not in UNSUPPORTED
+    }
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is one of this package's LLM recommenders: others are trained as RecBole's own."""
+    return name in MODELS
+
+
+def resolve_model(name: str) -> type:
+    """Find the class of a model.
+
+    Args:
+        name: a key of ``MODELS`` or ``BASELINES``, or the name of a RecBole sequential recommender.
+
+    Raises:
+        UserError: no model has this name, and the message gives the nearest ones; or the model is unsupported.
+    """
+    if name in MODELS or name in BASELINES:
+        module, _, attribute = (MODELS | BASELINES)[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name in UNSUPPORTED:
+        raise UserError(f"model: RecBole's {name} is not supported: {UNSUPPORTED[name]}")
+    stock = stock_models()
+    if name in stock:
+        return stock[name]
+    raise UserError(
+        f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *BASELINES, *stock])}"
+    )
+
+
+def build_model(config: Any, data: "PreparedData") -> "nn.Module":
+    """Make the model of a run, on its device: ours from all that was prepared, a stock one as RecBole makes it.
+
+    Args:
+        config: the run's LLaRAConfig.
+        data: what ``prepare_data`` returned.
+    """
+    model_class = resolve_model(config["model"])
+    model = model_class.from_data(config, data) if is_ours(config["model"]) else model_class(config, data.dataset)
+    return model.to(config["device"])

@@ -1,0 +1,227 @@
+"""Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import nn
+
+from recbole_llara.data.candidates import CandidateSampler
+from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
+from recbole_llara.data.hashing import numbers, row_keys
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
+from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
+from recbole_llara.evaluator.scoring import score_candidates
+from recbole_llara.model.attention import training_attention
+from recbole_llara.model.hybrid import merge_item_embeddings
+from recbole_llara.model.item_encoder import Recommender, prepare_recommender
+from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
+from recbole_llara.model.losses import answer_nll
+from recbole_llara.model.precision import resolve_compute_dtype
+from recbole_llara.model.projector import Projector
+from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
+from recbole_llara.prompt.template import load_templates
+from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings
+
+_logger = logging.getLogger()
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows of one forward pass, as the prompt encoder wants them.
+
+    Args:
+        history: [B, L] item ids, 0-padded on the right.
+        candidates: [B, C].
+        targets: [B].
+        template_index: [B].
+    """
+
+    history: torch.Tensor
+    candidates: torch.Tensor
+    targets: torch.Tensor
+    template_index: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> "TrainingRows":
+        """Some of the rows."""
+        return TrainingRows(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+class LLMRecommender(SequentialRecommender):
+    """An LLM that names one of C candidates, its prompts holding items' titles, embeddings or both.
+
+    Args:
+        config: the run's LLaRAConfig.
+        data: what ``prepare_data`` returned.
+        recommender: the frozen recommender; None where the representation shows no item embedding.
+
+    Raises:
+        UserError: no titles, an LLM that cannot be loaded, or prompts longer than it can hold.
+    """
+
+    input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
+
+    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None) -> None:
+        super().__init__(config, data.dataset)
+        if data.catalogue is None:
+            raise UserError(
+                f"title_field: dataset {config['dataset']} names no column of titles, expected one for "
+                f"{config['model']}: set title_field in properties/dataset/{config['dataset']}.yaml or a config file"
+            )
+        llm_settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
+        self.decoding = EvaluationSettings.from_config(config).decoding
+        self.representation = REPRESENTATIONS[prompt.representation]
+        self.test_prompt = prompt.test_prompt
+        self.seed = config["seed"]
+        self.titles = data.catalogue.titles
+        self.sampler: CandidateSampler = data.sampler
+        self.recommender = recommender
+        self.compute_dtype = resolve_compute_dtype(llm_settings.llm_dtype, config["device"])
+        llm, self.tokenizer = load_llm(
+            llm_settings.llm_path,
+            dtype=llm_settings.llm_dtype,
+            trust_remote_code=llm_settings.llm_trust_remote_code,
+            llm_tuning=llm_settings.llm_tuning,
+            device=config["device"],
+        )
+        self._attention = {
+            True: training_attention(llm, self.compute_dtype, config["device"]),
+            False: llm.config._attn_implementation,
+        }
+        self.llm_tuning = llm_settings.llm_tuning
+        self.llm = tune(
+            llm,
+            llm_settings.llm_tuning,
+            llm_settings.lora_r,
+            llm_settings.lora_alpha,
+            llm_settings.lora_dropout,
+            llm_settings.lora_target_modules,
+        )
+        self.encoder = PromptEncoder(
+            self.tokenizer,
+            self.titles,
+            load_templates(data.catalogue.domain, config["candidate_num"]),
+            prompt.max_title_tokens,
+            max_positions(llm),
+        )
+        self._build_item_tokens(input_embeddings(llm).weight)
+
+    def _build_item_tokens(self, embeddings: torch.Tensor) -> None:
+        """The behavioural tokens' source, their projector, and the placeholder [PH]."""
+        self.placeholder = nn.Parameter(embeddings.detach().float().mean(0))  # [D]
+        if self.recommender is None:
+            self.projector = None
+            return
+        table = self.recommender.item_embeddings  # [N, d_rec]
+        # Recommenders differ in the scale of their tables by an order of magnitude; the projector sees them
+        # centred and at unit variance (one number for the whole table, so that distances keep their order).
+        centred = table - table[1:].mean(0)
+        self.register_buffer("item_embeddings", centred / centred[1:].std(), persistent=False)
+        self.projector = Projector(table.shape[1], embeddings.shape[1])
+        # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
+        self.projector.linear_2.bias.data.copy_(self.placeholder.data)
+
+    @classmethod
+    def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
+        """Make the model of a run, its frozen recommender trained or taken from the cache where one is needed."""
+        hybrid = REPRESENTATIONS[PromptSettings.from_config(config).representation].has_item_embedding
+        return cls(config, data, prepare_recommender(config, data) if hybrid else None)
+
+    def train(self, mode: bool = True) -> "LLMRecommender":
+        """Training mode, with the attention that is fastest there."""
+        super().train(mode)
+        causal_lm(self.llm).set_attn_implementation(self._attention[mode])
+        return self
+
+    # --- prompts -------------------------------------------------------------------------------
+
+    def template_index(self, rows: torch.Tensor, purpose: str, epoch: int) -> torch.Tensor:
+        """[B] a template for each row, drawn by (seed, purpose, epoch, row)."""
+        draws = numbers(row_keys(self.seed, f"template/{purpose}", epoch, rows.cpu().numpy()), np.zeros(1, np.int64))
+        return torch.from_numpy((draws % np.uint64(len(self.encoder.templates))).astype(np.int64))
+
+    def training_rows(self, interaction: Interaction, epoch: int) -> TrainingRows:
+        """Histories and targets of training rows with this epoch's candidates and templates."""
+        rows, users = interaction[ROW_FIELD].cpu(), interaction[self.USER_ID].cpu()
+        history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
+        candidates = self.sampler.draw(
+            rows.numpy(), users.numpy(), targets.numpy(), "train", epoch, history=history.numpy()
+        )
+        return TrainingRows(history, torch.from_numpy(candidates), targets, self.template_index(rows, "train", epoch))
+
+    def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
+        """Input embeddings [B, T, D], behavioural tokens and placeholders in their slots (LLaRA eq. 6)."""
+        inputs = input_embeddings(self.llm)(prompts.input_ids)
+        if not len(prompts.slot_items):
+            return inputs
+        slots = self.placeholder.expand(len(prompts.slot_items), -1)  # [S, D]
+        if self.projector is not None:
+            projected = self.projector(self.item_embeddings[prompts.slot_items])  # [S, D]
+            slots = torch.where((prompts.slot_items > 0)[:, None], projected.to(slots.dtype), slots)
+        return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+
+    # --- training ------------------------------------------------------------------------------
+
+    def answer_nll(self, rows: TrainingRows, representation: Representation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood of the targets' answers (LLaRA eq. 7): sums [B] and token counts [B]."""
+        prompts = self.encoder.encode(rows.history, rows.candidates, rows.targets, representation, rows.template_index)
+        prompts = prompts.to(self.device)
+        return answer_nll(
+            self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels
+        )
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Mean loss a token of a batch in the evaluated representation, with the first epoch's candidates."""
+        sums, counts = self.answer_nll(self.training_rows(interaction, 0), self.representation)
+        return sums.sum() / counts.sum()
+
+    # --- evaluation ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
+        """Answer each row by the configured decoding.
+
+        Args:
+            interaction: rows with histories and candidates.
+        """
+        candidates = interaction[CANDIDATE_FIELD].cpu()  # [B, C]
+        rows = interaction[ROW_FIELD].cpu()
+        if self.test_prompt == "first":
+            template_index = torch.zeros_like(rows)
+        else:
+            template_index = self.template_index(rows, "evaluation", 0)
+        history = interaction[self.ITEM_SEQ].cpu()
+        prompts = self.encoder.encode(history, candidates, None, self.representation, template_index).to(self.device)
+        answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)  # [B, C, A]
+        inputs = self.embed(prompts)
+        if self.decoding == "generate":
+            return self._generate(inputs, prompts.attention_mask, answer_ids, candidates)
+        context = (self.llm, inputs, prompts.attention_mask, prompts.position_ids, answer_ids)
+        if self.decoding == "constrained":
+            chosen, scores = decode_constrained(*context).cpu(), None
+        else:
+            scores = score_candidates(*context).cpu()
+            chosen = scores.argmax(1)
+        items = candidates.gather(1, chosen[:, None])[:, 0]
+        return CandidateAnswers(items=items, scores=scores, texts=[self._answer_text(item) for item in items.tolist()])
+
+    def _generate(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor, answer_ids: torch.Tensor, candidates: torch.Tensor
+    ) -> CandidateAnswers:
+        lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
+        tokens = decode_generate(
+            self.llm, inputs, attention_mask, lengths, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        )
+        texts = answer_texts(self.tokenizer, tokens)
+        titles = [[self._answer_text(item) for item in row] for row in candidates.tolist()]
+        return CandidateAnswers(items=match_titles(texts, titles, candidates), scores=None, texts=texts)
+
+    def _answer_text(self, item: int) -> str:
+        return str(item) if self.representation.answer is Part.INDEX else self.titles[item]

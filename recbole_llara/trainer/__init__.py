@@ -1,0 +1,23 @@
+"""Trainers: RecBole's own for stock models, ours for LLM recommenders; both evaluate over candidates."""
+
+from typing import Any
+
+from torch import nn
+
+from recbole_llara.model import is_ours
+
+
+def get_trainer(config: Any, model: nn.Module) -> Any:
+    """Make the trainer of a run.
+
+    Args:
+        config: the run's LLaRAConfig.
+        model: what ``build_model`` made of it.
+    """
+    if is_ours(config["model"]):
+        from recbole_llara.trainer.trainer import LLMTrainer
+
+        return LLMTrainer(config, model)
+    from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
+
+    return stock_trainer_class(config)(config, model)

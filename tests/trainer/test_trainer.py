@@ -1,0 +1,224 @@
+"""LLaRA trained on toy data: what is frozen stays, what is saved comes back, behaviour reaches the answer."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from synthetic_data import write_toy_dataset
+
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.errors import UserError
+from recbole_llara.model import build_model
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.settings import OptimSettings
+from recbole_llara.trainer import get_trainer
+from recbole_llara.trainer.trainer import learning_rate_factor
+
+TITLES = [f" Title {item} é" for item in range(60)]
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch, make_llm, make_tokenizer):
+    """The keys of a small run: toy data, a two-block LLM in a folder, one epoch of few rows."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer([*TITLES, "This user has chosen in the previous. Choose one of these items:"], 400)
+    llm = tmp_path / "llm"
+    make_llm("llama", vocab_size=len(tokenizer)).save_pretrained(llm)
+    tokenizer.save_pretrained(llm)
+    return {
+        **write_toy_dataset(tmp_path),
+        "rec_epochs": 1,
+        "llm_path": str(llm),
+        "epochs": 1,
+        "max_train_rows": 48,
+        "max_eval_rows": 12,
+        "train_batch_size": 16,
+        "micro_batch_size": 8,
+        "llm_dtype": "float32",
+        "strategy": "direct",
+        "lora_dropout": 0.0,
+    }
+
+
+def _trainer(keys):
+    config = LLaRAConfig("LLaRA", "toy", config_dict=keys)
+    data = prepare_data(config)
+    torch.manual_seed(0)
+    return get_trainer(config, build_model(config, data)), data
+
+
+def _state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("llm_tuning", ["lora", "frozen", "full"])
+def test_training_moves_what_it_should_and_nothing_else(keys, llm_tuning):
+    trainer, data = _trainer({**keys, "llm_tuning": llm_tuning})
+    model = trainer.model
+    before, embeddings = _state(model), model.item_embeddings.clone()
+    table = model.recommender.item_embeddings.clone()
+    trainer.fit(data.train_data, data.valid_data)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"projector.linear_1.weight", "projector.linear_2.weight"} <= moved
+    in_llm = {name for name in moved if name.startswith("llm.")}
+    if llm_tuning == "frozen":
+        assert not in_llm
+    elif llm_tuning == "lora":
+        assert in_llm and all("lora_" in name for name in in_llm)
+    else:
+        assert len(in_llm) > 10
+    assert torch.equal(model.item_embeddings, embeddings)
+    assert torch.equal(model.recommender.item_embeddings, table)
+
+
+@pytest.mark.parametrize("llm_tuning", ["lora", "full"])
+def test_a_saved_run_answers_the_same_when_loaded(keys, llm_tuning):
+    keys = {**keys, "llm_tuning": llm_tuning}
+    first = run_recbole_llara("LLaRA", "toy", config_dict=keys)
+    again = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint": first["checkpoint"]})
+    assert first["test_result"] == again["test_result"]
+    for one, other in zip(_cases(first), _cases(again), strict=True):
+        assert one == other
+
+
+def _cases(paths):
+    return [json.loads(line) for line in Path(paths["cases_file"]).read_text(encoding="utf-8").splitlines()]
+
+
+def test_two_runs_of_one_seed_are_equal(keys):
+    first, second = (run_recbole_llara("LLaRA", "toy", config_dict=keys) for _ in range(2))
+    assert first["run_dir"] != second["run_dir"]
+    assert _cases(first) == _cases(second)
+
+
+def test_the_result_tells_what_was_run(keys):
+    paths = run_recbole_llara("LLaRA", "toy", config_dict=keys)
+    result = json.loads(Path(paths["result_file"]).read_text(encoding="utf-8"))
+    assert (result["model"], result["rec_model"], result["n"], result["decoding"]) == ("LLaRA", "SASRec", 12, "score")
+    assert result["recommender"]["sha256"] and set(result["candidate_sha256"]) == {"valid", "test"}
+    assert result["interval_95"]["low"] <= result["metrics"]["test"]["hit@1"] <= result["interval_95"]["high"]
+    stock = run_recbole_llara("SASRec", "toy", config_dict={key: keys[key] for key in keys if key in STOCK_KEYS} | {"epochs": 1})
+    other = json.loads(Path(stock["result_file"]).read_text(encoding="utf-8"))
+    assert other["candidate_sha256"] == result["candidate_sha256"]
+    assert [case["candidates"] for case in _cases(stock)] == [case["candidates"] for case in _cases(paths)]
+
+
+STOCK_KEYS = frozenset(
+    "data_path checkpoint_dir protocol load_col title_field candidate_num use_gpu show_progress max_eval_rows".split()
+)
+
+
+@pytest.mark.parametrize("decoding", ["generate", "constrained", "score"])
+def test_every_decoding_answers(keys, decoding):
+    paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "decoding": decoding})
+    cases = _cases(paths)
+    assert len(cases) == 12
+    if decoding == "generate":
+        assert all(case["answer_text"] is not None for case in cases)
+    else:
+        assert paths["test_result"]["validratio"] == 1.0
+        assert all(case["answer"] in case["candidates"] for case in cases)
+
+
+def test_every_decoding_answers_a_row_alone_as_in_a_batch(keys):
+    for decoding in ("generate", "constrained", "score"):
+        together = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "decoding": decoding, "eval_batch_size": 12})
+        checkpoint = {"decoding": decoding, "eval_batch_size": 1, "checkpoint": together["checkpoint"]}
+        alone = run_recbole_llara("LLaRA", "toy", config_dict={**keys, **checkpoint})
+        assert [case["answer"] for case in _cases(together)] == [case["answer"] for case in _cases(alone)]
+
+
+def test_behaviour_flows_through_the_token(keys):
+    """Other item embeddings give other scores in a hybrid prompt, and the same in a text-only one."""
+    trainer, data = _trainer(keys)
+    model = trainer.model.eval()
+    interaction = next(iter(data.test_data))[0]
+    scores = model.answer_candidates(interaction).scores
+    model.item_embeddings.copy_(model.item_embeddings[torch.randperm(len(model.item_embeddings))])
+    assert not torch.allclose(scores, model.answer_candidates(interaction).scores)
+    text, data = _trainer({**keys, "representation": "textual"})
+    assert text.model.recommender is None and text.model.projector is None
+
+
+def test_micro_batches_do_not_change_a_step(keys):
+    """Sixteen rows in one pass, or in passes of three: the same parameters after the step."""
+    states = []
+    for size in (16, 3):
+        trainer, data = _trainer({**keys, "micro_batch_size": size, "llm_tuning": "full"})
+        trainer.total_steps = 10
+        trainer.step = 5
+        rows = trainer.model.training_rows(next(iter(data.train_data)), 0)
+        torch.manual_seed(0)
+        trainer.model.train()
+        losses = trainer._train_step(rows)
+        states.append((losses, {n: p.grad for n, p in trainer.model.named_parameters()}, _state(trainer.model)))
+    assert states[0][0] == pytest.approx(states[1][0], abs=1e-5)
+    for name, value in states[0][2].items():
+        assert torch.allclose(value, states[1][2][name], atol=2e-4), name
+
+
+def test_training_candidates_change_with_the_epoch_and_hold_the_target(keys):
+    trainer, data = _trainer(keys)
+    interaction = next(iter(data.train_data))
+    first, same, second = (trainer.model.training_rows(interaction, epoch).candidates for epoch in (0, 0, 1))
+    assert torch.equal(first, same) and not torch.equal(first, second)
+    targets = interaction["item_id"][:, None]
+    assert (first == targets).sum(1).eq(1).all() and (second == targets).sum(1).eq(1).all()
+
+
+def test_a_checkpoint_of_something_else_is_refused(keys):
+    paths = run_recbole_llara("LLaRA", "toy", config_dict=keys)
+    with pytest.raises(UserError, match="recommender_sha256"):
+        run_recbole_llara("LLaRA", "toy", config_dict={**keys, "rec_learning_rate": 0.01, "checkpoint": paths["checkpoint"]})
+    with pytest.raises(UserError, match="representation"):
+        run_recbole_llara("LLaRA", "toy", config_dict={**keys, "representation": "behavioural", "checkpoint": paths["checkpoint"]})
+
+
+def test_an_altered_or_missing_file_of_a_checkpoint_is_found(keys):
+    checkpoint = Path(run_recbole_llara("LLaRA", "toy", config_dict=keys)["checkpoint"])
+    weights = checkpoint / "projector.safetensors"
+    tensors = load_file(weights)
+    tensors["projector.linear_1.bias"] += 1
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match="projector.safetensors is missing or was altered"):
+        run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint": str(checkpoint)})
+    with pytest.raises(UserError, match="meta.json"):
+        run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint": str(checkpoint / "nowhere")})
+
+
+def test_the_adapter_is_pefts_own(keys):
+    checkpoint = Path(run_recbole_llara("LLaRA", "toy", config_dict=keys)["checkpoint"])
+    names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "projector.safetensors", "meta.json"} <= names
+
+
+def test_an_interrupt_keeps_the_best_checkpoint(keys, monkeypatch):
+    trainer, data = _trainer({**keys, "epochs": 3})
+    step = type(trainer)._train_step
+
+    def interrupted(self, rows):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return step(self, rows)
+
+    monkeypatch.setattr(type(trainer), "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(data.train_data, data.valid_data)
+    assert trainer.best_epoch == 0
+    trainer.evaluate(data.test_data)  # loads the checkpoint that was kept
+
+
+def test_learning_rate_warms_up_and_falls_by_cosine():
+    names = {
+        "epochs": 1, "train_batch_size": 1, "learning_rate": 1.0, "weight_decay": 0.0, "micro_batch_size": 1,
+        "min_learning_rate_ratio": 0.01, "warmup_learning_rate_ratio": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 1.0,
+    }  # fmt: skip
+    settings = OptimSettings.from_config(names)
+    factors = [learning_rate_factor(step, 100, settings) for step in range(101)]
+    assert factors[0] == pytest.approx(0.01) and factors[10] == pytest.approx(1.0) and factors[100] == pytest.approx(0.01)
+    assert factors[55] == pytest.approx(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert max(factors) == factors[10]
