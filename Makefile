@@ -1,0 +1,32 @@
+# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. test, lint: what they say.
+# All three set up .venv first; a second call finds the stamp and installs nothing.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+
+.PHONY: quickstart test lint install clean
+
+quickstart: $(STAMP)
+	$(RUN) -m recbole_llara.quickstart
+
+test: $(STAMP)
+	$(RUN) -m pytest tests
+
+lint: $(STAMP)
+	$(RUN) -m ruff check --config .ci/ruff.toml .
+	$(RUN) -m ruff format --check --config .ci/ruff.toml .
+
+install: $(STAMP)
+
+# The stamp is older than what decides the installation whenever that changes.
+$(STAMP): setup.py .ci/constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c .ci/constraints.txt setuptools
+	$(PIP) install -c .ci/constraints.txt --no-build-isolation -e ".[test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

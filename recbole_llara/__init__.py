@@ -1,0 +1,22 @@
+"""recbole-llara: large language models as sequential recommenders, on RecBole's spine.
+
+Importing the package imports neither RecBole nor transformers: the engine (``prompt``, ``model.llm``,
+``model.projector``, ``model.hybrid``, ``model.losses``) works on a machine without RecBole.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recbole_llara.quick_start import run_recbole_llara
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "run_recbole_llara"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the run function when it is first asked for, and RecBole with it."""
+    if name == "run_recbole_llara":
+        from recbole_llara.quick_start import run_recbole_llara
+
+        return run_recbole_llara
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

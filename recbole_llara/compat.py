@@ -1,0 +1,22 @@
+"""What RecBole 1.2.1 needs from us to run on today's libraries, beyond the version ranges of setup.py.
+
+Most of it is what we do not do. ``recbole.quick_start`` imports ray, and ray pkg_resources: we import
+``recbole.config``, ``data``, ``trainer`` and ``model``, which need neither. ``torch.load`` of RecBole's pickled
+checkpoints, refused since torch 2.6, is replaced by safetensors (``trainer.stock_checkpoint``). What is left are
+warnings that tell a user nothing to act on.
+"""
+
+import warnings
+
+# (category, text, module): each is RecBole's own code calling something that still works.
+_HARMLESS = (
+    # Filling holes of a column in place: pandas 3 stops doing it, and setup.py keeps pandas below 3.
+    (FutureWarning, r"A value is trying to be set on a copy of a DataFrame or Series", r"recbole\.data\.dataset\.dataset"),
+    (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated", r"recbole\.trainer\.trainer"),
+)
+
+
+def silence_harmless_warnings() -> None:
+    """Ignore the warnings of the table above, and no others."""
+    for category, message, module in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message, category=category, module=module)

@@ -1,0 +1,184 @@
+"""RecBole's Config with our YAML layers, safe values and errors instead of silence.
+
+Precedence, lowest first: RecBole's properties < overall.yaml < recommender.yaml (stock models) or
+llm_recommender.yaml, llm/ (ours) < model/ < dataset/ < protocol/ < config files < config dict < command line.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.utils import InputType
+
+from recbole_llara.config_checks import check_dataset_files, check_metrics, checked_dataset, checked_protocol
+from recbole_llara.data.protocol import DataProtocol
+from recbole_llara.errors import UserError, nearest
+from recbole_llara.evaluator.metric import register_metrics
+from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, recommender_keys, shared_keys
+from recbole_llara.model import is_ours, resolve_model, stock_models
+from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.settings import (
+    DataSettings,
+    LLMSettings,
+    OptimSettings,
+    PromptSettings,
+    RecommenderSettings,
+    TrainingSettings,
+)
+from recbole_llara.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
+
+
+class LLaRAConfig(Config):
+    """The configuration of one run.
+
+    Args:
+        model: one of our models or a RecBole sequential one; None = the key ``model``.
+        dataset: ml-100k, or the name of a folder of ``data_path``; None = the key ``dataset``.
+        config_file_list: YAML files, later ones over earlier ones.
+        config_dict: values over those of the files; texts are read as YAML values, as RecBole would.
+        argv: ``--key=value`` arguments over all others. ``sys.argv`` is never read.
+
+    Raises:
+        UserError: an unknown key, model, dataset, protocol or recommender, or a value of the wrong kind.
+
+    Attributes:
+        notes: what was settled between keys that contradict each other, for the log.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str | Path] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        argv: Sequence[str] | None = None,
+    ) -> None:
+        register_metrics()
+        self._argv = tuple(argv or ())
+        self._sources: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
+        super().__init__(model, dataset, config_file_list, config_dict)
+        if not self.final_config_dict["use_gpu"]:
+            self.final_config_dict["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
+        DataProtocol.from_config(self)
+        ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
+        for settings in (DataSettings, *(ours if is_ours(self.model) else (TrainingSettings,))):
+            settings.from_config(self)
+
+    def for_recommender(self) -> "LLaRAConfig":
+        """The configuration of this run's frozen recommender.
+
+        It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys
+        without their prefix; everything else is the stock model's own, whatever the LLM was given.
+        """
+        rec_model = self["rec_model"]
+        shared, own = shared_keys(), recommender_keys(rec_model)
+        values = {key: value for key, value in self.external_config_dict.items() if key in shared}
+        for key, value in self.external_config_dict.items():
+            if key.startswith(REC_PREFIX) and key.removeprefix(REC_PREFIX) in own:
+                values[key.removeprefix(REC_PREFIX)] = value
+        # Values were parsed once; a quoted "1" of a config file must not become a number now.
+        values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
+        return LLaRAConfig(rec_model, self.dataset, config_dict=values)
+
+    # --- where values come from ----------------------------------------------------------------
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole extends its module's own lists in place; a second Config would see the first one's keys.
+        self.parameters = {category: list(names) for category, names in self.parameters.items()}
+
+    def _build_yaml_loader(self) -> type[ValueLoader]:
+        return ValueLoader
+
+    def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
+        if isinstance(file_list, (str, Path)):
+            raise UserError(f"config_file_list: found the text {str(file_list)!r}, expected a list of paths")
+        values: dict[str, Any] = {}
+        for path in file_list or ():
+            content = read_yaml(path)
+            values.update(content)
+            self._sources.update(dict.fromkeys(content, str(path)))
+        return values
+
+    def _load_variable_config_dict(self, config_dict: Mapping[str, Any] | None) -> dict[str, Any]:
+        values = {key: parse_value(value) if isinstance(value, str) else value for key, value in (config_dict or {}).items()}
+        self._sources.update(dict.fromkeys(values, "config_dict"))
+        return values
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        values = parse_arguments(self._argv)
+        self._sources.update(dict.fromkeys(values, "command line"))
+        return values
+
+    def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
+        model = model if model is not None else self.external_config_dict.get("model")
+        dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
+        for key, value in (("model", model), ("dataset", dataset)):
+            if not isinstance(value, str) or not value:
+                raise UserError(f"{key}: found {value!r}, expected a name; give --{key}=NAME")
+        return model, resolve_model(model), checked_dataset(dataset)
+
+    # --- our layers ----------------------------------------------------------------------------
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        if not _draws_negatives(model_class, self._value("loss_type")):
+            self.internal_config_dict["train_neg_sample_args"] = None
+        self._layer("overall")
+        if is_ours(model):
+            self._layer("llm_recommender")
+            llm_path = {**self.internal_config_dict, **_layer_values(f"model/{model}"), **self.external_config_dict}["llm_path"]
+            if llm_path == "tiny":
+                self._layer("llm/tiny")
+        else:
+            self._layer("recommender")
+        self._layer(f"model/{model}")
+        # RecBole loads user and item columns for the models that read them; the dataset's own list adds to these.
+        load_col = self.internal_config_dict["load_col"]
+        self._layer(f"dataset/{dataset}")
+        self.internal_config_dict["load_col"] = {**load_col, **self.internal_config_dict["load_col"]}
+        self._layer(f"protocol/{checked_protocol(self._value('protocol'))}")
+        rec_model = self._value("rec_model")
+        if is_ours(model) and rec_model not in stock_models():
+            hint = nearest(str(rec_model), stock_models())
+            raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
+        check_keys(self._sources, known_keys(model, rec_model if isinstance(rec_model, str) else ""))
+
+    def _layer(self, name: str) -> None:
+        self.internal_config_dict.update(_layer_values(name))
+
+    def _value(self, key: str) -> Any:
+        """A key's value, as far as the layers are laid."""
+        return self.external_config_dict.get(key, self.internal_config_dict.get(key))
+
+    def _set_default_parameters(self) -> None:
+        final = self.final_config_dict
+        for key in ("metrics", "topk"):  # RecBole takes one value for a list of one
+            if isinstance(final[key], (str, int)):
+                final[key] = [final[key]]
+        if is_ours(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
+            self.notes = (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
+            final["topk"] = [1]
+        check_metrics(final)
+        if not isinstance(final["data_path"], str):
+            raise UserError(f"data_path: found {final['data_path']!r}, expected a folder's path")
+        try:
+            super()._set_default_parameters()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"configuration: {error}") from error
+        check_dataset_files(self.dataset, final["data_path"], final["benchmark_filename"])
+
+
+def _layer_values(name: str) -> dict[str, Any]:
+    path = PROPERTIES / f"{name}.yaml"
+    return read_yaml(path) if path.is_file() else {}
+
+
+def _draws_negatives(model_class: type, loss_type: str | None) -> bool:
+    """Whether a stock model's loss compares the target with sampled negatives."""
+    if loss_type is not None:
+        return loss_type == "BPR"
+    return getattr(model_class, "input_type", None) == InputType.PAIRWISE

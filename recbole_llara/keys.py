@@ -1,0 +1,97 @@
+"""Which configuration keys exist: the union of what RecBole's lists and files and our files name.
+
+RecBole swallows an unknown key; here a typo is an error that names the nearest known key.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+import recbole
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
+
+from recbole_llara.errors import UserError, nearest
+from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.yaml_files import read_yaml
+
+RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
+REC_PREFIX = "rec_"
+
+# Keys that RecBole's code reads and none of its lists or files names.
+_UNLISTED = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio", "token_num_threshold"})
+# Rows and items are drawn once for an LLM and its recommender alike, so these take no prefix ...
+_SHARED_LISTS = frozenset([*general_arguments, *dataset_arguments, "eval_args", "repeatable"])
+# ... and these of ours describe the run of the LLM alone: the recommender learns from all rows.
+_OWN = frozenset({"max_train_rows", "max_eval_rows", "result_file", "decoding", "checkpoint"})
+_MEASURED = frozenset({"metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_step"})
+
+
+@cache
+def _file_keys(path: Path) -> frozenset[str]:
+    return frozenset(read_yaml(path)) if path.is_file() else frozenset()
+
+
+def _folder_keys(folder: str) -> frozenset[str]:
+    return frozenset().union(*(_file_keys(path) for path in sorted((PROPERTIES / folder).glob("*.yaml"))))
+
+
+def _model_keys(model: str) -> frozenset[str]:
+    return _file_keys(RECBOLE_PROPERTIES / "model" / f"{model}.yaml") | _file_keys(PROPERTIES / "model" / f"{model}.yaml")
+
+
+def shared_keys() -> frozenset[str]:
+    """Keys whose values hold for an LLM and for its frozen recommender: data, candidates, folders, device, seed."""
+    ours = _file_keys(PROPERTIES / "overall.yaml") | _folder_keys("dataset") | _folder_keys("protocol")
+    recbole_data = _file_keys(RECBOLE_PROPERTIES / "dataset" / "sample.yaml")
+    return (_SHARED_LISTS | ours | recbole_data | {"worker", "shuffle"}) - _OWN - _MEASURED
+
+
+def recommender_keys(rec_model: str) -> frozenset[str]:
+    """Keys that a frozen recommender takes with the prefix ``rec_``, without the prefix."""
+    learned = frozenset(training_arguments) | _file_keys(PROPERTIES / "recommender.yaml") | _model_keys(rec_model)
+    return learned | _MEASURED | {"eval_batch_size", "max_train_rows", "max_eval_rows", "enable_amp", "transform"}
+
+
+def known_keys(model: str, rec_model: str) -> frozenset[str]:
+    """Every key that a run of ``model`` may be given.
+
+    Args:
+        model: a model's name.
+        rec_model: the name of the frozen recommender, whose keys count with the prefix ``rec_``.
+    """
+    recbole_keys = frozenset().union(
+        general_arguments,
+        training_arguments,
+        evaluation_arguments,
+        dataset_arguments,
+        _file_keys(RECBOLE_PROPERTIES / "overall.yaml"),
+        _file_keys(RECBOLE_PROPERTIES / "dataset" / "sample.yaml"),
+        _file_keys(RECBOLE_PROPERTIES / "dataset" / "ml-100k.yaml"),
+    )
+    ours = frozenset().union(
+        *(_file_keys(path) for path in sorted(PROPERTIES.glob("*.yaml"))),
+        *(_folder_keys(folder) for folder in ("llm", "dataset", "protocol")),
+    )
+    prefixed = frozenset(REC_PREFIX + key for key in recommender_keys(rec_model))
+    return recbole_keys | ours | _model_keys(model) | prefixed | _UNLISTED
+
+
+def check_keys(given: Mapping[str, str], known: Iterable[str]) -> None:
+    """Refuse unknown keys.
+
+    Args:
+        given: key -> where it was given, such as ``command line``.
+        known: every key that is right.
+
+    Raises:
+        UserError: at least one key is unknown; the message names all of them, each with its nearest known keys.
+    """
+    names = frozenset(known)
+    wrong = [f"unknown key {key!r} ({source}): {_near_key(key, names)}" for key, source in given.items() if key not in names]
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+def _near_key(key: str, names: frozenset[str]) -> str:
+    hint = nearest(key, names)
+    return hint if hint.startswith("did you mean") else "no known key is near; the keys stand in properties/*.yaml"

@@ -1,0 +1,170 @@
+"""One run from configuration to result: data, model, training, evaluation, and the files that tell about it."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from recbole.utils import calculate_valid_score, init_logger, init_seed
+
+from recbole_llara.compat import silence_harmless_warnings
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.evaluator.result import build_result
+from recbole_llara.evaluator.run_folder import RunFolder
+from recbole_llara.model import build_model, is_ours
+from recbole_llara.model.item_encoder import Recommender
+from recbole_llara.trainer import get_trainer
+
+
+def run_recbole_llara(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Train a model, evaluate it on the test rows' candidates, and write the run's folder.
+
+    Args:
+        model: one of our models or a RecBole sequential one.
+        dataset: ml-100k, or a folder of ``data_path``.
+        config_file_list: YAML files.
+        config_dict: values over those of the files.
+        argv: ``--key=value`` arguments over all others.
+
+    Returns:
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and the
+        paths ``run_dir``, ``result_file``, ``cases_file`` and ``checkpoint``.
+
+    Raises:
+        UserError: the configuration or the data cannot be used; the message says which key to change.
+    """
+    silence_harmless_warnings()
+    config = LLaRAConfig(model, dataset, config_file_list, config_dict, argv)
+    init_seed(config["seed"], config["reproducibility"])
+    with _logging(config):
+        logger = logging.getLogger()
+        logger.info(str(config))
+        for note in config.notes:
+            logger.info(note)
+        return _run(config, logger)
+
+
+def _run(config: LLaRAConfig, logger: logging.Logger) -> dict[str, Any]:
+    timings: dict[str, float] = {}
+    with _timed(timings, "data"):
+        data = prepare_data(config)
+    init_seed(config["seed"], config["reproducibility"])
+    with _timed(timings, "model"):
+        model = build_model(config, data)
+    logger.info(str(model))
+    folder = RunFolder.create(config["checkpoint_dir"], config.final_config_dict)
+    folder.write_config(config.final_config_dict)
+    trainer = get_trainer(config, model)
+    # RecBole names the file by the minute, in the folder of all runs.
+    trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem("checkpoint").name)
+
+    best_valid_score, best_valid_result = _train(config, data, trainer, timings)
+    with _timed(timings, "evaluation"):
+        test_result = trainer.evaluate(
+            data.test_data, load_best_model=True, model_file=config["checkpoint"], show_progress=bool(config["show_progress"])
+        )
+
+    paths = _write(config, data, trainer, folder, {"valid": best_valid_result or {}, "test": test_result}, timings)
+    logger.info(f"best valid: {dict(best_valid_result or {})}")
+    logger.info(f"test result: {dict(test_result)}")
+    logger.info(f"written: {folder.path}")
+    return {
+        "best_valid_score": best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_valid_result,
+        "test_result": test_result,
+        **paths,
+    }
+
+
+def _train(
+    config: LLaRAConfig, data: PreparedData, trainer: Any, timings: dict[str, float]
+) -> tuple[float, Mapping[str, float] | None]:
+    """Train, or with ``checkpoint`` only measure it on the validation rows; returns RecBole's best score and result."""
+    show_progress = bool(config["show_progress"])
+    if config["checkpoint"] is None:
+        with _timed(timings, "training"):
+            return trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
+    trainer.eval_collector.data_collect(data.train_data)
+    result = trainer.evaluate(
+        data.valid_data, load_best_model=True, model_file=config["checkpoint"], show_progress=show_progress
+    )
+    return calculate_valid_score(result, trainer.valid_metric), result
+
+
+def _write(
+    config: LLaRAConfig,
+    data: PreparedData,
+    trainer: Any,
+    folder: RunFolder,
+    metrics: Mapping[str, Mapping[str, float]],
+    timings: Mapping[str, float],
+) -> dict[str, str]:
+    """Write ``cases.jsonl`` and ``result.json``; returns the paths of all that the run wrote."""
+    cases, dataset = trainer.last_cases, data.dataset
+    item_tokens = dataset.field2id_token[dataset.iid_field]
+    titles = item_tokens if data.catalogue is None else data.catalogue.titles
+    cases_file = folder.write_cases(cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles))
+    ours = is_ours(config["model"])
+    result = build_result(
+        config.final_config_dict,
+        correct=cases.correct,
+        valid=cases.valid,
+        candidate_sha256=data.candidate_sha256,
+        metrics=metrics,
+        timings=timings,
+        llm=config["llm_path"] if ours else None,
+        rec_model=config["rec_model"] if ours and trainer.model.recommender is not None else None,
+        decoding=config["decoding"] if ours else None,
+        best_epoch=trainer.best_epoch,
+        extra=_recommender_facts(trainer.model.recommender) if ours else None,
+    )
+    result_file = folder.write_result(result, config["result_file"])
+    return {
+        "run_dir": str(folder.path),
+        "result_file": str(result_file),
+        "cases_file": str(cases_file),
+        "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
+    }
+
+
+def _recommender_facts(recommender: Recommender | None) -> dict[str, Any]:
+    """What ``result.json`` tells of the frozen recommender."""
+    if recommender is None:
+        return {"recommender": None}
+    facts = {"sha256": recommender.sha256, "path": str(recommender.path), "metrics": recommender.metrics}
+    return {"recommender": {**facts, "training_seconds": round(recommender.seconds, 1)}}
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Note the seconds a stage took."""
+    started = perf_counter()
+    yield
+    timings[f"{stage}_seconds"] = round(perf_counter() - started, 3)
+
+
+@contextmanager
+def _logging(config: LLaRAConfig) -> Iterator[None]:
+    """RecBole's log on the screen and in ``log/``, for this run only.
+
+    Where the program has set up logging itself, RecBole's ``basicConfig`` adds nothing and nothing is taken away.
+    """
+    root = logging.getLogger()
+    before = list(root.handlers)
+    init_logger(config)
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in before]:
+            root.removeHandler(handler)
+            handler.close()

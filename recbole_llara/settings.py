@@ -1,0 +1,108 @@
+"""Our keys as frozen values: read from a config once, checked where they are read.
+
+``config["typo"]`` is None in RecBole. Code of this package therefore takes its keys from these classes:
+a missing key, a wrong type or a value out of range is a ``UserError`` that names the key.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from recbole_llara.checked import Settings, named_in, one_of, within
+from recbole_llara.errors import UserError
+
+
+def _representations() -> Iterable[str]:
+    from recbole_llara.prompt.representation import REPRESENTATIONS
+
+    return tuple(REPRESENTATIONS)
+
+
+def _curricula() -> Iterable[str]:
+    from recbole_llara.trainer.strategy import CURRICULA
+
+    return tuple(CURRICULA)
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """Histories and titles; the keys of rows and candidates are read by ``data.protocol.DataProtocol``."""
+
+    MAX_ITEM_LIST_LENGTH: int = within(1)
+    title_field: str | None
+    title_rules: tuple[str, ...]
+    domain: str
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """What is measured, and how an LLM answers."""
+
+    decoding: str = one_of("score", "constrained", "generate")
+    metrics: tuple[str, ...]
+    topk: tuple[int, ...] = within(1)
+    valid_metric: str
+    eval_batch_size: int = within(1)
+    eval_step: int = within(0)
+    stopping_step: int = within(0)
+    metric_decimal_place: int = within(0)
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class RecommenderSettings(Settings):
+    """The frozen recommender; its own ``rec_`` keys are applied by ``LLaRAConfig.for_recommender``."""
+
+    rec_model: str
+    rec_checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class LLMSettings(Settings):
+    """The LLM and what of it learns."""
+
+    llm_path: str
+    llm_dtype: str = one_of("auto", "float32", "bfloat16", "float16")
+    llm_trust_remote_code: bool
+    llm_tuning: str = one_of("lora", "frozen", "full")
+    lora_r: int = within(1)
+    lora_alpha: int = within(1)
+    lora_dropout: float = within(0, 1, open_high=True)
+    lora_target_modules: str | tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "auto":
+            raise UserError(f"lora_target_modules: found {self.lora_target_modules!r}, expected auto or a list of module names")
+        if self.lora_target_modules == ():
+            raise UserError("lora_target_modules: found an empty list, expected auto or at least one module name")
+
+
+@dataclass(frozen=True)
+class PromptSettings(Settings):
+    """How items stand in the prompt, and which task is learned when."""
+
+    representation: str = named_in(_representations)
+    strategy: str = one_of("direct", "two_stage", "curriculum")
+    curriculum: str = named_in(_curricula)
+    max_title_tokens: int = within(1)
+    test_prompt: str = one_of("first", "sampled")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """What every trained model takes, stock ones too."""
+
+    epochs: int = within(0)
+    train_batch_size: int = within(1)
+    learning_rate: float = within(0, open_low=True)
+    weight_decay: float = within(0)
+
+
+@dataclass(frozen=True)
+class OptimSettings(TrainingSettings):
+    """The optimiser of the LLM recommenders."""
+
+    micro_batch_size: int = within(1)
+    min_learning_rate_ratio: float = within(0, 1)
+    warmup_learning_rate_ratio: float = within(0, 1)
+    warmup_ratio: float = within(0, 1, open_high=True)
+    max_grad_norm: float | None = within(0, open_low=True)

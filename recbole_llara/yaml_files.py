@@ -1,0 +1,127 @@
+"""Values from YAML files and from the command line, read safely and in one way.
+
+Nothing is evaluated. RecBole runs ``eval`` on strings; here ``1e-3`` is a float because the reader
+knows RecBole's float pattern, and every other text is what YAML 1.1 makes of it, without its dates
+and base-60 numbers. ``None`` is null as well as ``~``, since RecBole's users write it.
+"""
+
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_llara.errors import UserError
+
+_ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class ValueLoader(yaml.SafeLoader):
+    """A safe YAML loader with RecBole's floats that refuses a key written twice."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: a key stands twice; YAML itself would keep the last.
+        """
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_PATTERNS = (
+    ("bool", r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+    (
+        "float",
+        r"^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?(?:[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)"
+        r"|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+0123456789.",
+    ),
+    ("null", r"^(?:~|null|Null|NULL|None|)$", ["~", "n", "N", ""]),
+    ("merge", r"^(?:<<)$", "<"),
+)
+for _tag, _pattern, _first in _PATTERNS:
+    ValueLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+class PlainText(str):
+    """A text that is a value already, and not to be parsed."""
+
+
+def parse_value(text: str) -> Any:
+    """Read a value from the command line or from a string of a config dict.
+
+    Args:
+        text: what stands behind ``--key=``; a ``PlainText`` stays as it is.
+
+    Returns:
+        The YAML value; the text itself where it is empty or no YAML (RecBole's intervals: ``[5,inf)``).
+    """
+    if isinstance(text, PlainText) or not text.strip():
+        return str(text)
+    try:
+        return yaml.load(text, Loader=ValueLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
+    """Read ``--key=value`` arguments, cut at the first ``=``.
+
+    Raises:
+        UserError: an argument has another form, or a key is given twice with different values.
+    """
+    texts: dict[str, str] = {}
+    for argument in argv:
+        match = _ARGUMENT.fullmatch(argument)
+        if match is None:
+            raise UserError(f"command line: found {argument!r}, expected --key=value")
+        key, text = match.groups()
+        if texts.setdefault(key, text) != text:
+            raise UserError(f"command line: --{key} is given twice, as {texts[key]!r} and as {text!r}")
+    return {key: parse_value(text) for key, text in texts.items()}
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Args:
+        path: the file, UTF-8. An empty one gives no keys.
+
+    Raises:
+        UserError: the file is missing, unreadable, no YAML, or no mapping of text keys.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"config file {str(path)!r} does not exist; check --config_files") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {str(path)!r} cannot be read: {error}") from error
+    try:
+        content = yaml.load(text, Loader=ValueLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"config file {str(path)!r}{where}: {error.problem or 'no valid YAML'}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {str(path)!r} is no valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"config file {str(path)!r} holds a {type(content).__name__}, expected 'key: value' lines")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"config file {str(path)!r}: the key {key!r} is a {type(key).__name__}, expected text")
+    return content

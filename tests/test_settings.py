@@ -1,0 +1,97 @@
+"""Settings are read once, checked, and frozen."""
+
+import dataclasses
+
+import pytest
+
+from recbole_llara.checked import Range, Settings
+from recbole_llara.errors import UserError
+from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.settings import (
+    DataSettings,
+    EvaluationSettings,
+    LLMSettings,
+    OptimSettings,
+    PromptSettings,
+    RecommenderSettings,
+    TrainingSettings,
+)
+from recbole_llara.yaml_files import read_yaml
+
+LLM_CLASSES = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings, EvaluationSettings, DataSettings)
+
+
+@pytest.fixture
+def values() -> dict[str, object]:
+    return {**read_yaml(PROPERTIES / "overall.yaml"), **read_yaml(PROPERTIES / "llm_recommender.yaml")}
+
+
+def test_every_key_of_the_llm_recommenders_has_a_setting() -> None:
+    read = {field.name for settings in LLM_CLASSES for field in dataclasses.fields(settings)}
+    # RecBole reads this one itself.
+    assert set(read_yaml(PROPERTIES / "llm_recommender.yaml")) - read == {"train_neg_sample_args"}
+
+
+def test_every_setting_has_a_default(values: dict[str, object]) -> None:
+    for settings in LLM_CLASSES:
+        assert {field.name for field in dataclasses.fields(settings)} <= set(values)
+        settings.from_config(values)
+
+
+def test_stock_models_have_training_defaults() -> None:
+    settings = TrainingSettings.from_config(read_yaml(PROPERTIES / "recommender.yaml"))
+    assert (settings.learning_rate, settings.train_batch_size) == (1e-3, 256)  # LLaRA sec. 5.1.2
+
+
+def test_settings_are_frozen(values: dict[str, object]) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LLMSettings.from_config(values).lora_r = 4  # type: ignore[misc]
+
+
+def test_a_missing_key_is_named(values: dict[str, object]) -> None:
+    del values["lora_r"]
+    with pytest.raises(UserError, match="lora_r"):
+        LLMSettings.from_config(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value", "expected"),
+    [
+        (LLMSettings, "lora_r", "8", "expected int"),
+        (LLMSettings, "lora_r", True, "expected int"),
+        (LLMSettings, "lora_r", 0, r"\[1, inf\)"),
+        (LLMSettings, "lora_dropout", 1.0, r"\[0, 1\)"),
+        (LLMSettings, "llm_tuning", "lore", "did you mean 'lora'"),
+        (LLMSettings, "llm_trust_remote_code", 1, "expected bool"),
+        (LLMSettings, "lora_target_modules", "all", "auto or a list"),
+        (LLMSettings, "lora_target_modules", [], "empty list"),
+        (LLMSettings, "lora_target_modules", [1], "expected str or a list of str"),
+        (PromptSettings, "representation", "hybird", "did you mean 'hybrid'"),
+        (PromptSettings, "strategy", "curiculum", "did you mean 'curriculum'"),
+        (OptimSettings, "learning_rate", 0, r"\(0, inf\)"),
+        (OptimSettings, "learning_rate", float("nan"), r"\(0, inf\)"),
+        (OptimSettings, "learning_rate", None, "expected float"),
+        (OptimSettings, "epochs", 1.5, "expected int"),
+        (EvaluationSettings, "decoding", "beam", "score, constrained, generate"),
+        (EvaluationSettings, "topk", [1, 0], r"\[1, inf\)"),
+        (DataSettings, "title_rules", "strip_year", "a list of str"),
+    ],
+)
+def test_wrong_values_are_refused(
+    values: dict[str, object], settings: type[Settings], key: str, value: object, expected: str
+) -> None:
+    with pytest.raises(UserError, match=f"(?s){key}.*{expected}"):
+        settings.from_config({**values, key: value})
+
+
+def test_values_are_converted(values: dict[str, object]) -> None:
+    settings = OptimSettings.from_config({**values, "learning_rate": 1, "max_grad_norm": None})
+    assert isinstance(settings.learning_rate, float)
+    assert settings.max_grad_norm is None
+    assert LLMSettings.from_config({**values, "lora_target_modules": ["q_proj"]}).lora_target_modules == ("q_proj",)
+
+
+def test_ranges_know_their_ends() -> None:
+    assert 0 in Range(0, 1) and 1 in Range(0, 1)
+    assert 0 not in Range(0, 1, open_low=True) and 1 not in Range(0, 1, open_high=True)
+    assert float("inf") not in Range(0)
