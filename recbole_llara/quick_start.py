@@ -73,6 +73,9 @@ def _run(config: LLaRAConfig, logger: logging.Logger) -> dict[str, Any]:
             data.test_data, load_best_model=True, model_file=config["checkpoint"], show_progress=bool(config["show_progress"])
         )
 
+    timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
+    if is_ours(config["model"]) and trainer.seconds_trained:
+        timings["training_rows_per_second"] = round(trainer.rows_trained / trainer.seconds_trained, 1)
     paths = _write(config, data, trainer, folder, {"valid": best_valid_result or {}, "test": test_result}, timings)
     logger.info(f"best valid: {dict(best_valid_result or {})}")
     logger.info(f"test result: {dict(test_result)}")

@@ -54,6 +54,7 @@ class RecommenderSettings(Settings):
 
     rec_model: str
     rec_checkpoint: str | None
+    shuffle_item_embeddings: bool
 
 
 @dataclass(frozen=True)

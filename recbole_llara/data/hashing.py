@@ -50,7 +50,8 @@ def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     Returns:
         uint64 of the broadcast shape.
     """
-    return _mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * _GAMMA)
+    with np.errstate(over="ignore"):  # wrapping around is the point; numpy warns of it for single numbers
+        return _mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * _GAMMA)
 
 
 def sample_rows(n_rows: int, limit: int, seed: int, purpose: str) -> np.ndarray:

@@ -62,14 +62,10 @@ def match_titles(texts: list[str], candidate_titles: list[list[str]], candidate_
     """
     n_rows, n_candidates = candidate_items.shape
     if len(texts) != n_rows or len(candidate_titles) != n_rows:
-        raise ValueError(
-            f"{len(texts)} texts and {len(candidate_titles)} title lists for {n_rows} rows: expected one each"
-        )
+        raise ValueError(f"{len(texts)} texts and {len(candidate_titles)} title lists for {n_rows} rows: expected one each")
     widths = {len(titles) for titles in candidate_titles}
     if widths - {n_candidates}:
-        raise ValueError(
-            f"title lists of lengths {sorted(widths)} for {n_candidates} candidates: expected one title each"
-        )
+        raise ValueError(f"title lists of lengths {sorted(widths)} for {n_candidates} candidates: expected one title each")
     answers = [normalise_title(text) for text in texts]
     matches = torch.tensor(
         [

@@ -82,9 +82,7 @@ def decode_generate(
         pad_token_id=pad_token_id,
         **PLAIN_GENERATION,
     )
-    generated = llm.generate(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings
-    )  # [B, M]
+    generated = llm.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings)  # [B, M]
     # A batch runs until its longest row ends: a row keeps only what it would have generated alone.
     is_kept = (generated == eos_token_id).cumsum(1) == 0
     is_kept &= torch.arange(generated.shape[1], device=generated.device) < answer_lengths[:, None]

@@ -83,9 +83,9 @@ def trie_log_probs(
         logits_to_keep=1,
     ).logits  # [B, 1, V]
     log_probs = torch.zeros(trie.answer_ids.shape, device=inputs_embeds.device)  # [B, C, A]
-    log_probs[:, :, 0] = _log_softmax_at(
-        prompt_logits, torch.zeros_like(trie.path[:, :, :1]), trie.answer_ids[:, :, :1]
-    )[:, :, 0]
+    log_probs[:, :, 0] = _log_softmax_at(prompt_logits, torch.zeros_like(trie.path[:, :, :1]), trie.answer_ids[:, :, :1])[
+        :, :, 0
+    ]
     if trie.node_ids.shape[1] == 0:
         return log_probs
     node_logits = llm(
@@ -118,9 +118,7 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
     return torch.where(is_asked, picked, 0.0)
 
 
-def _tree_mask(
-    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def _tree_mask(model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The mask under which nodes read the prompt, their ancestors and themselves.
 
     Args:

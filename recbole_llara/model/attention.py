@@ -36,7 +36,7 @@ def bmm_attention(
     Raises:
         ValueError: dropout or grouped key-value heads are asked for.
     """
-    batch, heads, length, width = query.shape
+    batch, heads, length, _width = query.shape
     if dropout or key.shape[1] != heads:
         raise ValueError(f"bmm attention: dropout {dropout}, {heads} query and {key.shape[1]} key heads; expected 0 and equal")
     source = key.shape[2]

@@ -26,9 +26,9 @@ from recbole_llara.model.losses import answer_nll
 from recbole_llara.model.precision import resolve_compute_dtype
 from recbole_llara.model.projector import Projector
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
-from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
+from recbole_llara.prompt.representation import REPRESENTATIONS, Representation
 from recbole_llara.prompt.template import load_templates
-from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings
+from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 
 _logger = logging.getLogger()
 
@@ -80,7 +80,6 @@ class LLMRecommender(SequentialRecommender):
         self.representation = REPRESENTATIONS[prompt.representation]
         self.test_prompt = prompt.test_prompt
         self.seed = config["seed"]
-        self.titles = data.catalogue.titles
         self.sampler: CandidateSampler = data.sampler
         self.recommender = recommender
         self.compute_dtype = resolve_compute_dtype(llm_settings.llm_dtype, config["device"])
@@ -106,14 +105,14 @@ class LLMRecommender(SequentialRecommender):
         )
         self.encoder = PromptEncoder(
             self.tokenizer,
-            self.titles,
+            data.catalogue.titles,
             load_templates(data.catalogue.domain, config["candidate_num"]),
             prompt.max_title_tokens,
             max_positions(llm),
         )
-        self._build_item_tokens(input_embeddings(llm).weight)
+        self._build_item_tokens(input_embeddings(llm).weight, RecommenderSettings.from_config(config).shuffle_item_embeddings)
 
-    def _build_item_tokens(self, embeddings: torch.Tensor) -> None:
+    def _build_item_tokens(self, embeddings: torch.Tensor, shuffled: bool) -> None:
         """The behavioural tokens' source, their projector, and the placeholder [PH]."""
         self.placeholder = nn.Parameter(embeddings.detach().float().mean(0))  # [D]
         if self.recommender is None:
@@ -122,6 +121,9 @@ class LLMRecommender(SequentialRecommender):
         table = self.recommender.item_embeddings  # [N, d_rec]
         # Recommenders differ in the scale of their tables by an order of magnitude; the projector sees them
         # centred and at unit variance (one number for the whole table, so that distances keep their order).
+        if shuffled:
+            order = torch.randperm(len(table) - 1, generator=torch.Generator().manual_seed(self.seed))
+            table = torch.cat([table[:1], table[1:][order]])
         centred = table - table[1:].mean(0)
         self.register_buffer("item_embeddings", centred / centred[1:].std(), persistent=False)
         self.projector = Projector(table.shape[1], embeddings.shape[1])
@@ -151,9 +153,7 @@ class LLMRecommender(SequentialRecommender):
         """Histories and targets of training rows with this epoch's candidates and templates."""
         rows, users = interaction[ROW_FIELD].cpu(), interaction[self.USER_ID].cpu()
         history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
-        candidates = self.sampler.draw(
-            rows.numpy(), users.numpy(), targets.numpy(), "train", epoch, history=history.numpy()
-        )
+        candidates = self.sampler.draw(rows.numpy(), users.numpy(), targets.numpy(), "train", epoch, history=history.numpy())
         return TrainingRows(history, torch.from_numpy(candidates), targets, self.template_index(rows, "train", epoch))
 
     def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
@@ -173,9 +173,7 @@ class LLMRecommender(SequentialRecommender):
         """Negative log-likelihood of the targets' answers (LLaRA eq. 7): sums [B] and token counts [B]."""
         prompts = self.encoder.encode(rows.history, rows.candidates, rows.targets, representation, rows.template_index)
         prompts = prompts.to(self.device)
-        return answer_nll(
-            self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels
-        )
+        return answer_nll(self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Mean loss a token of a batch in the evaluated representation, with the first epoch's candidates."""
@@ -193,10 +191,7 @@ class LLMRecommender(SequentialRecommender):
         """
         candidates = interaction[CANDIDATE_FIELD].cpu()  # [B, C]
         rows = interaction[ROW_FIELD].cpu()
-        if self.test_prompt == "first":
-            template_index = torch.zeros_like(rows)
-        else:
-            template_index = self.template_index(rows, "evaluation", 0)
+        template_index = torch.zeros_like(rows) if self.test_prompt == "first" else self.template_index(rows, "evaluation", 0)
         history = interaction[self.ITEM_SEQ].cpu()
         prompts = self.encoder.encode(history, candidates, None, self.representation, template_index).to(self.device)
         answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)  # [B, C, A]
@@ -210,7 +205,7 @@ class LLMRecommender(SequentialRecommender):
             scores = score_candidates(*context).cpu()
             chosen = scores.argmax(1)
         items = candidates.gather(1, chosen[:, None])[:, 0]
-        return CandidateAnswers(items=items, scores=scores, texts=[self._answer_text(item) for item in items.tolist()])
+        return CandidateAnswers(items=items, scores=scores, texts=self._texts(items.tolist()))
 
     def _generate(
         self, inputs: torch.Tensor, attention_mask: torch.Tensor, answer_ids: torch.Tensor, candidates: torch.Tensor
@@ -220,8 +215,9 @@ class LLMRecommender(SequentialRecommender):
             self.llm, inputs, attention_mask, lengths, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         )
         texts = answer_texts(self.tokenizer, tokens)
-        titles = [[self._answer_text(item) for item in row] for row in candidates.tolist()]
+        titles = [self._texts(row) for row in candidates.tolist()]
         return CandidateAnswers(items=match_titles(texts, titles, candidates), scores=None, texts=texts)
 
-    def _answer_text(self, item: int) -> str:
-        return str(item) if self.representation.answer is Part.INDEX else self.titles[item]
+    def _texts(self, items: list[int]) -> list[str]:
+        """What names each item in an answer."""
+        return [self.encoder.answer_text(item, self.representation) for item in items]

@@ -42,9 +42,7 @@ def merge_item_embeddings(
             "expected [S] twice"
         )
     if item_embeds.shape[0] != slot_rows.shape[0]:
-        raise ValueError(
-            f"{slot_rows.shape[0]} item slots but {item_embeds.shape[0]} item embeddings: expected one each"
-        )
+        raise ValueError(f"{slot_rows.shape[0]} item slots but {item_embeds.shape[0]} item embeddings: expected one each")
     if item_embeds.shape[-1] != inputs_embeds.shape[-1]:
         raise ValueError(
             f"item embeddings are {item_embeds.shape[-1]} wide, prompt tokens {inputs_embeds.shape[-1]}: "

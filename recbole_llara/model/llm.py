@@ -54,9 +54,7 @@ def load_llm(
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"
-        raise UserError(
-            f"llm_path is {llm_path!r}: {found} ({first_line(error)}). {describe_expected(llm_path)}"
-        ) from error
+        raise UserError(f"llm_path is {llm_path!r}: {found} ({first_line(error)}). {describe_expected(llm_path)}") from error
     if loaded["missing_keys"]:
         raise UserError(
             f"llm_path is {llm_path!r}: its weights lack {sorted(loaded['missing_keys'])[:3]}, "
@@ -133,10 +131,7 @@ def block_linears(model: PreTrainedModel) -> list[str]:
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             names = {
-                name
-                for block in module
-                for name, layer in block.named_modules()
-                if isinstance(layer, (nn.Linear, Conv1D))
+                name for block in module for name, layer in block.named_modules() if isinstance(layer, (nn.Linear, Conv1D))
             }
             if names:
                 return sorted(names)

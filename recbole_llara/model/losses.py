@@ -37,8 +37,7 @@ def answer_nll(
     has_label = (labels != IGNORED_LABEL).any(0)  # [T]
     if not bool(has_label.any()):
         raise ValueError(
-            f"no answer token among labels of shape {tuple(labels.shape)}: "
-            f"expected at least one that is not {IGNORED_LABEL}"
+            f"no answer token among labels of shape {tuple(labels.shape)}: expected at least one that is not {IGNORED_LABEL}"
         )
     first = int(has_label.int().argmax())
     if first == 0:

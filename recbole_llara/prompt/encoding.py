@@ -99,14 +99,20 @@ class PromptEncoder:
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         bank = _PieceBank()
-        title_tokens = [tokens[:max_title_tokens] for tokens in self._tokenise_inside([f" {title}" for title in titles])]
+        whole_titles = self._tokenise_inside([f" {title}" for title in titles])
+        title_tokens = [tokens[:max_title_tokens] for tokens in whole_titles]
+        # What an answer must say to name an item: its title, or as much of it as the prompt shows.
+        self.titles = [
+            title if len(tokens) <= max_title_tokens else tokenizer.decode(tokens[:max_title_tokens]).strip()
+            for title, tokens in zip(titles, whole_titles, strict=True)
+        ]
         index_tokens = self._tokenise_inside([f" {item}" for item in range(self.n_items)])
         self.first_title = bank.add(title_tokens)
         self.first_index = bank.add(index_tokens)
         self.separator_piece = bank.add(self._tokenise_inside([SEPARATOR]))
         self.eos_piece = bank.add([[tokenizer.eos_token_id]])
         self.slot_piece = bank.add([[tokenizer.eos_token_id]])
-        self._layouts = [self._layout(template, bank) for template in self.templates]
+        self.layouts = [self._layout(template, bank) for template in self.templates]
         bank.freeze()
         self._bank = bank
 
@@ -114,7 +120,7 @@ class PromptEncoder:
         """Tokens of texts that stand in the middle of a prompt; special tokens in them are plain text."""
         anchor = self._tokenise([ANCHOR])[0]
         encoded = self._tokenise([ANCHOR + text for text in texts])
-        for text, tokens in zip(texts, encoded):
+        for text, tokens in zip(texts, encoded, strict=False):
             if tokens[: len(anchor)] != anchor:
                 raise UserError(f"llm_path: its tokenizer merges a line break with {text!r}; expected them apart")
         return [tokens[len(anchor) :] for tokens in encoded]
@@ -138,6 +144,10 @@ class PromptEncoder:
     def answer_pieces(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Piece numbers of the items' answers, of the shape of ``items``."""
         return items + (self.first_index if representation.answer is Part.INDEX else self.first_title)
+
+    def answer_text(self, item: int, representation: Representation) -> str:
+        """The text that names an item in an answer."""
+        return str(item) if representation.answer is Part.INDEX else self.titles[item]
 
     def answer_ids(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Tokens of each item's answer with its EOS.
@@ -209,13 +219,13 @@ class PromptEncoder:
             HISTORY: self._item_list(history, representation),
             CANDIDATES: self._item_list(candidates, representation),
         }
-        width = sum(pieces.shape[1] for pieces, _ in lists.values()) + max(map(len, self._layouts))
+        width = sum(pieces.shape[1] for pieces, _ in lists.values()) + max(map(len, self.layouts))
         rows_total = history.shape[0]
         pieces = torch.full((rows_total, width + 2), -1, dtype=torch.int64)
         slot_items = torch.zeros_like(pieces)
         for number in template_index.unique().tolist():
             rows = (template_index == number).nonzero(as_tuple=True)[0]
-            row_pieces, row_items = self._fill(self._layouts[number], lists, rows)
+            row_pieces, row_items = self._fill(self.layouts[number], lists, rows)
             pieces[rows, : row_pieces.shape[1]] = row_pieces
             slot_items[rows, : row_items.shape[1]] = row_items
         in_answer = torch.zeros_like(pieces, dtype=torch.bool)

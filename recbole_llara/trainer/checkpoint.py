@@ -90,7 +90,9 @@ def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint: found no {META} in {path}, expected the folder of a run's checkpoint")
     meta = json.loads((path / META).read_text(encoding="utf-8"))
     here = belongs_to(model)
-    differing = {key: (meta["belongs_to"].get(key), value) for key, value in here.items() if meta["belongs_to"].get(key) != value}
+    differing = {
+        key: (meta["belongs_to"].get(key), value) for key, value in here.items() if meta["belongs_to"].get(key) != value
+    }
     if differing:
         lines = "; ".join(f"{key}: {found!r} there, {expected!r} here" for key, (found, expected) in differing.items())
         raise UserError(f"checkpoint {path} belongs to another model: {lines}")

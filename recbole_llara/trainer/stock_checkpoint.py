@@ -101,7 +101,7 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
             tensors[OTHER_PREFIX + name] = _own(torch.as_tensor(value))
         elif value is None or isinstance(value, str | int | float | bool):
             plain[name] = value
-        else:
+        elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
     header = {HEADER_KEY: json.dumps({**facts, "other_parameter": plain})}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.strategy = make_strategy(prompt.strategy, prompt.curriculum, prompt.representation, config["seed"])
         self.saved_model_file = str(Path(self.saved_model_file).with_suffix(""))
         self.step, self.total_steps = 0, 0
+        self.rows_trained, self.seconds_trained = 0, 0.0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.compute_dtype == torch.float16)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Adam; weight decay falls on the projector alone, as in LLaRA's public code."""
@@ -88,6 +91,7 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             the epoch's mean loss a token.
         """
         self.model.train()
+        started = perf_counter()
         batches = tqdm(
             train_data,
             ncols=120,
@@ -106,6 +110,8 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             recent = losses[-50:]
             batches.set_postfix_str(f"loss {sum(recent) / len(recent):.4f} lr {rate:.1e} p(hard) {hard:.2f}", refresh=False)
             self.step += 1
+            self.rows_trained += len(interaction)
+        self.seconds_trained += perf_counter() - started
         return sum(losses) / len(losses)
 
     def _train_step(self, rows: TrainingRows) -> float:
@@ -119,11 +125,13 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
                 sums, _ = self.model.answer_nll(part, representation)
             loss = sums.sum() / tokens
             self._check_nan(loss)
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += loss.item()
+        self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm is not None:
             clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 

@@ -104,9 +104,7 @@ def constrained_by_hugging_face(llm, prompts, answers):
         def allowed(_, sequence, wanted=wanted):
             written = sequence.tolist()
             following = {
-                tokens[len(written)]
-                for tokens in wanted
-                if tokens[: len(written)] == written and len(tokens) > len(written)
+                tokens[len(written)] for tokens in wanted if tokens[: len(written)] == written and len(tokens) > len(written)
             }
             return sorted(following) or [EOS]
 
@@ -132,9 +130,7 @@ def test_constrained_equals_generate_with_a_prefix_function(llm, prompts, seed):
 
 def generate(llm, prompts, answers):
     lengths = (answers >= 0).sum(2).amax(1)
-    return decode_generate(
-        llm, prompts.inputs_embeds, prompts.attention_mask, lengths, eos_token_id=EOS, pad_token_id=EOS
-    )
+    return decode_generate(llm, prompts.inputs_embeds, prompts.attention_mask, lengths, eos_token_id=EOS, pad_token_id=EOS)
 
 
 def test_generate_equals_a_plain_greedy_loop(llm, prompts):

@@ -16,9 +16,7 @@ def random_answers(n_rows, n_candidates, seed):
     """Short answers over three tokens, so that beginnings and whole answers repeat."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda low, high: int(torch.randint(low, high, (), generator=generator))  # noqa: E731
-    return padded(
-        [[[draw(2, 5) for _ in range(draw(0, 5))] + [EOS] for _ in range(n_candidates)] for _ in range(n_rows)]
-    )
+    return padded([[[draw(2, 5) for _ in range(draw(0, 5))] + [EOS] for _ in range(n_candidates)] for _ in range(n_rows)])
 
 
 def test_worked_example_of_the_docstring():
@@ -72,7 +70,7 @@ def test_walk_equals_a_greedy_loop(seed):
         chosen = []
         while chosen not in row:
             following = {tokens[len(chosen)] for tokens in row if tokens[: len(chosen)] == chosen}
-            chosen = [*chosen, max(following, key=lambda token: table[(b, *chosen, token)])]  # noqa: B023
+            chosen = [*chosen, max(following, key=lambda token: table[(b, *chosen, token)])]
         expected.append(row.index(chosen))
     assert walk(build_trie(answers), log_probs).tolist() == expected
 

@@ -40,9 +40,7 @@ def test_gradient_of_an_overwritten_place_is_zero():
 
 def test_takes_the_type_of_the_prompt_and_keeps_the_items_gradient_in_theirs():
     items = torch.randn(1, 4, requires_grad=True)
-    merged = merge_item_embeddings(
-        torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.tensor([0]), torch.tensor([0]), items
-    )
+    merged = merge_item_embeddings(torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.tensor([0]), torch.tensor([0]), items)
     merged.float().sum().backward()
     assert merged.dtype == torch.bfloat16
     assert items.grad.dtype == torch.float32

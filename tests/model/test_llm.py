@@ -122,9 +122,7 @@ def test_tiny_is_the_embedded_llm():
 
 @pytest.mark.skipif(not LLAMA2_TOKENIZER.is_file(), reason="the Llama-2 tokenizer is not in ../shared")
 def test_loads_a_llama_with_the_llama_2_tokenizer(tmp_path):
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
+    config = LlamaConfig(vocab_size=32000, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(LLAMA2_TOKENIZER.read_bytes())
     model, tokenizer = load_llm(str(tmp_path))

@@ -54,9 +54,7 @@ def test_padding_amount_and_side_do_not_change_it(make_llm, make_prompts, archit
     prompts = make_prompts(llm, [9, 14, 6])
     labels = labelled(prompts, [3, 5, 2])
     expected = answer_loss(llm, **prompts.as_dict(), labels=labels).item()
-    padded = {
-        name: F.pad(tensor, (0, 0, 7, 0) if tensor.dim() == 3 else (7, 0)) for name, tensor in prompts.as_dict().items()
-    }
+    padded = {name: F.pad(tensor, (0, 0, 7, 0) if tensor.dim() == 3 else (7, 0)) for name, tensor in prompts.as_dict().items()}
     more = answer_loss(llm, **padded, labels=F.pad(labels, (7, 0), value=-100)).item()
     right, right_labels = to_right_padding(prompts, labels)
     assert more == pytest.approx(expected, rel=1e-6)
@@ -79,15 +77,11 @@ def test_gradients_flow_to_slots_and_tuned_weights_alone(make_llm, make_prompts,
     llm = tune(llm, llm_tuning, lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="auto")
     items = torch.randn(2, 32, requires_grad=True)
     inputs = prompts.as_dict()
-    inputs["inputs_embeds"] = merge_item_embeddings(
-        prompts.inputs_embeds, torch.tensor([0, 2]), torch.tensor([6, 9]), items
-    )
+    inputs["inputs_embeds"] = merge_item_embeddings(prompts.inputs_embeds, torch.tensor([0, 2]), torch.tensor([6, 9]), items)
     answer_loss(llm, **inputs, labels=labelled(prompts, [3, 5, 2])).backward()
     assert torch.isfinite(items.grad).all() and (items.grad.abs().sum(1) > 0).all()
     with_gradient = {name for name, parameter in llm.named_parameters() if parameter.grad is not None}
-    assert with_gradient == {name for name, parameter in llm.named_parameters() if parameter.requires_grad} - unused(
-        llm
-    )
+    assert with_gradient == {name for name, parameter in llm.named_parameters() if parameter.requires_grad} - unused(llm)
     assert all(torch.isfinite(parameter.grad).all() for parameter in llm.parameters() if parameter.grad is not None)
 
 

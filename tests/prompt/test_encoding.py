@@ -64,7 +64,9 @@ def test_tokens_are_those_of_the_whole_text(encoder, tokenizer, name, padding_si
     prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS[name], templates, padding_side)
     for row in range(3):
         # "\0" marks a slot in the text: it stands in no title and is cut out of the tokens again.
-        pieces = _text(encoder.templates[templates[row]], HISTORY_ITEMS[row].tolist(), CANDIDATE_ITEMS[row].tolist(), "\0").split("\0")
+        pieces = _text(
+            encoder.templates[templates[row]], HISTORY_ITEMS[row].tolist(), CANDIDATE_ITEMS[row].tolist(), "\0"
+        ).split("\0")
         expected = list(tokenizer(pieces[0], split_special_tokens=True)["input_ids"])
         anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
         for piece in pieces[1:]:
@@ -72,8 +74,10 @@ def test_tokens_are_those_of_the_whole_text(encoder, tokenizer, name, padding_si
             expected += [None, *tokens[len(anchor) :]]
         found = prompts.input_ids[row][prompts.attention_mask[row].bool()].tolist()
         assert len(found) == len(expected)
-        assert all(token is None or token == seen for token, seen in zip(expected, found))
-        slots = prompts.slot_columns[prompts.slot_rows == row] - (0 if padding_side == "right" else prompts.input_ids.shape[1] - len(found))
+        assert all(token is None or token == seen for token, seen in zip(expected, found, strict=False))
+        slots = prompts.slot_columns[prompts.slot_rows == row] - (
+            0 if padding_side == "right" else prompts.input_ids.shape[1] - len(found)
+        )
         assert slots.tolist() == [place for place, token in enumerate(expected) if token is None]
 
 
@@ -134,7 +138,9 @@ def test_a_prompt_longer_than_the_llm_holds_is_refused(tokenizer):
 
 
 def test_lengths_order_prompts_as_their_tokens_do(encoder):
-    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64))
+    prompts = encoder.encode(
+        HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64)
+    )
     separators = (HISTORY_ITEMS > 0).sum(1) - 1
     counted = prompts.attention_mask.sum(1) - separators
     lengths = encoder.prompt_lengths(HISTORY_ITEMS, CANDIDATE_ITEMS)
@@ -163,7 +169,9 @@ def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture)
         prompt = []
         for number, piece in enumerate(text.split(SLOT)):
             prompt += ([slot_id] if number else []) + tokenizer(piece, split_special_tokens=True)["input_ids"]
-        answer = tokenizer(f" {titles_without_mark[TARGETS[row]]}", split_special_tokens=True)["input_ids"] + [tokenizer.eos_token_id]
+        answer = tokenizer(f" {titles_without_mark[TARGETS[row]]}", split_special_tokens=True)["input_ids"] + [
+            tokenizer.eos_token_id
+        ]
         inputs = embeddings(torch.tensor([prompt + answer])).clone()
         place = 0
         for column, token in enumerate(prompt):

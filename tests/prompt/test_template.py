@@ -20,7 +20,9 @@ def test_the_number_of_candidates_is_told_as_it_is():
     assert template.segments == ("Seen", HISTORY, ". One of 7:", CANDIDATES, ". Answer:")
 
 
-@pytest.mark.parametrize("text", ["Seen {history}. Answer:", "{history} of {candidates}.", "a {history} {history} {candidates}."])
+@pytest.mark.parametrize(
+    "text", ["Seen {history}. Answer:", "{history} of {candidates}.", "a {history} {history} {candidates}."]
+)
 def test_a_template_without_its_marks_is_refused(text):
     with pytest.raises(UserError):
         PromptTemplate.parse(text, 20)

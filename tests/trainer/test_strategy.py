@@ -1,5 +1,7 @@
 """Strategies: the probability of the hard task follows its equation, and draws depend on (seed, step) alone."""
 
+import itertools
+
 import pytest
 
 from recbole_llara.trainer.strategy import CURRICULA, make_strategy
@@ -46,7 +48,7 @@ def test_direct_and_two_stage():
 def test_curricula_rise_from_0_to_1(curriculum):
     values = [CURRICULA[curriculum](step / 20) for step in range(21)]
     assert values[0] == 0.0 and values[-1] == pytest.approx(1.0)
-    assert all(low <= high for low, high in zip(values, values[1:]))
+    assert all(low <= high for low, high in itertools.pairwise(values))
 
 
 def test_a_representation_without_embeddings_is_trained_directly():

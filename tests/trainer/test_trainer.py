@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from synthetic_data import write_toy_dataset
+from transformers import LlamaTokenizer
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
@@ -18,6 +19,7 @@ from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.trainer import learning_rate_factor
 
+LLAMA_2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama-2"
 TITLES = [f" Title {item} é" for item in range(60)]
 
 
@@ -26,13 +28,10 @@ def keys(tmp_path, monkeypatch, make_llm, make_tokenizer):
     """The keys of a small run: toy data, a two-block LLM in a folder, one epoch of few rows."""
     monkeypatch.chdir(tmp_path)
     tokenizer = make_tokenizer([*TITLES, "This user has chosen in the previous. Choose one of these items:"], 400)
-    llm = tmp_path / "llm"
-    make_llm("llama", vocab_size=len(tokenizer)).save_pretrained(llm)
-    tokenizer.save_pretrained(llm)
     return {
         **write_toy_dataset(tmp_path),
         "rec_epochs": 1,
-        "llm_path": str(llm),
+        "llm_path": _save_llm(tmp_path / "llm", make_llm("llama", vocab_size=len(tokenizer)), tokenizer),
         "epochs": 1,
         "max_train_rows": 48,
         "max_eval_rows": 12,
@@ -42,6 +41,12 @@ def keys(tmp_path, monkeypatch, make_llm, make_tokenizer):
         "strategy": "direct",
         "lora_dropout": 0.0,
     }
+
+
+def _save_llm(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def _trainer(keys):
@@ -101,14 +106,26 @@ def test_the_result_tells_what_was_run(keys):
     assert (result["model"], result["rec_model"], result["n"], result["decoding"]) == ("LLaRA", "SASRec", 12, "score")
     assert result["recommender"]["sha256"] and set(result["candidate_sha256"]) == {"valid", "test"}
     assert result["interval_95"]["low"] <= result["metrics"]["test"]["hit@1"] <= result["interval_95"]["high"]
-    stock = run_recbole_llara("SASRec", "toy", config_dict={key: keys[key] for key in keys if key in STOCK_KEYS} | {"epochs": 1})
+    stock = run_recbole_llara(
+        "SASRec", "toy", config_dict={key: keys[key] for key in keys if key in STOCK_KEYS} | {"epochs": 1}
+    )
     other = json.loads(Path(stock["result_file"]).read_text(encoding="utf-8"))
     assert other["candidate_sha256"] == result["candidate_sha256"]
     assert [case["candidates"] for case in _cases(stock)] == [case["candidates"] for case in _cases(paths)]
 
 
 STOCK_KEYS = frozenset(
-    "data_path checkpoint_dir protocol load_col title_field candidate_num use_gpu show_progress max_eval_rows".split()
+    [
+        "data_path",
+        "checkpoint_dir",
+        "protocol",
+        "load_col",
+        "title_field",
+        "candidate_num",
+        "use_gpu",
+        "show_progress",
+        "max_eval_rows",
+    ]
 )
 
 
@@ -122,6 +139,33 @@ def test_every_decoding_answers(keys, decoding):
     else:
         assert paths["test_result"]["validratio"] == 1.0
         assert all(case["answer"] in case["candidates"] for case in cases)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_causal_lm_with_the_real_llama_2_tokenizer(keys, make_llm, tmp_path, architecture):
+    if not LLAMA_2.is_dir():
+        pytest.skip("the Llama-2 tokenizer is not at ../shared/tokenizers/llama-2")
+    tokenizer = LlamaTokenizer.from_pretrained(LLAMA_2)
+    llm_path = _save_llm(tmp_path / architecture, make_llm(architecture, vocab_size=len(tokenizer)), tokenizer)
+    paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "llm_path": llm_path})
+    assert paths["test_result"]["validratio"] == 1.0
+    assert {case["answer_text"] for case in _cases(paths)} <= {title.strip() for title in TITLES}
+
+
+def test_an_architecture_that_is_no_llama(keys, make_llm, make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer(TITLES, 350)
+    llm = make_llm("qwen2", vocab_size=len(tokenizer) + 8)  # transformers adds Qwen2's own padding token
+    paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "llm_path": _save_llm(tmp_path / "qwen2", llm, tokenizer)})
+    config = json.loads((Path(paths["checkpoint"]) / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert {name.split(".")[-1] for name in config["target_modules"]} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
 
 
 def test_every_decoding_answers_a_row_alone_as_in_a_batch(keys):
@@ -140,6 +184,10 @@ def test_behaviour_flows_through_the_token(keys):
     scores = model.answer_candidates(interaction).scores
     model.item_embeddings.copy_(model.item_embeddings[torch.randperm(len(model.item_embeddings))])
     assert not torch.allclose(scores, model.answer_candidates(interaction).scores)
+    shuffled, _ = _trainer({**keys, "shuffle_item_embeddings": True})
+    plain, _ = _trainer(keys)
+    assert not torch.equal(shuffled.model.item_embeddings, plain.model.item_embeddings)
+    assert torch.allclose(shuffled.model.item_embeddings[1:].sum(0), plain.model.item_embeddings[1:].sum(0), atol=1e-4)
     text, data = _trainer({**keys, "representation": "textual"})
     assert text.model.recommender is None and text.model.projector is None
 
@@ -175,7 +223,9 @@ def test_a_checkpoint_of_something_else_is_refused(keys):
     with pytest.raises(UserError, match="recommender_sha256"):
         run_recbole_llara("LLaRA", "toy", config_dict={**keys, "rec_learning_rate": 0.01, "checkpoint": paths["checkpoint"]})
     with pytest.raises(UserError, match="representation"):
-        run_recbole_llara("LLaRA", "toy", config_dict={**keys, "representation": "behavioural", "checkpoint": paths["checkpoint"]})
+        run_recbole_llara(
+            "LLaRA", "toy", config_dict={**keys, "representation": "behavioural", "checkpoint": paths["checkpoint"]}
+        )
 
 
 def test_an_altered_or_missing_file_of_a_checkpoint_is_found(keys):
