@@ -1,0 +1,336 @@
+"""Synthetic tasks that teach reading a history, finding the candidate that fits, and copying its title.
+
+Nothing here comes from a user: titles are made up out of catalogue words and random syllables, and item
+vectors are random. Three shapes of task:
+
+- *lookup*: a list of items, then queries (a noisy copy of an item's vector, or the first words of its
+  title), each answered by that item's title: many answers a sequence, which is how copying is learnt fast.
+- *readers*: a list of items, then several short made-up histories, each answered by the listed item that fits it: the
+  step from looking up to selecting, still with many answers a sequence.
+- *selection*: the very prompts of the recommenders (``properties/prompt``), where the target repeats, shares
+  its rare words with, or lies close in vector space to the history.
+
+The vectors pass through a projector whose random weights are drawn anew at every batch, so that what is learnt
+is the comparison of slots and not one projector.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from recbole_llara.prompt.encoding import EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.prompt.template import load_templates
+from recbole_llara.tiny_llama.catalogue import CatalogueText
+
+DOMAINS = ("movie", "game", "artist", "item")
+TITLES_PER_THEME = 8
+VECTOR_DIM = 64
+MAX_HISTORY = 10
+MAX_TITLE_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """One batch: prompts with labels, the vector of each slot ([S, VECTOR_DIM]; NaN = placeholder), and what it asks."""
+
+    prompts: EncodedPrompts
+    slot_vectors: torch.Tensor
+    kind: str
+
+
+def _syllables(generator: torch.Generator, count: int) -> list[str]:
+    """Made-up words, so that copying does not depend on known words."""
+    onsets = ["b", "br", "d", "f", "g", "gr", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z", "ch", "é", "ž"]
+    rimes = ["a", "an", "ar", "e", "el", "en", "i", "in", "o", "on", "or", "u", "um", "y", "ax", "å"]
+    lengths = torch.randint(1, 4, (count,), generator=generator).tolist()
+    picks = torch.randint(0, len(onsets) * len(rimes), (count, 3), generator=generator).tolist()
+    words = [
+        "".join(onsets[p % len(onsets)] + rimes[p // len(onsets)] for p in pick[:n])
+        for pick, n in zip(picks, lengths, strict=False)
+    ]
+    return [word.capitalize() for word in words]
+
+
+def make_titles(catalogue: list[CatalogueText], themes: int, generator: torch.Generator) -> list[str]:
+    """Titles in groups of ``TITLES_PER_THEME`` that share a theme word.
+
+    Args:
+        catalogue: real titles; a quarter of the groups hold real ones, without a shared word.
+        themes: number of groups.
+        generator: of every draw.
+
+    Returns:
+        1 + themes * TITLES_PER_THEME titles, the first empty (the padding item).
+    """
+    words = [word for film in catalogue for word in film.title.split()]
+    total = themes * TITLES_PER_THEME
+    real = torch.randint(0, len(catalogue), (total,), generator=generator).tolist()
+    made_up = _syllables(generator, total)
+    picks = torch.randint(0, len(words), (total, 4), generator=generator).tolist()
+    lengths = torch.randint(0, 4, (total,), generator=generator).tolist()
+    places = torch.randint(0, 100, (total,), generator=generator).tolist()
+    titles = [""]
+    for theme in range(themes):
+        base = theme * TITLES_PER_THEME
+        theme_word = made_up[base] if theme % 2 else words[picks[base][3]]
+        for number in range(base, base + TITLES_PER_THEME):
+            if theme % 4 == 0:
+                titles.append(catalogue[real[number]].title)
+                continue
+            parts = [words[p] for p in picks[number][: lengths[number]]]
+            if places[number] < 10:
+                parts.append(made_up[number])
+            parts.insert(places[number] % (len(parts) + 1), theme_word)
+            titles.append(" ".join(parts))
+    return titles
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How hard the tasks of a step are.
+
+    Args:
+        candidate_max: the most candidates a row has.
+        short_share: probability that a batch's titles are cut to one token.
+        lookup_share: probability of a lookup batch.
+        reader_share: probability of a readers batch; the rest are selections.
+        vector_share: probability that a lookup or readers batch asks by vectors.
+        closeness: the least correlation of a query's vector with its item's.
+        history_max: the most items of a history.
+    """
+
+    candidate_max: int
+    short_share: float
+    lookup_share: float
+    reader_share: float
+    vector_share: float
+    closeness: float
+    history_max: int
+
+
+class TaskMaker:
+    """Draws batches of tasks; a batch depends on (seed, step) alone.
+
+    Args:
+        tokenizer: the tiny Llama's.
+        catalogue: ml-100k's films.
+        seed: of every draw.
+        themes: title groups in memory at a time.
+        refresh: steps between new titles.
+        tokens: about how many tokens a batch holds.
+    """
+
+    def __init__(
+        self, tokenizer, catalogue: list[CatalogueText], seed: int, themes: int = 1500, refresh: int = 250, tokens: int = 6000
+    ) -> None:
+        self.tokenizer, self.catalogue, self.seed = tokenizer, catalogue, seed
+        self.themes, self.refresh, self.tokens = themes, refresh, tokens
+        self._bank_number = -1
+        self._banks: dict[int, PromptEncoder] = {}
+
+    def _generator(self, purpose: int, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + purpose) * 10_000_019 + number)
+
+    def _load_bank(self, step: int, title_tokens: int) -> PromptEncoder:
+        number = step // self.refresh
+        if number != self._bank_number:
+            self._banks, self._bank_number = {}, number
+        if title_tokens not in self._banks:
+            titles = make_titles(self.catalogue, self.themes, self._generator(1, number))
+            templates = [template for domain in DOMAINS for template in load_templates(domain, 20)]
+            self._banks[title_tokens] = PromptEncoder(self.tokenizer, titles, templates, title_tokens)
+        return self._banks[title_tokens]
+
+    def batch(self, step: int, stage: Stage) -> TaskBatch:
+        """The batch of a step.
+
+        Args:
+            step: optimiser step.
+            stage: how hard it is.
+        """
+        generator = self._generator(2, step)
+        draw = torch.rand(5, generator=generator).tolist()
+        encoder = self._load_bank(step, 1 if draw[4] < stage.short_share else MAX_TITLE_TOKENS)
+        most = stage.candidate_max
+        candidate_num = 2 + int(draw[0] * (most - 1)) if draw[1] < 0.5 else most
+        if draw[2] < stage.lookup_share:
+            return self._lookup(encoder, generator, candidate_num, draw[3] < stage.vector_share, stage.closeness)
+        if draw[2] < stage.lookup_share + stage.reader_share:
+            return self._readers(encoder, generator, candidate_num, draw[3] < stage.vector_share, stage)
+        return self._selection(encoder, generator, candidate_num, stage)
+
+    def _distinct_items(self, rows: int, count: int, generator: torch.Generator) -> torch.Tensor:
+        """[rows, count] items of distinct themes (real-title groups among them)."""
+        themes = torch.rand(rows, self.themes, generator=generator).topk(count, dim=1).indices
+        return 1 + themes * TITLES_PER_THEME + torch.randint(0, TITLES_PER_THEME, (rows, count), generator=generator)
+
+    @staticmethod
+    def _spectrum(generator: torch.Generator) -> torch.Tensor:
+        """Standard deviation of each vector dimension: flat to steep, mean square 1."""
+        steepness = torch.rand(1, generator=generator)
+        scale = torch.arange(1, VECTOR_DIM + 1).pow(-steepness)
+        return scale / scale.square().mean().sqrt()
+
+    def _lookup(
+        self, encoder: PromptEncoder, generator: torch.Generator, count: int, by_vector: bool, least: float
+    ) -> TaskBatch:
+        """Items with slots, then each queried once in another order; the answers are the titles."""
+        rows = max(4, self.tokens // (count * (4 + 2 * min(encoder.max_title_tokens, 4)) + 4))
+        items = self._distinct_items(rows, count, generator)
+        order = torch.rand(rows, count, generator=generator).argsort(1)
+        queried = items.gather(1, order)
+        title, queried_title = items + encoder.first_title, queried + encoder.first_title
+        separator = torch.full_like(items, encoder.separator_piece)
+        slot = torch.full_like(items, encoder.slot_piece)
+        middle = torch.full((rows, 1), encoder.eos_piece)
+        listed = torch.stack([separator, title, slot], 2).flatten(1)
+        asked = torch.stack([slot if by_vector else separator, queried_title, separator], 2)
+        pieces = torch.cat([listed, middle, asked.flatten(1)], 1)
+        in_answer = torch.zeros_like(pieces, dtype=torch.bool)
+        in_answer[:, listed.shape[1] + 2 :: 3] = True
+        prompts = encoder.assemble(pieces, torch.zeros_like(pieces), in_answer, "right")
+        vectors = torch.randn(rows, count, VECTOR_DIM, generator=generator) * self._spectrum(generator)
+        if by_vector:
+            closeness = least + (1 - least) * torch.rand(rows, 1, 1, generator=generator)
+            noise = torch.randn(rows, count, VECTOR_DIM, generator=generator) * self._spectrum(generator)
+            asked_vectors = vectors.gather(1, order[..., None].expand_as(vectors))
+            asked_vectors = closeness * asked_vectors + (1 - closeness.square()).sqrt() * noise
+            vectors = torch.cat([vectors, asked_vectors], 1)
+        return TaskBatch(prompts, vectors.flatten(0, 1), f"lookup by {'vector' if by_vector else 'text'}")
+
+    def _readers(
+        self, encoder: PromptEncoder, generator: torch.Generator, count: int, by_vector: bool, stage: Stage
+    ) -> TaskBatch:
+        """Items with slots, then short histories, each answered by the listed item that repeats or lies near in it."""
+        readers, length = min(count, 6), 1 + int(torch.randint(0, min(stage.history_max, 4), (1,), generator=generator))
+        item_tokens = 2 + min(encoder.max_title_tokens, 4)
+        rows = max(4, self.tokens // (count * item_tokens + readers * (length * item_tokens + 12)))
+        items = self._distinct_items(rows, count + readers * length, generator)
+        listed, history = items[:, :count], items[:, count:].unflatten(1, (readers, length)).clone()
+        chosen = torch.rand(rows, count, generator=generator).argsort(1)[:, :readers]  # [B, R]
+        targets = listed.gather(1, chosen)
+        place = torch.randint(0, length, (rows, readers, 1), generator=generator)
+        if not by_vector:
+            history.scatter_(2, place, targets[..., None])
+        layout = encoder.layouts[int(torch.randint(0, len(encoder.layouts), (1,), generator=generator))]
+
+        def pieces_of(shown: torch.Tensor) -> torch.Tensor:
+            separator, slot = torch.full_like(shown, encoder.separator_piece), torch.full_like(shown, encoder.slot_piece)
+            return torch.stack([separator, shown + encoder.first_title, slot], -1).flatten(-2)
+
+        def text(piece: int) -> torch.Tensor:
+            return torch.full((rows, readers, 1), piece)
+
+        answer = [targets[..., None] + encoder.first_title, text(encoder.eos_piece)]
+        each = torch.cat([text(layout[0]), pieces_of(history), text(layout[-1]), *answer], 2)  # [B, R, W]
+        is_answer = torch.zeros_like(each, dtype=torch.bool)
+        is_answer[..., -2:] = True
+        pieces = torch.cat([pieces_of(listed), each.flatten(1)], 1)
+        in_answer = torch.cat([torch.zeros(rows, count * 3, dtype=torch.bool), is_answer.flatten(1)], 1)
+        prompts = encoder.assemble(pieces, torch.zeros_like(pieces), in_answer, "right")
+
+        vectors = torch.randn(rows, count, VECTOR_DIM, generator=generator) * self._spectrum(generator)
+        read = torch.randn(rows, readers, length, VECTOR_DIM, generator=generator) * self._spectrum(generator)
+        if by_vector:  # the whole history lies around the target
+            closeness = stage.closeness + (1 - stage.closeness) * torch.rand(rows, 1, 1, 1, generator=generator)
+            centre = vectors.gather(1, chosen[..., None].expand(-1, -1, VECTOR_DIM))[:, :, None]
+            read = closeness * centre + (1 - closeness.square()).sqrt() * read
+        kind = f"readers by {'vector' if by_vector else 'text'}"
+        return TaskBatch(prompts, torch.cat([vectors, read.flatten(1, 2)], 1).flatten(0, 1), kind)
+
+    def _selection(self, encoder: PromptEncoder, generator: torch.Generator, count: int, stage: Stage) -> TaskBatch:
+        """Recommenders' prompts over made-up items."""
+        longest = stage.history_max
+        rows = max(8, self.tokens // (55 + (2 + min(encoder.max_title_tokens, 5)) * (count + longest // 2)))
+        lengths = torch.randint(1, longest + 1, (rows,), generator=generator)
+        lengths = torch.where(torch.rand(rows, generator=generator) < 0.5, longest, lengths)
+        present = torch.arange(MAX_HISTORY)[None] < lengths[:, None]
+        items = self._distinct_items(rows, MAX_HISTORY + count, generator)
+        history, candidates = items[:, :MAX_HISTORY].clone(), items[:, MAX_HISTORY:].clone()
+        position = torch.randint(0, count, (rows,), generator=generator)
+        all_rows = torch.arange(rows)
+        fit = self._fitting_history_index(lengths, generator)
+
+        kind = torch.rand(rows, generator=generator)  # what tells the target: text, vectors, or both
+        by_text, by_vector = kind < 0.4, kind > 0.25
+        style = torch.rand(1, generator=generator).item()
+        name = "hybrid" if style < 0.65 else "textual" if style < 0.85 else "text_only"
+        if name != "hybrid":
+            by_text, by_vector = torch.ones_like(by_text), torch.zeros_like(by_vector)
+
+        source = history[all_rows, fit]
+        same_theme = 1 + (source - 1) // TITLES_PER_THEME * TITLES_PER_THEME
+        same_theme = (
+            same_theme
+            + (source - same_theme + 1 + torch.randint(0, TITLES_PER_THEME - 1, (rows,), generator=generator))
+            % TITLES_PER_THEME
+        )
+        # The groups of real titles share no word: there the target repeats the title itself.
+        repeats = (torch.rand(rows, generator=generator) < 0.4) | ((source - 1) // TITLES_PER_THEME % 4 == 0)
+        textual_target = torch.where(repeats, source, same_theme)
+        targets = torch.where(by_text, textual_target, candidates[all_rows, position])
+        candidates[all_rows, position] = targets
+
+        history = torch.where(present, history, 0)
+        template_index = torch.randint(0, len(encoder.templates), (rows,), generator=generator)
+        prompts = encoder.encode(history, candidates, targets, REPRESENTATIONS[name], template_index, "right")
+        if name == "textual":
+            return TaskBatch(prompts, torch.empty(0, VECTOR_DIM), "selection, textual")
+        if name == "text_only":
+            return TaskBatch(prompts, torch.full((len(prompts.slot_rows), VECTOR_DIM), torch.nan), "selection, textual")
+        vectors = self._selection_vectors(rows, count, position, fit, by_vector, stage.closeness, generator)
+        kept = torch.cat([present, torch.ones(rows, count, dtype=torch.bool)], 1)
+        return TaskBatch(prompts, vectors[kept], "selection, hybrid")
+
+    @staticmethod
+    def _fitting_history_index(lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """[B] the history place that the target fits: half the time the last, else more likely a recent one."""
+        back = torch.empty(lengths.shape).exponential_(0.4, generator=generator).long()
+        return (lengths - 1 - back).clamp(min=0)
+
+    def _selection_vectors(
+        self,
+        rows: int,
+        count: int,
+        position: torch.Tensor,
+        fit: torch.Tensor,
+        by_vector: torch.Tensor,
+        least: float,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """[B, L + C, VECTOR_DIM]: history of up to three interests, a target of one of them, unrelated negatives."""
+        spectrum = self._spectrum(generator)
+
+        def draw(count: int) -> torch.Tensor:
+            return torch.randn(rows, count, VECTOR_DIM, generator=generator) * spectrum
+
+        all_rows = torch.arange(rows)
+        closeness = least + (1 - least) * torch.rand(rows, 1, 1, generator=generator)
+        remainder = (1 - closeness.square()).sqrt()
+        interests = draw(3)
+        interest_num = torch.randint(1, 4, (rows, 1), generator=generator)
+        chosen = (torch.rand(rows, MAX_HISTORY, generator=generator) * interest_num).long()
+        # Interests last: an item often keeps the interest of the one before it.
+        for place in range(1, MAX_HISTORY):
+            stays = torch.rand(rows, generator=generator) < 0.5
+            chosen[:, place] = torch.where(stays, chosen[:, place - 1], chosen[:, place])
+        centres = interests.gather(1, chosen[..., None].expand(-1, -1, VECTOR_DIM))
+        history = closeness * centres + remainder * draw(MAX_HISTORY)
+        target = closeness[:, 0] * centres[all_rows, fit] + remainder[:, 0] * draw(1)[:, 0]
+        # A third of the rows drift: the target is a noisy step from the last item alone.
+        drifts = torch.rand(rows, 1, generator=generator) < 0.3
+        near = closeness[:, 0] * history[all_rows, fit] + remainder[:, 0] * draw(1)[:, 0]
+        target = torch.where(drifts, near, target)
+        candidates = draw(count)
+        candidates[all_rows, position] = torch.where(by_vector[:, None], target, candidates[all_rows, position])
+        return torch.cat([history, candidates], 1)
+
+
+def catalogue_batch(
+    tokenizer, catalogue: list[CatalogueText], rows: int, length: int, generator: torch.Generator
+) -> torch.Tensor:
+    """[rows, length] token ids of catalogue lines in random order, for plain language modelling."""
+    order = torch.randint(0, len(catalogue), (rows * length // 6,), generator=generator).tolist()
+    text = ",".join(catalogue[number].line for number in order)
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"][: rows * length]).reshape(rows, length)
