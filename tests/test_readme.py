@@ -1,0 +1,52 @@
+"""The README's commands and keys exist, and what it says of the embedded LLM is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer
+
+from recbole_llara.cli import build_parser
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.keys import known_keys
+from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.removeprefix("python run_recbole_llara.py").strip()
+    for line in README.splitlines()
+    if line.startswith("python run_recbole_llara.py") and "--model" in line
+]
+
+
+def test_there_are_commands_to_follow():
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_a_configuration(command):
+    arguments, keys = build_parser().parse_known_args(shlex.split(command))
+    config = LLaRAConfig(arguments.model, arguments.dataset, argv=keys)
+    assert config["model"] == arguments.model
+
+
+def test_every_key_of_the_table_exists():
+    table = README.split("### Keys")[1].split("###")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} - {"rec_<key>"}
+    assert len(names) > 15
+    assert names <= known_keys("LLaRA", "SASRec")
+
+
+def test_the_embedded_llm_is_as_described():
+    with safe_open(TINY_LLAMA_DIR / "model.safetensors", "pt") as file:
+        parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    config = AutoConfig.from_pretrained(TINY_LLAMA_DIR)
+    pieces = len(AutoTokenizer.from_pretrained(TINY_LLAMA_DIR))
+    size = sum(path.stat().st_size for path in TINY_LLAMA_DIR.iterdir())
+    assert f"{parameters / 1e6:.1f} million parameters" in README
+    assert f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads" in README
+    assert f"{pieces:,} pieces" in README
+    assert size <= 12e6
