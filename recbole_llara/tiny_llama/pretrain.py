@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TINY_LLAMA_DIR, help="folder of tokenizer, weights and state")
     parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak")
     parser.add_argument("--save-every", type=int, default=250, help="steps between states")
     parser.add_argument("--vocab-size", type=int, default=6000, help="pieces at most")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
