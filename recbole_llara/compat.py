@@ -3,10 +3,15 @@
 Most of it is what we do not do. ``recbole.quick_start`` imports ray, and ray pkg_resources: we import
 ``recbole.config``, ``data``, ``trainer`` and ``model``, which need neither. ``torch.load`` of RecBole's pickled
 checkpoints, refused since torch 2.6, is replaced by safetensors (``trainer.stock_checkpoint``). What is left are
-warnings that tell a user nothing to act on.
+warnings that tell a user nothing to act on, and one switch: importing RecBole's sequential models (SINE's module)
+turns on autograd's anomaly detection for the whole process, which looks for NaN in every gradient and more than
+doubles the time of a training step.
 """
 
 import warnings
+from types import ModuleType
+
+import torch
 
 # (category, text, module): each is RecBole's own code calling something that still works.
 _HARMLESS = (
@@ -20,3 +25,12 @@ def silence_harmless_warnings() -> None:
     """Ignore the warnings of the table above, and no others."""
     for category, message, module in _HARMLESS:
         warnings.filterwarnings("ignore", message=message, category=category, module=module)
+
+
+def sequential_recommenders() -> ModuleType:
+    """RecBole's sequential models, imported without their switching on anomaly detection."""
+    enabled = torch.is_anomaly_enabled()
+    from recbole.model import sequential_recommender
+
+    torch.autograd.set_detect_anomaly(enabled)
+    return sequential_recommender

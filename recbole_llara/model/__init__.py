@@ -30,12 +30,13 @@ UNSUPPORTED: dict[str, str] = {
 
 def stock_models() -> dict[str, type]:
     """RecBole's sequential recommenders by name, those that are ``UNSUPPORTED`` left out."""
-    from recbole.model import sequential_recommender
     from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_llara.compat import sequential_recommenders
 
     return {
         name: value
-        for name, value in vars(sequential_recommender).items()
+        for name, value in vars(sequential_recommenders()).items()
         if inspect.isclass(value) and issubclass(value, AbstractRecommender) and name not in UNSUPPORTED
     }
 

@@ -1,0 +1,27 @@
+"""What importing RecBole must not leave behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import torch
+from recbole_llara.config import LLaRAConfig
+import recbole_llara.quick_start, recbole_llara.model.llara
+LLaRAConfig("SASRec", "ml-100k", config_dict={"use_gpu": False})
+LLaRAConfig("LLaRA", "ml-100k", config_dict={"use_gpu": False})
+assert "recbole.model.sequential_recommender.sine" in __import__("sys").modules
+assert not torch.is_anomaly_enabled(), "anomaly detection is on for the whole process"
+"""
+
+
+def test_recboles_models_are_imported_without_their_anomaly_detection():
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
