@@ -120,7 +120,7 @@ class PromptEncoder:
         """Tokens of texts that stand in the middle of a prompt; special tokens in them are plain text."""
         anchor = self._tokenise([ANCHOR])[0]
         encoded = self._tokenise([ANCHOR + text for text in texts])
-        for text, tokens in zip(texts, encoded, strict=False):
+        for text, tokens in zip(texts, encoded, strict=True):
             if tokens[: len(anchor)] != anchor:
                 raise UserError(f"llm_path: its tokenizer merges a line break with {text!r}; expected them apart")
         return [tokens[len(anchor) :] for tokens in encoded]

@@ -47,7 +47,7 @@ def _syllables(generator: torch.Generator, count: int) -> list[str]:
     picks = torch.randint(0, len(onsets) * len(rimes), (count, 3), generator=generator).tolist()
     words = [
         "".join(onsets[p % len(onsets)] + rimes[p // len(onsets)] for p in pick[:n])
-        for pick, n in zip(picks, lengths, strict=False)
+        for pick, n in zip(picks, lengths, strict=True)
     ]
     return [word.capitalize() for word in words]
 

@@ -74,7 +74,7 @@ def test_tokens_are_those_of_the_whole_text(encoder, tokenizer, name, padding_si
             expected += [None, *tokens[len(anchor) :]]
         found = prompts.input_ids[row][prompts.attention_mask[row].bool()].tolist()
         assert len(found) == len(expected)
-        assert all(token is None or token == seen for token, seen in zip(expected, found, strict=False))
+        assert all(token is None or token == seen for token, seen in zip(expected, found, strict=True))
         slots = prompts.slot_columns[prompts.slot_rows == row] - (
             0 if padding_side == "right" else prompts.input_ids.shape[1] - len(found)
         )
