@@ -14,8 +14,8 @@ from typing import Any
 from recbole_llara import __version__
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines, system_name
-from recbole_llara.model.llm_path import TINY_LLAMA_DIR
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.yaml_files import parse_arguments, read_yaml
 
 DATASET = "ml-100k"

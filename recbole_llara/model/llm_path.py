@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from recbole_llara.errors import UserError, nearest
+from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
-TINY_LLAMA_DIR = Path(__file__).resolve().parents[1] / "tiny_llama" / "weights"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -285,7 +285,7 @@ class TaskMaker:
 
     @staticmethod
     def _fitting_history_index(lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """[B] the history place that the target fits: half the time the last, else more likely a recent one."""
+        """[B] the history place that the target fits: the last in a third of the rows, else more likely a recent one."""
         back = torch.empty(lengths.shape).exponential_(0.4, generator=generator).long()
         return (lengths - 1 - back).clamp(min=0)
 

@@ -19,8 +19,8 @@ from recbole_llara.model.llm import (
     max_positions,
     tune,
 )
-from recbole_llara.model.llm_path import TINY_LLAMA_DIR
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
+from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 TITLES = ["The Matrix", "Alien", "M", "Léon: The Professional", "千と千尋の神隠し"]
 LLAMA2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "tokenizers" / "llama-2" / "tokenizer.model"
