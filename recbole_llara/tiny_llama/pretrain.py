@@ -5,11 +5,11 @@ Losses fall only on answers (and on catalogue lines in a few batches); the head 
 """
 
 import argparse
-import json
 import logging
 import math
 import os
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,17 @@ from recbole_llara.model.attention import BMM_ATTENTION
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.projector import Projector
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR
-from recbole_llara.tiny_llama.catalogue import CatalogueText, read_catalogue
+from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.circuits import initialise_circuits
+from recbole_llara.tiny_llama.guidance import Decoder, Guidance
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM, Stage, TaskBatch, TaskMaker, catalogue_batch
 from recbole_llara.tiny_llama.tokenizer import train_tokenizer
 
 LOGGER = logging.getLogger(__name__)
 CATALOGUE_EVERY = 16  # every so many steps read catalogue lines
+LOG_EVERY = 50
+STATE_FILE = "state.pt"
 
 
 def build_model(vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
@@ -60,30 +64,6 @@ def build_model(vocab_size: int, separator_id: int, seed: int) -> LlamaForCausal
     return model
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, then cosine to 5 % of the peak."""
-    if step < 200:
-        return peak * (step + 1) / 200
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 200) / max(1, steps - 200))))
-
-
-def stage_at(step: int, steps: int) -> Stage:
-    """How hard a step's tasks are: exact lookups among few first, the recommenders' prompts among 20 at the end.
-
-    Everything changes gradually: a sudden change makes a model this small unlearn how to match.
-    """
-    progress = min(1.0, 2 * step / steps)
-    return Stage(
-        candidate_max=6 + round(14 * progress),
-        short_share=max(0.0, 0.9 - 1.5 * progress),
-        lookup_share=0.7 - 0.6 * progress,
-        reader_share=0.25,
-        vector_share=0.8,
-        closeness=1.0 - 0.4 * progress,
-        history_max=1 + round(9 * progress),
-    )
-
-
 def embed(model: LlamaForCausalLM, batch: TaskBatch, step: int, seed: int) -> torch.Tensor:
     """Input embeddings [B, T, D] of a batch, its vectors read by a projector drawn for this step alone."""
     embeddings = model.get_input_embeddings().weight
@@ -102,18 +82,29 @@ def embed(model: LlamaForCausalLM, batch: TaskBatch, step: int, seed: int) -> to
 
 
 def task_loss(
-    model: LlamaForCausalLM, decoder: nn.Module, batch: TaskBatch, step: int, seed: int
-) -> tuple[torch.Tensor, float]:
-    """Mean negative log-likelihood of the answer tokens, and the share of them that are most likely.
+    model: LlamaForCausalLM,
+    decoder: nn.Module,
+    guidance: Guidance,
+    batch: TaskBatch,
+    step: int,
+    seed: int,
+    guidance_weight: float,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean negative log-likelihood of the answer tokens, and with vectors among the candidates the guidance's.
 
     Args:
         model: whose embeddings and head are used.
-        decoder: its decoder, compiled or not.
+        decoder: its ``Decoder``, compiled or not.
+        guidance: asked where ``guidance_weight`` is not 0.
         batch, step, seed: as for ``embed``.
+        guidance_weight: of its loss.
+
+    Returns:
+        the loss, and what the log shows: the answers' loss, the share of answer tokens that are most likely, and
+        what the guidance tells.
     """
     prompts = batch.prompts
-    # Padding stands on the right, where the causal mask alone keeps it out of sight.
-    hidden = decoder(inputs_embeds=embed(model, batch, step, seed), use_cache=False).last_hidden_state
+    hidden, inside = decoder(embed(model, batch, step, seed))
     labels = prompts.labels[:, 1:]
     answered = labels != IGNORED_LABEL
     # First tokens say which item was found; of the others, which copying alone tells, as many are kept.
@@ -121,8 +112,12 @@ def task_loss(
     draws = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed * 15_485_863 + step))
     answered &= first | (draws < int(first.sum()) / max(1, int((answered & ~first).sum())))
     logits = model.lm_head(hidden[:, :-1][answered]).float()
-    accuracy = (logits.detach().argmax(-1) == labels[answered]).float().mean().item()
-    return cross_entropy(logits, labels[answered]), accuracy
+    loss = cross_entropy(logits, labels[answered])
+    shown = {"loss": loss.item(), "token accuracy": (logits.detach().argmax(-1) == labels[answered]).float().mean().item()}
+    if guidance_weight and batch.position is not None:
+        guiding_loss, told = guidance(batch, inside)
+        loss, shown = loss + guidance_weight * guiding_loss, {**shown, **told}
+    return loss, shown
 
 
 def catalogue_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
@@ -136,11 +131,11 @@ def probe(model: LlamaForCausalLM, maker: TaskMaker, stage: Stage, seed: int) ->
     """Accuracy of the answers' first token over fresh batches of a stage, by task."""
     hits: dict[str, list[float]] = {}
     model.eval()
+    decoder = Decoder(model)
     for number in range(24):
         batch = maker.batch(10_000_000 + number, replace(stage, lookup_share=0.3, reader_share=0.3, vector_share=0.6))
         prompts = batch.prompts
-        inputs = embed(model, batch, 10_000_000 + number, seed)
-        hidden = model.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        hidden, _ = decoder(embed(model, batch, 10_000_000 + number, seed))
         labels = prompts.labels[:, 1:]
         first = (labels != IGNORED_LABEL) & (prompts.labels[:, :-1] == IGNORED_LABEL)
         predicted = model.lm_head(hidden[:, :-1][first]).argmax(-1)
@@ -149,102 +144,95 @@ def probe(model: LlamaForCausalLM, maker: TaskMaker, stage: Stage, seed: int) ->
     return {name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}
 
 
-def _save_state(path: Path, state: dict) -> None:
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def pretrain(
-    out: Path, steps: int, seed: int, peak_learning_rate: float, save_every: int, vocab_size: int, compiled: bool
-) -> None:
-    """Train and write tokenizer and weights to ``out``, going on from ``out/state.pt`` where that exists.
+class Pretraining:
+    """Model, optimiser and tasks of a pretraining, saved to and resumed from ``out/state.pt``.
 
     Args:
         out: folder of the result and of the resumable state.
-        steps: optimiser steps in all.
+        recipe: its phases.
         seed: of weights, tasks and projectors.
-        peak_learning_rate: AdamW's.
-        save_every: steps between saved states.
         vocab_size: pieces of the tokenizer at most.
         compiled: whether torch.compile builds the decoder: a minute at the start, then 1.4 times as fast.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    catalogue = read_catalogue()
-    tokenizer = train_tokenizer(catalogue, vocab_size)
-    tokenizer.save_pretrained(out)
-    model = build_model(len(tokenizer), tokenizer.convert_tokens_to_ids(SEPARATOR), seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    LOGGER.info("%d pieces, %.2f million parameters", len(tokenizer), sum(p.numel() for p in model.parameters()) / 1e6)
-    first, state_path = 0, out / "state.pt"
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    maker = TaskMaker(tokenizer, catalogue, seed)
-    _train(
-        model,
-        optimizer,
-        maker,
-        tokenizer,
-        catalogue,
-        out,
-        range(first, steps),
-        steps,
-        seed,
-        peak_learning_rate,
-        save_every,
-        compiled,
-    )
 
+    def __init__(self, out: Path, recipe: Recipe, seed: int, vocab_size: int, compiled: bool) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.recipe, self.seed = out, recipe, seed
+        self.catalogue = read_catalogue()
+        self.tokenizer = train_tokenizer(self.catalogue, vocab_size)
+        self.tokenizer.save_pretrained(out)
+        self.model = build_model(len(self.tokenizer), self.tokenizer.convert_tokens_to_ids(SEPARATOR), seed)
+        self.guidance = Guidance(self.model)
+        decoder = Decoder(self.model)
+        self.decoder = torch.compile(decoder, dynamic=True) if compiled else decoder
+        self.parameters = [*self.model.parameters(), *self.guidance.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
+        self.maker = TaskMaker(self.tokenizer, self.catalogue, seed)
+        self.step = 0
+        LOGGER.info("%d pieces, %.2f million parameters", len(self.tokenizer), self.model.num_parameters() / 1e6)
+        if (out / STATE_FILE).exists():
+            state = torch.load(out / STATE_FILE, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.guidance.load_state_dict(state["guidance"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
 
-def _train(
-    model: LlamaForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    maker: TaskMaker,
-    tokenizer,
-    catalogue: list[CatalogueText],
-    out: Path,
-    todo: range,
-    steps: int,
-    seed: int,
-    peak: float,
-    save_every: int,
-    compiled: bool,
-) -> None:
-    decoder = torch.compile(model.model, dynamic=True) if compiled else model.model
-    started, rows, loss_sum, accuracy_sum = time.time(), 0, 0.0, 0.0
-    for step in todo:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        with torch.autocast("cpu", torch.bfloat16):
-            if step % CATALOGUE_EVERY == CATALOGUE_EVERY - 1:
-                generator = torch.Generator().manual_seed(seed * 104729 + step)
-                loss = catalogue_loss(model, catalogue_batch(tokenizer, catalogue, 12, 100, generator))
-            else:
-                batch = maker.batch(step, stage_at(step, steps))
-                loss, accuracy = task_loss(model, decoder, batch, step, seed)
-                rows += len(batch.prompts.input_ids)
-                loss_sum, accuracy_sum = loss_sum + loss.item(), accuracy_sum + accuracy
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            done = 50 - 50 // CATALOGUE_EVERY
-            LOGGER.info(
-                "step %d loss %.4f token accuracy %.4f rows/s %.1f s/step %.3f",
-                step + 1, loss_sum / done, accuracy_sum / done, rows / (time.time() - started), (time.time() - started) / 50,
-            )  # fmt: skip
-            started, rows, loss_sum, accuracy_sum = time.time(), 0, 0.0, 0.0
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            LOGGER.info("probe at step %d: %s", step + 1, probe(model, maker, stage_at(step, steps), seed))
-            _save_state(out / "state.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
-            export(model, out)
-            started = time.time()
+    def run(self, save_every: int) -> None:
+        """Train to the recipe's end.
+
+        Args:
+            save_every: steps between saved states.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        started, rows, seen = time.time(), 0, defaultdict(list)
+        while self.step < self.recipe.steps:
+            stage, rate = self.recipe.at(self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, shown, batch_rows = self._loss(stage)
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}")
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.step += 1
+            rows += batch_rows
+            for name, value in shown.items():
+                seen[name].append(value)
+            if self.step % LOG_EVERY == 0:
+                means = " ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in seen.items())
+                seconds = time.time() - started
+                LOGGER.info("step %d %s rows/s %.1f s/step %.3f", self.step, means, rows / seconds, seconds / LOG_EVERY)
+                started, rows, seen = time.time(), 0, defaultdict(list)
+            if self.step % save_every == 0 or self.step == self.recipe.steps:
+                LOGGER.info("probe at step %d: %s", self.step, probe(self.model, self.maker, stage, self.seed))
+                self._save()
+                started = time.time()
+
+    def _loss(self, stage: Stage) -> tuple[torch.Tensor, dict[str, float], int]:
+        """The loss of the present step, what the log shows of it, and its rows of tasks."""
+        if self.step % CATALOGUE_EVERY == CATALOGUE_EVERY - 1:
+            generator = torch.Generator().manual_seed(self.seed * 104729 + self.step)
+            return catalogue_loss(self.model, catalogue_batch(self.tokenizer, self.catalogue, 12, 100, generator)), {}, 0
+        batch = self.maker.batch(self.step, stage)
+        loss, shown = task_loss(self.model, self.decoder, self.guidance, batch, self.step, self.seed, stage.guidance_weight)
+        return loss, shown, len(batch.prompts.input_ids)
+
+    def _save(self) -> None:
+        path = self.out / STATE_FILE
+        state = {
+            "model": self.model.state_dict(),
+            "guidance": self.guidance.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        export(self.model, self.out)
 
 
 def export(model: LlamaForCausalLM, out: Path) -> None:
@@ -258,23 +246,25 @@ def export(model: LlamaForCausalLM, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of tokenizer, weights and state")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
+    parser.add_argument("--foundation-steps", type=int, default=5000, help="optimiser steps of the first phase")
+    parser.add_argument("--foundation-learning-rate", type=float, default=1.5e-3, help="its peak")
+    parser.add_argument("--selection-steps", type=int, default=10000, help="optimiser steps of the second phase")
+    parser.add_argument("--selection-learning-rate", type=float, default=1e-3, help="its peak")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak")
     parser.add_argument("--save-every", type=int, default=250, help="steps between states")
     parser.add_argument("--vocab-size", type=int, default=6000, help="pieces at most")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = {"steps": arguments.steps, "seed": arguments.seed, "peak_learning_rate": arguments.learning_rate}
-    LOGGER.info("%s", json.dumps(options))
-    pretrain(
-        arguments.out,
-        save_every=arguments.save_every,
-        vocab_size=arguments.vocab_size,
-        compiled=not arguments.no_compile,
-        **options,
+    LOGGER.info("%s", {name: str(value) for name, value in vars(arguments).items()})
+    phases = (
+        Phase("foundation", arguments.foundation_steps, arguments.foundation_learning_rate, foundation_stage),
+        Phase("selection", arguments.selection_steps, arguments.selection_learning_rate, selection_stage),
     )
+    training = Pretraining(
+        arguments.out, Recipe(phases), arguments.seed, arguments.vocab_size, compiled=not arguments.no_compile
+    )
+    training.run(arguments.save_every)
 
 
 if __name__ == "__main__":

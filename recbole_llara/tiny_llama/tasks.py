@@ -32,11 +32,21 @@ MAX_TITLE_TOKENS = 12
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """One batch: prompts with labels, the vector of each slot ([S, VECTOR_DIM]; NaN = placeholder), and what it asks."""
+    """One batch.
+
+    Args:
+        prompts: with labels, B rows and S slots.
+        slot_vectors: [S, VECTOR_DIM], NaN = placeholder.
+        kind: what it asks.
+        candidate_slots: [B, C] which slots are a selection's candidates; None where candidates have no vectors.
+        position: [B] the target's place among the candidates; None likewise.
+    """
 
     prompts: EncodedPrompts
     slot_vectors: torch.Tensor
     kind: str
+    candidate_slots: torch.Tensor | None = None
+    position: torch.Tensor | None = None
 
 
 def _syllables(generator: torch.Generator, count: int) -> list[str]:
@@ -98,6 +108,10 @@ class Stage:
         vector_share: probability that a lookup or readers batch asks by vectors.
         closeness: the least correlation of a query's vector with its item's.
         history_max: the most items of a history.
+        hybrid_share: probability that a selection batch shows vectors; of the rest more than half have no slots.
+        text_share: probability that only titles tell a hybrid selection's target; both tell it as often.
+        size_spread: standard deviation of the logarithm of a selection's vectors' sizes.
+        guidance_weight: of the losses inside the decoder.
     """
 
     candidate_max: int
@@ -107,6 +121,10 @@ class Stage:
     vector_share: float
     closeness: float
     history_max: int
+    hybrid_share: float = 0.65
+    text_share: float = 0.25
+    size_spread: float = 0.0
+    guidance_weight: float = 0.0
 
 
 class TaskMaker:
@@ -253,9 +271,10 @@ class TaskMaker:
         fit = self._fitting_history_index(lengths, generator)
 
         kind = torch.rand(rows, generator=generator)  # what tells the target: text, vectors, or both
-        by_text, by_vector = kind < 0.4, kind > 0.25
+        by_text, by_vector = kind < 1.6 * stage.text_share, kind > stage.text_share
         style = torch.rand(1, generator=generator).item()
-        name = "hybrid" if style < 0.65 else "textual" if style < 0.85 else "text_only"
+        shown = stage.hybrid_share
+        name = "hybrid" if style < shown else "textual" if style < shown + 0.2 * (1 - shown) / 0.35 else "text_only"
         if name != "hybrid":
             by_text, by_vector = torch.ones_like(by_text), torch.zeros_like(by_vector)
 
@@ -280,8 +299,13 @@ class TaskMaker:
         if name == "text_only":
             return TaskBatch(prompts, torch.full((len(prompts.slot_rows), VECTOR_DIM), torch.nan), "selection, textual")
         vectors = self._selection_vectors(rows, count, position, fit, by_vector, stage.closeness, generator)
+        if stage.size_spread:
+            sizes = torch.randn(rows, MAX_HISTORY + count, 1, generator=generator) * stage.size_spread
+            vectors = vectors * sizes.exp()
         kept = torch.cat([present, torch.ones(rows, count, dtype=torch.bool)], 1)
-        return TaskBatch(prompts, vectors[kept], "selection, hybrid")
+        # A row's slots are its history's and then its candidates'.
+        candidate_slots = kept.sum(1).cumsum(0)[:, None] - count + torch.arange(count)
+        return TaskBatch(prompts, vectors[kept], "selection, hybrid", candidate_slots, position)
 
     @staticmethod
     def _fitting_history_index(lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""Further losses for the pretraining: which candidate fits, and where the answer should look.
+
+The answer's loss tells a row one thing, at its very end. These ask every candidate's slot, inside the decoder, how well it
+fits the history, and the answer's first position to attend to the slot that fits best. The linear readers are thrown
+away after the pretraining, as its projectors are.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, rms_norm
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+
+from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.tiny_llama.tasks import TaskBatch
+
+# After which of the tiny Llama's five layers, counted from 0, a slot tells its fit; the layer behind each looks for it.
+FIT_LAYERS = (1, 2)
+
+
+class Decoder(nn.Module):
+    """A Llama's decoder over right-padded rows, which also returns the hidden states inside it.
+
+    Args:
+        model: the Llama, whose weights are used.
+    """
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.decoder = model.model
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Normalised last hidden states [B, T, D], and those after each of ``FIT_LAYERS``.
+
+        Args:
+            inputs: [B, T, D] embeddings. Padding stands on the right, where the causal mask alone keeps it out of sight.
+        """
+        rotary = self.decoder.rotary_emb(inputs, position_ids=torch.arange(inputs.shape[1])[None])
+        hidden, inside = inputs, []
+        for number, layer in enumerate(self.decoder.layers):
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
+            if number in FIT_LAYERS:
+                inside.append(hidden)
+        return self.decoder.norm(hidden), inside
+
+
+class Guidance(nn.Module):
+    """The linear readers of how well a candidate fits, one for each of ``FIT_LAYERS``, and both losses.
+
+    Args:
+        model: the Llama, whose attention the second loss guides.
+    """
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self._decoder = [model.model]  # in a list: its weights are not this module's
+        self.readers = nn.ModuleList(nn.Linear(model.config.hidden_size, 1, bias=False) for _ in FIT_LAYERS)
+
+    def forward(self, batch: TaskBatch, inside: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Mean over the layers of both losses' sum.
+
+        Args:
+            batch: a selection with vectors.
+            inside: as ``Decoder`` returns it.
+
+        Returns:
+            the loss, and the last layer's share of rows whose target is read as the best fit, and the share of the
+            attention that its target's slot has.
+        """
+        decoder = self._decoder[0]
+        rows, columns = (index[batch.candidate_slots] for index in (batch.prompts.slot_rows, batch.prompts.slot_columns))
+        target = columns.gather(1, batch.position[:, None])[:, 0]  # [B]
+        losses = []
+        for reader, hidden, number in zip(self.readers, inside, FIT_LAYERS, strict=True):
+            scores = reader(rms_norm(hidden[rows, columns].float(), hidden.shape[-1:]))[..., 0].float()  # [B, C]
+            attention = answer_attention(decoder.layers[number + 1], decoder.rotary_emb, hidden, batch.prompts.labels)
+            # The mean over heads, so that one head is enough.
+            found = attention[torch.arange(len(target)), :, target].logsumexp(1) - math.log(attention.shape[1])  # [B]
+            losses.append(cross_entropy(scores, batch.position) - found.mean())
+        shown = {
+            "fit accuracy": (scores.argmax(1) == batch.position).float().mean().item(),
+            "attention": found.exp().mean().item(),
+        }
+        return sum(losses) / len(losses), shown
+
+
+def answer_attention(layer: LlamaDecoderLayer, rotary: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logarithms of a layer's attention from the position that predicts each row's first answer token.
+
+    Args:
+        layer: of the decoder.
+        rotary: its rotary embedding.
+        hidden: [B, T, D] the layer's input, padded on the right.
+        labels: [B, T] with one answer a row.
+
+    Returns:
+        [B, H, T] float32.
+    """
+    attention = layer.self_attn
+    asking = (labels != IGNORED_LABEL).int().argmax(1) - 1  # [B]
+    rows, positions = torch.arange(len(hidden)), torch.arange(hidden.shape[1])
+    normed = layer.input_layernorm(hidden)
+    key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [B, H, T, d]
+    query = attention.q_proj(normed[rows, asking]).unflatten(-1, (-1, attention.head_dim))[:, :, None]  # [B, H, 1, d]
+    cos, sin = rotary(hidden, position_ids=positions[None])  # [1, T, d]
+    _, key = apply_rotary_pos_emb(key, key, cos, sin)
+    query, _ = apply_rotary_pos_emb(query, query, cos[0, asking][:, None], sin[0, asking][:, None])
+    scores = (query.float() * key.float()).sum(-1) * attention.scaling  # [B, H, T]
+    scores = scores.masked_fill((positions[None] > asking[:, None])[:, None], -torch.inf)
+    return scores.log_softmax(-1)

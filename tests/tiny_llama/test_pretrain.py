@@ -1,0 +1,127 @@
+"""The pretraining's own decoder and guidance, a run cut in two, and what it writes."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+from recbole_llara.tiny_llama.catalogue import read_catalogue
+from recbole_llara.tiny_llama.guidance import FIT_LAYERS, Decoder, Guidance, answer_attention
+from recbole_llara.tiny_llama.pretrain import Pretraining
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
+from recbole_llara.tiny_llama.tasks import Stage, TaskMaker
+
+SELECTION = Stage(
+    candidate_max=5,
+    short_share=0.0,
+    lookup_share=0.0,
+    reader_share=0.0,
+    vector_share=1.0,
+    closeness=0.999,
+    history_max=4,
+    hybrid_share=1.0,
+    text_share=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return AutoModelForCausalLM.from_pretrained(TINY_LLAMA_DIR, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def selection():
+    tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR)
+    return TaskMaker(tokenizer, read_catalogue(), 1, themes=60, tokens=1500).batch(0, SELECTION)
+
+
+def test_the_decoder_is_the_llamas_own_on_right_padded_rows(tiny):
+    ids = torch.randint(3, 500, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        last, inside = Decoder(tiny)(tiny.get_input_embeddings()(ids))
+        short, _ = Decoder(tiny)(tiny.get_input_embeddings()(ids[:, :20]))
+        expected = tiny.model(input_ids=ids, output_hidden_states=True)
+    torch.testing.assert_close(last, expected.last_hidden_state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last[:, :20], short, rtol=1e-4, atol=1e-4)
+    for number, hidden in zip(FIT_LAYERS, inside, strict=True):
+        torch.testing.assert_close(hidden, expected.hidden_states[number + 1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_selections_candidate_slots_hold_the_candidates_vectors():
+    tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR)
+    maker = TaskMaker(tokenizer, read_catalogue(), 1, themes=60, tokens=1500)
+    right = total = 0
+    for step in range(20):
+        batch = maker.batch(step, SELECTION)
+        rows = batch.prompts.slot_rows[batch.candidate_slots]  # [B, C]
+        assert torch.equal(rows, torch.arange(len(rows))[:, None].expand_as(rows))
+        # Without noise the target's vector stands in the history too, to the length: the first slots of the row.
+        directions = torch.nn.functional.normalize(batch.slot_vectors, dim=1)
+        for row in range(len(rows)):
+            slots = (batch.prompts.slot_rows == row).nonzero()[:, 0]
+            history = slots[: -batch.candidate_slots.shape[1]]
+            likeness = (directions[batch.candidate_slots[row]] @ directions[history].T).amax(1)
+            right += int(likeness.argmax() == batch.position[row])
+            total += 1
+    assert total > 100 and right / total > 0.95
+
+
+def test_the_attention_guided_is_the_layers_own(selection):
+    eager = AutoModelForCausalLM.from_pretrained(TINY_LLAMA_DIR, dtype=torch.float32, attn_implementation="eager").eval()
+    ids, labels = selection.prompts.input_ids, selection.prompts.labels
+    with torch.no_grad():
+        expected = eager.model(input_ids=ids, output_hidden_states=True, output_attentions=True)
+        for number in range(eager.config.num_hidden_layers):
+            hidden = expected.hidden_states[number]
+            found = answer_attention(eager.model.layers[number], eager.model.rotary_emb, hidden, labels).exp()
+            for row in range(len(ids)):
+                asking = int((labels[row] != IGNORED_LABEL).int().argmax()) - 1
+                torch.testing.assert_close(found[row], expected.attentions[number][row, :, asking], rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_reads_the_candidates_slots(tiny, selection):
+    guidance = Guidance(tiny)
+    width = tiny.config.hidden_size
+    for reader in guidance.readers:
+        reader.weight.data = torch.eye(width)[:1]
+    hidden = torch.zeros(*selection.prompts.input_ids.shape, width)
+    hidden[..., 1] = 1.0
+    target = selection.candidate_slots.gather(1, selection.position[:, None])[:, 0]
+    hidden[selection.prompts.slot_rows[target], selection.prompts.slot_columns[target]] = torch.eye(width)[0]
+    loss, shown = guidance(selection, [hidden] * len(FIT_LAYERS))
+    worse, opposite = guidance(selection, [-hidden] * len(FIT_LAYERS))
+    assert shown["fit accuracy"] == 1.0 and opposite["fit accuracy"] == 0.0
+    assert loss.item() < worse.item()
+
+
+def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
+    guidance = Guidance(tiny)
+    inputs = tiny.get_input_embeddings()(selection.prompts.input_ids).detach().requires_grad_()
+    tiny.zero_grad()
+    guidance(selection, Decoder(tiny)(inputs)[1])[0].backward()
+    for number, layer in enumerate(tiny.model.layers):
+        # The layer behind the last probe has its attention guided, the last layers are left to the answer's loss.
+        assert (layer.self_attn.q_proj.weight.grad is not None) == (number <= FIT_LAYERS[-1] + 1)
+        assert (layer.mlp.up_proj.weight.grad is not None) == (number <= FIT_LAYERS[-1])
+    assert {name.split(".")[0] for name, _ in guidance.named_parameters()} == {"readers"}
+
+
+def test_a_run_cut_in_two_ends_as_one_that_was_not(tmp_path):
+    recipe = Recipe((Phase("one", 3, 1e-3, foundation_stage), Phase("two", 3, 1e-3, selection_stage)))
+
+    def run(out, until):
+        training = Pretraining(out, recipe, seed=1, vocab_size=600, compiled=False)
+        training.maker.themes, training.maker.tokens = 60, 400
+        training.recipe = until
+        training.run(save_every=100)
+        return training
+
+    whole = run(tmp_path / "whole", recipe)
+    run(tmp_path / "cut", Recipe((recipe.phases[0],)))
+    resumed = run(tmp_path / "cut", recipe)
+    assert resumed.step == whole.step == 6
+    for one, other in zip(whole.parameters, resumed.parameters, strict=True):
+        assert torch.equal(one, other)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.bfloat16)
+    assert torch.equal(written.lm_head.weight, resumed.model.lm_head.weight.bfloat16())
