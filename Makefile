@@ -1,5 +1,5 @@
-# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. test, lint: what they say.
-# All three set up .venv first; a second call finds the stamp and installs nothing.
+# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. test, lint: what they say. accuracy: hours, three seeds and the ablation.
+# All set up .venv first; a second call finds the stamp and installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test lint accuracy install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.quickstart
@@ -18,6 +18,9 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(RUN) -m ruff check --config .ci/ruff.toml .
 	$(RUN) -m ruff format --check --config .ci/ruff.toml .
+
+accuracy: $(STAMP)
+	$(RUN) tests/benchmarks/accuracy.py
 
 install: $(STAMP)
 

@@ -32,8 +32,17 @@ def _fingerprint(model: str, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _run(model: str, settings: Mapping[str, Any], checkpoint: str | None, fresh: bool) -> dict[str, Any]:
-    """One system's ``result.json``, with the paths of what it wrote: from an earlier call, or by running it now."""
+def run_or_reuse(
+    model: str, settings: Mapping[str, Any], rec_checkpoint: str | None = None, fresh: bool = False
+) -> dict[str, Any]:
+    """One system's ``result`` (``result.json``) and ``paths`` of what it wrote: from an earlier call, or by running it now.
+
+    Args:
+        model: LLaRA or a stock model.
+        settings: LLaRA's keys, ``checkpoint_dir`` among them; a stock model takes those it knows.
+        rec_checkpoint: a stock model trained before as LLaRA's recommender, to be evaluated only.
+        fresh: run it even if an earlier call did.
+    """
     from recbole_llara.quick_start import run_recbole_llara
 
     kept = Path(str(settings["checkpoint_dir"])) / "quickstart" / f"{model}-{_fingerprint(model, settings)}.json"
@@ -42,7 +51,7 @@ def _run(model: str, settings: Mapping[str, Any], checkpoint: str | None, fresh:
         if Path(entry["paths"]["cases_file"]).is_file():
             sys.stdout.write(f"{model}: taken from {entry['paths']['run_dir']}\n")
             return entry
-    values = dict(settings) if model == "LLaRA" else _stock_settings(model, settings, checkpoint)
+    values = dict(settings) if model == "LLaRA" else _stock_settings(model, settings, rec_checkpoint)
     written = run_recbole_llara(model=model, dataset=DATASET, config_dict=values)
     paths = {key: written[key] for key in ("run_dir", "result_file", "cases_file", "checkpoint")}
     entry = {"result": json.loads(Path(paths["result_file"]).read_text(encoding="utf-8")), "paths": paths}
@@ -63,9 +72,27 @@ def _stock_settings(model: str, settings: Mapping[str, Any], checkpoint: str | N
     return values
 
 
-def _read_cases(path: str) -> list[dict[str, Any]]:
+def read_cases(path: str) -> list[dict[str, Any]]:
+    """The records of a ``cases.jsonl``."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def run_systems(settings: Mapping[str, Any], fresh: bool = False) -> dict[str, dict[str, Any]]:
+    """Popularity, the recommender and LLaRA over it, as ``run_or_reuse`` returns them, by the models' names.
+
+    Args:
+        settings, fresh: as for ``run_or_reuse``.
+    """
+    recommender = settings.get("rec_model", "SASRec")
+    llara = run_or_reuse("LLaRA", settings, fresh=fresh)
+    # The very recommender whose embeddings LLaRA read, trained on all rows to its early stop.
+    checkpoint = str(Path(llara["result"]["recommender"]["path"]) / "model.safetensors")
+    return {
+        "Popularity": run_or_reuse("Popularity", settings, fresh=fresh),
+        recommender: run_or_reuse(recommender, settings, checkpoint, fresh),
+        "LLaRA": llara,
+    }
 
 
 def quickstart(arguments: Sequence[str] = ()) -> str:
@@ -81,18 +108,11 @@ def quickstart(arguments: Sequence[str] = ()) -> str:
     settings = {**read_yaml(PROPERTIES / "quickstart.yaml"), **parse_arguments([a for a in arguments if a != "--fresh"])}
     settings.setdefault("checkpoint_dir", "saved")
     recommender = settings.get("rec_model", "SASRec")
-    llara = _run("LLaRA", settings, None, fresh)
-    # The very recommender whose embeddings LLaRA read, trained on all rows to its early stop.
-    checkpoint = str(Path(llara["result"]["recommender"]["path"]) / "model.safetensors")
-    entries = {
-        "Popularity": _run("Popularity", settings, None, fresh),
-        recommender: _run(recommender, settings, checkpoint, fresh),
-        "LLaRA": llara,
-    }
+    entries = run_systems(settings, fresh)
     shown = list(entries.values())
     names = {model: system_name(entry["result"]) for model, entry in entries.items()}
     lines = ["", comparison_table([entry["result"] for entry in shown]), ""]
-    ours, stock = (_read_cases(entries[model]["paths"]["cases_file"]) for model in ("LLaRA", recommender))
+    ours, stock = (read_cases(entries[model]["paths"]["cases_file"]) for model in ("LLaRA", recommender))
     lines += [f"{names['LLaRA']} against {names[recommender]} on the same rows and candidates:"]
     lines += paired_test_lines(ours, stock, names["LLaRA"], names[recommender])
     lines += ["", "Each row of the test, with what was shown and answered:"]

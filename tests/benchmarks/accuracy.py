@@ -1,0 +1,100 @@
+"""LLaRA(SASRec) on the embedded LLM against its own SASRec over seeds, and what its behavioural tokens carry.
+
+    python tests/benchmarks/accuracy.py [--seeds=2020,2021,2022] [--key=value ...]
+
+Every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``). The first
+seed's LLaRA is also evaluated by free and by constrained generation, and trained anew twice for the ablation: with
+titles alone, and with item embeddings dealt to other items. Finished runs are taken from ``checkpoint_dir``.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import t, ttest_rel
+
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.report import comparison_table, paired_test_lines
+from recbole_llara.quickstart import read_cases, run_or_reuse, run_systems
+from recbole_llara.yaml_files import parse_arguments
+
+SETTINGS = {
+    "protocol": "leave_one_out",
+    "rec_stopping_step": 3,
+    "candidate_seed": 2020,
+    "checkpoint_dir": "saved",
+}
+ABLATION = {"textual": {"representation": "textual"}, "shuffled": {"shuffle_item_embeddings": True}}
+
+
+def correct_answers(entry: Mapping[str, Any]) -> np.ndarray:
+    """[rows] 1.0 where a run answered correctly, in the order of its rows."""
+    cases = sorted(read_cases(entry["paths"]["cases_file"]), key=lambda case: case["row"])
+    return np.array([case["correct"] for case in cases], dtype=float)
+
+
+def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
+    """The mean difference of [seeds, rows] answers, tested over seeds and over rows.
+
+    Args:
+        ours, stock: the two systems' answers to the same rows.
+    """
+    difference = ours.mean(1) - stock.mean(1)  # [seeds]
+    seeds = len(difference)
+    lines = [
+        f"LLaRA {ours.mean():.4f}, its SASRec {stock.mean():.4f}, mean difference {difference.mean():+.4f} over {seeds} seeds: "
+        + ", ".join(f"{value:+.4f}" for value in difference)
+    ]
+    if seeds > 1:
+        half = t.ppf(0.975, seeds - 1) * difference.std(ddof=1) / np.sqrt(seeds)
+        over = ttest_rel(ours.mean(1), stock.mean(1))
+        lines.append(f"Paired t-test over seeds: p = {over.pvalue:.3g}, 95 % interval of the difference ± {half:.4f}.")
+    rows = ttest_rel(ours.mean(0), stock.mean(0))
+    interval = rows.confidence_interval()
+    lines.append(
+        f"Paired t-test over the n = {ours.shape[1]} rows, each row's mean over the seeds: p = {rows.pvalue:.3g}, "
+        f"95 % interval {interval.low:+.4f} to {interval.high:+.4f}."
+    )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    settings = {**SETTINGS, **parse_arguments(argv)}
+    seeds = [int(seed) for seed in str(settings.pop("seeds", "2020,2021,2022")).split(",")]
+    report: list[str] = []
+    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    first: dict[str, Any] = {}
+    for seed in seeds:
+        entries = run_systems({**settings, "seed": seed})
+        first = first or entries
+        answers.append((correct_answers(entries["LLaRA"]), correct_answers(entries["SASRec"])))
+        cases = [read_cases(entries[name]["paths"]["cases_file"]) for name in ("LLaRA", "SASRec")]
+        report += [f"Seed {seed}", comparison_table([entry["result"] for entry in entries.values()])]
+        report += [*paired_test_lines(*cases, "LLaRA", "SASRec"), ""]
+    ours, stock = (np.stack(side) for side in zip(*answers, strict=True))
+    report += ["Over seeds", over_seeds(ours, stock), ""]
+
+    base = {**settings, "seed": seeds[0]}
+    evaluation = {**base, "checkpoint": first["LLaRA"]["paths"]["checkpoint"]}
+    decodings = [run_or_reuse("LLaRA", {**evaluation, "decoding": name}) for name in ("generate", "constrained")]
+    report += [f"Decoding, seed {seeds[0]}", comparison_table([entry["result"] for entry in (first["LLaRA"], *decodings)]), ""]
+
+    report += [f"Ablation, seed {seeds[0]}"]
+    hybrid = read_cases(first["LLaRA"]["paths"]["cases_file"])
+    for name, keys in ABLATION.items():
+        entry = run_or_reuse("LLaRA", {**base, **keys})
+        report += [name, comparison_table([entry["result"]])]
+        report += [*paired_test_lines(hybrid, read_cases(entry["paths"]["cases_file"]), "hybrid", name), ""]
+    sys.stdout.write("\n".join(report))
+    return 0
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.stderr.write(f"accuracy: error: {error}\n")
+        sys.exit(2)
