@@ -26,7 +26,8 @@ from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.circuits import initialise_circuits
 from recbole_llara.tiny_llama.guidance import Decoder, Guidance
 from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
-from recbole_llara.tiny_llama.tasks import VECTOR_DIM, Stage, TaskBatch, TaskMaker, catalogue_batch
+from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskBatch, TaskMaker, catalogue_batch
 from recbole_llara.tiny_llama.tokenizer import train_tokenizer
 
 LOGGER = logging.getLogger(__name__)

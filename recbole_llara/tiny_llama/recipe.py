@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recbole_llara.tiny_llama.tasks import Stage
+from recbole_llara.tiny_llama.stage import Stage
 
 WARMUP_STEPS = 200
 

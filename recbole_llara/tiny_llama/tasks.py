@@ -3,8 +3,8 @@
 Nothing here comes from a user: titles are made up out of catalogue words and random syllables, and item
 vectors are random. Three shapes of task:
 
-- *lookup*: a list of items, then queries (a noisy copy of an item's vector, or the first words of its
-  title), each answered by that item's title: many answers a sequence, which is how copying is learnt fast.
+- *lookup*: a list of items, then queries (a noisy copy of an item's vector, or nothing but its title, which trains
+  copying alone), each answered by that item's title: many answers a sequence, which is how copying is learnt fast.
 - *readers*: a list of items, then several short made-up histories, each answered by the listed item that fits it: the
   step from looking up to selecting, still with many answers a sequence.
 - *selection*: the very prompts of the recommenders (``properties/prompt``), where the target repeats, shares
@@ -22,9 +22,10 @@ from recbole_llara.prompt.encoding import EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.tiny_llama.catalogue import CatalogueText
+from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.titles import TITLES_PER_THEME, make_titles
 
 DOMAINS = ("movie", "game", "artist", "item")
-TITLES_PER_THEME = 8
 VECTOR_DIM = 64
 MAX_HISTORY = 10
 MAX_TITLE_TOKENS = 12
@@ -47,84 +48,6 @@ class TaskBatch:
     kind: str
     candidate_slots: torch.Tensor | None = None
     position: torch.Tensor | None = None
-
-
-def _syllables(generator: torch.Generator, count: int) -> list[str]:
-    """Made-up words, so that copying does not depend on known words."""
-    onsets = ["b", "br", "d", "f", "g", "gr", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z", "ch", "é", "ž"]
-    rimes = ["a", "an", "ar", "e", "el", "en", "i", "in", "o", "on", "or", "u", "um", "y", "ax", "å"]
-    lengths = torch.randint(1, 4, (count,), generator=generator).tolist()
-    picks = torch.randint(0, len(onsets) * len(rimes), (count, 3), generator=generator).tolist()
-    words = [
-        "".join(onsets[p % len(onsets)] + rimes[p // len(onsets)] for p in pick[:n])
-        for pick, n in zip(picks, lengths, strict=True)
-    ]
-    return [word.capitalize() for word in words]
-
-
-def make_titles(catalogue: list[CatalogueText], themes: int, generator: torch.Generator) -> list[str]:
-    """Titles in groups of ``TITLES_PER_THEME`` that share a theme word.
-
-    Args:
-        catalogue: real titles; a quarter of the groups hold real ones, without a shared word.
-        themes: number of groups.
-        generator: of every draw.
-
-    Returns:
-        1 + themes * TITLES_PER_THEME titles, the first empty (the padding item).
-    """
-    words = [word for film in catalogue for word in film.title.split()]
-    total = themes * TITLES_PER_THEME
-    real = torch.randint(0, len(catalogue), (total,), generator=generator).tolist()
-    made_up = _syllables(generator, total)
-    picks = torch.randint(0, len(words), (total, 4), generator=generator).tolist()
-    lengths = torch.randint(0, 4, (total,), generator=generator).tolist()
-    places = torch.randint(0, 100, (total,), generator=generator).tolist()
-    titles = [""]
-    for theme in range(themes):
-        base = theme * TITLES_PER_THEME
-        theme_word = made_up[base] if theme % 2 else words[picks[base][3]]
-        for number in range(base, base + TITLES_PER_THEME):
-            if theme % 4 == 0:
-                titles.append(catalogue[real[number]].title)
-                continue
-            parts = [words[p] for p in picks[number][: lengths[number]]]
-            if places[number] < 10:
-                parts.append(made_up[number])
-            parts.insert(places[number] % (len(parts) + 1), theme_word)
-            titles.append(" ".join(parts))
-    return titles
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How hard the tasks of a step are.
-
-    Args:
-        candidate_max: the most candidates a row has.
-        short_share: probability that a batch's titles are cut to one token.
-        lookup_share: probability of a lookup batch.
-        reader_share: probability of a readers batch; the rest are selections.
-        vector_share: probability that a lookup or readers batch asks by vectors.
-        closeness: the least correlation of a query's vector with its item's.
-        history_max: the most items of a history.
-        hybrid_share: probability that a selection batch shows vectors; of the rest more than half have no slots.
-        text_share: probability that only titles tell a hybrid selection's target; both tell it as often.
-        size_spread: standard deviation of the logarithm of a selection's vectors' sizes.
-        guidance_weight: of the losses inside the decoder.
-    """
-
-    candidate_max: int
-    short_share: float
-    lookup_share: float
-    reader_share: float
-    vector_share: float
-    closeness: float
-    history_max: int
-    hybrid_share: float = 0.65
-    text_share: float = 0.25
-    size_spread: float = 0.0
-    guidance_weight: float = 0.0
 
 
 class TaskMaker:

@@ -10,7 +10,8 @@ from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.guidance import FIT_LAYERS, Decoder, Guidance, answer_attention
 from recbole_llara.tiny_llama.pretrain import Pretraining
 from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
-from recbole_llara.tiny_llama.tasks import Stage, TaskMaker
+from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.tasks import TaskMaker
 
 SELECTION = Stage(
     candidate_max=5,

@@ -9,7 +9,9 @@ from transformers import AutoTokenizer
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.tiny_llama.catalogue import read_catalogue
-from recbole_llara.tiny_llama.tasks import TITLES_PER_THEME, VECTOR_DIM, Stage, TaskMaker, make_titles
+from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskMaker
+from recbole_llara.tiny_llama.titles import TITLES_PER_THEME, make_titles
 from recbole_llara.tiny_llama.tokenizer import train_tokenizer
 
 HARD = Stage(
