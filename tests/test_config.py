@@ -59,6 +59,13 @@ def test_stock_models_do_not_train_like_an_llm() -> None:
     assert "lora_r" not in stock
 
 
+def test_the_embedded_llm_brings_its_own_tuning_and_strategy() -> None:
+    llama, tiny = config("--llm_path=/models/llama", model="LLaRA"), config(model="LLaRA")
+    assert (llama["llm_tuning"], llama["strategy"]) == ("lora", "curriculum")
+    assert (tiny["llm_tuning"], tiny["strategy"]) == ("full", "direct")
+    assert config("--strategy=curriculum", model="LLaRA")["strategy"] == "curriculum"
+
+
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec", "Caser"])
 def test_the_papers_recommenders(name: str) -> None:
     made = config(model=name)

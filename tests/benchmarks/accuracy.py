@@ -1,10 +1,12 @@
 """LLaRA(SASRec) on the embedded LLM against its own SASRec over seeds, and what its behavioural tokens carry.
 
-    python tests/benchmarks/accuracy.py [--seeds=2020,2021,2022] [--key=value ...]
+    python tests/benchmarks/accuracy.py [--seeds=2020,2021,2022] [--parts=seeds,decoding,ablation] [--key=value ...]
 
-Every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``). The first
-seed's LLaRA is also evaluated by free and by constrained generation, and trained anew twice for the ablation: with
-titles alone, and with item embeddings dealt to other items. Finished runs are taken from ``checkpoint_dir``.
+- seeds: every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``).
+- decoding: the first seed's LLaRA, also evaluated by free and by constrained generation.
+- ablation: with the quickstart's training rows, hybrid, titles alone, and item embeddings dealt to other items.
+
+Finished runs are taken from ``checkpoint_dir``.
 """
 
 import logging
@@ -17,16 +19,18 @@ from scipy.stats import t, ttest_rel
 
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines
+from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quickstart import read_cases, run_or_reuse, run_systems
-from recbole_llara.yaml_files import parse_arguments
+from recbole_llara.yaml_files import parse_arguments, read_yaml
 
+QUICKSTART = read_yaml(PROPERTIES / "quickstart.yaml")
 SETTINGS = {
-    "protocol": "leave_one_out",
-    "rec_stopping_step": 3,
+    "protocol": QUICKSTART["protocol"],
+    "rec_stopping_step": QUICKSTART["rec_stopping_step"],
     "candidate_seed": 2020,
     "checkpoint_dir": "saved",
 }
-ABLATION = {"textual": {"representation": "textual"}, "shuffled": {"shuffle_item_embeddings": True}}
+ABLATION = {"hybrid": {}, "textual": {"representation": "textual"}, "shuffled": {"shuffle_item_embeddings": True}}
 
 
 def correct_answers(entry: Mapping[str, Any]) -> np.ndarray:
@@ -60,34 +64,50 @@ def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
-    settings = {**SETTINGS, **parse_arguments(argv)}
-    seeds = [int(seed) for seed in str(settings.pop("seeds", "2020,2021,2022")).split(",")]
-    report: list[str] = []
+def seeds_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
+    """Each seed's LLaRA against its own SASRec, and all seeds together."""
+    lines: list[str] = []
     answers: list[tuple[np.ndarray, np.ndarray]] = []
-    first: dict[str, Any] = {}
     for seed in seeds:
         entries = run_systems({**settings, "seed": seed})
-        first = first or entries
         answers.append((correct_answers(entries["LLaRA"]), correct_answers(entries["SASRec"])))
         cases = [read_cases(entries[name]["paths"]["cases_file"]) for name in ("LLaRA", "SASRec")]
-        report += [f"Seed {seed}", comparison_table([entry["result"] for entry in entries.values()])]
-        report += [*paired_test_lines(*cases, "LLaRA", "SASRec"), ""]
+        lines += [f"Seed {seed}", comparison_table([entry["result"] for entry in entries.values()])]
+        lines += [*paired_test_lines(*cases, "LLaRA", "SASRec"), ""]
     ours, stock = (np.stack(side) for side in zip(*answers, strict=True))
-    report += ["Over seeds", over_seeds(ours, stock), ""]
+    return [*lines, "Over seeds", over_seeds(ours, stock), ""]
 
-    base = {**settings, "seed": seeds[0]}
-    evaluation = {**base, "checkpoint": first["LLaRA"]["paths"]["checkpoint"]}
-    decodings = [run_or_reuse("LLaRA", {**evaluation, "decoding": name}) for name in ("generate", "constrained")]
-    report += [f"Decoding, seed {seeds[0]}", comparison_table([entry["result"] for entry in (first["LLaRA"], *decodings)]), ""]
 
-    report += [f"Ablation, seed {seeds[0]}"]
-    hybrid = read_cases(first["LLaRA"]["paths"]["cases_file"])
-    for name, keys in ABLATION.items():
-        entry = run_or_reuse("LLaRA", {**base, **keys})
-        report += [name, comparison_table([entry["result"]])]
-        report += [*paired_test_lines(hybrid, read_cases(entry["paths"]["cases_file"]), "hybrid", name), ""]
-    sys.stdout.write("\n".join(report))
+def decoding_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
+    """The first seed's LLaRA, evaluated by every decoding."""
+    scored = run_or_reuse("LLaRA", {**settings, "seed": seeds[0]})
+    evaluation = {**settings, "seed": seeds[0], "checkpoint": scored["paths"]["checkpoint"]}
+    others = [run_or_reuse("LLaRA", {**evaluation, "decoding": name}) for name in ("generate", "constrained")]
+    return [f"Decoding, seed {seeds[0]}", comparison_table([entry["result"] for entry in (scored, *others)]), ""]
+
+
+def ablation_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
+    """Hybrid, textual and shuffled on the same training rows, those of the quickstart."""
+    budget = {**settings, "seed": seeds[0], **{key: QUICKSTART[key] for key in ("max_train_rows", "epochs")}}
+    entries = {name: run_or_reuse("LLaRA", {**budget, **keys}) for name, keys in ABLATION.items()}
+    cases = {name: read_cases(entry["paths"]["cases_file"]) for name, entry in entries.items()}
+    lines = [f"Ablation, seed {seeds[0]}, {budget['max_train_rows']:,} training rows"]
+    for name, entry in entries.items():
+        lines += [name, comparison_table([entry["result"]])]
+    for one, other in (("hybrid", "textual"), ("hybrid", "shuffled"), ("textual", "shuffled")):
+        lines += [f"{one} against {other}", *paired_test_lines(cases[one], cases[other], one, other)]
+    return [*lines, ""]
+
+
+PARTS = {"seeds": seeds_part, "decoding": decoding_part, "ablation": ablation_part}
+
+
+def main(argv: list[str]) -> int:
+    settings = {**SETTINGS, **parse_arguments([word for word in argv if not word.startswith(("--parts=", "--seeds="))])}
+    chosen = dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith(("--parts=", "--seeds=")))
+    seeds = [int(seed) for seed in chosen.get("seeds", "2020,2021,2022").split(",")]
+    for part in chosen.get("parts", ",".join(PARTS)).split(","):
+        sys.stdout.write("\n".join(PARTS[part](settings, seeds)) + "\n")
     return 0
 
 
