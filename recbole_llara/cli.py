@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from recbole_llara.errors import UserError
+from recbole_llara.errors import exit_status
 
 _DESCRIPTION = "Train and evaluate a model on the candidates of its test rows."
 _EPILOG = """\
@@ -47,22 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a user's mistake, 130 when interrupted.
     """
     arguments, keys = build_parser().parse_known_args(argv)
-    try:
-        if arguments.list_models:
-            sys.stdout.write(list_models())
-            return 0
-        from recbole_llara.quick_start import run_recbole_llara
+    return exit_status("recbole-llara", lambda: _run(arguments, keys))
 
-        run_recbole_llara(
-            model=arguments.model,
-            dataset=arguments.dataset,
-            config_file_list=(arguments.config_files or "").split(),
-            argv=keys,
-        )
-    except UserError as error:
-        sys.stderr.write(f"recbole-llara: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("recbole-llara: interrupted\n")
-        return 130
-    return 0
+
+def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
+    if arguments.list_models:
+        sys.stdout.write(list_models())
+        return
+    from recbole_llara.quick_start import run_recbole_llara
+
+    run_recbole_llara(
+        model=arguments.model,
+        dataset=arguments.dataset,
+        config_file_list=(arguments.config_files or "").split(),
+        argv=keys,
+    )

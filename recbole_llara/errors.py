@@ -1,7 +1,8 @@
-"""The one exception for mistakes a user can mend; every room of the package raises it."""
+"""The one exception for mistakes a user can mend, raised by every room of the package, and how a program ends by it."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -27,3 +28,25 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if not names:
         return "none is known"
     return "known: " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+
+
+def exit_status(program: str, action: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """Run a program's work; a user's mistake and Ctrl-C end it with one line and no traceback.
+
+    Args:
+        program: its name, before the line.
+        action: the work.
+        interrupted: what the line says after Ctrl-C.
+
+    Returns:
+        0, 2 for a user's mistake, 130 when interrupted.
+    """
+    try:
+        action()
+    except UserError as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: {interrupted}\n")
+        return 130
+    return 0

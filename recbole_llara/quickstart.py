@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara import __version__
-from recbole_llara.errors import UserError
+from recbole_llara.errors import exit_status
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines, system_name
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
@@ -122,16 +122,9 @@ def quickstart(arguments: Sequence[str] = ()) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the quickstart; returns the exit status."""
-    try:
-        report = quickstart(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        sys.stderr.write(f"quickstart: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("quickstart: interrupted; finished systems and the recommender are kept, run it again to go on\n")
-        return 130
-    sys.stdout.write(report)
-    return 0
+    arguments = sys.argv[1:] if argv is None else argv
+    kept = "interrupted; finished systems and the recommender are kept, run it again to go on"
+    return exit_status("quickstart", lambda: sys.stdout.write(quickstart(arguments)), kept)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t, ttest_rel
 
-from recbole_llara.errors import UserError
+from recbole_llara.errors import exit_status
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quickstart import read_cases, run_or_reuse, run_systems
@@ -102,19 +102,14 @@ def ablation_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
 PARTS = {"seeds": seeds_part, "decoding": decoding_part, "ablation": ablation_part}
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     settings = {**SETTINGS, **parse_arguments([word for word in argv if not word.startswith(("--parts=", "--seeds="))])}
     chosen = dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith(("--parts=", "--seeds=")))
     seeds = [int(seed) for seed in chosen.get("seeds", "2020,2021,2022").split(",")]
     for part in chosen.get("parts", ",".join(PARTS)).split(","):
         sys.stdout.write("\n".join(PARTS[part](settings, seeds)) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
     logging.captureWarnings(True)
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.stderr.write(f"accuracy: error: {error}\n")
-        sys.exit(2)
+    sys.exit(exit_status("accuracy", lambda: main(sys.argv[1:])))
