@@ -58,12 +58,15 @@ class Guidance(nn.Module):
         self._decoder = [model.model]  # in a list: its weights are not this module's
         self.readers = nn.ModuleList(nn.Linear(model.config.hidden_size, 1, bias=False) for _ in FIT_LAYERS)
 
-    def forward(self, batch: TaskBatch, inside: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    def forward(
+        self, batch: TaskBatch, inside: list[torch.Tensor], leading_tokens: int = 1
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean over the layers of both losses' sum.
 
         Args:
             batch: a selection with vectors.
             inside: as ``Decoder`` returns it.
+            leading_tokens: how many of an answer's first tokens the attention is guided at, its EOS not among them.
 
         Returns:
             the loss, and the last layer's share of rows whose target is read as the best fit, and the share of the
@@ -72,12 +75,17 @@ class Guidance(nn.Module):
         decoder = self._decoder[0]
         rows, columns = (index[batch.candidate_slots] for index in (batch.prompts.slot_rows, batch.prompts.slot_columns))
         target = columns.gather(1, batch.position[:, None])[:, 0]  # [B]
+        answers = batch.prompts.labels != IGNORED_LABEL
+        asking = answers.int().argmax(1)[:, None] - 1 + torch.arange(leading_tokens)  # [B, A]
+        guided = torch.arange(leading_tokens) < answers.sum(1, keepdim=True) - 1  # [B, A]
+        asking = torch.where(guided, asking, asking[:, :1])
         losses = []
         for reader, hidden, number in zip(self.readers, inside, FIT_LAYERS, strict=True):
             scores = reader(rms_norm(hidden[rows, columns].float(), hidden.shape[-1:]))[..., 0].float()  # [B, C]
-            attention = answer_attention(decoder.layers[number + 1], decoder.rotary_emb, hidden, batch.prompts.labels)
+            attention = answer_attention(decoder.layers[number + 1], decoder.rotary_emb, hidden, asking)
             # The mean over heads, so that one head is enough.
-            found = attention[torch.arange(len(target)), :, target].logsumexp(1) - math.log(attention.shape[1])  # [B]
+            found = attention[torch.arange(len(target)), ..., target].logsumexp(1) - math.log(attention.shape[1])  # [B, A]
+            found = found[guided]
             losses.append(cross_entropy(scores, batch.position) - found.mean())
         shown = {
             "fit accuracy": (scores.argmax(1) == batch.position).float().mean().item(),
@@ -86,27 +94,26 @@ class Guidance(nn.Module):
         return sum(losses) / len(losses), shown
 
 
-def answer_attention(layer: LlamaDecoderLayer, rotary: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logarithms of a layer's attention from the position that predicts each row's first answer token.
+def answer_attention(layer: LlamaDecoderLayer, rotary: nn.Module, hidden: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
+    """Logarithms of a layer's attention from some positions of each row.
 
     Args:
         layer: of the decoder.
         rotary: its rotary embedding.
         hidden: [B, T, D] the layer's input, padded on the right.
-        labels: [B, T] with one answer a row.
+        asking: [B, A] the positions.
 
     Returns:
-        [B, H, T] float32.
+        [B, H, A, T] float32.
     """
     attention = layer.self_attn
-    asking = (labels != IGNORED_LABEL).int().argmax(1) - 1  # [B]
-    rows, positions = torch.arange(len(hidden)), torch.arange(hidden.shape[1])
+    rows, positions = torch.arange(len(hidden))[:, None], torch.arange(hidden.shape[1])
     normed = layer.input_layernorm(hidden)
     key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [B, H, T, d]
-    query = attention.q_proj(normed[rows, asking]).unflatten(-1, (-1, attention.head_dim))[:, :, None]  # [B, H, 1, d]
+    query = attention.q_proj(normed[rows, asking]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [B, H, A, d]
     cos, sin = rotary(hidden, position_ids=positions[None])  # [1, T, d]
     _, key = apply_rotary_pos_emb(key, key, cos, sin)
-    query, _ = apply_rotary_pos_emb(query, query, cos[0, asking][:, None], sin[0, asking][:, None])
-    scores = (query.float() * key.float()).sum(-1) * attention.scaling  # [B, H, T]
-    scores = scores.masked_fill((positions[None] > asking[:, None])[:, None], -torch.inf)
+    query, _ = apply_rotary_pos_emb(query, query, cos[0, asking], sin[0, asking])
+    scores = query.float() @ key.float().transpose(2, 3) * attention.scaling  # [B, H, A, T]
+    scores = scores.masked_fill((positions > asking[..., None])[:, None], -torch.inf)
     return scores.log_softmax(-1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recbole_llara.model.attention import BMM_ATTENTION
@@ -25,7 +25,7 @@ from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR
 from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.circuits import initialise_circuits
 from recbole_llara.tiny_llama.guidance import Decoder, Guidance
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
 from recbole_llara.tiny_llama.stage import Stage
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskBatch, TaskMaker, catalogue_batch
 from recbole_llara.tiny_llama.tokenizer import train_tokenizer
@@ -89,16 +89,16 @@ def task_loss(
     batch: TaskBatch,
     step: int,
     seed: int,
-    guidance_weight: float,
+    stage: Stage,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Mean negative log-likelihood of the answer tokens, and with vectors among the candidates the guidance's.
 
     Args:
         model: whose embeddings and head are used.
         decoder: its ``Decoder``, compiled or not.
-        guidance: asked where ``guidance_weight`` is not 0.
+        guidance: asked where the stage gives it weight.
         batch, step, seed: as for ``embed``.
-        guidance_weight: of its loss.
+        stage: of the step.
 
     Returns:
         the loss, and what the log shows: the answers' loss, the share of answer tokens that are most likely, and
@@ -109,15 +109,18 @@ def task_loss(
     labels = prompts.labels[:, 1:]
     answered = labels != IGNORED_LABEL
     # First tokens say which item was found; of the others, which copying alone tells, as many are kept.
-    first = answered & (prompts.labels[:, :-1] == IGNORED_LABEL)
+    first = starting = answered & (prompts.labels[:, :-1] == IGNORED_LABEL)
+    for _ in range(stage.leading_tokens - 1):
+        starting = answered & pad(starting, (1, 0))[:, :-1]
+        first = first | starting
     draws = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed * 15_485_863 + step))
     answered &= first | (draws < int(first.sum()) / max(1, int((answered & ~first).sum())))
     logits = model.lm_head(hidden[:, :-1][answered]).float()
     loss = cross_entropy(logits, labels[answered])
     shown = {"loss": loss.item(), "token accuracy": (logits.detach().argmax(-1) == labels[answered]).float().mean().item()}
-    if guidance_weight and batch.position is not None:
-        guiding_loss, told = guidance(batch, inside)
-        loss, shown = loss + guidance_weight * guiding_loss, {**shown, **told}
+    if stage.guidance_weight and batch.position is not None:
+        guiding_loss, told = guidance(batch, inside, stage.leading_tokens)
+        loss, shown = loss + stage.guidance_weight * guiding_loss, {**shown, **told}
     return loss, shown
 
 
@@ -220,7 +223,7 @@ class Pretraining:
             generator = torch.Generator().manual_seed(self.seed * 104729 + self.step)
             return catalogue_loss(self.model, catalogue_batch(self.tokenizer, self.catalogue, 12, 100, generator)), {}, 0
         batch = self.maker.batch(self.step, stage)
-        loss, shown = task_loss(self.model, self.decoder, self.guidance, batch, self.step, self.seed, stage.guidance_weight)
+        loss, shown = task_loss(self.model, self.decoder, self.guidance, batch, self.step, self.seed, stage)
         return loss, shown, len(batch.prompts.input_ids)
 
     def _save(self) -> None:
@@ -251,6 +254,8 @@ def main() -> None:
     parser.add_argument("--foundation-learning-rate", type=float, default=1.5e-3, help="its peak")
     parser.add_argument("--selection-steps", type=int, default=10000, help="optimiser steps of the second phase")
     parser.add_argument("--selection-learning-rate", type=float, default=1e-3, help="its peak")
+    parser.add_argument("--opener-steps", type=int, default=3000, help="optimiser steps of the third phase")
+    parser.add_argument("--opener-learning-rate", type=float, default=8e-4, help="its peak")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--save-every", type=int, default=250, help="steps between states")
     parser.add_argument("--vocab-size", type=int, default=6000, help="pieces at most")
@@ -261,6 +266,7 @@ def main() -> None:
     phases = (
         Phase("foundation", arguments.foundation_steps, arguments.foundation_learning_rate, foundation_stage),
         Phase("selection", arguments.selection_steps, arguments.selection_learning_rate, selection_stage),
+        Phase("openers", arguments.opener_steps, arguments.opener_learning_rate, opener_stage),
     )
     training = Pretraining(
         arguments.out, Recipe(phases), arguments.seed, arguments.vocab_size, compiled=not arguments.no_compile

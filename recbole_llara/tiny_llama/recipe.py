@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recbole_llara.tiny_llama.stage import Stage
 
@@ -92,3 +92,12 @@ def selection_stage(progress: float) -> Stage:
         size_spread=0.2,
         guidance_weight=0.5,
     )
+
+
+def opener_stage(progress: float) -> Stage:
+    """The third phase: as the second ended, with titles that begin alike, so that the second word must choose too.
+
+    Args:
+        progress: 0 to 1.
+    """
+    return replace(selection_stage(1.0), opener_share=0.35, leading_tokens=2)

@@ -19,6 +19,8 @@ class Stage:
         text_share: probability that only titles tell a hybrid selection's target; both tell it as often.
         size_spread: standard deviation of the logarithm of a selection's vectors' sizes.
         guidance_weight: of the losses inside the decoder.
+        opener_share: probability that a made-up title begins with a word that many titles begin with.
+        leading_tokens: how many of an answer's first tokens are guided and always count in the loss.
     """
 
     candidate_max: int
@@ -32,3 +34,5 @@ class Stage:
     text_share: float = 0.25
     size_spread: float = 0.0
     guidance_weight: float = 0.0
+    opener_share: float = 0.0
+    leading_tokens: int = 1

@@ -68,20 +68,22 @@ class TaskMaker:
         self.tokenizer, self.catalogue, self.seed = tokenizer, catalogue, seed
         self.themes, self.refresh, self.tokens = themes, refresh, tokens
         self._bank_number = -1
-        self._banks: dict[int, PromptEncoder] = {}
+        self._banks: dict[tuple[int, float], PromptEncoder] = {}
 
     def _generator(self, purpose: int, number: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + purpose) * 10_000_019 + number)
 
-    def _load_bank(self, step: int, title_tokens: int) -> PromptEncoder:
+    def _load_bank(self, step: int, title_tokens: int, opener_share: float) -> PromptEncoder:
         number = step // self.refresh
         if number != self._bank_number:
             self._banks, self._bank_number = {}, number
-        if title_tokens not in self._banks:
-            titles = make_titles(self.catalogue, self.themes, self._generator(1, number))
+        if title_tokens == 1:
+            opener_share = 0.0  # an opener alone would name no item
+        if (title_tokens, opener_share) not in self._banks:
+            titles = make_titles(self.catalogue, self.themes, self._generator(1, number), opener_share)
             templates = [template for domain in DOMAINS for template in load_templates(domain, 20)]
-            self._banks[title_tokens] = PromptEncoder(self.tokenizer, titles, templates, title_tokens)
-        return self._banks[title_tokens]
+            self._banks[title_tokens, opener_share] = PromptEncoder(self.tokenizer, titles, templates, title_tokens)
+        return self._banks[title_tokens, opener_share]
 
     def batch(self, step: int, stage: Stage) -> TaskBatch:
         """The batch of a step.
@@ -92,7 +94,8 @@ class TaskMaker:
         """
         generator = self._generator(2, step)
         draw = torch.rand(5, generator=generator).tolist()
-        encoder = self._load_bank(step, 1 if draw[4] < stage.short_share else MAX_TITLE_TOKENS)
+        title_tokens = 1 if draw[4] < stage.short_share else MAX_TITLE_TOKENS
+        encoder = self._load_bank(step, title_tokens, stage.opener_share)
         most = stage.candidate_max
         candidate_num = 2 + int(draw[0] * (most - 1)) if draw[1] < 0.5 else most
         if draw[2] < stage.lookup_share:

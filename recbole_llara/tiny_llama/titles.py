@@ -5,6 +5,7 @@ import torch
 from recbole_llara.tiny_llama.catalogue import CatalogueText
 
 TITLES_PER_THEME = 8
+OPENERS = ("The", "The", "The", "The", "A", "My", "Super", "Dr.")
 
 
 def _syllables(generator: torch.Generator, count: int) -> list[str]:
@@ -20,13 +21,16 @@ def _syllables(generator: torch.Generator, count: int) -> list[str]:
     return [word.capitalize() for word in words]
 
 
-def make_titles(catalogue: list[CatalogueText], themes: int, generator: torch.Generator) -> list[str]:
+def make_titles(
+    catalogue: list[CatalogueText], themes: int, generator: torch.Generator, opener_share: float = 0.0
+) -> list[str]:
     """Titles in groups of ``TITLES_PER_THEME`` that share a theme word.
 
     Args:
         catalogue: real titles; a quarter of the groups hold real ones, without a shared word.
         themes: number of groups.
         generator: of every draw.
+        opener_share: probability that a made-up title begins with one of ``OPENERS``.
 
     Returns:
         1 + themes * TITLES_PER_THEME titles, the first empty (the padding item).
@@ -38,6 +42,11 @@ def make_titles(catalogue: list[CatalogueText], themes: int, generator: torch.Ge
     picks = torch.randint(0, len(words), (total, 4), generator=generator).tolist()
     lengths = torch.randint(0, 4, (total,), generator=generator).tolist()
     places = torch.randint(0, 100, (total,), generator=generator).tolist()
+    openers = [""] * total
+    if opener_share:
+        opened = torch.rand(total, generator=generator) < opener_share
+        drawn = torch.randint(0, len(OPENERS), (total,), generator=generator).tolist()
+        openers = [OPENERS[number] + " " if there else "" for number, there in zip(drawn, opened.tolist(), strict=True)]
     titles = [""]
     for theme in range(themes):
         base = theme * TITLES_PER_THEME
@@ -50,5 +59,5 @@ def make_titles(catalogue: list[CatalogueText], themes: int, generator: torch.Ge
             if places[number] < 10:
                 parts.append(made_up[number])
             parts.insert(places[number] % (len(parts) + 1), theme_word)
-            titles.append(" ".join(parts))
+            titles.append(openers[number] + " ".join(parts))
     return titles

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t, ttest_rel
 
-from recbole_llara.errors import exit_status
+from recbole_llara.errors import UserError, exit_status, nearest
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quickstart import read_cases, run_or_reuse, run_systems
@@ -28,7 +28,6 @@ SETTINGS = {
     "protocol": QUICKSTART["protocol"],
     "rec_stopping_step": QUICKSTART["rec_stopping_step"],
     "candidate_seed": 2020,
-    "checkpoint_dir": "saved",
 }
 ABLATION = {"hybrid": {}, "textual": {"representation": "textual"}, "shuffled": {"shuffle_item_embeddings": True}}
 
@@ -86,12 +85,12 @@ def decoding_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
     return [f"Decoding, seed {seeds[0]}", comparison_table([entry["result"] for entry in (scored, *others)]), ""]
 
 
-def ablation_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
-    """Hybrid, textual and shuffled on the same training rows, those of the quickstart."""
-    budget = {**settings, "seed": seeds[0], **{key: QUICKSTART[key] for key in ("max_train_rows", "epochs")}}
+def ablation_part(settings: Mapping[str, Any]) -> list[str]:
+    """Hybrid, textual and shuffled as the quickstart trains LLaRA; the first is the quickstart's own."""
+    budget = {**QUICKSTART, **settings}
     entries = {name: run_or_reuse("LLaRA", {**budget, **keys}) for name, keys in ABLATION.items()}
     cases = {name: read_cases(entry["paths"]["cases_file"]) for name, entry in entries.items()}
-    lines = [f"Ablation, seed {seeds[0]}, {budget['max_train_rows']:,} training rows"]
+    lines = [f"Ablation, {budget['max_train_rows']:,} training rows"]
     for name, entry in entries.items():
         lines += [name, comparison_table([entry["result"]])]
     for one, other in (("hybrid", "textual"), ("hybrid", "shuffled"), ("textual", "shuffled")):
@@ -99,15 +98,23 @@ def ablation_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
     return [*lines, ""]
 
 
-PARTS = {"seeds": seeds_part, "decoding": decoding_part, "ablation": ablation_part}
-
-
 def main(argv: list[str]) -> None:
-    settings = {**SETTINGS, **parse_arguments([word for word in argv if not word.startswith(("--parts=", "--seeds="))])}
-    chosen = dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith(("--parts=", "--seeds=")))
-    seeds = [int(seed) for seed in chosen.get("seeds", "2020,2021,2022").split(",")]
-    for part in chosen.get("parts", ",".join(PARTS)).split(","):
-        sys.stdout.write("\n".join(PARTS[part](settings, seeds)) + "\n")
+    own = dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith(("--parts=", "--seeds=")))
+    keys = {
+        "checkpoint_dir": "saved",
+        **parse_arguments([word for word in argv if not word.startswith(("--parts=", "--seeds="))]),
+    }
+    seeds = [int(seed) for seed in own.get("seeds", "2020,2021,2022").split(",")]
+    parts = {
+        "seeds": lambda: seeds_part({**SETTINGS, **keys}, seeds),
+        "decoding": lambda: decoding_part({**SETTINGS, **keys}, seeds),
+        "ablation": lambda: ablation_part(keys),
+    }
+    chosen = own.get("parts", ",".join(parts)).split(",")
+    if unknown := set(chosen) - set(parts):
+        raise UserError(f"--parts: found {', '.join(sorted(unknown))}; {nearest(unknown.pop(), parts)}")
+    for part in chosen:
+        sys.stdout.write("\n".join(parts[part]()) + "\n")
 
 
 if __name__ == "__main__":

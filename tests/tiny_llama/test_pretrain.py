@@ -1,5 +1,7 @@
 """The pretraining's own decoder and guidance, a run cut in two, and what it writes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -9,7 +11,7 @@ from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.guidance import FIT_LAYERS, Decoder, Guidance, answer_attention
 from recbole_llara.tiny_llama.pretrain import Pretraining
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
 from recbole_llara.tiny_llama.stage import Stage
 from recbole_llara.tiny_llama.tasks import TaskMaker
 
@@ -71,14 +73,14 @@ def test_a_selections_candidate_slots_hold_the_candidates_vectors():
 def test_the_attention_guided_is_the_layers_own(selection):
     eager = AutoModelForCausalLM.from_pretrained(TINY_LLAMA_DIR, dtype=torch.float32, attn_implementation="eager").eval()
     ids, labels = selection.prompts.input_ids, selection.prompts.labels
+    asking = (labels != IGNORED_LABEL).int().argmax(1)[:, None] - 1 + torch.arange(2)
     with torch.no_grad():
         expected = eager.model(input_ids=ids, output_hidden_states=True, output_attentions=True)
         for number in range(eager.config.num_hidden_layers):
             hidden = expected.hidden_states[number]
-            found = answer_attention(eager.model.layers[number], eager.model.rotary_emb, hidden, labels).exp()
-            for row in range(len(ids)):
-                asking = int((labels[row] != IGNORED_LABEL).int().argmax()) - 1
-                torch.testing.assert_close(found[row], expected.attentions[number][row, :, asking], rtol=1e-4, atol=1e-5)
+            found = answer_attention(eager.model.layers[number], eager.model.rotary_emb, hidden, asking).exp()
+            wanted = expected.attentions[number][torch.arange(len(ids))[:, None], :, asking].transpose(1, 2)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_reads_the_candidates_slots(tiny, selection):
@@ -96,6 +98,22 @@ def test_guidance_reads_the_candidates_slots(tiny, selection):
     assert loss.item() < worse.item()
 
 
+def test_guidance_of_a_second_token_leaves_out_titles_of_one(tiny, selection):
+    one_token = (selection.prompts.labels != IGNORED_LABEL).sum(1) == 2  # the title's token and EOS
+    assert one_token.any() and not one_token.all()
+    inside = Decoder(tiny)(tiny.get_input_embeddings()(selection.prompts.input_ids))[1]
+    _, one = Guidance(tiny)(selection, inside, 1)
+    labels = selection.prompts.labels.clone()
+    rows = one_token.nonzero()[:, 0]
+    first = (labels[rows] != IGNORED_LABEL).int().argmax(1)
+    # Where every answer has one token, a second has nothing to guide.
+    short = replace(selection, prompts=replace(selection.prompts, labels=labels.fill_(IGNORED_LABEL)))
+    labels[torch.arange(len(labels)), 1 + first[0]] = 5
+    labels[torch.arange(len(labels)), 2 + first[0]] = 2
+    assert Guidance(tiny)(short, inside, 1)[1]["attention"] == Guidance(tiny)(short, inside, 2)[1]["attention"]
+    assert one["attention"] != Guidance(tiny)(selection, inside, 2)[1]["attention"]
+
+
 def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
     guidance = Guidance(tiny)
     inputs = tiny.get_input_embeddings()(selection.prompts.input_ids).detach().requires_grad_()
@@ -109,7 +127,9 @@ def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
 
 
 def test_a_run_cut_in_two_ends_as_one_that_was_not(tmp_path):
-    recipe = Recipe((Phase("one", 3, 1e-3, foundation_stage), Phase("two", 3, 1e-3, selection_stage)))
+    recipe = Recipe(
+        (Phase("one", 3, 1e-3, foundation_stage), Phase("two", 2, 1e-3, selection_stage), Phase("three", 1, 1e-3, opener_stage))
+    )
 
     def run(out, until):
         training = Pretraining(out, recipe, seed=1, vocab_size=600, compiled=False)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, selection_stage
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
 
 RECIPE = Recipe((Phase("one", 1000, 2e-3, foundation_stage), Phase("two", 500, 1e-3, selection_stage)))
 
@@ -25,7 +25,7 @@ def test_each_phase_warms_up_to_its_peak_and_falls_to_a_twentieth():
     assert rates[999] == pytest.approx(1e-4, rel=0.01) and rates[-1] == pytest.approx(5e-5, rel=0.01)
 
 
-@pytest.mark.parametrize("stage", [foundation_stage, selection_stage])
+@pytest.mark.parametrize("stage", [foundation_stage, selection_stage, opener_stage])
 def test_tasks_never_get_harder_at_a_jump(stage):
     stages = [vars(stage(step / 200)) for step in range(201)]
     for name in stages[0]:

@@ -11,7 +11,7 @@ from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.stage import Stage
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskMaker
-from recbole_llara.tiny_llama.titles import TITLES_PER_THEME, make_titles
+from recbole_llara.tiny_llama.titles import OPENERS, TITLES_PER_THEME, make_titles
 from recbole_llara.tiny_llama.tokenizer import train_tokenizer
 
 HARD = Stage(
@@ -79,6 +79,19 @@ def test_themes_share_a_word_and_real_titles_stay_whole(catalogue):
             assert set(group) <= real
         else:
             assert set.intersection(*(set(title.split()) for title in group))
+
+
+def test_openers_stand_before_titles_and_alone_name_nothing(catalogue, tokenizer, make_maker):
+    plain = make_titles(catalogue, 400, torch.Generator().manual_seed(0))
+    opened = make_titles(catalogue, 400, torch.Generator().manual_seed(0), 0.35)
+    changed = [(one, other) for one, other in zip(plain, opened, strict=True) if one != other]
+    assert all(other.removesuffix(one).strip() in OPENERS for one, other in changed)
+    assert abs(len(changed) / (0.75 * 400 * TITLES_PER_THEME) - 0.35) < 0.05  # a quarter of the groups are real titles
+    # Titles cut to one token keep their first word of their own.
+    short = replace(HARD, short_share=1.0, opener_share=1.0)
+    maker = make_maker()
+    maker.batch(0, short)
+    assert next(iter(maker._banks.values())).titles == make_maker()._load_bank(0, 1, 0.0).titles
 
 
 def test_the_target_of_a_selection_stands_anywhere_among_the_candidates(make_maker, monkeypatch):
