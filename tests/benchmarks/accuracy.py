@@ -1,6 +1,6 @@
 """LLaRA(SASRec) on the embedded LLM against its own SASRec over seeds, and what its behavioural tokens carry.
 
-    python tests/benchmarks/accuracy.py [--seeds=2020,2021,2022] [--parts=seeds,decoding,ablation] [--key=value ...]
+    python tests/benchmarks/accuracy.py [--seeds 2020 2021 2022] [--parts seeds decoding ablation] [--key=value ...]
 
 - seeds: every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``).
 - decoding: the first seed's LLaRA, also evaluated by free and by constrained generation.
@@ -9,6 +9,7 @@
 Finished runs are taken from ``checkpoint_dir``.
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t, ttest_rel
 
-from recbole_llara.errors import UserError, exit_status, nearest
+from recbole_llara.errors import exit_status
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quickstart import read_cases, run_or_reuse, run_systems
@@ -47,7 +48,7 @@ def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
     difference = ours.mean(1) - stock.mean(1)  # [seeds]
     seeds = len(difference)
     lines = [
-        f"LLaRA {ours.mean():.4f}, its SASRec {stock.mean():.4f}, mean difference {difference.mean():+.4f} over {seeds} seeds: "
+        f"LLaRA {ours.mean():.4f}, its recommender {stock.mean():.4f}, mean difference {difference.mean():+.4f} over {seeds} seeds: "
         + ", ".join(f"{value:+.4f}" for value in difference)
     ]
     if seeds > 1:
@@ -65,14 +66,15 @@ def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
 
 def seeds_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
     """Each seed's LLaRA against its own SASRec, and all seeds together."""
+    recommender = settings.get("rec_model", "SASRec")
     lines: list[str] = []
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for seed in seeds:
         entries = run_systems({**settings, "seed": seed})
-        answers.append((correct_answers(entries["LLaRA"]), correct_answers(entries["SASRec"])))
-        cases = [read_cases(entries[name]["paths"]["cases_file"]) for name in ("LLaRA", "SASRec")]
+        answers.append((correct_answers(entries["LLaRA"]), correct_answers(entries[recommender])))
+        cases = [read_cases(entries[name]["paths"]["cases_file"]) for name in ("LLaRA", recommender)]
         lines += [f"Seed {seed}", comparison_table([entry["result"] for entry in entries.values()])]
-        lines += [*paired_test_lines(*cases, "LLaRA", "SASRec"), ""]
+        lines += [*paired_test_lines(*cases, "LLaRA", recommender), ""]
     ours, stock = (np.stack(side) for side in zip(*answers, strict=True))
     return [*lines, "Over seeds", over_seeds(ours, stock), ""]
 
@@ -99,22 +101,20 @@ def ablation_part(settings: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    own = dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith(("--parts=", "--seeds=")))
-    keys = {
-        "checkpoint_dir": "saved",
-        **parse_arguments([word for word in argv if not word.startswith(("--parts=", "--seeds="))]),
-    }
-    seeds = [int(seed) for seed in own.get("seeds", "2020,2021,2022").split(",")]
-    parts = {
-        "seeds": lambda: seeds_part({**SETTINGS, **keys}, seeds),
-        "decoding": lambda: decoding_part({**SETTINGS, **keys}, seeds),
-        "ablation": lambda: ablation_part(keys),
-    }
-    chosen = own.get("parts", ",".join(parts)).split(",")
-    if unknown := set(chosen) - set(parts):
-        raise UserError(f"--parts: found {', '.join(sorted(unknown))}; {nearest(unknown.pop(), parts)}")
-    for part in chosen:
-        sys.stdout.write("\n".join(parts[part]()) + "\n")
+    parts = ("seeds", "decoding", "ablation")
+    # No abbreviations: --seed is a key.
+    parser = argparse.ArgumentParser(description="LLaRA against its recommender; any further --key=value", allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2020, 2021, 2022])
+    parser.add_argument("--parts", choices=parts, nargs="+", default=parts)
+    arguments, words = parser.parse_known_args(argv)
+    keys = {"checkpoint_dir": "saved", **parse_arguments(words)}
+    settings = {**SETTINGS, **keys}
+    for part in arguments.parts:
+        if part == "ablation":
+            lines = ablation_part(keys)
+        else:
+            lines = (seeds_part if part == "seeds" else decoding_part)(settings, arguments.seeds)
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
