@@ -1,7 +1,7 @@
 """Further losses for the pretraining: which candidate fits, and where the answer should look.
 
 The answer's loss tells a row one thing, at its very end. These ask every candidate's slot, inside the decoder, how well it
-fits the history, and the answer's first position to attend to the slot that fits best. The linear readers are thrown
+fits the history, and the answer's first positions to attend to the slot that fits best. The linear readers are thrown
 away after the pretraining, as its projectors are.
 """
 
@@ -50,20 +50,20 @@ class Guidance(nn.Module):
     """The linear readers of how well a candidate fits, one for each of ``FIT_LAYERS``, and both losses.
 
     Args:
-        model: the Llama, whose attention the second loss guides.
+        width: of the hidden states.
     """
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self._decoder = [model.model]  # in a list: its weights are not this module's
-        self.readers = nn.ModuleList(nn.Linear(model.config.hidden_size, 1, bias=False) for _ in FIT_LAYERS)
+        self.readers = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in FIT_LAYERS)
 
     def forward(
-        self, batch: TaskBatch, inside: list[torch.Tensor], leading_tokens: int = 1
+        self, model: LlamaForCausalLM, batch: TaskBatch, inside: list[torch.Tensor], leading_tokens: int = 1
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean over the layers of both losses' sum.
 
         Args:
+            model: the Llama, whose attention the second loss guides.
             batch: a selection with vectors.
             inside: as ``Decoder`` returns it.
             leading_tokens: how many of an answer's first tokens the attention is guided at, its EOS not among them.
@@ -72,7 +72,6 @@ class Guidance(nn.Module):
             the loss, and the last layer's share of rows whose target is read as the best fit, and the share of the
             attention that its target's slot has.
         """
-        decoder = self._decoder[0]
         rows, columns = (index[batch.candidate_slots] for index in (batch.prompts.slot_rows, batch.prompts.slot_columns))
         target = columns.gather(1, batch.position[:, None])[:, 0]  # [B]
         answers = batch.prompts.labels != IGNORED_LABEL
@@ -82,7 +81,7 @@ class Guidance(nn.Module):
         losses = []
         for reader, hidden, number in zip(self.readers, inside, FIT_LAYERS, strict=True):
             scores = reader(rms_norm(hidden[rows, columns].float(), hidden.shape[-1:]))[..., 0].float()  # [B, C]
-            attention = answer_attention(decoder.layers[number + 1], decoder.rotary_emb, hidden, asking)
+            attention = answer_attention(model.model.layers[number + 1], model.model.rotary_emb, hidden, asking)
             # The mean over heads, so that one head is enough.
             found = attention[torch.arange(len(target)), ..., target].logsumexp(1) - math.log(attention.shape[1])  # [B, A]
             found = found[guided]

@@ -108,18 +108,18 @@ def task_loss(
     hidden, inside = decoder(embed(model, batch, step, seed))
     labels = prompts.labels[:, 1:]
     answered = labels != IGNORED_LABEL
-    # First tokens say which item was found; of the others, which copying alone tells, as many are kept.
-    first = starting = answered & (prompts.labels[:, :-1] == IGNORED_LABEL)
+    # Leading tokens say which item was found; of the others, which copying alone tells, as many are kept.
+    leading = next_tokens = answered & (prompts.labels[:, :-1] == IGNORED_LABEL)
     for _ in range(stage.leading_tokens - 1):
-        starting = answered & pad(starting, (1, 0))[:, :-1]
-        first = first | starting
+        next_tokens = answered & pad(next_tokens, (1, 0))[:, :-1]
+        leading = leading | next_tokens
     draws = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed * 15_485_863 + step))
-    answered &= first | (draws < int(first.sum()) / max(1, int((answered & ~first).sum())))
+    answered &= leading | (draws < int(leading.sum()) / max(1, int((answered & ~leading).sum())))
     logits = model.lm_head(hidden[:, :-1][answered]).float()
     loss = cross_entropy(logits, labels[answered])
     shown = {"loss": loss.item(), "token accuracy": (logits.detach().argmax(-1) == labels[answered]).float().mean().item()}
     if stage.guidance_weight and batch.position is not None:
-        guiding_loss, told = guidance(batch, inside, stage.leading_tokens)
+        guiding_loss, told = guidance(model, batch, inside, stage.leading_tokens)
         loss, shown = loss + stage.guidance_weight * guiding_loss, {**shown, **told}
     return loss, shown
 
@@ -166,7 +166,7 @@ class Pretraining:
         self.tokenizer = train_tokenizer(self.catalogue, vocab_size)
         self.tokenizer.save_pretrained(out)
         self.model = build_model(len(self.tokenizer), self.tokenizer.convert_tokens_to_ids(SEPARATOR), seed)
-        self.guidance = Guidance(self.model)
+        self.guidance = Guidance(self.model.config.hidden_size)
         decoder = Decoder(self.model)
         self.decoder = torch.compile(decoder, dynamic=True) if compiled else decoder
         self.parameters = [*self.model.parameters(), *self.guidance.parameters()]
@@ -264,9 +264,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     LOGGER.info("%s", {name: str(value) for name, value in vars(arguments).items()})
     phases = (
-        Phase("foundation", arguments.foundation_steps, arguments.foundation_learning_rate, foundation_stage),
-        Phase("selection", arguments.selection_steps, arguments.selection_learning_rate, selection_stage),
-        Phase("openers", arguments.opener_steps, arguments.opener_learning_rate, opener_stage),
+        Phase(arguments.foundation_steps, arguments.foundation_learning_rate, foundation_stage),
+        Phase(arguments.selection_steps, arguments.selection_learning_rate, selection_stage),
+        Phase(arguments.opener_steps, arguments.opener_learning_rate, opener_stage),
     )
     training = Pretraining(
         arguments.out, Recipe(phases), arguments.seed, arguments.vocab_size, compiled=not arguments.no_compile

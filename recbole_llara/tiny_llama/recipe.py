@@ -14,13 +14,11 @@ class Phase:
     """A stretch of the pretraining with a learning rate curve of its own.
 
     Args:
-        name: in the log.
         steps: optimiser steps.
         learning_rate: its peak.
         stage: from progress, 0 to 1, to how hard the tasks are.
     """
 
-    name: str
     steps: int
     learning_rate: float
     stage: Callable[[float], Stage]

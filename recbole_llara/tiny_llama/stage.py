@@ -15,7 +15,7 @@ class Stage:
         vector_share: probability that a lookup or readers batch asks by vectors.
         closeness: the least correlation of a query's vector with its item's.
         history_max: the most items of a history.
-        hybrid_share: probability that a selection batch shows vectors; of the rest more than half have no slots.
+        hybrid_share: probability that a selection batch shows vectors; of the rest 4 in 7 have no slots, 3 placeholders.
         text_share: probability that only titles tell a hybrid selection's target; both tell it as often.
         size_spread: standard deviation of the logarithm of a selection's vectors' sizes.
         guidance_weight: of the losses inside the decoder.

@@ -199,8 +199,8 @@ class TaskMaker:
         kind = torch.rand(rows, generator=generator)  # what tells the target: text, vectors, or both
         by_text, by_vector = kind < 1.6 * stage.text_share, kind > stage.text_share
         style = torch.rand(1, generator=generator).item()
-        shown = stage.hybrid_share
-        name = "hybrid" if style < shown else "textual" if style < shown + 0.2 * (1 - shown) / 0.35 else "text_only"
+        slotless = stage.hybrid_share + 4 / 7 * (1 - stage.hybrid_share)
+        name = "hybrid" if style < stage.hybrid_share else "textual" if style < slotless else "text_only"
         if name != "hybrid":
             by_text, by_vector = torch.ones_like(by_text), torch.zeros_like(by_vector)
 

@@ -4,16 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
-from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.guidance import FIT_LAYERS, Decoder, Guidance, answer_attention
 from recbole_llara.tiny_llama.pretrain import Pretraining
 from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
 from recbole_llara.tiny_llama.stage import Stage
-from recbole_llara.tiny_llama.tasks import TaskMaker
 
 SELECTION = Stage(
     candidate_max=5,
@@ -34,9 +32,8 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def selection():
-    tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR)
-    return TaskMaker(tokenizer, read_catalogue(), 1, themes=60, tokens=1500).batch(0, SELECTION)
+def selection(make_maker):
+    return make_maker().batch(0, SELECTION)
 
 
 def test_the_decoder_is_the_llamas_own_on_right_padded_rows(tiny):
@@ -51,9 +48,8 @@ def test_the_decoder_is_the_llamas_own_on_right_padded_rows(tiny):
         torch.testing.assert_close(hidden, expected.hidden_states[number + 1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_selections_candidate_slots_hold_the_candidates_vectors():
-    tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR)
-    maker = TaskMaker(tokenizer, read_catalogue(), 1, themes=60, tokens=1500)
+def test_a_selections_candidate_slots_hold_the_candidates_vectors(make_maker):
+    maker = make_maker()
     right = total = 0
     for step in range(20):
         batch = maker.batch(step, SELECTION)
@@ -84,7 +80,7 @@ def test_the_attention_guided_is_the_layers_own(selection):
 
 
 def test_guidance_reads_the_candidates_slots(tiny, selection):
-    guidance = Guidance(tiny)
+    guidance = Guidance(tiny.config.hidden_size)
     width = tiny.config.hidden_size
     for reader in guidance.readers:
         reader.weight.data = torch.eye(width)[:1]
@@ -92,8 +88,8 @@ def test_guidance_reads_the_candidates_slots(tiny, selection):
     hidden[..., 1] = 1.0
     target = selection.candidate_slots.gather(1, selection.position[:, None])[:, 0]
     hidden[selection.prompts.slot_rows[target], selection.prompts.slot_columns[target]] = torch.eye(width)[0]
-    loss, shown = guidance(selection, [hidden] * len(FIT_LAYERS))
-    worse, opposite = guidance(selection, [-hidden] * len(FIT_LAYERS))
+    loss, shown = guidance(tiny, selection, [hidden] * len(FIT_LAYERS))
+    worse, opposite = guidance(tiny, selection, [-hidden] * len(FIT_LAYERS))
     assert shown["fit accuracy"] == 1.0 and opposite["fit accuracy"] == 0.0
     assert loss.item() < worse.item()
 
@@ -102,23 +98,23 @@ def test_guidance_of_a_second_token_leaves_out_titles_of_one(tiny, selection):
     one_token = (selection.prompts.labels != IGNORED_LABEL).sum(1) == 2  # the title's token and EOS
     assert one_token.any() and not one_token.all()
     inside = Decoder(tiny)(tiny.get_input_embeddings()(selection.prompts.input_ids))[1]
-    _, one = Guidance(tiny)(selection, inside, 1)
-    labels = selection.prompts.labels.clone()
-    rows = one_token.nonzero()[:, 0]
-    first = (labels[rows] != IGNORED_LABEL).int().argmax(1)
+    _, one = Guidance(tiny.config.hidden_size)(tiny, selection, inside, 1)
     # Where every answer has one token, a second has nothing to guide.
-    short = replace(selection, prompts=replace(selection.prompts, labels=labels.fill_(IGNORED_LABEL)))
-    labels[torch.arange(len(labels)), 1 + first[0]] = 5
-    labels[torch.arange(len(labels)), 2 + first[0]] = 2
-    assert Guidance(tiny)(short, inside, 1)[1]["attention"] == Guidance(tiny)(short, inside, 2)[1]["attention"]
-    assert one["attention"] != Guidance(tiny)(selection, inside, 2)[1]["attention"]
+    labels = torch.full_like(selection.prompts.labels, IGNORED_LABEL)
+    labels[:, -2:] = torch.tensor([5, 2])  # a title of one token, EOS
+    short = replace(selection, prompts=replace(selection.prompts, labels=labels))
+    assert (
+        Guidance(tiny.config.hidden_size)(tiny, short, inside, 1)[1]["attention"]
+        == Guidance(tiny.config.hidden_size)(tiny, short, inside, 2)[1]["attention"]
+    )
+    assert one["attention"] != Guidance(tiny.config.hidden_size)(tiny, selection, inside, 2)[1]["attention"]
 
 
 def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
-    guidance = Guidance(tiny)
+    guidance = Guidance(tiny.config.hidden_size)
     inputs = tiny.get_input_embeddings()(selection.prompts.input_ids).detach().requires_grad_()
     tiny.zero_grad()
-    guidance(selection, Decoder(tiny)(inputs)[1])[0].backward()
+    guidance(tiny, selection, Decoder(tiny)(inputs)[1])[0].backward()
     for number, layer in enumerate(tiny.model.layers):
         # The layer behind the last probe has its attention guided, the last layers are left to the answer's loss.
         assert (layer.self_attn.q_proj.weight.grad is not None) == (number <= FIT_LAYERS[-1] + 1)
@@ -127,9 +123,7 @@ def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
 
 
 def test_a_run_cut_in_two_ends_as_one_that_was_not(tmp_path):
-    recipe = Recipe(
-        (Phase("one", 3, 1e-3, foundation_stage), Phase("two", 2, 1e-3, selection_stage), Phase("three", 1, 1e-3, opener_stage))
-    )
+    recipe = Recipe((Phase(3, 1e-3, foundation_stage), Phase(2, 1e-3, selection_stage), Phase(1, 1e-3, opener_stage)))
 
     def run(out, until):
         training = Pretraining(out, recipe, seed=1, vocab_size=600, compiled=False)

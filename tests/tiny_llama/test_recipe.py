@@ -6,7 +6,7 @@ import pytest
 
 from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
 
-RECIPE = Recipe((Phase("one", 1000, 2e-3, foundation_stage), Phase("two", 500, 1e-3, selection_stage)))
+RECIPE = Recipe((Phase(1000, 2e-3, foundation_stage), Phase(500, 1e-3, selection_stage)))
 
 
 def test_phases_follow_each_other():

@@ -4,34 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
-from recbole_llara.tiny_llama import TINY_LLAMA_DIR
-from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.stage import Stage
-from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskMaker
+from recbole_llara.tiny_llama.tasks import VECTOR_DIM
 from recbole_llara.tiny_llama.titles import OPENERS, TITLES_PER_THEME, make_titles
 from recbole_llara.tiny_llama.tokenizer import train_tokenizer
 
 HARD = Stage(
     candidate_max=20, short_share=0.3, lookup_share=0.3, reader_share=0.3, vector_share=0.5, closeness=0.5, history_max=10
 )
-
-
-@pytest.fixture(scope="module")
-def catalogue():
-    return read_catalogue()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TINY_LLAMA_DIR)
-
-
-@pytest.fixture(scope="module")
-def make_maker(tokenizer, catalogue):
-    return lambda seed=1: TaskMaker(tokenizer, catalogue, seed, themes=60, tokens=1500)
 
 
 def test_the_catalogue_is_ml_100k_with_titles_cleaned(catalogue):
