@@ -1,7 +1,8 @@
 """RecBole's Config with our YAML layers, safe values and errors instead of silence.
 
 Precedence, lowest first: RecBole's properties < overall.yaml < recommender.yaml (stock models) or
-llm_recommender.yaml, llm/ (ours) < model/ < dataset/ < protocol/ < config files < config dict < command line.
+llm_recommender.yaml, llm/tiny.yaml (ours) < model/ < llm/tiny-MODEL.yaml < dataset/ < protocol/ < config files <
+config dict < command line.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,8 @@ class LLaRAConfig(Config):
         ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
         for settings in (DataSettings, *(ours if is_ours(self.model) else (TrainingSettings,))):
             settings.from_config(self)
+        if is_ours(self.model):
+            self.model_class.check(self)
 
     def for_recommender(self) -> "LLaRAConfig":
         """The configuration of this run's frozen recommender.
@@ -128,14 +131,18 @@ class LLaRAConfig(Config):
         if not _draws_negatives(model_class, self._value("loss_type")):
             self.internal_config_dict["train_neg_sample_args"] = None
         self._layer("overall")
+        is_tiny = False
         if is_ours(model):
             self._layer("llm_recommender")
             llm_path = {**self.internal_config_dict, **_layer_values(f"model/{model}"), **self.external_config_dict}["llm_path"]
-            if llm_path == "tiny":
+            is_tiny = llm_path == "tiny"
+            if is_tiny:
                 self._layer("llm/tiny")
         else:
             self._layer("recommender")
         self._layer(f"model/{model}")
+        if is_tiny:
+            self._layer(f"llm/tiny-{model}")
         # RecBole loads user and item columns for the models that read them; the dataset's own list adds to these.
         load_col = self.internal_config_dict["load_col"]
         self._layer(f"dataset/{dataset}")

@@ -55,6 +55,14 @@ class RecommenderSettings(Settings):
     rec_model: str
     rec_checkpoint: str | None
     shuffle_item_embeddings: bool
+    item_embeddings: str = one_of("recommender", "random")
+    item_embedding_size: int = within(1)
+
+    def __post_init__(self) -> None:
+        if self.shuffle_item_embeddings and self.item_embeddings == "random":
+            raise UserError(
+                "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,20 @@ class PromptSettings(Settings):
     """How items stand in the prompt, and which task is learned when."""
 
     representation: str = named_in(_representations)
+    stage_1_representation: str = named_in(_representations)
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in(_curricula)
     max_title_tokens: int = within(1)
     test_prompt: str = one_of("first", "sampled")
+
+
+@dataclass(frozen=True)
+class ContrastSettings(Settings):
+    """RSLLM's contrastive losses."""
+
+    item_item_weight: float = within(0)
+    user_item_weight: float = within(0)
+    contrast_temperature: float = within(0, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -102,8 +120,16 @@ class TrainingSettings(Settings):
 class OptimSettings(TrainingSettings):
     """The optimiser of the LLM recommenders."""
 
+    stage_1_epochs: int = within(1)
+    stage_1_learning_rate: float | None = within(0, open_low=True)
+    weight_decay_on: str = one_of("projector", "all")
     micro_batch_size: int = within(1)
     min_learning_rate_ratio: float = within(0, 1)
     warmup_learning_rate_ratio: float = within(0, 1)
     warmup_ratio: float = within(0, 1, open_high=True)
     max_grad_norm: float | None = within(0, open_low=True)
+
+    @property
+    def first_learning_rate(self) -> float:
+        """The maximum of stage 1."""
+        return self.learning_rate if self.stage_1_learning_rate is None else self.stage_1_learning_rate

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from recbole.utils import InputType
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_llara.config import LLaRAConfig
@@ -15,19 +14,6 @@ from recbole_llara.keys import RECBOLE_PROPERTIES, known_keys
 from recbole_llara.model import MODELS, resolve_model, stock_models
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.yaml_files import read_yaml
-
-
-class _OurModel(resolve_model("SASRec")):
-    """Stands for a model of ours: its configuration is what is tested here."""
-
-    input_type = InputType.POINTWISE
-
-
-@pytest.fixture(autouse=True)
-def _ours_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "recbole_llara.config.resolve_model", lambda name: _OurModel if name == "LLaRA" else resolve_model(name)
-    )
 
 
 def config(*argv: str, model: str = "SASRec", **arguments: object) -> LLaRAConfig:

@@ -9,7 +9,6 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
-from torch import nn
 
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
@@ -21,14 +20,15 @@ from recbole_llara.evaluator.scoring import score_candidates
 from recbole_llara.model.attention import training_attention
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
+from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
-from recbole_llara.model.losses import answer_nll
+from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import resolve_compute_dtype
-from recbole_llara.model.projector import Projector
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
-from recbole_llara.prompt.representation import REPRESENTATIONS, Representation
+from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
+from recbole_llara.trainer.strategy import shown_parts, stages_of
 
 _logger = logging.getLogger()
 
@@ -77,7 +77,7 @@ class LLMRecommender(SequentialRecommender):
             )
         llm_settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
         self.decoding = EvaluationSettings.from_config(config).decoding
-        self.representation = REPRESENTATIONS[prompt.representation]
+        self.representation = stages_of(config)[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
         self.test_prompt = prompt.test_prompt
         self.seed = config["seed"]
         self.sampler: CandidateSampler = data.sampler
@@ -110,31 +110,38 @@ class LLMRecommender(SequentialRecommender):
             prompt.max_title_tokens,
             max_positions(llm),
         )
-        self._build_item_tokens(input_embeddings(llm).weight, RecommenderSettings.from_config(config).shuffle_item_embeddings)
+        self.item_tokens = ItemTokens(
+            input_embeddings(llm).weight, self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
+        )
 
-    def _build_item_tokens(self, embeddings: torch.Tensor, shuffled: bool) -> None:
-        """The behavioural tokens' source, their projector, and the placeholder [PH]."""
-        self.placeholder = nn.Parameter(embeddings.detach().float().mean(0))  # [D]
-        if self.recommender is None:
-            self.projector = None
-            return
-        table = self.recommender.item_embeddings  # [N, d_rec]
-        # Recommenders differ in the scale of their tables by an order of magnitude; the projector sees them
-        # centred and at unit variance (one number for the whole table, so that distances keep their order).
-        if shuffled:
-            order = torch.randperm(len(table) - 1, generator=torch.Generator().manual_seed(self.seed))
-            table = torch.cat([table[:1], table[1:][order]])
-        centred = table - table[1:].mean(0)
-        self.register_buffer("item_embeddings", centred / centred[1:].std(), persistent=False)
-        self.projector = Projector(table.shape[1], embeddings.shape[1])
-        # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
-        self.projector.linear_2.bias.data.copy_(self.placeholder.data)
+    def _item_embeddings(self, config: Any) -> torch.Tensor | None:
+        """[N, d_rec] what the projector reads, or None where no prompt shows a behavioural token."""
+        settings = RecommenderSettings.from_config(config)
+        if self.recommender is not None:
+            table = self.recommender.item_embeddings
+            return centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
+        if Part.ITEM_EMBEDDING not in shown_parts(config):
+            return None
+        return torch.randn(self.n_items, settings.item_embedding_size)
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse keys that do not fit together, before anything is trained.
+
+        Args:
+            config: the run's LLaRAConfig, whose single values are checked already.
+
+        Raises:
+            UserError: they do not.
+        """
+        stages_of(config)
 
     @classmethod
     def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained or taken from the cache where one is needed."""
-        hybrid = REPRESENTATIONS[PromptSettings.from_config(config).representation].has_item_embedding
-        return cls(config, data, prepare_recommender(config, data) if hybrid else None)
+        pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
+        wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
+        return cls(config, data, prepare_recommender(config, data) if wanted else None)
 
     def train(self, mode: bool = True) -> "LLMRecommender":
         """Training mode, with the attention that is fastest there."""
@@ -161,24 +168,41 @@ class LLMRecommender(SequentialRecommender):
         inputs = input_embeddings(self.llm)(prompts.input_ids)
         if not len(prompts.slot_items):
             return inputs
-        slots = self.placeholder.expand(len(prompts.slot_items), -1)  # [S, D]
-        if self.projector is not None:
-            projected = self.projector(self.item_embeddings[prompts.slot_items])  # [S, D]
-            slots = torch.where((prompts.slot_items > 0)[:, None], projected.to(slots.dtype), slots)
+        slots = self.item_tokens(prompts.slot_parts, prompts.slot_items)  # [S, D]
         return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
 
     # --- training ------------------------------------------------------------------------------
 
-    def answer_nll(self, rows: TrainingRows, representation: Representation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Negative log-likelihood of the targets' answers (LLaRA eq. 7): sums [B] and token counts [B]."""
+    def encode_training(self, rows: TrainingRows, representation: Representation) -> EncodedPrompts:
+        """Prompts with their answers, on the model's device."""
         prompts = self.encoder.encode(rows.history, rows.candidates, rows.targets, representation, rows.template_index)
-        prompts = prompts.to(self.device)
-        return answer_nll(self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels)
+        return prompts.to(self.device)
+
+    def answer_pass(self, prompts: EncodedPrompts, with_states: bool = False) -> AnswerPass:
+        """The negative log-likelihood of the answers (LLaRA eq. 7, RSLLM eq. 2)."""
+        inputs = self.embed(prompts)
+        return answer_pass(self.llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels, with_states)
+
+    def step_losses(
+        self, rows: TrainingRows, representation: Representation, step_tokens: int, step_rows: int
+    ) -> dict[str, torch.Tensor]:
+        """What one forward pass adds to the loss of its optimiser step, by name; their sum is what is minimised.
+
+        Args:
+            rows: of this pass.
+            representation: how items stand in the prompts.
+            step_tokens: answer tokens of the whole step, over which the answers' loss is averaged.
+            step_rows: rows of the whole step, for losses that are averaged over rows.
+        """
+        answers = self.answer_pass(self.encode_training(rows, representation))
+        return {"answer": answers.sums.sum() / step_tokens}
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean loss a token of a batch in the evaluated representation, with the first epoch's candidates."""
-        sums, counts = self.answer_nll(self.training_rows(interaction, 0), self.representation)
-        return sums.sum() / counts.sum()
+        """The loss of a batch in the evaluated representation, with the first epoch's candidates."""
+        rows = self.training_rows(interaction, 0)
+        tokens = int((self.encoder.answer_ids(rows.targets, self.representation) != IGNORED_LABEL).sum())
+        losses = self.step_losses(rows, self.representation, tokens, len(rows.targets))
+        return torch.stack(list(losses.values())).sum()
 
     # --- evaluation ----------------------------------------------------------------------------
 

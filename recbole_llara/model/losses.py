@@ -1,5 +1,7 @@
 """Losses on the answer: the decoder reads the whole prompt, the language-model head only the answer's end."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,13 +9,29 @@ from torch import nn
 IGNORED_LABEL = -100
 
 
-def answer_nll(
+@dataclass(frozen=True)
+class AnswerPass:
+    """What one pass over prompts and answers gives.
+
+    Args:
+        sums: [B] float32, the NLL of each row's answer in nats.
+        counts: [B] int64, the number of its tokens.
+        states: [B, T, D] the decoder's last states, what the head reads; None unless they were asked for.
+    """
+
+    sums: torch.Tensor
+    counts: torch.Tensor
+    states: torch.Tensor | None
+
+
+def answer_pass(
     llm: nn.Module,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor,
     position_ids: torch.Tensor,
     labels: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    with_states: bool = False,
+) -> AnswerPass:
     """Negative log-likelihood of each row's answer tokens, summed over the row.
 
     The head runs on the columns from the first one that predicts a label of any row on, so that its cost is
@@ -27,9 +45,7 @@ def answer_nll(
         attention_mask: [B, T] 1 on tokens, 0 on padding.
         position_ids: [B, T] 0 at the row's first token.
         labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
-
-    Returns:
-        sums [B] float32, the NLL in nats, and counts [B] int64, the number of answer tokens.
+        with_states: whether to return the decoder's states too.
 
     Raises:
         ValueError: no row has a label, or a label stands in the first column, where nothing predicts it.
@@ -44,19 +60,21 @@ def answer_nll(
         raise ValueError("an answer token in the first column: expected a prompt before every answer")
     n_tokens = labels.shape[1]
     columns = torch.arange(first - 1, n_tokens - 1, device=inputs_embeds.device)  # [K]
-    logits = llm(
+    output = llm(
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
         position_ids=position_ids,
         logits_to_keep=columns,
+        output_hidden_states=with_states,
         use_cache=False,
-    ).logits  # [B, K, V]
+    )
     targets = labels[:, first:]  # [B, K]
     # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     ).view_as(targets)  # [B, K]
-    return losses.sum(1), (targets != IGNORED_LABEL).sum(1)
+    states = output.hidden_states[-1] if with_states else None
+    return AnswerPass(losses.sum(1), (targets != IGNORED_LABEL).sum(1), states)
 
 
 def answer_loss(
@@ -69,13 +87,13 @@ def answer_loss(
     """Mean negative log-likelihood over all answer tokens of the batch, as Hugging Face's ``labels=`` gives it.
 
     ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). Rows with long
-    answers weigh more than rows with short ones; ``answer_nll`` gives the parts for any other mean, and for an
+    answers weigh more than rows with short ones; ``answer_pass`` gives the parts for any other mean, and for an
     exact mean over several micro-batches.
 
-    Args and raises: as ``answer_nll``.
+    Args and raises: as ``answer_pass``.
 
     Returns:
         A scalar, float32.
     """
-    sums, counts = answer_nll(llm, inputs_embeds, attention_mask, position_ids, labels)
-    return sums.sum() / counts.sum()
+    answers = answer_pass(llm, inputs_embeds, attention_mask, position_ids, labels)
+    return answers.sums.sum() / answers.counts.sum()

@@ -1,17 +1,16 @@
 """Tokens of a prompt: titles tokenised once, prompts assembled as arrays, slots known by position.
 
-A prompt is a row of *pieces* (a text of the template, a separator, a title, a slot). The tokens of all
-pieces lie in one flat bank; a batch gathers them without a Python loop over rows or items. A slot is
-found by its place in that row of pieces, never by searching text, so a title that reads "[ItemEmb]" is
-only a title. RecBole-free.
+A prompt is a row of *pieces* (``pieces.py``). A slot is found by its place in that row, never by searching
+text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from recbole_llara.errors import UserError
-from recbole_llara.prompt.representation import SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.pieces import PieceBank, Pieces
+from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 
 SEPARATOR = ","
@@ -31,7 +30,10 @@ class EncodedPrompts:
         position_ids: [B, T] 0 at the row's first token.
         labels: [B, T] the answer's tokens and its EOS, ``IGNORED_LABEL`` elsewhere.
         slot_rows, slot_columns: [S] where the slots are.
-        slot_items: [S] the item of each slot; 0 = the placeholder [PH].
+        slot_parts: [S] what each slot holds, as its place in ``SLOT_PARTS``.
+        slot_items: [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is.
+        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: its titles, or its slots where
+            no title is shown) or for the item (``encode_items``: all of it). RSLLM's two towers average them.
     """
 
     input_ids: torch.Tensor
@@ -40,32 +42,13 @@ class EncodedPrompts:
     labels: torch.Tensor
     slot_rows: torch.Tensor
     slot_columns: torch.Tensor
+    slot_parts: torch.Tensor
     slot_items: torch.Tensor
+    pooled: torch.Tensor
 
     def to(self, device: torch.device) -> "EncodedPrompts":
         """The same prompts on another device."""
         return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-
-@dataclass
-class _PieceBank:
-    """Token sequences of many pieces in one flat tensor."""
-
-    sequences: list[list[int]] = field(default_factory=list)
-    tokens: torch.Tensor = field(init=False)
-    starts: torch.Tensor = field(init=False)
-    lengths: torch.Tensor = field(init=False)
-
-    def add(self, sequences: list[list[int]]) -> int:
-        """Append pieces; returns the number of the first."""
-        first = len(self.sequences)
-        self.sequences.extend(sequences)
-        return first
-
-    def freeze(self) -> None:
-        self.lengths = torch.tensor([len(sequence) for sequence in self.sequences], dtype=torch.int64)
-        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
-        self.tokens = torch.tensor([token for sequence in self.sequences for token in sequence], dtype=torch.int64)
 
 
 class PromptEncoder:
@@ -98,7 +81,7 @@ class PromptEncoder:
         self.max_title_tokens = max_title_tokens
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        bank = _PieceBank()
+        bank = PieceBank()
         whole_titles = self._tokenise_inside([f" {title}" for title in titles])
         title_tokens = [tokens[:max_title_tokens] for tokens in whole_titles]
         # What an answer must say to name an item: its title, or as much of it as the prompt shows.
@@ -111,8 +94,11 @@ class PromptEncoder:
         self.first_index = bank.add(index_tokens)
         self.separator_piece = bank.add(self._tokenise_inside([SEPARATOR]))
         self.eos_piece = bank.add([[tokenizer.eos_token_id]])
-        self.slot_piece = bank.add([[tokenizer.eos_token_id]])
-        self.layouts = [self._layout(template, bank) for template in self.templates]
+        self.first_slot = bank.add([[tokenizer.eos_token_id]] * len(SLOT_PARTS))
+        # BOS where the tokenizer puts one before a text, else nothing.
+        opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+        self.opening_piece = bank.add([opening])
+        self.layouts = [self._layout(template, bank, opening) for template in self.templates]
         bank.freeze()
         self._bank = bank
 
@@ -128,9 +114,8 @@ class PromptEncoder:
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _layout(self, template: PromptTemplate, bank: _PieceBank) -> list[int | str]:
+    def _layout(self, template: PromptTemplate, bank: PieceBank, opening: list[int]) -> list[int | str]:
         """A template as piece numbers and the two list marks."""
-        opening = [token for token in self.tokenizer("")["input_ids"] if token != self.tokenizer.eos_token_id]
         layout: list[int | str] = []
         for number, segment in enumerate(template.segments):
             if segment in (HISTORY, CANDIDATES):
@@ -140,6 +125,10 @@ class PromptEncoder:
             else:
                 layout.append(bank.add(self._tokenise_inside([segment])))
         return layout
+
+    def slot_piece(self, part: Part) -> int:
+        """The piece number of a slot that holds ``part``."""
+        return self.first_slot + SLOT_PARTS.index(part)
 
     def answer_pieces(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Piece numbers of the items' answers, of the shape of ``items``."""
@@ -160,7 +149,7 @@ class PromptEncoder:
         """
         pieces = self.answer_pieces(items.reshape(-1), representation)
         pieces = torch.stack([pieces, torch.full_like(pieces, self.eos_piece)], dim=1)
-        tokens, rows, columns, _, length = self._gather(pieces, "right")
+        tokens, rows, columns, _, length = self._bank.gather(pieces, "right")
         answers = torch.full((pieces.shape[0], length), IGNORED_LABEL, dtype=torch.int64)
         answers[rows, columns] = tokens
         return answers.reshape(*items.shape, length)
@@ -170,28 +159,22 @@ class PromptEncoder:
         lengths = self._bank.lengths[torch.cat([history, candidates], 1) + self.first_title]
         return (lengths * (torch.cat([history, candidates], 1) > 0)).sum(1)
 
-    def _item_list(self, items: torch.Tensor, representation: Representation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pieces of a list of items, 0-padded on the right.
-
-        Args:
-            items: [B, M].
-
-        Returns:
-            pieces [B, M * (1 + P)] for P parts (-1 = nothing) and the items of the slots among them (0 elsewhere).
-        """
+    def _item_list(self, items: torch.Tensor, representation: Representation) -> Pieces:
+        """A list of items [B, M], 0-padded on the right, as M * (1 + P) pieces a row for P parts, separators first."""
         present = items > 0
         separators = torch.where(present, self.separator_piece, -1)
         separators[:, 0] = -1
-        pieces, slot_items = [separators], [torch.zeros_like(items)]
+        nothing = torch.zeros_like(items)
+        pieces, slot_items, pooled = [separators], [nothing], [nothing.bool()]
         for part in representation.parts:
             if part in SLOT_PARTS:
-                pieces.append(torch.where(present, self.slot_piece, -1))
-                slot_items.append(items if part is Part.ITEM_EMBEDDING else torch.zeros_like(items))
+                first = torch.full_like(items, self.slot_piece(part))
             else:
-                first = self.first_title if part is Part.TITLE else self.first_index
-                pieces.append(torch.where(present, items + first, -1))
-                slot_items.append(torch.zeros_like(items))
-        return torch.stack(pieces, 2).flatten(1), torch.stack(slot_items, 2).flatten(1)
+                first = items + (self.first_title if part is Part.TITLE else self.first_index)
+            pieces.append(torch.where(present, first, -1))
+            slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
+            pooled.append(present & (part in representation.pooled_parts))
+        return Pieces(*(torch.stack(columns, 2).flatten(1) for columns in (pieces, slot_items, pooled)))
 
     def encode(
         self,
@@ -215,68 +198,56 @@ class PromptEncoder:
         Raises:
             UserError: a prompt is longer than the LLM can hold.
         """
-        lists = {
-            HISTORY: self._item_list(history, representation),
-            CANDIDATES: self._item_list(candidates, representation),
-        }
-        width = sum(pieces.shape[1] for pieces, _ in lists.values()) + max(map(len, self.layouts))
-        rows_total = history.shape[0]
-        pieces = torch.full((rows_total, width + 2), -1, dtype=torch.int64)
-        slot_items = torch.zeros_like(pieces)
+        shown = self._item_list(candidates, representation)
+        lists = {HISTORY: self._item_list(history, representation), CANDIDATES: shown.unpooled()}
+        width = sum(entry.pieces.shape[1] for entry in lists.values()) + max(map(len, self.layouts))
+        prompts = Pieces.empty(history.shape[0], width + 2)
         for number in template_index.unique().tolist():
             rows = (template_index == number).nonzero(as_tuple=True)[0]
-            row_pieces, row_items = self._fill(self.layouts[number], lists, rows)
-            pieces[rows, : row_pieces.shape[1]] = row_pieces
-            slot_items[rows, : row_items.shape[1]] = row_items
-        in_answer = torch.zeros_like(pieces, dtype=torch.bool)
+            filled = self._fill(self.layouts[number], lists, rows)
+            prompts.put(rows, filled)
+        in_answer = torch.zeros_like(prompts.pieces, dtype=torch.bool)
         if targets is not None:
-            pieces[:, -2] = self.answer_pieces(targets, representation)
-            pieces[:, -1] = self.eos_piece
+            prompts.pieces[:, -2] = self.answer_pieces(targets, representation)
+            prompts.pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
-        return self.assemble(pieces, slot_items, in_answer, padding_side)
+        return self.assemble(prompts.pieces, prompts.slot_items, in_answer, padding_side, prompts.pooled)
+
+    def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
+        """Each item alone, as the prompts write it: what RSLLM's item tower reads.
+
+        Args:
+            items: [B] item ids.
+            representation: how items are written.
+            padding_side: left or right.
+        """
+        opening = torch.full((len(items), 1), self.opening_piece)
+        item = self._item_list(items[:, None], representation)
+        pieces, nothing = torch.cat([opening, item.pieces], 1), torch.zeros_like(opening)
+        slot_items = torch.cat([nothing, item.slot_items], 1)
+        pooled = (pieces >= 0) & (pieces != self.opening_piece)
+        return self.assemble(pieces, slot_items, torch.zeros_like(pooled), padding_side, pooled)
 
     @staticmethod
-    def _fill(
-        layout: list[int | str], lists: dict[str, tuple[torch.Tensor, torch.Tensor]], rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pieces [b, W] and slot items [b, W] of the rows that share a layout."""
-        pieces, slot_items = [], []
+    def _fill(layout: list[int | str], lists: dict[str, Pieces], rows: torch.Tensor) -> Pieces:
+        """The pieces of the rows that share a layout."""
+        parts = []
         for element in layout:
             if isinstance(element, str):
-                pieces.append(lists[element][0][rows])
-                slot_items.append(lists[element][1][rows])
+                parts.append(lists[element].take(rows))
             else:
-                pieces.append(torch.full((len(rows), 1), element, dtype=torch.int64))
-                slot_items.append(torch.zeros((len(rows), 1), dtype=torch.int64))
-        return torch.cat(pieces, 1), torch.cat(slot_items, 1)
-
-    def _gather(
-        self, pieces: torch.Tensor, padding_side: str
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Tokens of rows of pieces.
-
-        Example, lengths of pieces 0, 1, 2 being 2, 1, 3: the rows [0, 1], [2, -1], [1, 0] have 3, 3, 3 tokens.
-
-        Returns:
-            tokens [n], their rows [n], columns [n], flat piece numbers [n] (into ``pieces.flatten()``), and T.
-        """
-        present = pieces >= 0
-        lengths = torch.where(present, self._bank.lengths[pieces.clamp(min=0)], 0)
-        row_lengths = lengths.sum(1)
-        longest = int(row_lengths.max())
-        flat_lengths = lengths.flatten()
-        flat_pieces = torch.repeat_interleave(torch.arange(flat_lengths.numel()), flat_lengths)
-        flat_starts = torch.cumsum(flat_lengths, 0) - flat_lengths
-        offset = torch.arange(flat_pieces.numel()) - flat_starts[flat_pieces]
-        tokens = self._bank.tokens[self._bank.starts[pieces.flatten().clamp(min=0)][flat_pieces] + offset]
-        rows = flat_pieces // pieces.shape[1]
-        columns = torch.arange(flat_pieces.numel()) - (torch.cumsum(row_lengths, 0) - row_lengths)[rows]
-        if padding_side == "left":
-            columns = columns + (longest - row_lengths)[rows]
-        return tokens, rows, columns, flat_pieces, longest
+                text = Pieces.empty(len(rows), 1)
+                text.pieces[:] = element
+                parts.append(text)
+        return Pieces.side_by_side(parts)
 
     def assemble(
-        self, pieces: torch.Tensor, slot_items: torch.Tensor, in_answer: torch.Tensor, padding_side: str
+        self,
+        pieces: torch.Tensor,
+        slot_items: torch.Tensor,
+        in_answer: torch.Tensor,
+        padding_side: str,
+        pooled: torch.Tensor | None = None,
     ) -> EncodedPrompts:
         """Token ids of rows of pieces.
 
@@ -285,11 +256,12 @@ class PromptEncoder:
             slot_items: [B, W] the item of each slot piece.
             in_answer: [B, W] bool, the pieces whose tokens are labels.
             padding_side: left or right.
+            pooled: [B, W] bool, see ``EncodedPrompts``; None = nothing.
 
         Raises:
             UserError: a prompt is longer than the LLM can hold.
         """
-        tokens, rows, columns, flat_pieces, length = self._gather(pieces, padding_side)
+        tokens, rows, columns, flat_pieces, length = self._bank.gather(pieces, padding_side)
         if self.max_length is not None and length > self.max_length:
             raise UserError(
                 f"a prompt of {length} tokens, but the LLM holds {self.max_length}: lower max_title_tokens, "
@@ -301,9 +273,13 @@ class PromptEncoder:
         labels = torch.full(shape, IGNORED_LABEL, dtype=torch.int64)
         input_ids[rows, columns] = tokens
         attention_mask[rows, columns] = 1
+        is_pooled = torch.zeros(shape, dtype=torch.bool)
+        if pooled is not None:
+            is_pooled[rows, columns] = pooled.flatten()[flat_pieces]
         is_label = in_answer.flatten()[flat_pieces]
         labels[rows[is_label], columns[is_label]] = tokens[is_label]
-        is_slot = pieces.flatten()[flat_pieces] == self.slot_piece
+        slot_parts = pieces.flatten()[flat_pieces] - self.first_slot
+        is_slot = (slot_parts >= 0) & (slot_parts < len(SLOT_PARTS))
         return EncodedPrompts(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -311,5 +287,7 @@ class PromptEncoder:
             labels=labels,
             slot_rows=rows[is_slot],
             slot_columns=columns[is_slot],
+            slot_parts=slot_parts[is_slot],
             slot_items=slot_items.flatten()[flat_pieces[is_slot]],
+            pooled=is_pooled,
         )

@@ -1,4 +1,4 @@
-"""How an item stands in a prompt: one table of representations (LLaRA eq. 4-6 and fig. 4)."""
+"""How an item stands in a prompt: one table of representations (LLaRA eq. 4-6, fig. 4; RSLLM sec. 4.1)."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,9 +11,13 @@ class Part(Enum):
     INDEX = "index"  # the item's number, as text
     ITEM_EMBEDDING = "item_embedding"  # one slot: the projected recommender embedding
     PLACEHOLDER = "placeholder"  # one slot: the placeholder token [PH] of the text-only task
+    DESCRIPTION = "description"  # one slot: the description token [DSR], before what identifies the item
+    ITEM_ID = "item_id"  # one slot: the item's own token [IIDn]
 
 
-SLOT_PARTS = (Part.ITEM_EMBEDDING, Part.PLACEHOLDER)
+# Parts that are vectors, not tokens of the LLM's vocabulary; a slot's part is told by its place in here.
+SLOT_PARTS = (Part.PLACEHOLDER, Part.ITEM_EMBEDDING, Part.DESCRIPTION, Part.ITEM_ID)
+ITEM_SLOT_PARTS = (Part.ITEM_EMBEDDING, Part.ITEM_ID)  # those that differ from item to item
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class Representation:
         return any(part in SLOT_PARTS for part in self.parts)
 
     @property
+    def pooled_parts(self) -> tuple[Part, ...]:
+        """The parts whose states stand for an item of the history: its title, or all of it where no title is shown."""
+        return (Part.TITLE,) if Part.TITLE in self.parts else self.parts
+
+    @property
     def has_item_embedding(self) -> bool:
         """Whether the recommender's embedding reaches the prompt."""
         return Part.ITEM_EMBEDDING in self.parts
@@ -50,5 +59,12 @@ REPRESENTATIONS: dict[str, Representation] = {
         Representation("hybrid", (Part.TITLE, Part.ITEM_EMBEDDING)),
         # The easy task of the curriculum: the hybrid prompt with [PH] in every slot (LLaRA fig. 3).
         Representation("text_only", (Part.TITLE, Part.PLACEHOLDER)),
+        # RSLLM's prompts, example 4.1 and example 4.2 with eq. 1.
+        Representation("text_id", (Part.TITLE, Part.DESCRIPTION, Part.ITEM_ID)),
+        Representation("described_hybrid", (Part.TITLE, Part.DESCRIPTION, Part.ITEM_EMBEDDING)),
+        # Its ablations, table 4: without the title, and without the item id's token.
+        Representation("item_id", (Part.DESCRIPTION, Part.ITEM_ID)),
+        Representation("described_behavioural", (Part.DESCRIPTION, Part.ITEM_EMBEDDING)),
+        Representation("described", (Part.TITLE, Part.DESCRIPTION)),
     )
 }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from recbole_llara.prompt.encoding import EncodedPrompts, PromptEncoder
-from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.tiny_llama.catalogue import CatalogueText
 from recbole_llara.tiny_llama.stage import Stage
@@ -126,7 +126,7 @@ class TaskMaker:
         queried = items.gather(1, order)
         title, queried_title = items + encoder.first_title, queried + encoder.first_title
         separator = torch.full_like(items, encoder.separator_piece)
-        slot = torch.full_like(items, encoder.slot_piece)
+        slot = torch.full_like(items, encoder.slot_piece(Part.ITEM_EMBEDDING))
         middle = torch.full((rows, 1), encoder.eos_piece)
         listed = torch.stack([separator, title, slot], 2).flatten(1)
         asked = torch.stack([slot if by_vector else separator, queried_title, separator], 2)
@@ -160,7 +160,8 @@ class TaskMaker:
         layout = encoder.layouts[int(torch.randint(0, len(encoder.layouts), (1,), generator=generator))]
 
         def pieces_of(shown: torch.Tensor) -> torch.Tensor:
-            separator, slot = torch.full_like(shown, encoder.separator_piece), torch.full_like(shown, encoder.slot_piece)
+            separator = torch.full_like(shown, encoder.separator_piece)
+            slot = torch.full_like(shown, encoder.slot_piece(Part.ITEM_EMBEDDING))
             return torch.stack([separator, shown + encoder.first_title, slot], -1).flatten(-2)
 
         def text(piece: int) -> torch.Tensor:

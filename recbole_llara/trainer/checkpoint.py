@@ -1,7 +1,7 @@
 """Checkpoints of LLM recommenders: what was trained, in formats that run no code, loaded strictly.
 
-A folder holds ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``projector.safetensors`` (projector and
-placeholder) and ``adapter/`` (PEFT's own format, for lora) or ``llm/`` (a Hugging Face folder, for full).
+A folder holds ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``item_tokens.safetensors`` (projector,
+placeholder and their like) and ``adapter/`` (PEFT's own format, for lora) or ``llm/`` (a Hugging Face folder, for full).
 """
 
 import hashlib
@@ -21,16 +21,13 @@ from recbole_llara.errors import UserError
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.llm import causal_lm
 
-META, OWN_WEIGHTS, ADAPTER, LLM = "meta.json", "projector.safetensors", "adapter", "llm"
+META, OWN_WEIGHTS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 1
 
 
 def _own_state(model: LLMRecommender) -> dict[str, torch.Tensor]:
     """What is trained outside the LLM."""
-    state = {"placeholder": model.placeholder.detach().cpu()}
-    if model.projector is not None:
-        state |= {f"projector.{name}": value.cpu() for name, value in model.projector.state_dict().items()}
-    return {name: value.contiguous() for name, value in state.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in model.item_tokens.state_dict().items()}
 
 
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
@@ -44,6 +41,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "representation": model.representation.name,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
         "n_items": model.n_items,
+        "item_tokens": {name: list(value.shape) for name, value in model.item_tokens.state_dict().items()},
     }
 
 
@@ -100,10 +98,7 @@ def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
         file = path / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise UserError(f"checkpoint {path}: {name} is missing or was altered since it was written")
-    own = load_file(path / OWN_WEIGHTS)
-    model.placeholder.data.copy_(own.pop("placeholder"))
-    if model.projector is not None:
-        model.projector.load_state_dict({name.removeprefix("projector."): value for name, value in own.items()})
+    model.item_tokens.load_state_dict(load_file(path / OWN_WEIGHTS))
     if model.llm_tuning == "lora":
         _load_adapter(model.llm, path / ADAPTER)
     elif model.llm_tuning == "full":

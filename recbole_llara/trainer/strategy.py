@@ -1,15 +1,15 @@
-"""Which representation an optimiser step trains: direct, two stages, or a curriculum (LLaRA sec. 4.3, table 3)."""
+"""Which representation an optimiser step trains: direct, two stages, or a curriculum (LLaRA sec. 4.3; RSLLM alg. 1)."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from recbole_llara.errors import UserError
-from recbole_llara.prompt.representation import REPRESENTATIONS, Representation
-
-TWO_STAGE_SWITCH = 2 / 5  # two epochs text-only, then three hybrid; LLaRA table 3.
+from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
+from recbole_llara.settings import OptimSettings, PromptSettings
 
 # p(progress): the probability that a step trains the hard task.
 CURRICULA: dict[str, Callable[[float], float]] = {
@@ -19,20 +19,30 @@ CURRICULA: dict[str, Callable[[float], float]] = {
 }
 
 
+def _always(progress: float) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
-class Strategy:
-    """The task of each optimiser step, a function of (seed, step) alone, so that a resumed run goes on alike.
+class Stage:
+    """A stretch of epochs with a learning rate curve of its own; each of its steps trains an easy or a hard task.
+
+    The task is a function of (seed, step) alone.
 
     Args:
-        easy: the representation of the easy task.
         hard: the representation of the hard task, and of evaluation.
-        probability: p(progress) of the hard task, progress = optimiser step / all steps.
+        easy: the representation of the easy task; where there is none, the hard one again.
+        probability: p(progress) of the hard task, progress = optimiser step / the stage's steps.
+        epochs: at most so many.
+        learning_rate: its maximum.
         seed: of the draws.
     """
 
-    easy: Representation
     hard: Representation
+    easy: Representation
     probability: Callable[[float], float]
+    epochs: int
+    learning_rate: float
     seed: int
 
     def hard_probability(self, step: int, total_steps: int) -> float:
@@ -45,28 +55,44 @@ class Strategy:
         return self.hard if draw < self.hard_probability(step, total_steps) else self.easy
 
 
-def make_strategy(strategy: str, curriculum: str, representation: str, seed: int) -> Strategy:
-    """Build a strategy from its keys.
+def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tuple[Stage, ...]:
+    """The stages of a training: two for strategy two_stage, else one.
 
-    A representation without item embeddings has no easier task: every strategy then trains it directly.
+    ``epochs`` counts those of all stages. A representation without behavioural tokens has no use for a task that
+    puts [PH] in their place: it is then trained directly.
 
     Args:
-        strategy: direct, two_stage or curriculum.
-        curriculum: a key of ``CURRICULA``, read by strategy curriculum.
-        representation: a key of ``REPRESENTATIONS``: the hard task.
+        prompt: ``representation``, ``stage_1_representation``, ``strategy`` and ``curriculum``.
+        optim: ``epochs``, ``stage_1_epochs`` and the learning rates.
         seed: of the draws.
 
     Raises:
-        UserError: an unknown strategy.
+        UserError: stage 1 would take all epochs.
     """
-    hard = REPRESENTATIONS[representation]
-    probabilities: dict[str, Callable[[float], float]] = {
-        "direct": lambda progress: 1.0,
-        "two_stage": lambda progress: float(progress >= TWO_STAGE_SWITCH),
-        "curriculum": CURRICULA[curriculum],
-    }
-    if strategy not in probabilities:
-        raise UserError(f"strategy: found {strategy!r}, expected one of {', '.join(probabilities)}")
-    if not hard.has_item_embedding:
+    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
+    direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)
+    strategy = prompt.strategy
+    if Part.PLACEHOLDER in easy.parts and not hard.has_item_embedding:
         strategy = "direct"
-    return Strategy(REPRESENTATIONS["text_only"], hard, probabilities[strategy], seed)
+    if strategy == "direct" or optim.epochs == 0:
+        return (direct,)
+    if strategy == "curriculum":
+        return (replace(direct, easy=easy, probability=CURRICULA[prompt.curriculum]),)
+    if optim.stage_1_epochs >= optim.epochs:
+        raise UserError(
+            f"stage_1_epochs: found {optim.stage_1_epochs} of {optim.epochs} epochs, expected fewer, so that some are "
+            "left for stage 2; raise epochs, or choose --strategy=direct and one representation"
+        )
+    first = replace(direct, hard=easy, easy=easy, epochs=optim.stage_1_epochs, learning_rate=optim.first_learning_rate)
+    return (first, replace(direct, epochs=optim.epochs - optim.stage_1_epochs))
+
+
+def stages_of(config: Any) -> tuple[Stage, ...]:
+    """``make_stages`` of a run's configuration."""
+    return make_stages(PromptSettings.from_config(config), OptimSettings.from_config(config), config["seed"])
+
+
+def shown_parts(config: Any) -> frozenset[Part]:
+    """Every part that a prompt of the run may show, in training or evaluation."""
+    representations = [representation for stage in stages_of(config) for representation in (stage.easy, stage.hard)]
+    return frozenset(part for representation in representations for part in representation.parts)

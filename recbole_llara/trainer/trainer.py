@@ -1,7 +1,7 @@
 """Training an LLM recommender inside RecBole's Trainer: its epochs, validation, early stopping, logs and boards stay.
 
 An optimiser step reads ``train_batch_size`` rows, in forward passes of ``micro_batch_size`` rows of like length;
-its loss is the mean over all answer tokens of the step, however it is cut.
+the answers' loss is the mean over all answer tokens of the step, however it is cut.
 """
 
 import math
@@ -18,10 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_llara.model.base import LLMRecommender, TrainingRows
-from recbole_llara.settings import OptimSettings, PromptSettings
+from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
-from recbole_llara.trainer.strategy import make_strategy
+from recbole_llara.trainer.strategy import stages_of
 
 CHECKPOINT_FOLDER = "checkpoint"
 
@@ -56,33 +56,68 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
     def __init__(self, config: Any, model: LLMRecommender) -> None:
         self.settings = OptimSettings.from_config(config)
         super().__init__(config, model)
-        prompt = PromptSettings.from_config(config)
-        self.strategy = make_strategy(prompt.strategy, prompt.curriculum, prompt.representation, config["seed"])
+        self.stages = stages_of(config)
+        self.stage = self.stages[-1]
         self.saved_model_file = str(Path(self.saved_model_file).with_suffix(""))
-        self.step, self.total_steps = 0, 0
+        self.step, self.total_steps = 0, 0  # of the stage
+        self.steps_before = 0  # those of earlier stages
         self.rows_trained, self.seconds_trained = 0, 0.0
+        self._worst_score = self.best_valid_score
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.compute_dtype == torch.float16)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """Adam; weight decay falls on the projector alone, as in LLaRA's public code."""
-        projector = [] if self.model.projector is None else list(self.model.projector.parameters())
+        """Adam; weight decay falls on what ``weight_decay_on`` names."""
+        projector = [] if self.model.item_tokens.projector is None else list(self.model.item_tokens.projector.parameters())
         decayed = {id(parameter) for parameter in projector}
         others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
-        groups = [{"params": projector, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        decay = self.settings.weight_decay
+        on_others = decay if self.settings.weight_decay_on == "all" else 0.0
+        groups = [{"params": projector, "weight_decay": decay}, {"params": others, "weight_decay": on_others}]
         return torch.optim.Adam([group for group in groups if group["params"]], lr=self.settings.learning_rate)
 
-    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Any]:
-        """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
-        self.total_steps = self.epochs * len(train_data)
+    def fit(
+        self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True, **kwargs: Any
+    ) -> tuple[float, Any]:
+        """Train one stage after another as RecBole does; on Ctrl-C say where the best checkpoint is, then let it pass.
+
+        A later stage goes on from the best checkpoint of the one before, with a fresh optimiser, a learning rate curve
+        of its own and its own best score: what is kept in the end is the last stage's best.
+
+        Returns:
+            RecBole's best score and result on the validation rows, of the last stage.
+        """
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         held = sum(p.numel() for p in self.model.parameters())
-        self.logger.info(f"{trained:,} of {held:,} parameters are trained, in {self.total_steps:,} optimiser steps")
+        self.logger.info(f"{trained:,} of {held:,} parameters are trained")
+        result: tuple[float, Any] = (-1.0, None)
         try:
-            return super().fit(train_data, *args, **kwargs)
+            for number in range(len(self.stages)):
+                if number and saved:
+                    self.load_checkpoint(self.saved_model_file)
+                self._enter(number, len(train_data))
+                result = super().fit(train_data, valid_data, verbose, saved, **kwargs)
+            return result
         except KeyboardInterrupt:
             kept = "no checkpoint yet" if self.best_epoch is None else f"best checkpoint kept: {self.saved_model_file}"
             self.logger.info(f"Training interrupted at step {self.step} of {self.total_steps}; {kept}")
             raise
+
+    def _enter(self, number: int, steps_an_epoch: int) -> None:
+        """Make everything ready for a stage."""
+        self.stage = stage = self.stages[number]
+        self.start_epoch = sum(earlier.epochs for earlier in self.stages[:number])
+        self.epochs = self.start_epoch + stage.epochs
+        self.steps_before += self.step
+        self.step, self.total_steps = 0, stage.epochs * steps_an_epoch
+        self.model.representation = stage.hard
+        if number:
+            self.optimizer = self._build_optimizer()
+            self.cur_step, self.best_valid_score, self.best_valid_result = 0, self._worst_score, None
+        tasks = stage.hard.name if stage.easy == stage.hard else f"{stage.easy.name} and {stage.hard.name}"
+        self.logger.info(
+            f"Stage {number + 1} of {len(self.stages)}: {tasks}, {stage.epochs} epochs of {steps_an_epoch:,} optimiser steps, "
+            f"learning rate {stage.learning_rate:g}"
+        )
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         """One pass over the training rows.
@@ -101,12 +136,13 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         )
         losses: list[float] = []
         for interaction in batches:
-            rate = self.settings.learning_rate * learning_rate_factor(self.step, self.total_steps, self.settings)
+            rate = self.stage.learning_rate * learning_rate_factor(self.step, self.total_steps, self.settings)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            losses.append(self._train_step(self.model.training_rows(interaction, epoch_idx)))
-            hard = self.strategy.hard_probability(self.step, self.total_steps)
-            self._write_step(losses[-1], rate, hard)
+            parts = self._train_step(self.model.training_rows(interaction, epoch_idx))
+            losses.append(sum(parts.values()))
+            hard = self.stage.hard_probability(self.step, self.total_steps)
+            self._write_step(parts, rate, hard)
             recent = losses[-50:]
             batches.set_postfix_str(f"loss {sum(recent) / len(recent):.4f} lr {rate:.1e} p(hard) {hard:.2f}", refresh=False)
             self.step += 1
@@ -114,37 +150,42 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.seconds_trained += perf_counter() - started
         return sum(losses) / len(losses)
 
-    def _train_step(self, rows: TrainingRows) -> float:
-        """One optimiser step over [B] rows; returns its mean loss a token."""
-        representation = self.strategy.representation(self.step, self.total_steps)
+    def _train_step(self, rows: TrainingRows) -> dict[str, float]:
+        """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised."""
+        representation = self.stage.representation(self.step, self.total_steps)
         tokens = int((self.model.encoder.answer_ids(rows.targets, representation) >= 0).sum())
-        total = 0.0
+        totals: dict[str, float] = {}
         dtype = self.model.compute_dtype
         for part in self._micro_batches(rows):
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                sums, _ = self.model.answer_nll(part, representation)
-            loss = sums.sum() / tokens
+                losses = self.model.step_losses(part, representation, tokens, len(rows.targets))
+            loss = torch.stack(list(losses.values())).sum()
             self._check_nan(loss)
             self.scaler.scale(loss).backward()
-            total += loss.item()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.item()
         self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm is not None:
             clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return totals
 
     def _micro_batches(self, rows: TrainingRows) -> Iterator[TrainingRows]:
-        """Rows of like length together, so that little is padded."""
+        """Rows of like length together, so that little is padded; parts of about equal size, so that none is a single row."""
         length = self.model.encoder.prompt_lengths(rows.history, rows.candidates)
-        for part in length.argsort().split(self.settings.micro_batch_size):
+        for part in length.argsort().tensor_split(math.ceil(len(length) / self.settings.micro_batch_size)):
             yield rows.take(part)
 
-    def _write_step(self, loss: float, rate: float, hard: float) -> None:
-        self.tensorboard.add_scalar("step/loss", loss, self.step)
-        self.tensorboard.add_scalar("step/learning_rate", rate, self.step)
-        self.tensorboard.add_scalar("step/hard_probability", hard, self.step)
+    def _write_step(self, losses: dict[str, float], rate: float, hard: float) -> None:
+        step = self.steps_before + self.step
+        self.tensorboard.add_scalar("step/loss", sum(losses.values()), step)
+        if len(losses) > 1:
+            for name, value in losses.items():
+                self.tensorboard.add_scalar(f"step/loss_{name}", value, step)
+        self.tensorboard.add_scalar("step/learning_rate", rate, step)
+        self.tensorboard.add_scalar("step/hard_probability", hard, step)
 
     # --- checkpoints ---------------------------------------------------------------------------
 
@@ -152,7 +193,8 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         facts = {
             "epoch": epoch,
-            "step": self.step,
+            "step": self.steps_before + self.step,
+            "stage": self.stages.index(self.stage) + 1,
             "valid_metric": self.valid_metric,
             "best_valid_score": float(self.best_valid_score) if math.isfinite(self.best_valid_score) else None,
             "model": self.config["model"],

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.llm import causal_lm, tune
-from recbole_llara.model.losses import answer_loss, answer_nll
+from recbole_llara.model.losses import answer_loss, answer_pass
 
 
 def labelled(prompts, answer_lengths, seed=3):
@@ -38,7 +38,8 @@ def test_row_sums_equal_a_plain_loop_over_rows_and_tokens(make_llm, make_prompts
     llm = make_llm(architecture)
     prompts = make_prompts(llm, [9, 14, 6])
     labels = labelled(prompts, [3, 5, 2])
-    sums, counts = answer_nll(llm, **prompts.as_dict(), labels=labels)
+    answers = answer_pass(llm, **prompts.as_dict(), labels=labels)
+    sums, counts = answers.sums, answers.counts
     assert counts.tolist() == [3, 5, 2]
     for row in range(3):
         alone = prompts.row(row)
@@ -66,7 +67,7 @@ def test_head_runs_on_the_answers_columns_only(make_llm, make_prompts):
     prompts = make_prompts(llm, [9, 14, 6])
     seen = []
     llm.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[:2])))
-    answer_nll(llm, **prompts.as_dict(), labels=labelled(prompts, [3, 5, 2]))
+    answer_pass(llm, **prompts.as_dict(), labels=labelled(prompts, [3, 5, 2]))
     assert seen == [(3, 5)]
 
 

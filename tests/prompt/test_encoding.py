@@ -11,7 +11,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.losses import answer_loss
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
-from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 
 SLOT = "[ItemEmb]"
@@ -145,6 +145,54 @@ def test_lengths_order_prompts_as_their_tokens_do(encoder):
     counted = prompts.attention_mask.sum(1) - separators
     lengths = encoder.prompt_lengths(HISTORY_ITEMS, CANDIDATE_ITEMS)
     assert torch.equal(counted - counted[0], lengths - lengths[0])
+
+
+@pytest.mark.parametrize("name", ["text_id", "described_hybrid", "item_id"])
+def test_slots_tell_their_parts_and_items(encoder, name):
+    representation = REPRESENTATIONS[name]
+    slots = [part for part in representation.parts if part in SLOT_PARTS]
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, representation, torch.zeros(3, dtype=torch.int64))
+    for row in range(3):
+        items = [item for item in HISTORY_ITEMS[row].tolist() if item] + CANDIDATE_ITEMS[row].tolist()
+        of_row = prompts.slot_rows == row
+        found = [SLOT_PARTS[number] for number in prompts.slot_parts[of_row].tolist()]
+        assert found == slots * len(items)
+        assert prompts.slot_items[of_row].tolist() == [
+            item if part in ITEM_SLOT_PARTS else 0 for item in items for part in slots
+        ]
+
+
+@pytest.mark.parametrize("name", ["text_id", "textual", "item_id"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_pooled_tokens_are_the_titles_of_the_history(encoder, name, padding_side):
+    """Counted through the text: the history's titles where titles are shown, its slots where none is."""
+    representation, template = REPRESENTATIONS[name], torch.tensor([1, 0, 3])
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, representation, template, padding_side)
+    for row in range(3):
+        history = HISTORY_ITEMS[row][HISTORY_ITEMS[row] > 0]
+        found = prompts.input_ids[row][prompts.pooled[row]].tolist()
+        if name == "item_id":
+            is_slot = torch.zeros_like(prompts.pooled[row])
+            is_slot[prompts.slot_columns[prompts.slot_rows == row]] = True
+            assert len(found) == 2 * len(history) and is_slot[prompts.pooled[row]].all()
+            continue
+        titles = encoder.answer_ids(history, representation)
+        eos = encoder.tokenizer.eos_token_id
+        expected = [token for title in titles.tolist() for token in title if token not in (IGNORED_LABEL, eos)]
+        assert found == expected
+
+
+def test_an_item_alone_is_all_pooled_but_the_opening(encoder, tokenizer):
+    items = torch.tensor([1, 4, 9])
+    prompts = encoder.encode_items(items, REPRESENTATIONS["text_id"])
+    opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+    for row, item in enumerate(items.tolist()):
+        tokens = prompts.input_ids[row][prompts.attention_mask[row].bool()].tolist()
+        title = [t for t in encoder.answer_ids(items, REPRESENTATIONS["textual"])[row].tolist() if t != IGNORED_LABEL][:-1]
+        assert tokens[: len(opening)] == opening and tokens[len(opening) : -2] == title
+        assert int(prompts.pooled[row].sum()) == len(title) + 2
+        assert prompts.slot_items[prompts.slot_rows == row].tolist() == [0, item]
+    assert prompts.labels.eq(IGNORED_LABEL).all()
 
 
 def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture):

@@ -1,47 +1,83 @@
-"""Strategies: the probability of the hard task follows its equation, and draws depend on (seed, step) alone."""
+"""Stages: the probability of the hard task follows its equation, and draws depend on (seed, step) alone."""
 
 import itertools
 
 import pytest
 
-from recbole_llara.trainer.strategy import CURRICULA, make_strategy
+from recbole_llara.errors import UserError
+from recbole_llara.prompt.representation import Part
+from recbole_llara.settings import OptimSettings, PromptSettings
+from recbole_llara.trainer.strategy import CURRICULA, make_stages
 
 TOTAL = 4000
 
 
-def _hard_share(strategy, steps):
-    return sum(strategy.representation(step, TOTAL).name == "hybrid" for step in steps) / len(steps)
+@pytest.fixture
+def stages():
+    """Builds stages of a strategy from keys."""
+
+    def make(strategy, representation="hybrid", easy="text_only", seed=0, curriculum="linear", **optim):
+        prompt = PromptSettings(representation, easy, strategy, curriculum, max_title_tokens=64, test_prompt="first")
+        keys = {
+            "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
+            "stage_1_learning_rate": None, "weight_decay_on": "all", "micro_batch_size": 1, "min_learning_rate_ratio": 0.0,
+            "warmup_learning_rate_ratio": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None,
+        }  # fmt: skip
+        return make_stages(prompt, OptimSettings(**{**keys, **optim}), seed)
+
+    return make
 
 
-def test_linear_curriculum_is_step_over_total_steps():
-    strategy = make_strategy("curriculum", "linear", "hybrid", seed=0)
-    assert [strategy.hard_probability(step, TOTAL) for step in (0, 1000, 4000)] == [0.0, 0.25, 1.0]
+def _hard_share(stage, steps):
+    return sum(stage.representation(step, TOTAL).name == "hybrid" for step in steps) / len(steps)
 
 
-def test_draws_follow_the_probability():
-    strategy = make_strategy("curriculum", "linear", "hybrid", seed=0)
+def test_linear_curriculum_is_step_over_total_steps(stages):
+    (stage,) = stages("curriculum")
+    assert [stage.hard_probability(step, TOTAL) for step in (0, 1000, 4000)] == [0.0, 0.25, 1.0]
+    assert (stage.easy.name, stage.hard.name, stage.epochs) == ("text_only", "hybrid", 5)
+
+
+def test_draws_follow_the_probability(stages):
+    (stage,) = stages("curriculum")
     # 1,000 draws around p = 0.375: five standard deviations are 0.077.
-    assert _hard_share(strategy, range(1000, 2000)) == pytest.approx(0.375, abs=0.077)
+    assert _hard_share(stage, range(1000, 2000)) == pytest.approx(0.375, abs=0.077)
 
 
-def test_progress_belongs_to_the_step_and_not_to_an_epoch():
-    strategy = make_strategy("curriculum", "linear", "hybrid", seed=0)
-    assert _hard_share(strategy, range(3800, 4000)) > 0.85
+def test_progress_belongs_to_the_step_and_not_to_an_epoch(stages):
+    (stage,) = stages("curriculum")
+    assert _hard_share(stage, range(3800, 4000)) > 0.85
 
 
-def test_draws_depend_on_seed_and_step_alone():
-    first, second = (make_strategy("curriculum", "linear", "hybrid", seed=5) for _ in range(2))
+def test_draws_depend_on_seed_and_step_alone(stages):
+    (first,), (second,) = (stages("curriculum", seed=5) for _ in range(2))
     names = [first.representation(step, TOTAL).name for step in range(200, 400)]
     assert names == [second.representation(step, TOTAL).name for step in range(399, 199, -1)][::-1]
-    other = make_strategy("curriculum", "linear", "hybrid", seed=6)
+    (other,) = stages("curriculum", seed=6)
     assert names != [other.representation(step, TOTAL).name for step in range(200, 400)]
 
 
-def test_direct_and_two_stage():
-    assert _hard_share(make_strategy("direct", "linear", "hybrid", 0), range(0, TOTAL, 50)) == 1.0
-    two_stage = make_strategy("two_stage", "linear", "hybrid", 0)
-    assert _hard_share(two_stage, range(0, 1600)) == 0.0
-    assert _hard_share(two_stage, range(1600, TOTAL)) == 1.0
+def test_direct_trains_the_hard_task_alone(stages):
+    (stage,) = stages("direct")
+    assert _hard_share(stage, range(0, TOTAL, 50)) == 1.0
+
+
+def test_two_stages_share_the_epochs_and_have_rates_of_their_own(stages):
+    first, second = stages("two_stage", stage_1_learning_rate=0.1)
+    assert (first.hard.name, first.epochs, first.learning_rate) == ("text_only", 2, 0.1)
+    assert (second.hard.name, second.epochs, second.learning_rate) == ("hybrid", 3, 0.5)
+    assert _hard_share(first, range(0, TOTAL, 50)) == 0.0 and _hard_share(second, range(0, TOTAL, 50)) == 1.0
+    assert stages("two_stage")[0].learning_rate == 0.5
+
+
+def test_a_first_stage_that_takes_all_epochs_is_refused(stages):
+    with pytest.raises(UserError, match="stage_1_epochs: found 3 of 3 epochs"):
+        stages("two_stage", epochs=3, stage_1_epochs=3)
+
+
+def test_nothing_is_staged_where_nothing_is_trained(stages):
+    (stage,) = stages("two_stage", epochs=0)
+    assert stage.hard.name == "hybrid" and stage.epochs == 0
 
 
 @pytest.mark.parametrize("curriculum", sorted(CURRICULA))
@@ -51,6 +87,9 @@ def test_curricula_rise_from_0_to_1(curriculum):
     assert all(low <= high for low, high in itertools.pairwise(values))
 
 
-def test_a_representation_without_embeddings_is_trained_directly():
-    strategy = make_strategy("curriculum", "linear", "textual", 0)
-    assert {strategy.representation(step, TOTAL).name for step in range(0, TOTAL, 100)} == {"textual"}
+def test_a_representation_without_embeddings_has_no_task_with_placeholders(stages):
+    for strategy in ("curriculum", "two_stage"):
+        (stage,) = stages(strategy, representation="textual")
+        assert {stage.representation(step, TOTAL).name for step in range(0, TOTAL, 100)} == {"textual"}
+    first, second = stages("two_stage", representation="textual", easy="text_id")  # RSLLM without stage 2's item embedding
+    assert Part.ITEM_ID in first.hard.parts and second.hard.name == "textual"

@@ -7,53 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from synthetic_data import write_toy_dataset
 from transformers import LlamaTokenizer
 
-from recbole_llara.config import LLaRAConfig
-from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
-from recbole_llara.model import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.settings import OptimSettings
-from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.trainer import learning_rate_factor
 
-LLAMA_2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama-2"
 TITLES = [f" Title {item} é" for item in range(60)]
-
-
-@pytest.fixture
-def keys(tmp_path, monkeypatch, make_llm, make_tokenizer):
-    """The keys of a small run: toy data, a two-block LLM in a folder, one epoch of few rows."""
-    monkeypatch.chdir(tmp_path)
-    tokenizer = make_tokenizer([*TITLES, "This user has chosen in the previous. Choose one of these items:"], 400)
-    return {
-        **write_toy_dataset(tmp_path),
-        "rec_epochs": 1,
-        "llm_path": _save_llm(tmp_path / "llm", make_llm("llama", vocab_size=len(tokenizer)), tokenizer),
-        "epochs": 1,
-        "max_train_rows": 48,
-        "max_eval_rows": 12,
-        "train_batch_size": 16,
-        "micro_batch_size": 8,
-        "llm_dtype": "float32",
-        "strategy": "direct",
-        "lora_dropout": 0.0,
-    }
-
-
-def _save_llm(folder, model, tokenizer):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def _trainer(keys):
-    config = LLaRAConfig("LLaRA", "toy", config_dict=keys)
-    data = prepare_data(config)
-    torch.manual_seed(0)
-    return get_trainer(config, build_model(config, data)), data
+LLAMA_2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama-2"
 
 
 def _state(model):
@@ -61,14 +23,14 @@ def _state(model):
 
 
 @pytest.mark.parametrize("llm_tuning", ["lora", "frozen", "full"])
-def test_training_moves_what_it_should_and_nothing_else(keys, llm_tuning):
-    trainer, data = _trainer({**keys, "llm_tuning": llm_tuning})
+def test_training_moves_what_it_should_and_nothing_else(keys, llm_tuning, make_trainer):
+    trainer, data = make_trainer({**keys, "llm_tuning": llm_tuning})
     model = trainer.model
-    before, embeddings = _state(model), model.item_embeddings.clone()
+    before, embeddings = _state(model), model.item_tokens.item_embeddings.clone()
     table = model.recommender.item_embeddings.clone()
     trainer.fit(data.train_data, data.valid_data)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert {"projector.linear_1.weight", "projector.linear_2.weight"} <= moved
+    assert {"item_tokens.projector.linear_1.weight", "item_tokens.projector.linear_2.weight"} <= moved
     in_llm = {name for name in moved if name.startswith("llm.")}
     if llm_tuning == "frozen":
         assert not in_llm
@@ -76,7 +38,7 @@ def test_training_moves_what_it_should_and_nothing_else(keys, llm_tuning):
         assert in_llm and all("lora_" in name for name in in_llm)
     else:
         assert len(in_llm) > 10
-    assert torch.equal(model.item_embeddings, embeddings)
+    assert torch.equal(model.item_tokens.item_embeddings, embeddings)
     assert torch.equal(model.recommender.item_embeddings, table)
 
 
@@ -142,20 +104,20 @@ def test_every_decoding_answers(keys, decoding):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_causal_lm_with_the_real_llama_2_tokenizer(keys, make_llm, tmp_path, architecture):
+def test_a_causal_lm_with_the_real_llama_2_tokenizer(keys, make_llm, tmp_path, architecture, save_llm):
     if not LLAMA_2.is_dir():
         pytest.skip("the Llama-2 tokenizer is not at ../shared/tokenizers/llama-2")
     tokenizer = LlamaTokenizer.from_pretrained(LLAMA_2)
-    llm_path = _save_llm(tmp_path / architecture, make_llm(architecture, vocab_size=len(tokenizer)), tokenizer)
+    llm_path = save_llm(tmp_path / architecture, make_llm(architecture, vocab_size=len(tokenizer)), tokenizer)
     paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "llm_path": llm_path})
     assert paths["test_result"]["validratio"] == 1.0
     assert {case["answer_text"] for case in _cases(paths)} <= {title.strip() for title in TITLES}
 
 
-def test_an_architecture_that_is_no_llama(keys, make_llm, make_tokenizer, tmp_path):
+def test_an_architecture_that_is_no_llama(keys, make_llm, make_tokenizer, tmp_path, save_llm):
     tokenizer = make_tokenizer(TITLES, 350)
     llm = make_llm("qwen2", vocab_size=len(tokenizer) + 8)  # transformers adds Qwen2's own padding token
-    paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "llm_path": _save_llm(tmp_path / "qwen2", llm, tokenizer)})
+    paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "llm_path": save_llm(tmp_path / "qwen2", llm, tokenizer)})
     config = json.loads((Path(paths["checkpoint"]) / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert {name.split(".")[-1] for name in config["target_modules"]} == {
         "q_proj",
@@ -176,41 +138,43 @@ def test_every_decoding_answers_a_row_alone_as_in_a_batch(keys):
         assert [case["answer"] for case in _cases(together)] == [case["answer"] for case in _cases(alone)]
 
 
-def test_behaviour_flows_through_the_token(keys):
+def test_behaviour_flows_through_the_token(keys, make_trainer):
     """Other item embeddings give other scores in a hybrid prompt, and the same in a text-only one."""
-    trainer, data = _trainer(keys)
+    trainer, data = make_trainer(keys)
     model = trainer.model.eval()
     interaction = next(iter(data.test_data))[0]
     scores = model.answer_candidates(interaction).scores
-    model.item_embeddings.copy_(model.item_embeddings[torch.randperm(len(model.item_embeddings))])
+    table = model.item_tokens.item_embeddings
+    table.copy_(table[torch.randperm(len(table))])
     assert not torch.allclose(scores, model.answer_candidates(interaction).scores)
-    shuffled, _ = _trainer({**keys, "shuffle_item_embeddings": True})
-    plain, _ = _trainer(keys)
-    assert not torch.equal(shuffled.model.item_embeddings, plain.model.item_embeddings)
-    assert torch.allclose(shuffled.model.item_embeddings[1:].sum(0), plain.model.item_embeddings[1:].sum(0), atol=1e-4)
-    text, data = _trainer({**keys, "representation": "textual"})
-    assert text.model.recommender is None and text.model.projector is None
+    shuffled, _ = make_trainer({**keys, "shuffle_item_embeddings": True})
+    plain, _ = make_trainer(keys)
+    tables = [trainer.model.item_tokens.item_embeddings for trainer in (shuffled, plain)]
+    assert not torch.equal(*tables)
+    assert torch.allclose(tables[0][1:].sum(0), tables[1][1:].sum(0), atol=1e-4)
+    text, data = make_trainer({**keys, "representation": "textual"})
+    assert text.model.recommender is None and text.model.item_tokens.projector is None
 
 
-def test_micro_batches_do_not_change_a_step(keys):
+def test_micro_batches_do_not_change_a_step(keys, make_trainer):
     """Sixteen rows in one pass, or in passes of three: the same parameters after the step."""
     states = []
     for size in (16, 3):
-        trainer, data = _trainer({**keys, "micro_batch_size": size, "llm_tuning": "full"})
+        trainer, data = make_trainer({**keys, "micro_batch_size": size, "llm_tuning": "full"})
         trainer.total_steps = 10
         trainer.step = 5
         rows = trainer.model.training_rows(next(iter(data.train_data)), 0)
         torch.manual_seed(0)
         trainer.model.train()
-        losses = trainer._train_step(rows)
+        losses = sum(trainer._train_step(rows).values())
         states.append((losses, {n: p.grad for n, p in trainer.model.named_parameters()}, _state(trainer.model)))
     assert states[0][0] == pytest.approx(states[1][0], abs=1e-5)
     for name, value in states[0][2].items():
         assert torch.allclose(value, states[1][2][name], atol=2e-4), name
 
 
-def test_training_candidates_change_with_the_epoch_and_hold_the_target(keys):
-    trainer, data = _trainer(keys)
+def test_training_candidates_change_with_the_epoch_and_hold_the_target(keys, make_trainer):
+    trainer, data = make_trainer(keys)
     interaction = next(iter(data.train_data))
     first, same, second = (trainer.model.training_rows(interaction, epoch).candidates for epoch in (0, 0, 1))
     assert torch.equal(first, same) and not torch.equal(first, second)
@@ -230,11 +194,11 @@ def test_a_checkpoint_of_something_else_is_refused(keys):
 
 def test_an_altered_or_missing_file_of_a_checkpoint_is_found(keys):
     checkpoint = Path(run_recbole_llara("LLaRA", "toy", config_dict=keys)["checkpoint"])
-    weights = checkpoint / "projector.safetensors"
+    weights = checkpoint / "item_tokens.safetensors"
     tensors = load_file(weights)
     tensors["projector.linear_1.bias"] += 1
     save_file(tensors, weights)
-    with pytest.raises(UserError, match="projector.safetensors is missing or was altered"):
+    with pytest.raises(UserError, match="item_tokens.safetensors is missing or was altered"):
         run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint": str(checkpoint)})
     with pytest.raises(UserError, match="meta.json"):
         run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint": str(checkpoint / "nowhere")})
@@ -243,11 +207,11 @@ def test_an_altered_or_missing_file_of_a_checkpoint_is_found(keys):
 def test_the_adapter_is_pefts_own(keys):
     checkpoint = Path(run_recbole_llara("LLaRA", "toy", config_dict=keys)["checkpoint"])
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
-    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "projector.safetensors", "meta.json"} <= names
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "item_tokens.safetensors", "meta.json"} <= names
 
 
-def test_an_interrupt_keeps_the_best_checkpoint(keys, monkeypatch):
-    trainer, data = _trainer({**keys, "epochs": 3})
+def test_an_interrupt_keeps_the_best_checkpoint(keys, monkeypatch, make_trainer):
+    trainer, data = make_trainer({**keys, "epochs": 3})
     step = type(trainer)._train_step
 
     def interrupted(self, rows):
@@ -265,6 +229,7 @@ def test_an_interrupt_keeps_the_best_checkpoint(keys, monkeypatch):
 def test_learning_rate_warms_up_and_falls_by_cosine():
     names = {
         "epochs": 1, "train_batch_size": 1, "learning_rate": 1.0, "weight_decay": 0.0, "micro_batch_size": 1,
+        "stage_1_epochs": 1, "stage_1_learning_rate": None, "weight_decay_on": "all",
         "min_learning_rate_ratio": 0.01, "warmup_learning_rate_ratio": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 1.0,
     }  # fmt: skip
     settings = OptimSettings.from_config(names)

@@ -1,0 +1,95 @@
+"""What prompts are put together from: pieces (a text of the template, a separator, a title, a slot) and rows of them.
+
+The tokens of all pieces lie in one flat bank; a batch gathers them without a Python loop over rows or items.
+RecBole-free.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class PieceBank:
+    """Token sequences of many pieces in one flat tensor."""
+
+    sequences: list[list[int]] = field(default_factory=list)
+    tokens: torch.Tensor = field(init=False)
+    starts: torch.Tensor = field(init=False)
+    lengths: torch.Tensor = field(init=False)
+
+    def add(self, sequences: list[list[int]]) -> int:
+        """Append pieces; returns the number of the first."""
+        first = len(self.sequences)
+        self.sequences.extend(sequences)
+        return first
+
+    def freeze(self) -> None:
+        """Lay the tokens out; nothing may be added afterwards."""
+        self.lengths = torch.tensor([len(sequence) for sequence in self.sequences], dtype=torch.int64)
+        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
+        self.tokens = torch.tensor([token for sequence in self.sequences for token in sequence], dtype=torch.int64)
+
+    def gather(
+        self, pieces: torch.Tensor, padding_side: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """Tokens of rows of pieces.
+
+        Example, lengths of pieces 0, 1, 2 being 2, 1, 3: the rows [0, 1], [2, -1], [1, 0] have 3, 3, 3 tokens.
+
+        Returns:
+            tokens [n], their rows [n], columns [n], flat piece numbers [n] (into ``pieces.flatten()``), and T.
+        """
+        present = pieces >= 0
+        lengths = torch.where(present, self.lengths[pieces.clamp(min=0)], 0)
+        row_lengths = lengths.sum(1)
+        longest = int(row_lengths.max())
+        flat_lengths = lengths.flatten()
+        flat_pieces = torch.repeat_interleave(torch.arange(flat_lengths.numel()), flat_lengths)
+        flat_starts = torch.cumsum(flat_lengths, 0) - flat_lengths
+        offset = torch.arange(flat_pieces.numel()) - flat_starts[flat_pieces]
+        tokens = self.tokens[self.starts[pieces.flatten().clamp(min=0)][flat_pieces] + offset]
+        rows = flat_pieces // pieces.shape[1]
+        columns = torch.arange(flat_pieces.numel()) - (torch.cumsum(row_lengths, 0) - row_lengths)[rows]
+        if padding_side == "left":
+            columns = columns + (longest - row_lengths)[rows]
+        return tokens, rows, columns, flat_pieces, longest
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Rows of pieces.
+
+    Args:
+        pieces: [B, W] piece numbers, -1 = nothing.
+        slot_items: [B, W] the item of each slot that has one, 0 elsewhere.
+        pooled: [B, W] bool, see ``encoding.EncodedPrompts``.
+    """
+
+    pieces: torch.Tensor
+    slot_items: torch.Tensor
+    pooled: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, width: int) -> "Pieces":
+        """Rows in which nothing stands."""
+        nothing = torch.zeros(rows, width, dtype=torch.int64)
+        return cls(nothing - 1, nothing, nothing.bool())
+
+    @classmethod
+    def side_by_side(cls, parts: list["Pieces"]) -> "Pieces":
+        """The same rows' pieces, one after another."""
+        return cls(*(torch.cat(columns, 1) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def take(self, rows: torch.Tensor) -> "Pieces":
+        """Some of the rows."""
+        return Pieces(*(column[rows] for column in vars(self).values()))
+
+    def put(self, rows: torch.Tensor, others: "Pieces") -> None:
+        """Write other rows' pieces over the beginning of these rows."""
+        for mine, theirs in zip(vars(self).values(), vars(others).values(), strict=True):
+            mine[rows, : theirs.shape[1]] = theirs
+
+    def unpooled(self) -> "Pieces":
+        """The same pieces, none of them pooled."""
+        return Pieces(self.pieces, self.slot_items, torch.zeros_like(self.pooled))
