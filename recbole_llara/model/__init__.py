@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, str] = {
     "LLaRA": "recbole_llara.model.llara:LLaRA",
+    "RSLLM": "recbole_llara.model.rsllm:RSLLM",
+    "TALLRec": "recbole_llara.model.text_only:TALLRec",
+    "ZeroShotLLM": "recbole_llara.model.text_only:ZeroShotLLM",
 }
 # Ours too, but trained and evaluated as RecBole's own models are.
 BASELINES: dict[str, str] = {

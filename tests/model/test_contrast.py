@@ -1,0 +1,84 @@
+"""The contrastive losses against plain loops; equal targets; several processes."""
+
+import math
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recbole_llara.model.contrast import in_batch_contrast, masked_mean
+
+
+def _cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def _loop(anchors, others, targets, temperature):
+    """RSLLM eq. 3 and 4, one row and one negative at a time."""
+    losses = []
+    for i, anchor in enumerate(anchors):
+        kept = [j for j in range(len(others)) if j == i or targets[j] != targets[i]]
+        powers = {j: math.exp(_cosine(anchor, others[j]) / temperature) for j in kept}
+        losses.append(-math.log(powers[i] / sum(powers.values())))
+    return losses
+
+
+@pytest.mark.parametrize("targets", [[7, 4, 9], [7, 4, 7], [7, 7, 7]])
+def test_info_nce_equals_a_plain_loop(targets):
+    generator = torch.Generator().manual_seed(0)
+    anchors, others = (torch.randn(3, 5, generator=generator) for _ in range(2))
+    found = in_batch_contrast(anchors, others, torch.tensor(targets), 0.5)
+    assert found.tolist() == pytest.approx(_loop(anchors.tolist(), others.tolist(), targets, 0.5), abs=1e-6)
+    if targets == [7, 7, 7]:
+        assert found.eq(0).all()  # no negatives, nothing to learn
+
+
+def test_a_row_without_negatives_has_no_gradient_and_no_nan():
+    anchors = torch.randn(1, 4, requires_grad=True)
+    in_batch_contrast(anchors, torch.randn(1, 4), torch.tensor([3]), 0.5).sum().backward()
+    assert anchors.grad.eq(0).all()
+
+
+def test_masked_mean_equals_a_plain_loop():
+    states = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]).bool()
+    for row in range(3):
+        kept = [states[row, column] for column in range(4) if mask[row, column]]
+        assert torch.allclose(masked_mean(states, mask)[row], sum(kept) / len(kept))
+    with pytest.raises(ValueError, match="row 1 has no token"):
+        masked_mean(states, mask & torch.tensor([[1], [0], [1]]).bool())
+
+
+SIZES, TEMPERATURE = (3, 2), 0.5
+
+
+def _views():
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(5, 6, generator=generator), torch.randn(5, 6, generator=generator), torch.tensor([1, 2, 3, 2, 4])
+
+
+def _one_process(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(SIZES))
+    start = sum(SIZES[:rank])
+    anchors, others, targets = (view[start : start + SIZES[rank]] for view in _views())
+    anchors, others = anchors.clone().requires_grad_(), others.clone().requires_grad_()
+    losses = in_batch_contrast(anchors, others, targets, TEMPERATURE)
+    losses.sum().backward()
+    torch.save((losses.detach(), anchors.grad, others.grad), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_negatives_come_from_every_process(tmp_path):
+    """Two processes of three and two rows: the losses and gradients of one process with all five."""
+    anchors, others, targets = _views()
+    anchors.requires_grad_(), others.requires_grad_()
+    losses = in_batch_contrast(anchors, others, targets, TEMPERATURE)
+    losses.sum().backward()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_one_process, (str(tmp_path),), nprocs=len(SIZES))
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(SIZES))]
+    for number, whole in enumerate((losses.detach(), anchors.grad, others.grad)):
+        assert torch.allclose(torch.cat([part[number] for part in parts]), whole, atol=1e-6)
