@@ -45,7 +45,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "sentencepiece>=0.2"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "sentencepiece>=0.2", "openai>=1.40", "transformers[serving]"],
         "quantization": ["bitsandbytes>=0.43"],
         "kernels": ["liger-kernel>=0.5"],
         "chat": ["openai>=1.40"],

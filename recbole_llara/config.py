@@ -18,7 +18,8 @@ from recbole_llara.data.protocol import DataProtocol
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.evaluator.metric import register_metrics
 from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, recommender_keys, shared_keys
-from recbole_llara.model import is_ours, resolve_model, stock_models
+from recbole_llara.model import is_ours, replaces_item_table, resolve_model, stock_models
+from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.settings import (
     DataSettings,
@@ -67,7 +68,7 @@ class LLaRAConfig(Config):
         ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
         for settings in (DataSettings, *(ours if is_ours(self.model) else (TrainingSettings,))):
             settings.from_config(self)
-        if is_ours(self.model):
+        if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)
 
     def for_recommender(self) -> "LLaRAConfig":
@@ -127,8 +128,10 @@ class LLaRAConfig(Config):
     # --- our layers ----------------------------------------------------------------------------
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
-        if not _draws_negatives(model_class, self._value("loss_type")):
+        inner = self._recommender_within(model)
+        base, base_class = (model, model_class) if inner is None else (inner, resolve_model(inner))
+        super()._load_internal_config_dict(base, base_class, dataset)
+        if not _draws_negatives(base_class, self._value("loss_type")):
             self.internal_config_dict["train_neg_sample_args"] = None
         self._layer("overall")
         is_tiny = False
@@ -140,6 +143,8 @@ class LLaRAConfig(Config):
                 self._layer("llm/tiny")
         else:
             self._layer("recommender")
+        if inner is not None:
+            self._layer(f"model/{inner}")
         self._layer(f"model/{model}")
         if is_tiny:
             self._layer(f"llm/tiny-{model}")
@@ -148,11 +153,14 @@ class LLaRAConfig(Config):
         self._layer(f"dataset/{dataset}")
         self.internal_config_dict["load_col"] = {**load_col, **self.internal_config_dict["load_col"]}
         self._layer(f"protocol/{checked_protocol(self._value('protocol'))}")
-        rec_model = self._value("rec_model")
-        if is_ours(model) and rec_model not in stock_models():
-            hint = nearest(str(rec_model), stock_models())
-            raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
-        check_keys(self._sources, known_keys(model, rec_model if isinstance(rec_model, str) else ""))
+        rec_model = _checked_recommender(self._value("rec_model")) if is_ours(model) else None
+        check_keys(self._sources, known_keys(model, rec_model, inner))
+
+    def _recommender_within(self, model: str) -> str | None:
+        """The recommender that a model is, but for its item table; None for all others."""
+        if not replaces_item_table(model):
+            return None
+        return _checked_recommender({**_layer_values(f"model/{model}"), **self.external_config_dict}["rec_model"])
 
     def _layer(self, name: str) -> None:
         self.internal_config_dict.update(_layer_values(name))
@@ -182,6 +190,18 @@ class LLaRAConfig(Config):
 def _layer_values(name: str) -> dict[str, Any]:
     path = PROPERTIES / f"{name}.yaml"
     return read_yaml(path) if path.is_file() else {}
+
+
+def _checked_recommender(rec_model: Any) -> str:
+    """The name of a stock recommender.
+
+    Raises:
+        UserError: it is not one.
+    """
+    if rec_model not in stock_models():
+        hint = nearest(str(rec_model), stock_models())
+        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
+    return rec_model
 
 
 def _draws_negatives(model_class: type, loss_type: str | None) -> bool:

@@ -52,12 +52,13 @@ def recommender_keys(rec_model: str) -> frozenset[str]:
     return learned | _MEASURED | {"eval_batch_size", "max_train_rows", "max_eval_rows", "enable_amp", "transform"}
 
 
-def known_keys(model: str, rec_model: str) -> frozenset[str]:
+def known_keys(model: str, rec_model: str | None, inner: str | None = None) -> frozenset[str]:
     """Every key that a run of ``model`` may be given.
 
     Args:
         model: a model's name.
-        rec_model: the name of the frozen recommender, whose keys count with the prefix ``rec_``.
+        rec_model: the name of the frozen recommender, whose keys count with the prefix ``rec_``; None = there is none.
+        inner: the name of a recommender that is part of the model, whose keys count as its own.
     """
     recbole_keys = frozenset().union(
         general_arguments,
@@ -72,8 +73,9 @@ def known_keys(model: str, rec_model: str) -> frozenset[str]:
         *(_file_keys(path) for path in sorted(PROPERTIES.glob("*.yaml"))),
         *(_folder_keys(folder) for folder in ("llm", "dataset", "protocol")),
     )
-    prefixed = frozenset(REC_PREFIX + key for key in recommender_keys(rec_model))
-    return recbole_keys | ours | _model_keys(model) | prefixed | _UNLISTED
+    prefixed = frozenset() if rec_model is None else frozenset(REC_PREFIX + key for key in recommender_keys(rec_model))
+    within = frozenset() if inner is None else _model_keys(inner)
+    return recbole_keys | ours | _model_keys(model) | within | prefixed | _UNLISTED
 
 
 def check_keys(given: Mapping[str, str], known: Iterable[str]) -> None:

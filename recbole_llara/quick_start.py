@@ -15,7 +15,7 @@ from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.evaluator.run_folder import RunFolder
 from recbole_llara.model import build_model, is_ours
-from recbole_llara.model.item_encoder import Recommender
+from recbole_llara.model.checked import TellsFacts
 from recbole_llara.trainer import get_trainer
 
 
@@ -117,7 +117,6 @@ def _write(
     item_tokens = dataset.field2id_token[dataset.iid_field]
     titles = item_tokens if data.catalogue is None else data.catalogue.titles
     cases_file = folder.write_cases(cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles))
-    ours = is_ours(config["model"])
     result = build_result(
         config.final_config_dict,
         correct=cases.correct,
@@ -125,11 +124,8 @@ def _write(
         candidate_sha256=data.candidate_sha256,
         metrics=metrics,
         timings=timings,
-        llm=config["llm_path"] if ours else None,
-        rec_model=config["rec_model"] if ours and trainer.model.recommender is not None else None,
-        decoding=config["decoding"] if ours else None,
+        facts=trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {},
         best_epoch=trainer.best_epoch,
-        extra=_recommender_facts(trainer.model.recommender) if ours else None,
     )
     result_file = folder.write_result(result, config["result_file"])
     return {
@@ -138,14 +134,6 @@ def _write(
         "cases_file": str(cases_file),
         "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
     }
-
-
-def _recommender_facts(recommender: Recommender | None) -> dict[str, Any]:
-    """What ``result.json`` tells of the frozen recommender."""
-    if recommender is None:
-        return {"recommender": None}
-    facts = {"sha256": recommender.sha256, "path": str(recommender.path), "metrics": recommender.metrics}
-    return {"recommender": {**facts, "training_seconds": round(recommender.seconds, 1)}}
 
 
 @contextmanager

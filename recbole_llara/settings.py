@@ -107,6 +107,43 @@ class ContrastSettings(Settings):
 
 
 @dataclass(frozen=True)
+class ChatSettings(Settings):
+    """A chat model behind an API."""
+
+    api_base: str
+    api_model: str
+    api_key_env: str
+    api_options: dict
+    api_concurrency: int = within(1)
+    api_timeout: float = within(0, open_low=True)
+    api_max_retries: int = within(0)
+    api_max_requests: int = within(0)
+    api_price_prompt: float | None = within(0)
+    api_price_completion: float | None = within(0)
+    chat_instruction: str
+    representation: str = named_in(_representations)
+    test_prompt: str = one_of("first", "sampled")
+
+
+def _poolings() -> Iterable[str]:
+    from recbole_llara.model.text_encoder import POOLINGS
+
+    return POOLINGS
+
+
+@dataclass(frozen=True)
+class TextEncoderSettings(Settings):
+    """MoRec's text encoder."""
+
+    text_encoder_path: str
+    text_encoder_tuning: str = one_of("frozen", "full")
+    text_encoder_learning_rate: float = within(0, open_low=True)
+    text_pooling: str = named_in(_poolings)
+    text_batch_size: int = within(1)
+    max_title_tokens: int = within(1)
+
+
+@dataclass(frozen=True)
 class TrainingSettings(Settings):
     """What every trained model takes, stock ones too."""
 

@@ -70,11 +70,8 @@ def build_result(
     candidate_sha256: Mapping[str, str],
     metrics: Mapping[str, Mapping[str, float]],
     timings: Mapping[str, float],
-    llm: str | None = None,
-    rec_model: str | None = None,
-    decoding: str | None = None,
+    facts: Mapping[str, Any],
     best_epoch: int | None = None,
-    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gather ``result.json``.
 
@@ -85,9 +82,9 @@ def build_result(
         candidate_sha256: split -> digest of its candidate sets.
         metrics: split -> RecBole's metrics.
         timings: stage (data, recommender, training, evaluation, ...) -> seconds, or rates with their unit in the key.
-        llm, rec_model, decoding: None for a stock model.
+        facts: what the model tells of itself: ``llm``, ``rec_model`` and ``decoding`` where it has them, and further keys,
+            such as the recommender's hash.
         best_epoch: the epoch, counted from 0, whose weights were evaluated.
-        extra: further keys, such as the recommender's hash.
 
     Returns:
         A dict that JSON can hold; HitRatio@1's 95 % Wilson interval on the test rows is ``interval_95``.
@@ -96,11 +93,11 @@ def build_result(
     candidate_seed = config["candidate_seed"]
     return {
         "model": config["model"],
-        "rec_model": rec_model,
-        "llm": llm,
+        "rec_model": None,
+        "llm": None,
         "dataset": config["dataset"],
         "protocol": config["protocol"],
-        "decoding": decoding,
+        "decoding": None,
         "seed": config["seed"],
         "candidate_seed": config["seed"] if candidate_seed is None else candidate_seed,
         "n": n,
@@ -114,7 +111,7 @@ def build_result(
         "timings": dict(timings),
         "versions": library_versions(),
         "command": command_line(),
-        **(extra or {}),
+        **facts,
     }
 
 

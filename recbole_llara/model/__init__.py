@@ -20,7 +20,11 @@ MODELS: dict[str, str] = {
 # Ours too, but trained and evaluated as RecBole's own models are.
 BASELINES: dict[str, str] = {
     "Popularity": "recbole_llara.model.popularity:Popularity",
+    "MoRec": "recbole_llara.model.morec:MoRec",
+    "ChatLLM": "recbole_llara.model.chat:ChatLLM",
 }
+# Of these, the ones that are RecBole's ``rec_model`` with another item table: they take its keys without a prefix.
+OVER_A_RECOMMENDER = ("MoRec",)
 
 # RecBole's sequential models that a run cannot hold, and why.
 UNSUPPORTED: dict[str, str] = {
@@ -47,6 +51,11 @@ def stock_models() -> dict[str, type]:
 def is_ours(name: str) -> bool:
     """Whether a name is one of this package's LLM recommenders: others are trained as RecBole's own."""
     return name in MODELS
+
+
+def replaces_item_table(name: str) -> bool:
+    """Whether a model is the recommender ``rec_model`` itself, with an item table of another kind."""
+    return name in OVER_A_RECOMMENDER
 
 
 def resolve_model(name: str) -> type:

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -12,12 +11,12 @@ from recbole.utils import InputType
 
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
-from recbole_llara.data.hashing import numbers, row_keys
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
 from recbole_llara.evaluator.scoring import score_candidates
 from recbole_llara.model.attention import training_attention
+from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
@@ -26,7 +25,7 @@ from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import resolve_compute_dtype
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import Part, Representation
-from recbole_llara.prompt.template import load_templates
+from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.trainer.strategy import shown_parts, stages_of
 
@@ -54,7 +53,7 @@ class TrainingRows:
         return TrainingRows(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
 
-class LLMRecommender(SequentialRecommender):
+class LLMRecommender(ChecksConfig, SequentialRecommender):
     """An LLM that names one of C candidates, its prompts holding items' titles, embeddings or both.
 
     Args:
@@ -94,7 +93,7 @@ class LLMRecommender(SequentialRecommender):
             True: training_attention(llm, self.compute_dtype, config["device"]),
             False: llm.config._attn_implementation,
         }
-        self.llm_tuning = llm_settings.llm_tuning
+        self.llm_path, self.llm_tuning = llm_settings.llm_path, llm_settings.llm_tuning
         self.llm = tune(
             llm,
             llm_settings.llm_tuning,
@@ -126,14 +125,7 @@ class LLMRecommender(SequentialRecommender):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse keys that do not fit together, before anything is trained.
-
-        Args:
-            config: the run's LLaRAConfig, whose single values are checked already.
-
-        Raises:
-            UserError: they do not.
-        """
+        """Refuse stages that cannot be; see ``ChecksConfig``."""
         stages_of(config)
 
     @classmethod
@@ -142,6 +134,13 @@ class LLMRecommender(SequentialRecommender):
         pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
         return cls(config, data, prepare_recommender(config, data) if wanted else None)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+        facts: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
+        if self.recommender is None:
+            return {**facts, "recommender": None}
+        return {**facts, "rec_model": self.recommender.model, "recommender": self.recommender.facts()}
 
     def train(self, mode: bool = True) -> "LLMRecommender":
         """Training mode, with the attention that is fastest there."""
@@ -153,8 +152,7 @@ class LLMRecommender(SequentialRecommender):
 
     def template_index(self, rows: torch.Tensor, purpose: str, epoch: int) -> torch.Tensor:
         """[B] a template for each row, drawn by (seed, purpose, epoch, row)."""
-        draws = numbers(row_keys(self.seed, f"template/{purpose}", epoch, rows.cpu().numpy()), np.zeros(1, np.int64))
-        return torch.from_numpy((draws % np.uint64(len(self.encoder.templates))).astype(np.int64))
+        return torch.from_numpy(draw_templates(self.seed, purpose, epoch, rows.cpu().numpy(), len(self.encoder.templates)))
 
     def training_rows(self, interaction: Interaction, epoch: int) -> TrainingRows:
         """Histories and targets of training rows with this epoch's candidates and templates."""

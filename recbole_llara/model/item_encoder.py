@@ -59,6 +59,11 @@ class Recommender:
     best_epoch: int | None
     seconds: float
 
+    def facts(self) -> dict[str, Any]:
+        """What ``result.json`` tells of it."""
+        told = {"sha256": self.sha256, "path": str(self.path), "metrics": self.metrics}
+        return {**told, "training_seconds": round(self.seconds, 1)}
+
 
 def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommender:
     """Get the frozen recommender of a run: from ``rec_checkpoint``, from the cache, or by training it now.

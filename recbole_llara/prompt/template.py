@@ -1,11 +1,14 @@
 """The sentences around the items: templates per domain, read from ``properties/prompt/<domain>.yaml``."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 
+from recbole_llara.data.hashing import numbers, row_keys
 from recbole_llara.errors import UserError
 from recbole_llara.properties_path import PROPERTIES
 
@@ -47,6 +50,29 @@ class PromptTemplate:
             for piece in pieces
         ]
         return cls(tuple(segment for segment in segments if segment))
+
+    def render(self, history: Sequence[str], candidates: Sequence[str]) -> str:
+        """The prompt as text, for models that take no tokens of ours.
+
+        Args:
+            history, candidates: the items' texts.
+        """
+        lists = {HISTORY: " " + ", ".join(history), CANDIDATES: " " + ", ".join(candidates)}
+        return "".join(lists.get(segment, segment) for segment in self.segments)
+
+
+def draw_templates(seed: int, purpose: str, epoch: int, rows: np.ndarray, count: int) -> np.ndarray:
+    """Which template each row uses, drawn by (seed, purpose, epoch, row).
+
+    Args:
+        rows: [B] row numbers.
+        count: number of templates.
+
+    Returns:
+        [B] int64
+    """
+    draws = numbers(row_keys(seed, f"template/{purpose}", epoch, rows), np.zeros(1, np.int64))
+    return (draws % np.uint64(count)).astype(np.int64)
 
 
 def load_templates(domain: str, candidate_num: int, folder: Path = PROPERTIES / "prompt") -> list[PromptTemplate]:

@@ -28,6 +28,14 @@ class AnswersCandidates(Protocol):
         """Answer each row of ``interaction`` from its candidates."""
 
 
+@runtime_checkable
+class GroupsParameters(Protocol):
+    """A model whose parts learn at different rates."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups as torch's optimisers take them; a group without ``lr`` learns at ``learning_rate``."""
+
+
 class CandidateEvaluationMixin:
     """Put before a RecBole Trainer, whose ``evaluate`` then asks every row for one of its candidates.
 
@@ -137,6 +145,11 @@ def stock_trainer_class(config: Any) -> type:
 
     class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
         """RecBole's trainer with candidates and safe checkpoints."""
+
+        def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+            if isinstance(self.model, GroupsParameters):
+                kwargs.setdefault("params", self.model.parameter_groups())
+            return super()._build_optimizer(**kwargs)
 
     return StockTrainer
 

@@ -92,6 +92,7 @@ def test_result_carries_interval_counts_and_a_copy(tmp_path):
         candidate_sha256={"valid": "aa", "test": "bb"},
         metrics={"valid": {"hit@1": np.float64(0.7)}, "test": {"hit@1": 0.8, "gauc": float("nan")}},
         timings={"training": 1.5},
+        facts={"llm": "tiny", "text_encoder": "bert"},
         best_epoch=3,
     )
     folder = RunFolder.create(tmp_path, CONFIG)
@@ -102,6 +103,7 @@ def test_result_carries_interval_counts_and_a_copy(tmp_path):
     assert written["hit_among_valid"] == pytest.approx(8 / 9)
     assert written["interval_95"]["low"] == pytest.approx(0.490163, abs=2e-6)
     assert written["candidate_seed"] == 2020
+    assert (written["llm"], written["rec_model"], written["text_encoder"]) == ("tiny", None, "bert")
     assert written["metrics"]["test"]["gauc"] is None
     assert written["versions"]["torch"]
 

@@ -1,0 +1,137 @@
+"""A chat model behind an API, the tables' "GPT-4": the same question in words, its answer matched like any other."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import nn
+
+from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
+from recbole_llara.data.titles import load_catalogue
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
+from recbole_llara.model.chat_client import AnswerCache, ChatClient, check_access
+from recbole_llara.model.checked import ChecksConfig
+from recbole_llara.prompt.representation import REPRESENTATIONS, Part
+from recbole_llara.prompt.template import draw_templates, load_templates
+from recbole_llara.settings import ChatSettings, TrainingSettings
+
+QUOTES = "\"'“”‘’«»*`"
+
+
+class ChatLLM(ChecksConfig, SequentialRecommender):
+    """Asks a chat endpoint which candidate comes next; trains nothing.
+
+    Every answer is kept in ``<checkpoint_dir>/chat/answers.sqlite`` by the exact request, so a run that was interrupted
+    goes on without paying twice.
+
+    Args:
+        config: the run's LLaRAConfig.
+        dataset: the training split.
+
+    Raises:
+        UserError: no titles, no key, or no package openai.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: SequentialDataset) -> None:
+        super().__init__(config, dataset)
+        self.settings = settings = ChatSettings.from_config(config)
+        self.seed = config["seed"]
+        catalogue = load_catalogue(dataset, config)
+        representation = REPRESENTATIONS[settings.representation]
+        self.names = [
+            str(item) if representation.answer is Part.INDEX else title for item, title in enumerate(catalogue.titles)
+        ]
+        self.templates = load_templates(catalogue.domain, config["candidate_num"])
+        self.client = ChatClient(
+            settings.api_base,
+            settings.api_model,
+            settings.api_key_env,
+            AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"),
+            settings.api_options,
+            settings.api_concurrency,
+            settings.api_timeout,
+            settings.api_max_retries,
+            settings.api_max_requests,
+        )
+        self.answers, self.prompt_tokens, self.completion_tokens = 0, 0, 0
+        self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse prompts that hold vectors, training, and a run without access."""
+        settings = ChatSettings.from_config(config)
+        worded = [name for name, representation in REPRESENTATIONS.items() if not representation.has_slot]
+        if settings.representation not in worded:
+            raise UserError(
+                f"representation: found {settings.representation}, expected one of {', '.join(worded)}: a chat model behind an API "
+                "reads words, no vectors; for those choose LLaRA or RSLLM"
+            )
+        epochs = TrainingSettings.from_config(config).epochs
+        if epochs:
+            raise UserError(f"epochs: found {epochs}, expected 0: ChatLLM is not trained")
+        check_access(settings.api_key_env)
+
+    def messages(self, history: list[int], candidates: list[int], template: int) -> list[dict[str, str]]:
+        """What one row asks.
+
+        Args:
+            history: item ids, without padding.
+            candidates: item ids.
+            template: the number of the domain's template.
+        """
+        text = self.templates[template].render(
+            [self.names[item] for item in history], [self.names[item] for item in candidates]
+        )
+        return [{"role": "user", "content": f"{text}\n{self.settings.chat_instruction}".strip()}]
+
+    def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
+        """Ask every row of ``interaction``."""
+        candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()
+        templates = [0] * len(rows)
+        if self.settings.test_prompt == "sampled":
+            templates = draw_templates(self.seed, "evaluation", 0, rows.numpy(), len(self.templates)).tolist()
+        histories = [[item for item in history if item] for history in interaction[self.ITEM_SEQ].tolist()]
+        prompts = [self.messages(*row) for row in zip(histories, candidates.tolist(), templates, strict=True)]
+        answers = self.client.ask(prompts)
+        self.answers += len(answers)
+        self.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
+        self.completion_tokens += sum(answer.completion_tokens for answer in answers)
+        names = [[self.names[item] for item in row] for row in candidates.tolist()]
+        said = [answer.text for answer in answers]
+        items = match_titles(said, names, candidates)
+        # Chat models like to dress an answer up; where the bare text names nothing, look below the dress.
+        undressed = match_titles([undress(text) for text in said], names, candidates)
+        return CandidateAnswers(items=torch.where(items == 0, undressed, items), scores=None, texts=said)
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Zero: there is nothing to train."""
+        return self.unused.sum()
+
+    def facts(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+        settings = self.settings
+        prices = (settings.api_price_prompt, settings.api_price_completion)
+        cost = None
+        if None not in prices:
+            cost = (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1_000_000
+        chat = {
+            "api_base": settings.api_base,
+            "answers": self.answers,
+            "requests_of_this_run": self.client.requests,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cost": cost,
+        }
+        return {"llm": settings.api_model, "decoding": "chat", "representation": settings.representation, "chat": chat}
+
+
+def undress(text: str) -> str:
+    """An answer without the quotes, the emphasis and the full stop around it."""
+    return text.strip().strip(QUOTES).strip().removesuffix(".").strip(QUOTES).strip()

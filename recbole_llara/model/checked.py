@@ -1,0 +1,26 @@
+"""What a model may do beside RecBole's methods: look at a run's keys before anything is trained, tell of itself after."""
+
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class TellsFacts(Protocol):
+    """A model that has more to say in ``result.json`` than its name."""
+
+    def facts(self) -> dict[str, Any]:
+        """``llm``, ``rec_model`` and ``decoding`` where it has them, and whatever else belongs there."""
+
+
+class ChecksConfig:
+    """Put before a model's base class; ``LLaRAConfig`` calls ``check`` as soon as all keys are settled."""
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse keys that do not fit together.
+
+        Args:
+            config: the run's LLaRAConfig, whose single values are checked already.
+
+        Raises:
+            UserError: they do not.
+        """

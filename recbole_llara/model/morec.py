@@ -1,0 +1,131 @@
+"""MoRec: a text encoder's features of the titles in place of a recommender's id embeddings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import nn
+
+from recbole_llara.data.titles import load_catalogue
+from recbole_llara.model import resolve_model
+from recbole_llara.model.checked import ChecksConfig
+from recbole_llara.model.item_encoder import item_embedding_table
+from recbole_llara.model.projector import Projector
+from recbole_llara.model.text_encoder import TextEncoder, Titles, cached_features, encode_all
+from recbole_llara.settings import TextEncoderSettings
+
+
+class TextItemEmbedding(nn.Module):
+    """Stands where a recommender keeps its item table: every row is computed from the item's title.
+
+    Args:
+        encoder: of the titles.
+        titles: tokens of N titles; the first belongs to the padding item, whose row is 0.
+        width: (int, numbers) d_rec of the recommender.
+        settings: whether the encoder learns, and how many titles one pass holds.
+        cache: folder of features, for an encoder that does not learn.
+    """
+
+    def __init__(self, encoder: TextEncoder, titles: Titles, width: int, settings: TextEncoderSettings, cache: Path) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = len(titles.input_ids), width
+        self.projector = Projector(encoder.width, width)
+        self.batch_size = settings.text_batch_size
+        self.encoder = encoder if settings.text_encoder_tuning == "full" else None
+        if self.encoder is None:
+            features = cached_features(encoder, titles, self.batch_size, cache)
+            # At unit variance for the projector; one number for all of them, so that distances keep their order.
+            self.register_buffer("features", (features - features[1:].mean(0)) / features[1:].std(), persistent=False)
+        self.register_buffer("input_ids", titles.input_ids, persistent=False)
+        self.register_buffer("attention_mask", titles.attention_mask, persistent=False)
+        self._held: torch.Tensor | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Compute the table once for all that is looked up inside."""
+        self._held = self._table()
+        try:
+            yield
+        finally:
+            self._held = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[N, d_rec], as ``nn.Embedding.weight``, with a gradient to the projector and to an encoder that learns."""
+        return self._table() if self._held is None else self._held
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """[..., d_rec] the rows of items [...]."""
+        return self.weight[items]
+
+    def _table(self) -> torch.Tensor:
+        if self.encoder is None:
+            features = self.features
+        else:
+            features = encode_all(self.encoder, Titles(self.input_ids, self.attention_mask), self.batch_size)
+        table = self.projector(features)  # [N, d_rec]
+        is_item = torch.arange(len(table), device=table.device) > 0
+        return table * is_item[:, None]
+
+
+class MoRec(ChecksConfig, SequentialRecommender):
+    """MoRec (Yuan et al., SIGIR 2023): the recommender ``rec_model``, its item table made out of the titles.
+
+    A text encoder's pooled states go through two linear layers into the recommender, which learns with them, and with
+    the encoder where ``text_encoder_tuning`` is full. The papers' tables have BERT feeding SASRec.
+
+    Args:
+        config: the run's LLaRAConfig.
+        dataset: the training split.
+
+    Raises:
+        UserError: no titles, no text encoder, or a recommender without an item table.
+    """
+
+    def __init__(self, config: Any, dataset: SequentialDataset) -> None:
+        super().__init__(config, dataset)
+        settings = TextEncoderSettings.from_config(config)
+        catalogue = load_catalogue(dataset, config)
+        self.recommender = resolve_model(config["rec_model"])(config, dataset)
+        width = item_embedding_table(self.recommender).shape[1]
+        encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling)
+        titles = encoder.tokenise(["-", *catalogue.titles[1:]], settings.max_title_tokens)
+        cache = Path(config["checkpoint_dir"]) / "text_features"
+        self.items = TextItemEmbedding(encoder, titles, width, settings, cache)
+        self.recommender.item_embedding = self.items
+        self.rec_model, self.text_encoder = config["rec_model"], settings.text_encoder_path
+        self.encoder_learning_rate = settings.text_encoder_learning_rate
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse unknown or mistyped keys of the text encoder."""
+        TextEncoderSettings.from_config(config)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+        return {"rec_model": self.rec_model, "text_encoder": self.text_encoder}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser moves, the encoder at a learning rate of its own."""
+        encoder = [] if self.items.encoder is None else list(self.items.encoder.parameters())
+        slow = {id(parameter) for parameter in encoder}
+        groups = [
+            {"params": [parameter for parameter in self.parameters() if id(parameter) not in slow]},
+            {"params": encoder, "lr": self.encoder_learning_rate},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """The recommender's own loss."""
+        with self.items.held():
+            return self.recommender.calculate_loss(interaction)
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """The recommender's scores of all items, [B, N]."""
+        with self.items.held():
+            return self.recommender.full_sort_predict(interaction)
