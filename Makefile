@@ -1,4 +1,5 @@
-# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. test, lint: what they say. accuracy: hours, three seeds and the ablation.
+# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
+# test, lint: what they say. accuracy: hours, three seeds of LLaRA(SASRec) against its SASRec.
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,10 +8,13 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint accuracy install clean
+.PHONY: quickstart study test lint accuracy install clean
 
 quickstart: $(STAMP)
-	$(RUN) -m recbole_llara.quickstart
+	$(RUN) -m recbole_llara.study quickstart
+
+study: $(STAMP)
+	$(RUN) -m recbole_llara.study $(STUDY)
 
 test: $(STAMP)
 	$(RUN) -m pytest tests

@@ -48,7 +48,7 @@ setup(
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "sentencepiece>=0.2", "openai>=1.40", "transformers[serving]"],
         "quantization": ["bitsandbytes>=0.43"],
         "kernels": ["liger-kernel>=0.5"],
-        "chat": ["openai>=1.40"],
+        "chat": ["openai>=1.40", "transformers[serving]"],
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},
     classifiers=[

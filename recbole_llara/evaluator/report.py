@@ -18,11 +18,12 @@ def system_name(result: Mapping[str, Any]) -> str:
     return f"{result['model']}({result['rec_model']})" if result.get("rec_model") else str(result["model"])
 
 
-def comparison_table(results: Sequence[Mapping[str, Any]]) -> str:
+def comparison_table(results: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
     """Markdown table of results, one row a system, in the order given, aligned to be read as plain text too.
 
     Args:
         results: contents of ``result.json`` files.
+        names: of the systems; None = as the results tell.
 
     Raises:
         UserError: no results, or they differ in dataset, protocol, number of rows or candidate sets.
@@ -31,7 +32,7 @@ def comparison_table(results: Sequence[Mapping[str, Any]]) -> str:
         raise UserError("No results to compare: expected the result.json of at least one run.")
     _refuse_unlike(results)
     header = ["Model", "HitRatio@1", "95 % interval", "ValidRatio", "n", *OPTIONAL_COLUMNS.values()]
-    rows = [[name, *_cells(result)] for name, result in zip(_distinct_names(results), results, strict=True)]
+    rows = [[name, *_cells(result)] for name, result in zip(names or _distinct_names(results), results, strict=True)]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     lines = [_line(header, widths), "| " + " | ".join(rule) + " |", *(_line(row, widths) for row in rows)]

@@ -64,7 +64,7 @@ class ChatClient:
     Args:
         api_base: the endpoint, such as https://api.openai.com/v1.
         api_model: the model's name there.
-        api_key_env: the environment variable that holds the key.
+        api_key_env: the environment variable that holds the key; "" = the endpoint wants none.
         cache: of answers.
         options: further fields of every request, such as temperature and max_tokens.
         concurrency: (int, requests) at most so many at a time.
@@ -94,7 +94,7 @@ class ChatClient:
         check_access(api_key_env)
         import openai
 
-        key = os.environ[api_key_env]
+        key = os.environ[api_key_env] if api_key_env else "none"
         self._client = openai.OpenAI(base_url=api_base, api_key=key, timeout=timeout, max_retries=max_retries)
         self.api_base, self.api_model, self.options = api_base, api_model, dict(options)
         self.cache, self.concurrency, self.max_requests = cache, concurrency, max_requests
@@ -179,8 +179,8 @@ def check_access(api_key_env: str) -> None:
         import openai  # noqa: F401
     except ImportError as error:
         raise UserError("ChatLLM needs the package openai, which is not installed: pip install recbole-llara[chat]") from error
-    if not os.environ.get(api_key_env):
+    if api_key_env and not os.environ.get(api_key_env):
         raise UserError(
-            f"api_key_env: the environment variable {api_key_env} holds no key; set it, or name another one. A local server that "
-            "wants none takes any text."
+            f"api_key_env: the environment variable {api_key_env} holds no key; set it, name another one, or for an endpoint "
+            'that wants none set api_key_env to ""'
         )

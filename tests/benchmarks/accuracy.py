@@ -1,10 +1,9 @@
-"""LLaRA(SASRec) on the embedded LLM against its own SASRec over seeds, and what its behavioural tokens carry.
+"""LLaRA(SASRec) on the embedded LLM against its own SASRec over seeds, and by every decoding.
 
-    python tests/benchmarks/accuracy.py [--seeds 2020 2021 2022] [--parts seeds decoding ablation] [--key=value ...]
+    python tests/benchmarks/accuracy.py [--seeds 2020 2021 2022] [--parts seeds decoding] [--key=value ...]
 
 - seeds: every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``).
 - decoding: the first seed's LLaRA, also evaluated by free and by constrained generation.
-- ablation: with the quickstart's training rows, hybrid, titles alone, and item embeddings dealt to other items.
 
 Finished runs are taken from ``checkpoint_dir``.
 """
@@ -19,23 +18,17 @@ import numpy as np
 from scipy.stats import t, ttest_rel
 
 from recbole_llara.errors import exit_status
-from recbole_llara.evaluator.report import comparison_table, paired_test_lines
-from recbole_llara.properties_path import PROPERTIES
-from recbole_llara.quickstart import read_cases, run_or_reuse, run_systems
-from recbole_llara.yaml_files import parse_arguments, read_yaml
+from recbole_llara.study import Entry, Study, load_study, report, run_study, run_system
+from recbole_llara.yaml_files import parse_arguments
 
-QUICKSTART = read_yaml(PROPERTIES / "quickstart.yaml")
-SETTINGS = {
-    "protocol": QUICKSTART["protocol"],
-    "rec_stopping_step": QUICKSTART["rec_stopping_step"],
-    "candidate_seed": 2020,
-}
-ABLATION = {"hybrid": {}, "textual": {"representation": "textual"}, "shuffled": {"shuffle_item_embeddings": True}}
+QUICKSTART = load_study("quickstart")
+BUDGET = ("max_train_rows", "epochs")  # of the quickstart; here LLaRA trains as its own YAML says
+SETTINGS = {key: value for key, value in QUICKSTART.settings.items() if key not in BUDGET} | {"candidate_seed": 2020}
 
 
-def correct_answers(entry: Mapping[str, Any]) -> np.ndarray:
+def correct_answers(entry: Entry) -> np.ndarray:
     """[rows] 1.0 where a run answered correctly, in the order of its rows."""
-    cases = sorted(read_cases(entry["paths"]["cases_file"]), key=lambda case: case["row"])
+    cases = sorted(entry.cases(), key=lambda case: case["row"])
     return np.array([case["correct"] for case in cases], dtype=float)
 
 
@@ -66,55 +59,36 @@ def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
 
 def seeds_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
     """Each seed's LLaRA against its own SASRec, and all seeds together."""
-    recommender = settings.get("rec_model", "SASRec")
     lines: list[str] = []
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for seed in seeds:
-        entries = run_systems({**settings, "seed": seed})
-        answers.append((correct_answers(entries["LLaRA"]), correct_answers(entries[recommender])))
-        cases = [read_cases(entries[name]["paths"]["cases_file"]) for name in ("LLaRA", recommender)]
-        lines += [f"Seed {seed}", comparison_table([entry["result"] for entry in entries.values()])]
-        lines += [*paired_test_lines(*cases, "LLaRA", recommender), ""]
+        study = Study({**settings, "seed": seed}, QUICKSTART.systems, QUICKSTART.compare)
+        entries = run_study(study)
+        answers.append((correct_answers(entries["LLaRA(SASRec)"]), correct_answers(entries["SASRec"])))
+        lines += [f"Seed {seed}", report(study, entries)]
     ours, stock = (np.stack(side) for side in zip(*answers, strict=True))
     return [*lines, "Over seeds", over_seeds(ours, stock), ""]
 
 
 def decoding_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
     """The first seed's LLaRA, evaluated by every decoding."""
-    scored = run_or_reuse("LLaRA", {**settings, "seed": seeds[0]})
-    evaluation = {**settings, "seed": seeds[0], "checkpoint": scored["paths"]["checkpoint"]}
-    others = [run_or_reuse("LLaRA", {**evaluation, "decoding": name}) for name in ("generate", "constrained")]
-    return [f"Decoding, seed {seeds[0]}", comparison_table([entry["result"] for entry in (scored, *others)]), ""]
-
-
-def ablation_part(settings: Mapping[str, Any]) -> list[str]:
-    """Hybrid, textual and shuffled as the quickstart trains LLaRA; the first is the quickstart's own."""
-    budget = {**QUICKSTART, **settings}
-    entries = {name: run_or_reuse("LLaRA", {**budget, **keys}) for name, keys in ABLATION.items()}
-    cases = {name: read_cases(entry["paths"]["cases_file"]) for name, entry in entries.items()}
-    lines = [f"Ablation, {budget['max_train_rows']:,} training rows"]
-    for name, entry in entries.items():
-        lines += [name, comparison_table([entry["result"]])]
-    for one, other in (("hybrid", "textual"), ("hybrid", "shuffled"), ("textual", "shuffled")):
-        lines += [f"{one} against {other}", *paired_test_lines(cases[one], cases[other], one, other)]
-    return [*lines, ""]
+    seeded = {**settings, "seed": seeds[0]}
+    scored = run_system(Study(seeded, QUICKSTART.systems, ()), "LLaRA(SASRec)")
+    again = {"model": "LLaRA", "checkpoint": scored.paths["checkpoint"]}
+    others = Study(seeded, {name: {**again, "decoding": name} for name in ("generate", "constrained")}, ())
+    return [f"Decoding, seed {seeds[0]}", report(others, {"score": scored, **run_study(others)}), ""]
 
 
 def main(argv: list[str]) -> None:
-    parts = ("seeds", "decoding", "ablation")
+    parts = {"seeds": seeds_part, "decoding": decoding_part}
     # No abbreviations: --seed is a key.
     parser = argparse.ArgumentParser(description="LLaRA against its recommender; any further --key=value", allow_abbrev=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2020, 2021, 2022])
-    parser.add_argument("--parts", choices=parts, nargs="+", default=parts)
+    parser.add_argument("--parts", choices=parts, nargs="+", default=list(parts))
     arguments, words = parser.parse_known_args(argv)
-    keys = {"checkpoint_dir": "saved", **parse_arguments(words)}
-    settings = {**SETTINGS, **keys}
+    settings = {**SETTINGS, **parse_arguments(words)}
     for part in arguments.parts:
-        if part == "ablation":
-            lines = ablation_part(keys)
-        else:
-            lines = (seeds_part if part == "seeds" else decoding_part)(settings, arguments.seeds)
-        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.write("\n".join(parts[part](settings, arguments.seeds)) + "\n")
 
 
 if __name__ == "__main__":
