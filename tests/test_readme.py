@@ -11,6 +11,9 @@ from transformers import AutoConfig, AutoTokenizer
 from recbole_llara.cli import build_parser
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.keys import known_keys
+from recbole_llara.model import BASELINES, MODELS
+from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.study import STUDIES
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
@@ -26,7 +29,8 @@ def test_there_are_commands_to_follow():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_a_configuration(command):
+def test_a_command_is_a_configuration(command, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "of the test")
     arguments, keys = build_parser().parse_known_args(shlex.split(command))
     config = LLaRAConfig(arguments.model, arguments.dataset, argv=keys)
     assert config["model"] == arguments.model
@@ -38,6 +42,19 @@ def test_every_key_of_the_table_exists():
     names = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} - {"rec_<key>"}
     assert len(names) > 15
     assert names <= known_keys("LLaRA", "SASRec")
+
+
+def _first_cells(heading):
+    section = README.split(heading)[1].split("\n##")[0]
+    return {re.findall(r"`([^`]+)`", line)[0] for line in section.splitlines() if line.startswith("| `")}
+
+
+def test_the_tables_of_representations_and_studies_are_whole():
+    assert _first_cells("### Representations") == set(REPRESENTATIONS)
+    assert _first_cells("### Studies") == {path.stem for path in STUDIES.glob("*.yaml")}
+    assert set(MODELS) | set(BASELINES) <= set(
+        re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0])
+    )
 
 
 def test_the_embedded_llm_is_as_described():
