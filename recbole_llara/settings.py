@@ -94,7 +94,7 @@ class PromptSettings(Settings):
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in(_curricula)
     max_title_tokens: int = within(1)
-    test_prompt: str = one_of("first", "sampled")
+    test_prompt: str = one_of("first", "sampled", "all")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -11,6 +12,7 @@ from recbole.utils import InputType
 
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
+from recbole_llara.data.hashing import numbers, row_keys
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
@@ -125,8 +127,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse stages that cannot be; see ``ChecksConfig``."""
+        """Refuse stages that cannot be, and text where scores are to be averaged; see ``ChecksConfig``."""
         stages_of(config)
+        prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
+        if prompt.test_prompt == "all" and decoding != "score":
+            raise UserError(
+                f"test_prompt: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
+                "or choose first or sampled"
+            )
 
     @classmethod
     def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
@@ -211,23 +219,46 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         Args:
             interaction: rows with histories and candidates.
         """
-        candidates = interaction[CANDIDATE_FIELD].cpu()  # [B, C]
-        rows = interaction[ROW_FIELD].cpu()
-        template_index = torch.zeros_like(rows) if self.test_prompt == "first" else self.template_index(rows, "evaluation", 0)
+        candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()  # [B, C], [B]
         history = interaction[self.ITEM_SEQ].cpu()
-        prompts = self.encoder.encode(history, candidates, None, self.representation, template_index).to(self.device)
-        answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)  # [B, C, A]
-        inputs = self.embed(prompts)
-        if self.decoding == "generate":
-            return self._generate(inputs, prompts.attention_mask, answer_ids, candidates)
-        context = (self.llm, inputs, prompts.attention_mask, prompts.position_ids, answer_ids)
-        if self.decoding == "constrained":
-            chosen, scores = decode_constrained(*context).cpu(), None
+        if self.test_prompt == "all":
+            scores = self._score_under_every_template(history, candidates, rows)
         else:
-            scores = score_candidates(*context).cpu()
-            chosen = scores.argmax(1)
-        items = candidates.gather(1, chosen[:, None])[:, 0]
+            is_first = self.test_prompt == "first"
+            template_index = torch.zeros_like(rows) if is_first else self.template_index(rows, "evaluation", 0)
+            prompts = self.encoder.encode(history, candidates, None, self.representation, template_index).to(self.device)
+            context = (self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids)
+            answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)  # [B, C, A]
+            if self.decoding == "generate":
+                return self._generate(*context[1:3], answer_ids, candidates)
+            if self.decoding == "constrained":
+                chosen = decode_constrained(*context, answer_ids).cpu()
+                items = candidates.gather(1, chosen[:, None])[:, 0]
+                return CandidateAnswers(items=items, scores=None, texts=self._texts(items.tolist()))
+            scores = score_candidates(*context, answer_ids).cpu()  # [B, C]
+        items = candidates.gather(1, scores.argmax(1)[:, None])[:, 0]
         return CandidateAnswers(items=items, scores=scores, texts=self._texts(items.tolist()))
+
+    def _score_under_every_template(self, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """[B, C] log-probabilities among the candidates, averaged over the domain's templates.
+
+        The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row).
+        """
+        total = torch.zeros(candidates.shape)
+        for number in range(len(self.encoder.templates)):
+            order = torch.arange(candidates.shape[1]).expand_as(candidates)
+            if number:
+                keys = row_keys(self.seed, f"candidate order/{number}", 0, rows.numpy())
+                draws = numbers(keys[:, None], np.arange(candidates.shape[1])[None])  # [B, C]
+                order = torch.from_numpy(draws.argsort(1))
+            shown = candidates.gather(1, order)
+            prompts = self.encoder.encode(history, shown, None, self.representation, torch.full_like(rows, number))
+            prompts = prompts.to(self.device)
+            answer_ids = self.encoder.answer_ids(shown, self.representation).to(self.device)
+            context = (self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids)
+            scores = score_candidates(*context).cpu()
+            total.scatter_add_(1, order, scores.log_softmax(1))
+        return total / len(self.encoder.templates)
 
     def _generate(
         self, inputs: torch.Tensor, attention_mask: torch.Tensor, answer_ids: torch.Tensor, candidates: torch.Tensor

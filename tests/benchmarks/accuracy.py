@@ -2,7 +2,8 @@
 
     python tests/benchmarks/accuracy.py [--seeds 2020 2021 2022] [--parts seeds decoding] [--key=value ...]
 
-- seeds: every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``).
+- seeds: every seed trains its own SASRec and its own LLaRA; all answer the same rows and candidates (``candidate_seed``), LLaRA also
+  with its scores averaged over all templates (``test_prompt: all``).
 - decoding: the first seed's LLaRA, also evaluated by free and by constrained generation.
 
 Finished runs are taken from ``checkpoint_dir``.
@@ -22,6 +23,7 @@ from recbole_llara.study import Entry, Study, load_study, report, run_study, run
 from recbole_llara.yaml_files import parse_arguments
 
 QUICKSTART = load_study("quickstart")
+OURS, ALL_TEMPLATES = "LLaRA(SASRec)", "LLaRA(SASRec), all templates"
 BUDGET = ("max_train_rows", "epochs")  # of the quickstart; here LLaRA trains as its own YAML says
 SETTINGS = {key: value for key, value in QUICKSTART.settings.items() if key not in BUDGET} | {"candidate_seed": 2020}
 
@@ -41,7 +43,7 @@ def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
     difference = ours.mean(1) - stock.mean(1)  # [seeds]
     seeds = len(difference)
     lines = [
-        f"LLaRA {ours.mean():.4f}, its recommender {stock.mean():.4f}, mean difference {difference.mean():+.4f} over {seeds} seeds: "
+        f"{ours.mean():.4f}, its recommender {stock.mean():.4f}, mean difference {difference.mean():+.4f} over {seeds} seeds: "
         + ", ".join(f"{value:+.4f}" for value in difference)
     ]
     if seeds > 1:
@@ -58,22 +60,27 @@ def over_seeds(ours: np.ndarray, stock: np.ndarray) -> str:
 
 
 def seeds_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
-    """Each seed's LLaRA against its own SASRec, and all seeds together."""
+    """Each seed's LLaRA against its own SASRec, with one prompt a row and averaged over all; then all seeds together."""
     lines: list[str] = []
-    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    answers: dict[str, list[np.ndarray]] = {"SASRec": [], OURS: [], ALL_TEMPLATES: []}
     for seed in seeds:
-        study = Study({**settings, "seed": seed}, QUICKSTART.systems, QUICKSTART.compare)
+        study = Study({**settings, "seed": seed}, QUICKSTART.systems, ((OURS, "SASRec"), (ALL_TEMPLATES, "SASRec")))
         entries = run_study(study)
-        answers.append((correct_answers(entries["LLaRA(SASRec)"]), correct_answers(entries["SASRec"])))
+        again = {"model": "LLaRA", "checkpoint": entries[OURS].paths["checkpoint"], "test_prompt": "all"}
+        entries[ALL_TEMPLATES] = run_system(Study(study.settings, {ALL_TEMPLATES: again}, ()), ALL_TEMPLATES)
+        for name, of_seeds in answers.items():
+            of_seeds.append(correct_answers(entries[name]))
         lines += [f"Seed {seed}", report(study, entries)]
-    ours, stock = (np.stack(side) for side in zip(*answers, strict=True))
-    return [*lines, "Over seeds", over_seeds(ours, stock), ""]
+    stacked = {name: np.stack(of_seeds) for name, of_seeds in answers.items()}  # [seeds, rows]
+    for name in (OURS, ALL_TEMPLATES):
+        lines += [f"Over seeds: {name}", over_seeds(stacked[name], stacked["SASRec"]), ""]
+    return lines
 
 
 def decoding_part(settings: Mapping[str, Any], seeds: list[int]) -> list[str]:
     """The first seed's LLaRA, evaluated by every decoding."""
     seeded = {**settings, "seed": seeds[0]}
-    scored = run_system(Study(seeded, QUICKSTART.systems, ()), "LLaRA(SASRec)")
+    scored = run_system(Study(seeded, QUICKSTART.systems, ()), OURS)
     again = {"model": "LLaRA", "checkpoint": scored.paths["checkpoint"]}
     others = Study(seeded, {name: {**again, "decoding": name} for name in ("generate", "constrained")}, ())
     return [f"Decoding, seed {seeds[0]}", report(others, {"score": scored, **run_study(others)}), ""]

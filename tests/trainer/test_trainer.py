@@ -138,6 +138,42 @@ def test_every_decoding_answers_a_row_alone_as_in_a_batch(keys):
         assert [case["answer"] for case in _cases(together)] == [case["answer"] for case in _cases(alone)]
 
 
+def test_all_templates_are_averaged_each_with_an_order_of_candidates_of_its_own(keys, make_trainer, monkeypatch):
+    """Against single passes put together by hand, the orders read off the prompts."""
+    trainer, data = make_trainer({**keys, "test_prompt": "all"})
+    model = trainer.model.eval()
+    interaction = next(iter(data.test_data))[0]
+    candidates, asked = interaction["candidate_id_list"], []
+    encode = model.encoder.encode
+
+    def watched(history, shown, targets, representation, template_index, *rest):
+        asked.append((shown, template_index))
+        return encode(history, shown, targets, representation, template_index, *rest)
+
+    monkeypatch.setattr(model.encoder, "encode", watched)
+    together = model.answer_candidates(interaction).scores
+    assert [index.unique().tolist() for _, index in asked] == [[0], [1], [2], [3]]
+    assert torch.equal(asked[0][0], candidates)
+    for shown, _ in asked[1:]:
+        assert torch.equal(shown.sort(1).values, candidates.sort(1).values) and not torch.equal(shown, candidates)
+        assert len({tuple(row.argsort().tolist()) for row in shown - candidates}) > 1  # not one order for all rows
+    expected = torch.zeros(candidates.shape)
+    for row in range(len(candidates)):
+        for shown, index in asked[:4]:
+            model.test_prompt = "first"
+            monkeypatch.setattr(
+                model.encoder, "encode", lambda h, c, t, r, i, n=int(index[0]): encode(h, c, t, r, torch.full_like(i, n))
+            )
+            one = interaction[row : row + 1]
+            one.update(type(interaction)({"candidate_id_list": shown[row : row + 1]}))
+            scores = model.answer_candidates(one).scores[0].log_softmax(0)
+            for item, score in zip(shown[row].tolist(), scores.tolist(), strict=True):
+                expected[row, candidates[row].tolist().index(item)] += score / 4
+    assert torch.allclose(together, expected, atol=1e-4)
+    with pytest.raises(UserError, match="test_prompt: found all with decoding generate"):
+        make_trainer({**keys, "test_prompt": "all", "decoding": "generate"})
+
+
 def test_behaviour_flows_through_the_token(keys, make_trainer):
     """Other item embeddings give other scores in a hybrid prompt, and the same in a text-only one."""
     trainer, data = make_trainer(keys)
