@@ -141,16 +141,20 @@ def run_system(study: Study, name: str, fresh: bool = False) -> Entry:
 
 
 def _settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a study's settings, what a model takes: an LLM all, another what it shares, and the ``rec_`` keys as its own."""
+    """Of a study's settings, what a model takes: an LLM all of them, another what it shares with an LLM.
+
+    A model that learns as a recommender does takes the ``rec_`` keys besides, without their prefix.
+    """
     from recbole_llara.keys import REC_PREFIX, recommender_keys, shared_keys
-    from recbole_llara.model import is_ours
+    from recbole_llara.model import is_ours, replaces_item_table, stock_models
 
     if is_ours(model):
         return dict(settings)
     values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
-    prefixed = {key.removeprefix(REC_PREFIX): value for key, value in settings.items() if key.startswith(REC_PREFIX)}
-    taken = recommender_keys(model) - {"max_eval_rows", "epochs" if model == "Popularity" else ""}
-    return values | {key: value for key, value in prefixed.items() if key in taken}
+    if model in stock_models() or replaces_item_table(model):
+        prefixed = {key.removeprefix(REC_PREFIX): value for key, value in settings.items() if key.startswith(REC_PREFIX)}
+        values |= {key: value for key, value in prefixed.items() if key in recommender_keys(model) - {"max_eval_rows"}}
+    return values
 
 
 def _recommender_checkpoint(model: str, settings: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -12,11 +11,9 @@ from recbole.utils import InputType
 
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
-from recbole_llara.data.hashing import numbers, row_keys
 from recbole_llara.errors import UserError
-from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
-from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
-from recbole_llara.evaluator.scoring import score_candidates
+from recbole_llara.evaluator.answer import CandidateAnswers
+from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.hybrid import merge_item_embeddings
@@ -220,57 +217,4 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             interaction: rows with histories and candidates.
         """
         candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()  # [B, C], [B]
-        history = interaction[self.ITEM_SEQ].cpu()
-        if self.test_prompt == "all":
-            scores = self._score_under_every_template(history, candidates, rows)
-        else:
-            is_first = self.test_prompt == "first"
-            template_index = torch.zeros_like(rows) if is_first else self.template_index(rows, "evaluation", 0)
-            prompts = self.encoder.encode(history, candidates, None, self.representation, template_index).to(self.device)
-            context = (self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids)
-            answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)  # [B, C, A]
-            if self.decoding == "generate":
-                return self._generate(*context[1:3], answer_ids, candidates)
-            if self.decoding == "constrained":
-                chosen = decode_constrained(*context, answer_ids).cpu()
-                items = candidates.gather(1, chosen[:, None])[:, 0]
-                return CandidateAnswers(items=items, scores=None, texts=self._texts(items.tolist()))
-            scores = score_candidates(*context, answer_ids).cpu()  # [B, C]
-        items = candidates.gather(1, scores.argmax(1)[:, None])[:, 0]
-        return CandidateAnswers(items=items, scores=scores, texts=self._texts(items.tolist()))
-
-    def _score_under_every_template(self, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """[B, C] log-probabilities among the candidates, averaged over the domain's templates.
-
-        The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row).
-        """
-        total = torch.zeros(candidates.shape)
-        for number in range(len(self.encoder.templates)):
-            order = torch.arange(candidates.shape[1]).expand_as(candidates)
-            if number:
-                keys = row_keys(self.seed, f"candidate order/{number}", 0, rows.numpy())
-                draws = numbers(keys[:, None], np.arange(candidates.shape[1])[None])  # [B, C]
-                order = torch.from_numpy(draws.argsort(1))
-            shown = candidates.gather(1, order)
-            prompts = self.encoder.encode(history, shown, None, self.representation, torch.full_like(rows, number))
-            prompts = prompts.to(self.device)
-            answer_ids = self.encoder.answer_ids(shown, self.representation).to(self.device)
-            context = (self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids)
-            scores = score_candidates(*context).cpu()
-            total.scatter_add_(1, order, scores.log_softmax(1))
-        return total / len(self.encoder.templates)
-
-    def _generate(
-        self, inputs: torch.Tensor, attention_mask: torch.Tensor, answer_ids: torch.Tensor, candidates: torch.Tensor
-    ) -> CandidateAnswers:
-        lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
-        tokens = decode_generate(
-            self.llm, inputs, attention_mask, lengths, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        )
-        texts = answer_texts(self.tokenizer, tokens)
-        titles = [self._texts(row) for row in candidates.tolist()]
-        return CandidateAnswers(items=match_titles(texts, titles, candidates), scores=None, texts=texts)
-
-    def _texts(self, items: list[int]) -> list[str]:
-        """What names each item in an answer."""
-        return [self.encoder.answer_text(item, self.representation) for item in items]
+        return answer_rows(self, interaction[self.ITEM_SEQ].cpu(), candidates, rows)

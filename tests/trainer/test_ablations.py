@@ -48,3 +48,13 @@ def _losses(model, keys):
         return {"answer"}
     switches = {"item_item": "item_item_weight", "user_item": "user_item_weight"}
     return {"answer"} | {loss for loss, key in switches.items() if keys.get(key, 1.0)}
+
+
+@pytest.mark.parametrize("model", ["LLaRA", "RSLLM"])
+@pytest.mark.parametrize("rec_model", ["GRU4Rec", "Caser", "SASRec"])
+def test_both_systems_over_every_recommender(keys, make_trainer, model, rec_model):
+    trainer, data = make_trainer({**keys, "rec_model": rec_model, "max_train_rows": 16, "max_eval_rows": 4}, model)
+    table = trainer.model.recommender.item_embeddings.clone()
+    trainer.fit(data.train_data, data.valid_data)
+    assert trainer.model.facts()["rec_model"] == rec_model and table.shape[1] == 64
+    assert torch.equal(table, trainer.model.recommender.item_embeddings)

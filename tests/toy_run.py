@@ -1,0 +1,57 @@
+"""Fixtures of a small run: toy data, a two-block LLM in a folder, few rows. The folders that need them import them."""
+
+import pytest
+import torch
+from synthetic_data import write_toy_dataset
+
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.model import build_model
+from recbole_llara.trainer import get_trainer
+
+TITLES = [f" Title {item} é" for item in range(60)]
+
+
+@pytest.fixture
+def save_llm():
+    """Writes an LLM and its tokenizer to a folder, and returns its path."""
+
+    def save(folder, model, tokenizer):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch, make_llm, make_tokenizer, save_llm):
+    """The keys of a small run of one epoch."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer([*TITLES, "This user has chosen in the previous. Choose one of these items:"], 400)
+    return {
+        **write_toy_dataset(tmp_path),
+        "rec_epochs": 1,
+        "llm_path": save_llm(tmp_path / "llm", make_llm("llama", vocab_size=len(tokenizer)), tokenizer),
+        "epochs": 1,
+        "max_train_rows": 48,
+        "max_eval_rows": 12,
+        "train_batch_size": 16,
+        "micro_batch_size": 8,
+        "llm_dtype": "float32",
+        "strategy": "direct",
+        "lora_dropout": 0.0,
+    }
+
+
+@pytest.fixture
+def make_trainer():
+    """Builds the trainer of a run, and the data it reads."""
+
+    def make(keys, model="LLaRA"):
+        config = LLaRAConfig(model, "toy", config_dict=keys)
+        data = prepare_data(config)
+        torch.manual_seed(0)
+        return get_trainer(config, build_model(config, data)), data
+
+    return make
