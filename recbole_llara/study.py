@@ -118,17 +118,19 @@ def run_system(study: Study, name: str, fresh: bool = False) -> Entry:
     own = dict(study.systems[name])
     model = own.pop("model")
     values = {**_settings_for(model, study.settings), **own}
-    kept = Path(str(study.settings["checkpoint_dir"])) / "studies" / f"{model}-{_fingerprint(model, values)}.json"
+    served_llm = str(study.settings.get("llm_path", "tiny")) if values.get("api_base") == LOCAL else None
+    digest = _fingerprint({"model": model, "values": values, "served_llm": served_llm})
+    kept = Path(str(study.settings["checkpoint_dir"])) / "studies" / f"{model}-{digest}.json"
     if kept.is_file() and not fresh:
         entry = Entry(**json.loads(kept.read_text(encoding="utf-8")))
         if Path(entry.paths["cases_file"]).is_file():
             sys.stdout.write(f"{name}: taken from {entry.paths['run_dir']}\n")
             return entry
     with ExitStack() as stack:
-        if values.get("api_base") == LOCAL:
+        if served_llm is not None:
             from recbole_llara.model.chat_server import served
 
-            server = stack.enter_context(served(str(study.settings.get("llm_path", "tiny"))))
+            server = stack.enter_context(served(served_llm))
             values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
         if model in study.recommenders:
             values |= {"checkpoint": _recommender_checkpoint(model, study.settings)}
@@ -167,8 +169,12 @@ def _recommender_checkpoint(model: str, settings: Mapping[str, Any]) -> str:
     return str(prepare_recommender(config, prepare_data(config)).path / WEIGHTS)
 
 
-def _fingerprint(model: str, values: Mapping[str, Any]) -> str:
-    """Digest of all that a finished system's result depends on."""
+def _fingerprint(system: Mapping[str, Any]) -> str:
+    """Digest of all that a finished system's result depends on, but for the code.
+
+    Args:
+        system: its model, keys and the like.
+    """
     weights = TINY_LLAMA_DIR / "model.safetensors"
     llm = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
     yaml = {
@@ -176,7 +182,7 @@ def _fingerprint(model: str, values: Mapping[str, Any]) -> str:
         for path in sorted(PROPERTIES.rglob("*.yaml"))
         if path.parent != STUDIES
     }
-    facts = {"model": model, "values": dict(values), "version": __version__, "llm": llm, "properties": yaml}
+    facts = {**system, "version": __version__, "llm": llm, "properties": yaml}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
