@@ -94,7 +94,7 @@ def test_every_system_of_a_shipped_study_is_a_configuration(name, monkeypatch):
 
 
 def test_the_chat_model_of_a_study_is_served_by_it():
-    entry = run_system(load_study("systems").with_settings({"max_eval_rows": 8, "show_progress": False}), "ChatLLM")
+    entry = run_system(load_study("main_results").with_settings({"max_eval_rows": 8, "show_progress": False}), "ChatLLM")
     assert entry.result["n"] == 8 and entry.result["chat"]["answers"] == 8 and entry.result["chat"]["completion_tokens"] >= 8
 
 

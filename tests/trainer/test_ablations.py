@@ -10,7 +10,7 @@ from recbole_llara.study import load_study
 
 ABLATIONS = [
     (study, name)
-    for study in ("llara_table_3", "llara_figure_4", "rsllm_table_4", "behaviour")
+    for study in ("learning_strategy", "item_representation", "rsllm_ablation", "behaviour")
     for name in load_study(study).systems
 ]
 
