@@ -153,8 +153,23 @@ class LLaRAConfig(Config):
         self._layer(f"dataset/{dataset}")
         self.internal_config_dict["load_col"] = {**load_col, **self.internal_config_dict["load_col"]}
         self._layer(f"protocol/{checked_protocol(self._value('protocol'))}")
+        self._fit_protocol(self._value("protocol"))
         rec_model = _checked_recommender(self._value("rec_model")) if is_ours(model) else None
         check_keys(self._sources, known_keys(model, rec_model, inner))
+
+    def _fit_protocol(self, protocol: str) -> None:
+        """Leave out the protocol's filters on columns that the dataset does not have; the user's own filters stay."""
+        filters, columns = self.internal_config_dict["val_interval"], self._value("load_col")
+        loaded = (columns or {}).get("inter")
+        if not filters or loaded is None:
+            return
+        absent = [name for name in filters if name not in loaded]
+        if absent and "val_interval" not in self.external_config_dict:
+            kept = {name: interval for name, interval in filters.items() if name not in absent}
+            self.internal_config_dict["val_interval"] = kept or None
+            self.notes += (
+                f"protocol {protocol} filters {', '.join(absent)}, which dataset {self.dataset} has not: all are kept",
+            )
 
     def _recommender_within(self, model: str) -> str | None:
         """The recommender that a model is, but for its item table; None for all others."""
@@ -175,7 +190,7 @@ class LLaRAConfig(Config):
             if isinstance(final[key], (str, int)):
                 final[key] = [final[key]]
         if is_ours(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
-            self.notes = (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
+            self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)
         if not isinstance(final["data_path"], str):

@@ -50,6 +50,8 @@ def run_recbole_llara(
         logger.info(str(config))
         for note in config.notes:
             logger.info(note)
+        if config["dataset_warning"]:
+            logger.warning(f"dataset {config['dataset']}: {config['dataset_warning']}")
         return _run(config, logger)
 
 

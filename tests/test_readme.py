@@ -29,9 +29,13 @@ def test_there_are_commands_to_follow():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_a_configuration(command, monkeypatch):
+def test_a_command_is_a_configuration(command, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", "of the test")
+    monkeypatch.chdir(tmp_path)
     arguments, keys = build_parser().parse_known_args(shlex.split(command))
+    if arguments.dataset != "ml-100k":  # as if it had been converted
+        (tmp_path / "dataset" / arguments.dataset).mkdir(parents=True)
+        (tmp_path / "dataset" / arguments.dataset / f"{arguments.dataset}.inter").touch()
     config = LLaRAConfig(arguments.model, arguments.dataset, argv=keys)
     assert config["model"] == arguments.model
 

@@ -1,0 +1,117 @@
+"""Any catalogue: interactions and items as CSV, TSV or Parquet, with the user's own column names."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from atomic import Tables
+
+from recbole_llara.errors import UserError, nearest
+
+CHUNK = 200_000  # rows read at a time
+NEEDED = {"inter": ("user_id", "item_id", "timestamp"), "item": ("item_id", "title")}
+OPTIONAL = {"inter": ("rating",), "item": ("release_year", "class")}
+TYPES = {"rating": "float", "timestamp": "float", "title": "token_seq", "class": "token_seq"}
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """``user_id=uid,title=name`` as a dict.
+
+    Raises:
+        UserError: a part is no pair, or names no column of ours.
+    """
+    known = {name for names in (*NEEDED.values(), *OPTIONAL.values()) for name in names}
+    columns = {}
+    for part in (text or "").split(","):
+        if not part:
+            continue
+        ours, equals, theirs = part.partition("=")
+        if not equals or ours not in known:
+            raise UserError(
+                f"columns: found {part!r}, expected OURS=YOURS with OURS of {', '.join(sorted(known))}; {nearest(ours, known)}"
+            )
+        columns[ours] = theirs
+    return columns
+
+
+def convert(inter: Path, item: Path, columns: Mapping[str, str]) -> Tables:
+    """Interactions and items of two files.
+
+    Args:
+        inter: interactions.
+        item: titles.
+        columns: our column -> theirs, where they differ.
+    """
+    interaction_columns, interactions = _table(inter, "inter", columns)
+    item_columns, items = _table(item, "item", columns)
+    return Tables(interaction_columns, interactions, item_columns, items)
+
+
+def _table(path: Path, kind: str, columns: Mapping[str, str]) -> tuple[Sequence[str], Iterator[Sequence[object]]]:
+    """RecBole's header and the rows of one file."""
+    if not path.is_file():
+        raise UserError(f"{kind}: found no file {path}")
+    chunks = _chunks(path)
+    first = next(chunks, None)
+    if first is None or not len(first):
+        raise UserError(f"{kind}: {path} has no rows")
+    there = [str(name) for name in first.columns]
+    names = [name for name in (*NEEDED[kind], *OPTIONAL[kind]) if columns.get(name, name) in there or name in NEEDED[kind]]
+    for name in names:
+        if columns.get(name, name) not in there:
+            raise UserError(
+                f"{kind}: {path} has the columns {', '.join(there)}, expected {columns.get(name, name)!r} for {name}: "
+                f"--columns {name}=YOURS"
+            )
+    source = [columns.get(name, name) for name in names]
+
+    def rows() -> Iterator[Sequence[object]]:
+        number = 0
+        for chunk in _with_first(first, chunks):
+            table = chunk[source]
+            missing = table.isna().any(axis=1)
+            if missing.any():
+                row = number + int(missing.to_numpy().nonzero()[0][0]) + 1
+                raise UserError(f"{kind}: row {row} of {path} has an empty cell among {', '.join(source)}, expected none")
+            number += len(chunk)
+            if "timestamp" in names:
+                table = table.assign(
+                    **{columns.get("timestamp", "timestamp"): _seconds(table[columns.get("timestamp", "timestamp")], path)}
+                )
+            yield from table.itertuples(index=False, name=None)
+
+    return [f"{name}:{TYPES.get(name, 'token')}" for name in names], rows()
+
+
+def _with_first(first: pd.DataFrame, rest: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    yield first
+    yield from rest
+
+
+def _chunks(path: Path) -> Iterator[pd.DataFrame]:
+    """The file in pieces, every cell as text where the format has no types."""
+    if path.suffix == ".parquet":
+        try:
+            yield pd.read_parquet(path)
+        except ImportError as error:
+            raise UserError(f"{path} is Parquet, which needs pyarrow: pip install pyarrow") from error
+        return
+    separator = "\t" if path.suffix in (".tsv", ".txt") else ","
+    try:
+        yield from pd.read_csv(path, sep=separator, dtype=str, chunksize=CHUNK, keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as {'TSV' if separator != ',' else 'CSV'} ({error})") from error
+
+
+def _seconds(column: pd.Series, path: Path) -> pd.Series:
+    """Numbers as they are; dates as seconds since 1970."""
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return column.astype("int64") / 1e9
+    numbers = pd.to_numeric(column, errors="coerce")
+    if not numbers.isna().any():
+        return numbers
+    dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+    if dates.isna().any():
+        wrong = column[dates.isna()].iloc[0]
+        raise UserError(f"timestamp: found {wrong!r} in {path}, expected a number or a date such as 2024-01-31")
+    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
