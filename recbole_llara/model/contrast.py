@@ -26,7 +26,9 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if bool((counts == 0).any()):
         row = int((counts[:, 0] == 0).nonzero()[0])
         raise ValueError(f"row {row} has no token to average: expected at least one in a mask of shape {tuple(mask.shape)}")
-    return torch.einsum("btd,bt->bd", states.float(), mask.float()) / counts
+    rows, columns = mask.nonzero(as_tuple=True)  # few of the T: only these are read, and only these get a gradient
+    sums = torch.zeros(mask.shape[0], states.shape[2], device=states.device)
+    return sums.index_add(0, rows, states[rows, columns].float()) / counts
 
 
 def in_batch_contrast(
