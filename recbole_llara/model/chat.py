@@ -89,7 +89,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         text = self.templates[template].render(
             [self.names[item] for item in history], [self.names[item] for item in candidates]
         )
-        return [{"role": "user", "content": f"{text}\n{self.settings.chat_instruction}".strip()}]
+        # First, so that the message ends where the answer begins: models that were never taught to chat go on from there.
+        return [{"role": "user", "content": f"{self.settings.chat_instruction}\n{text}".strip()}]
 
     def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
         """Ask every row of ``interaction``."""
