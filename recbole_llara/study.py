@@ -17,6 +17,7 @@ from typing import Any
 from recbole_llara import __version__
 from recbole_llara.errors import UserError, exit_status, nearest
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines
+from recbole_llara.evaluator.run_folder import read_cases
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.yaml_files import parse_arguments, read_yaml
@@ -67,8 +68,7 @@ class Entry:
 
     def cases(self) -> list[dict[str, Any]]:
         """The records of its ``cases.jsonl``."""
-        with open(self.paths["cases_file"], encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        return read_cases(self.paths["cases_file"])
 
 
 def load_study(name: str) -> Study:

@@ -1,6 +1,5 @@
 """Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +26,6 @@ from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.trainer.strategy import shown_parts, stages_of
-
-_logger = logging.getLogger()
 
 
 @dataclass(frozen=True)

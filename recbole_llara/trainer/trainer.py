@@ -23,8 +23,6 @@ from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
 from recbole_llara.trainer.strategy import stages_of
 
-CHECKPOINT_FOLDER = "checkpoint"
-
 
 def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
     """The share of the maximal learning rate at an optimiser step: linear warm-up, then cosine (LLaRA sec. 5.1.2).

@@ -1,25 +1,21 @@
 """ChatLLM against endpoints that behave, that misbehave, and that are gone; and what is paid for twice: nothing."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from chat_server import first_candidate, obedient, serving, slow
 from synthetic_data import write_toy_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recbole_llara.errors import UserError
 from recbole_llara.model.chat import undress
+from recbole_llara.model.chat_server import served
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 ROWS = 12
 ROOT = Path(__file__).parents[2]
@@ -227,42 +223,10 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(toy, monkeypatch):
     assert not Path(toy["checkpoint_dir"]).exists()
 
 
-def test_a_real_server_over_the_tiny_llama(toy, tmp_path):
+def test_a_real_server_over_the_tiny_llama(toy):
     """``transformers serve`` answers as its model does."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(TINY_LLAMA_DIR), AutoTokenizer.from_pretrained(TINY_LLAMA_DIR)
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "served")
-    port = _free_port()
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "serve.log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [*command, "--device", "cpu", str(tmp_path / "served")], env=environment, stdout=log, stderr=log
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while not _is_healthy(port):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()
-            time.sleep(0.2)
-        keys = {"api_base": f"http://127.0.0.1:{port}/v1", "api_model": str(tmp_path / "served"), "max_eval_rows": 6}
+    with served("tiny") as server:
+        keys = {"api_base": server.api_base, "api_model": server.model, "max_eval_rows": 6}
         result, cases = _run({**toy, **keys, "chat_instruction": "", "api_options": {"max_tokens": 8}})
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
     assert result["n"] == 6 and result["chat"]["prompt_tokens"] > 6 * 20 and result["chat"]["completion_tokens"] >= 6
     assert all(isinstance(case["answer_text"], str) for case in cases)
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _is_healthy(port):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as response:
-            return response.status == 200
-    except OSError:
-        return False
