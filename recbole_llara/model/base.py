@@ -37,16 +37,36 @@ class TrainingRows:
         candidates: [B, C].
         targets: [B].
         template_index: [B].
+        places: [B] which rows of the optimiser step these are.
     """
 
     history: torch.Tensor
     candidates: torch.Tensor
     targets: torch.Tensor
     template_index: torch.Tensor
+    places: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> "TrainingRows":
         """Some of the rows."""
         return TrainingRows(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the forward passes of one optimiser step share.
+
+    Args:
+        representation: how items stand in its prompts.
+        tokens: answer tokens of all its rows, over which the answers' loss is averaged.
+        targets: [B] of all its rows.
+    """
+
+    representation: Representation
+    tokens: int
+    targets: torch.Tensor
+
+    def finish(self) -> None:
+        """Once every pass has been taken back: take back what they shared."""
 
 
 class LLMRecommender(ChecksConfig, SequentialRecommender):
@@ -161,7 +181,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         rows, users = interaction[ROW_FIELD].cpu(), interaction[self.USER_ID].cpu()
         history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
         candidates = self.sampler.draw(rows.numpy(), users.numpy(), targets.numpy(), "train", epoch, history=history.numpy())
-        return TrainingRows(history, torch.from_numpy(candidates), targets, self.template_index(rows, "train", epoch))
+        templates, places = self.template_index(rows, "train", epoch), torch.arange(len(rows))
+        return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places)
 
     def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
         """Input embeddings [B, T, D], behavioural tokens and placeholders in their slots (LLaRA eq. 6)."""
@@ -183,26 +204,20 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         inputs = self.embed(prompts)
         return answer_pass(self.llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels, with_states)
 
-    def step_losses(
-        self, rows: TrainingRows, representation: Representation, step_tokens: int, step_rows: int
-    ) -> dict[str, torch.Tensor]:
+    def begin_step(self, rows: TrainingRows, representation: Representation) -> Step:
+        """What the passes of an optimiser step over these rows share."""
+        tokens = int((self.encoder.answer_ids(rows.targets, representation) != IGNORED_LABEL).sum())
+        return Step(representation, tokens, rows.targets)
+
+    def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:
         """What one forward pass adds to the loss of its optimiser step, by name; their sum is what is minimised.
 
         Args:
             rows: of this pass.
-            representation: how items stand in the prompts.
-            step_tokens: answer tokens of the whole step, over which the answers' loss is averaged.
-            step_rows: rows of the whole step, for losses that are averaged over rows.
+            step: what ``begin_step`` gave.
         """
-        answers = self.answer_pass(self.encode_training(rows, representation))
-        return {"answer": answers.sums.sum() / step_tokens}
-
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """The loss of a batch in the evaluated representation, with the first epoch's candidates."""
-        rows = self.training_rows(interaction, 0)
-        tokens = int((self.encoder.answer_ids(rows.targets, self.representation) != IGNORED_LABEL).sum())
-        losses = self.step_losses(rows, self.representation, tokens, len(rows.targets))
-        return torch.stack(list(losses.values())).sum()
+        answers = self.answer_pass(self.encode_training(rows, step.representation))
+        return {"answer": answers.sums.sum() / step.tokens}
 
     # --- evaluation ----------------------------------------------------------------------------
 

@@ -32,34 +32,41 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def in_batch_contrast(
-    anchors: torch.Tensor, others: torch.Tensor, targets: torch.Tensor, temperature: float, gather: bool = True
+    anchors: torch.Tensor,
+    others: torch.Tensor,
+    targets: torch.Tensor,
+    other_targets: torch.Tensor,
+    own: torch.Tensor,
+    temperature: float,
+    gather: bool = True,
 ) -> torch.Tensor:
-    """InfoNCE of each row: its own pair against its anchor with the other rows' (RSLLM eq. 3 and 4).
+    """InfoNCE of each row: its own pair against its anchor with other rows' (RSLLM eq. 3 and 4).
 
-    ``l_i = - log exp(cos(a_i, o_i) / t) / sum_j exp(cos(a_i, o_j) / t)``, j over the batch. A departure from the
-    paper: rows j whose target is that of row i are no negatives of i, since they say the same thing. A row without
+    ``l_i = - log exp(cos(a_i, o_own(i)) / t) / sum_j exp(cos(a_i, o_j) / t)``, j over the M others. A departure from
+    the paper: others j whose target is that of row i are no negatives of i, since they say the same thing. A row without
     negatives has the loss 0.
 
-    Example, targets 7, 4, 7: rows 0 and 2 have row 1 alone as negative, row 1 has rows 0 and 2.
+    Example, three rows that are their own others (own 0, 1, 2), targets 7, 4, 7: rows 0 and 2 have row 1 alone as
+    negative, row 1 has rows 0 and 2.
 
     Args:
         anchors: [B, D] float32.
-        others: [B, D] float32, the row's other view.
+        others: [M, D] float32, the other view of these rows, and of more.
         targets: [B] the rows' target items.
+        other_targets: [M] those of the others.
+        own: [B] which of the others is the row's own.
         temperature: t > 0.
         gather: whether the views of other processes join the negatives where torch.distributed runs.
 
     Returns:
         [B] float32, nats.
     """
-    first = 0
-    all_others, all_targets = others, targets
     if gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        all_others, all_targets, first = _of_all_processes(others, targets)
-    cosines = F.normalize(anchors, dim=1) @ F.normalize(all_others, dim=1).T / temperature  # [B, all B]
-    own = torch.arange(len(anchors), device=anchors.device) + first  # [B]
-    same = targets[:, None] == all_targets[None]
-    same[torch.arange(len(anchors), device=anchors.device), own] = False
+        others, other_targets, first = _of_all_processes(others, other_targets)
+        own = own + first
+    cosines = F.normalize(anchors, dim=1) @ F.normalize(others, dim=1).T / temperature  # [B, all M]
+    same = targets[:, None] == other_targets[None]
+    same = same.scatter(1, own[:, None], False)
     return F.cross_entropy(cosines.masked_fill(same, -torch.inf), own, reduction="none")
 
 

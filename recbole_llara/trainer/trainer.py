@@ -151,17 +151,18 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
     def _train_step(self, rows: TrainingRows) -> dict[str, float]:
         """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised."""
         representation = self.stage.representation(self.step, self.total_steps)
-        tokens = int((self.model.encoder.answer_ids(rows.targets, representation) >= 0).sum())
         totals: dict[str, float] = {}
-        dtype = self.model.compute_dtype
+        with self._autocast():
+            step = self.model.begin_step(rows, representation)
         for part in self._micro_batches(rows):
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                losses = self.model.step_losses(part, representation, tokens, len(rows.targets))
+            with self._autocast():
+                losses = self.model.step_losses(part, step)
             loss = torch.stack(list(losses.values())).sum()
             self._check_nan(loss)
             self.scaler.scale(loss).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.item()
+        step.finish()
         self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm is not None:
             clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
@@ -169,6 +170,10 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return totals
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.model.compute_dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _micro_batches(self, rows: TrainingRows) -> Iterator[TrainingRows]:
         """Rows of like length together, so that little is padded; parts of about equal size, so that none is a single row."""

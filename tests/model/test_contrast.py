@@ -16,6 +16,11 @@ def _cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
 
 
+def _among_themselves(anchors, others, targets, temperature=0.5):
+    """Rows that are their own others."""
+    return in_batch_contrast(anchors, others, targets, targets, torch.arange(len(targets)), temperature)
+
+
 def _loop(anchors, others, targets, temperature):
     """RSLLM eq. 3 and 4, one row and one negative at a time."""
     losses = []
@@ -30,15 +35,23 @@ def _loop(anchors, others, targets, temperature):
 def test_info_nce_equals_a_plain_loop(targets):
     generator = torch.Generator().manual_seed(0)
     anchors, others = (torch.randn(3, 5, generator=generator) for _ in range(2))
-    found = in_batch_contrast(anchors, others, torch.tensor(targets), 0.5)
+    found = _among_themselves(anchors, others, torch.tensor(targets))
     assert found.tolist() == pytest.approx(_loop(anchors.tolist(), others.tolist(), targets, 0.5), abs=1e-6)
     if targets == [7, 7, 7]:
         assert found.eq(0).all()  # no negatives, nothing to learn
 
 
+def test_rows_may_be_some_of_those_that_give_the_negatives():
+    generator = torch.Generator().manual_seed(1)
+    anchors, others = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    targets, some = torch.tensor([7, 4, 7, 1, 4]), torch.tensor([3, 0])
+    found = in_batch_contrast(anchors[some], others, targets[some], targets, some, 0.5)
+    assert torch.allclose(found, _among_themselves(anchors, others, targets)[some])
+
+
 def test_a_row_without_negatives_has_no_gradient_and_no_nan():
     anchors = torch.randn(1, 4, requires_grad=True)
-    in_batch_contrast(anchors, torch.randn(1, 4), torch.tensor([3]), 0.5).sum().backward()
+    _among_themselves(anchors, torch.randn(1, 4), torch.tensor([3])).sum().backward()
     assert anchors.grad.eq(0).all()
 
 
@@ -52,7 +65,7 @@ def test_masked_mean_equals_a_plain_loop():
         masked_mean(states, mask & torch.tensor([[1], [0], [1]]).bool())
 
 
-SIZES, TEMPERATURE = (3, 2), 0.5
+SIZES = (3, 2)
 
 
 def _views():
@@ -65,7 +78,7 @@ def _one_process(rank, folder):
     start = sum(SIZES[:rank])
     anchors, others, targets = (view[start : start + SIZES[rank]] for view in _views())
     anchors, others = anchors.clone().requires_grad_(), others.clone().requires_grad_()
-    losses = in_batch_contrast(anchors, others, targets, TEMPERATURE)
+    losses = _among_themselves(anchors, others, targets)
     losses.sum().backward()
     torch.save((losses.detach(), anchors.grad, others.grad), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -75,7 +88,7 @@ def test_negatives_come_from_every_process(tmp_path):
     """Two processes of three and two rows: the losses and gradients of one process with all five."""
     anchors, others, targets = _views()
     anchors.requires_grad_(), others.requires_grad_()
-    losses = in_batch_contrast(anchors, others, targets, TEMPERATURE)
+    losses = _among_themselves(anchors, others, targets)
     losses.sum().backward()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(_one_process, (str(tmp_path),), nprocs=len(SIZES))

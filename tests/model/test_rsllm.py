@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from recbole_llara.errors import UserError
 from recbole_llara.model.base import TrainingRows
+from recbole_llara.model.rsllm import ContrastStep
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import CANDIDATES, HISTORY
 from recbole_llara.quick_start import run_recbole_llara
@@ -25,7 +26,19 @@ def rows():
         candidates=torch.tensor([[9, 10, 11], [12, 13, 14], [10, 9, 15]]),
         targets=torch.tensor([10, 13, 10]),
         template_index=torch.tensor([0, 1, 2]),
+        places=torch.arange(3),
     )
+
+
+def _losses(model, rows, name):
+    """The losses of a step that is one pass."""
+    return model.step_losses(rows, model.begin_step(rows, REPRESENTATIONS[name]))
+
+
+def _gradients(model):
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
 
 
 class _PlainLoop:
@@ -101,7 +114,7 @@ def test_the_three_losses_equal_plain_loops(keys, make_trainer, rows, name):
         for parameter in model.item_tokens.parameters():  # apart from one another, so that a mix-up shows
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
         tokens = int((model.encoder.answer_ids(rows.targets, REPRESENTATIONS[name]) >= 0).sum())
-        found = model.step_losses(rows, REPRESENTATIONS[name], tokens, 3)
+        found = _losses(model, rows, name)
         loop = _PlainLoop(model, name)
         parts = [
             loop.row(rows.history[i].tolist(), rows.candidates[i].tolist(), int(rows.targets[i]), int(rows.template_index[i]))
@@ -119,7 +132,9 @@ def test_the_three_losses_equal_plain_loops(keys, make_trainer, rows, name):
 def test_gradients_reach_lora_and_the_stage_s_item_tokens_and_nothing_else(keys, make_trainer, rows, stage, learning):
     trainer, _ = make_trainer({**keys, **TWO_STAGES}, "RSLLM")
     model = trainer.model.train()
-    sum(model.step_losses(rows, REPRESENTATIONS[stage], 10, 3).values()).backward()
+    step = model.begin_step(rows, REPRESENTATIONS[stage])
+    sum(model.step_losses(rows, step).values()).backward()
+    step.finish()
     reached = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
     in_llm = {name for name in reached if name.startswith("llm.")}
     assert in_llm and all("lora_B" in name for name in in_llm)  # A learns from the second step on, once B is not 0
@@ -130,12 +145,33 @@ def test_gradients_reach_lora_and_the_stage_s_item_tokens_and_nothing_else(keys,
         assert set(moved) == shown
 
 
+def test_passes_of_a_step_share_the_item_tower(keys, make_trainer, rows):
+    """L_U of passes of two rows and one: losses and gradients of one graph over all three rows."""
+    trainer, _ = make_trainer({**keys, **TWO_STAGES, "llm_tuning": "full", "item_item_weight": 0.0}, "RSLLM")
+    model, shown = trainer.model.eval(), REPRESENTATIONS["described_hybrid"]
+    whole = model.begin_step(rows, shown)
+    whole = ContrastStep(whole.representation, whole.tokens, whole.targets, whole.items, whole.items)  # not cut off
+    losses = model.step_losses(rows, whole)
+    sum(losses.values()).backward()
+    expected = _gradients(model)
+    step, found = model.begin_step(rows, shown), dict.fromkeys(losses, 0.0)
+    for part in (torch.tensor([2, 0]), torch.tensor([1])):
+        parts = model.step_losses(rows.take(part), step)
+        sum(parts.values()).backward()
+        found = {name: found[name] + value.item() for name, value in parts.items()}
+    step.finish()
+    assert found == pytest.approx({name: value.item() for name, value in losses.items()}, abs=1e-5)
+    gradients = _gradients(model)
+    assert set(gradients) == set(expected)
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-5) for name in expected)
+
+
 def test_each_contrastive_loss_can_be_switched_off(keys, make_trainer, rows):
     names = {}
     for weights in ((0.3, 0.0), (0.0, 0.4), (0.0, 0.0)):
         switches = dict(zip(("item_item_weight", "user_item_weight"), weights, strict=True))
         trainer, _ = make_trainer({**keys, **TWO_STAGES, **switches}, "RSLLM")
-        names[weights] = set(trainer.model.step_losses(rows, REPRESENTATIONS["text_id"], 10, 3))
+        names[weights] = set(_losses(trainer.model, rows, "text_id"))
     assert names == {(0.3, 0.0): {"answer", "item_item"}, (0.0, 0.4): {"answer", "user_item"}, (0.0, 0.0): {"answer"}}
 
 
