@@ -24,7 +24,7 @@ lint: $(STAMP)
 	$(RUN) -m ruff format --check --config .ci/ruff.toml .
 
 accuracy: $(STAMP)
-	$(RUN) tests/benchmarks/accuracy.py
+	$(RUN) -m recbole_llara.study accuracy --seeds=2020,2021,2022
 
 install: $(STAMP)
 

@@ -21,7 +21,7 @@ setup(
     packages=[*find_packages(include=["recbole_llara", "recbole_llara.*"]), "recbole_llara.properties"],
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
-        "recbole_llara": ["tiny_llama/weights/*"],
+        "recbole_llara": ["tiny_llama/weights/*", "study/page.css"],
         "recbole_llara.properties": [str(path.relative_to(PROPERTIES)) for path in sorted(PROPERTIES.rglob("*.yaml"))],
     },
     include_package_data=False,
@@ -43,11 +43,13 @@ setup(
         "filelock>=3.12",
         "PyYAML>=6",
         "tqdm>=4.66",
+        "plotly>=5.20",
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "sentencepiece>=0.2", "openai>=1.40", "transformers[serving]"],
         "quantization": ["bitsandbytes>=0.43"],
         "kernels": ["liger-kernel>=0.5"],
+        "png": ["kaleido>=1"],
         "chat": ["openai>=1.40", "transformers[serving]"],
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},

@@ -118,7 +118,10 @@ def _write(
     cases, dataset = trainer.last_cases, data.dataset
     item_tokens = dataset.field2id_token[dataset.iid_field]
     titles = item_tokens if data.catalogue is None else data.catalogue.titles
-    cases_file = folder.write_cases(cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles))
+    records = cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles)
+    cases_file = folder.write_records("cases.jsonl", records)
+    if is_ours(config["model"]) and trainer.training_log:
+        folder.write_records("training.jsonl", trainer.training_log)
     result = build_result(
         config.final_config_dict,
         correct=cases.correct,

@@ -13,7 +13,7 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.keys import known_keys
 from recbole_llara.model import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
-from recbole_llara.study import STUDIES
+from recbole_llara.study.definition import STUDIES
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")

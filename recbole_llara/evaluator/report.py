@@ -30,12 +30,23 @@ def comparison_table(results: Sequence[Mapping[str, Any]], names: Sequence[str] 
     """
     if not results:
         raise UserError("No results to compare: expected the result.json of at least one run.")
-    _refuse_unlike(results)
+    refuse_unlike(results)
     header = ["Model", "HitRatio@1", "95 % interval", "ValidRatio", "n", *OPTIONAL_COLUMNS.values()]
     rows = [[name, *_cells(result)] for name, result in zip(names or _distinct_names(results), results, strict=True)]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    return markdown_table(header, rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, aligned to be read as plain text too: the first column to the left, the others to the right.
+
+    Args:
+        header: of its columns.
+        rows: a cell for each column.
+    """
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in [header, *cells]) for column in range(len(header))]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    lines = [_line(header, widths), "| " + " | ".join(rule) + " |", *(_line(row, widths) for row in rows)]
+    lines = [_line(header, widths), "| " + " | ".join(rule) + " |", *(_line(row, widths) for row in cells)]
     return "\n".join(lines)
 
 
@@ -113,7 +124,12 @@ def _distinct_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _refuse_unlike(results: Sequence[Mapping[str, Any]]) -> None:
+def refuse_unlike(results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse results that are no answers to the same questions.
+
+    Raises:
+        UserError: they differ in dataset, protocol, number of rows or candidate sets.
+    """
     first = results[0]
     for other in results[1:]:
         found = [

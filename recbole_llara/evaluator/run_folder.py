@@ -52,14 +52,14 @@ class RunFolder:
         text = json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
         return write_atomically(self.path / name, lambda file: file.write(text + "\n"))
 
-    def write_cases(self, records: Iterable[Mapping[str, Any]]) -> Path:
-        """Write ``cases.jsonl``, one test row a line. Returns the path."""
+    def write_records(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Write one record a line, such as the test rows of ``cases.jsonl``. Returns the path."""
 
         def write(file: TextIO) -> None:
             for record in records:
                 file.write(json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n")
 
-        return write_atomically(self.path / "cases.jsonl", write)
+        return write_atomically(self.path / name, write)
 
     def write_config(self, config: Mapping[str, Any]) -> Path:
         """Write ``config.yaml``: the resolved keys, without secrets. Returns the path."""
@@ -93,7 +93,7 @@ def write_atomically(path: Path, write: Callable[[TextIO], object]) -> Path:
     return path
 
 
-def read_cases(path: str | Path) -> list[dict[str, Any]]:
-    """Read a ``cases.jsonl`` back, one dict a test row."""
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of one record a line back."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]

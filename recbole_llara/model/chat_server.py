@@ -51,17 +51,17 @@ def served(llm_path: str) -> Iterator[ServedModel]:
     if not isinstance(source, Path):
         raise UserError(f"llm_path: found {llm_path!r}, expected tiny or a folder, to be served for api_base: local")
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        _link_with_template(source, model)
+        model = Path(llm_path).name  # the server knows a model by its path; seen from its folder, that is the name
+        _link_with_template(source, Path(folder) / model)
         port = _free_port()
         command = [sys.executable, "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port)]
         log = Path(folder) / "serve.log"
         with open(log, "w", encoding="utf-8") as output:
             environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-            process = subprocess.Popen([*command, str(model)], env=environment, stdout=output, stderr=output)
+            process = subprocess.Popen([*command, model], cwd=folder, env=environment, stdout=output, stderr=output)
         try:
             _wait(process, port, log)
-            yield ServedModel(f"http://127.0.0.1:{port}/v1", str(model))
+            yield ServedModel(f"http://127.0.0.1:{port}/v1", model)
         finally:
             process.terminate()
             process.wait(timeout=30)

@@ -43,7 +43,7 @@ class Recommender:
 
     Attributes:
         model: RecBole's name of it.
-        sha256: digest of what its weights depend on; of the weights' file where it came by ``rec_checkpoint``.
+        sha256: digest of its weights' file.
         item_embeddings: [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item.
         path: folder or file of its weights.
         metrics: split -> RecBole's metrics of the recommender itself; empty where it came by ``rec_checkpoint``.
@@ -97,7 +97,8 @@ def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommen
     model = _build_model(rec_config, prepared)
     load_stock_model(model, path / WEIGHTS, rec_config["model"])
     table = item_embedding_table(model)
-    return Recommender(rec_config["model"], sha256, table, path, meta["metrics"], meta["best_epoch"], seconds)
+    digest = _file_sha256(path / WEIGHTS)
+    return Recommender(rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds)
 
 
 def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
@@ -196,8 +197,12 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
         )
     model = _build_model(rec_config, prepared)
     load_stock_model(model, weights, rec_config["model"])
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Recommender(rec_config["model"], digest, item_embedding_table(model), checkpoint, {}, facts["epoch"], 0.0)
+    table = item_embedding_table(model)
+    return Recommender(rec_config["model"], _file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
+
+
+def _file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _rows_sha256(dataset: Any, rec_config: LLaRAConfig) -> str:

@@ -60,6 +60,7 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.step, self.total_steps = 0, 0  # of the stage
         self.steps_before = 0  # those of earlier stages
         self.rows_trained, self.seconds_trained = 0, 0.0
+        self.training_log: list[dict[str, Any]] = []  # what ``training.jsonl`` will hold: steps, and validations
         self._worst_score = self.best_valid_score
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.compute_dtype == torch.float16)
 
@@ -182,13 +183,19 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             yield rows.take(part)
 
     def _write_step(self, losses: dict[str, float], rate: float, hard: float) -> None:
-        step = self.steps_before + self.step
-        self.tensorboard.add_scalar("step/loss", sum(losses.values()), step)
+        """Tell the boards and the log of an optimiser step."""
+        values = {"loss": sum(losses.values()), "learning_rate": rate, "hard_probability": hard}
         if len(losses) > 1:
-            for name, value in losses.items():
-                self.tensorboard.add_scalar(f"step/loss_{name}", value, step)
-        self.tensorboard.add_scalar("step/learning_rate", rate, step)
-        self.tensorboard.add_scalar("step/hard_probability", hard, step)
+            values |= {f"loss_{name}": value for name, value in losses.items()}
+        step = self.steps_before + self.step
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"step/{name}", value, step)
+        self.training_log.append({"step": step, **values})
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self.training_log.append({"step": self.steps_before + self.step, "valid": dict(result)})
+        return score, result
 
     # --- checkpoints ---------------------------------------------------------------------------
 

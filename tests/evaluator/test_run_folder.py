@@ -8,7 +8,7 @@ import yaml
 
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.result import build_result, command_line, without_secrets
-from recbole_llara.evaluator.run_folder import RunFolder, read_cases
+from recbole_llara.evaluator.run_folder import RunFolder, read_records
 
 CONFIG = {
     "model": "SASRec",
@@ -50,15 +50,15 @@ def test_names_cannot_leave_the_folder(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     folder = RunFolder.create(tmp_path, CONFIG)
-    folder.write_cases([{"row": 0}])
+    folder.write_records("cases.jsonl", [{"row": 0}])
 
     def broken():
         yield {"row": 1}
         raise RuntimeError("stopped half way")
 
     with pytest.raises(RuntimeError):
-        folder.write_cases(broken())
-    assert read_cases(folder.path / "cases.jsonl") == [{"row": 0}]
+        folder.write_records("cases.jsonl", broken())
+    assert read_records(folder.path / "cases.jsonl") == [{"row": 0}]
     assert [path.name for path in folder.path.iterdir()] == ["cases.jsonl"]
 
 
@@ -110,8 +110,8 @@ def test_result_carries_interval_counts_and_a_copy(tmp_path):
 
 def test_cases_are_spelt_out_with_external_ids_and_titles(tmp_path):
     records = two_cases().records(["[PAD]", "u1", "u2"], ["[PAD]", "a", "b", "c", "d"], ["", "A", "B", "C", "D"])
-    path = RunFolder.create(tmp_path, CONFIG).write_cases(records)
-    first, second = read_cases(path)
+    path = RunFolder.create(tmp_path, CONFIG).write_records("cases.jsonl", records)
+    first, second = read_records(path)
     assert first["user"] == "u1"
     assert (first["history"], first["history_titles"]) == (["a", "b"], ["A", "B"])
     assert (first["candidates"], first["candidate_titles"]) == (["c", "d"], ["C", "D"])

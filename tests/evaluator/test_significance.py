@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recbole_llara.evaluator.significance import mcnemar, wilson_interval
+from recbole_llara.evaluator.significance import holm, mcnemar, paired_t, wilson_interval
 
 
 def test_wilson_interval_equals_a_hand_computation():
@@ -50,3 +50,23 @@ def test_mcnemar_of_equal_systems_is_no_difference():
 def test_mcnemar_refuses_unpaired_rows():
     with pytest.raises(ValueError, match="same rows"):
         mcnemar(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+
+
+def test_holm_equals_a_hand_computation():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_paired_t_equals_a_hand_computation():
+    # Differences .1, .2, .3: mean .2, sd .1, t = .2 / (.1 / sqrt 3) = 3.4641 with 2 degrees of freedom.
+    found = paired_t(np.array([0.5, 0.7, 0.9]), np.array([0.4, 0.5, 0.6]))
+    assert found.mean == pytest.approx(0.2) and found.p_value == pytest.approx(0.0741799, abs=1e-6)
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-6)
+
+
+def test_paired_t_without_a_spread():
+    assert paired_t(np.array([0.5]), np.array([0.4])) is None
+    assert paired_t(np.array([0.5, 0.5]), np.array([0.5, 0.5])).p_value == 1.0
+    assert paired_t(np.array([0.5, 0.5]), np.array([0.25, 0.25])).p_value == 0.0
+    with pytest.raises(ValueError, match="needs pairs"):
+        paired_t(np.array([]), np.array([]))

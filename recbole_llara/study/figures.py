@@ -1,0 +1,180 @@
+"""A study's figures, drawn by plotly: the page shows them alive, PNG files show them where a browser draws them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+from plotly.subplots import make_subplots
+
+from recbole_llara.study.definition import Study
+from recbole_llara.study.summary import Summary
+
+COLOURS = [*qualitative.D3, *qualitative.Set2]
+SMOOTH = 20  # optimiser steps in the moving mean of a loss
+PNG_NEEDS = "kaleido and Chrome or Chromium (pip install kaleido, and a browser of your system or plotly_get_chrome)"
+
+
+def draw(study: Study, summaries: Sequence[Summary]) -> dict[str, go.Figure]:
+    """All figures of a study by file name; those that would be empty are left out.
+
+    Args:
+        study: whose ``figures`` and ``radars`` say what is drawn.
+        summaries: of its datasets.
+    """
+    drawn: dict[str, go.Figure] = {}
+    for summary in summaries:
+        if summary.systems:
+            for kind in study.figures:
+                figure = PER_DATASET[kind](summary) if kind in PER_DATASET else None
+                if figure is not None:
+                    drawn[f"{kind}-{summary.dataset}"] = figure
+    if "radar" in study.figures:
+        for title, names in study.radars.items():
+            figure = radar(title, names, summaries)
+            if figure is not None:
+                drawn[f"radar-{title}"] = figure
+    return drawn
+
+
+def bars(summary: Summary) -> go.Figure:
+    """HitRatio@1 of every system with its interval, each seed as a dot, a paper's number as a diamond."""
+    names = [system.name for system in summary.systems]
+    hits = [system.hit for system in summary.systems]
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=hits,
+        orientation="h",
+        name="here, 95 % interval",
+        marker_color=COLOURS[0],
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [system.interval.high - system.hit for system in summary.systems],
+            "arrayminus": [system.hit - system.interval.low for system in summary.systems],
+            "color": "#333",
+        },
+    )
+    if max(len(system.hits) for system in summary.systems) > 1:
+        points = [(hit, system.name) for system in summary.systems for hit in system.hits]
+        x, y = zip(*points, strict=True)
+        figure.add_scatter(x=x, y=y, mode="markers", name="each seed", marker={"color": "#111", "size": 6})
+    published = [(system.published, system.name) for system in summary.systems if system.published is not None]
+    if published:
+        x, y = zip(*published, strict=True)
+        marker = {"symbol": "diamond-open", "size": 11, "color": COLOURS[3], "line": {"width": 2}}
+        figure.add_scatter(x=x, y=y, mode="markers", name="published", marker=marker)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
+    return _finished(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(names))
+
+
+def validity(summary: Summary) -> go.Figure:
+    """ValidRatio against HitRatio@1; a legend names the points, since many lie at ValidRatio 1."""
+    figure = go.Figure()
+    for number, system in enumerate(summary.systems):
+        valid = system.mean("validratio")
+        if valid is not None:
+            symbol = ("circle", "diamond", "square", "triangle-up")[number % 4]
+            marker = {"size": 13, "color": COLOURS[number % len(COLOURS)], "symbol": symbol, "opacity": 0.75}
+            figure.add_scatter(x=[system.hit], y=[valid], mode="markers", name=system.name, marker=marker)
+    figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
+    figure.update_yaxes(title="ValidRatio", range=[-0.03, 1.05])
+    return _finished(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
+
+
+def curves(summary: Summary) -> go.Figure | None:
+    """The first seed's loss, validation HitRatio@1 and probability of the hard task, by optimiser step."""
+    titles = ("Loss, mean of 20 steps", "HitRatio@1 on the validation rows", "Probability of the hard task")
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=titles)
+    is_empty = True
+    for number, system in enumerate(summary.systems):
+        log = system.entries[0].training_log()
+        steps = [record for record in log if "loss" in record]
+        if not steps:
+            continue
+        is_empty = False
+        x = [record["step"] for record in steps]
+        colour = COLOURS[number % len(COLOURS)]
+        group = {"name": system.name, "legendgroup": system.name, "line": {"color": colour, "width": 1.6}}
+        figure.add_scatter(x=x, y=_smooth([record["loss"] for record in steps]), mode="lines", row=1, col=1, **group)
+        epochs = [record for record in log if "valid" in record]
+        valid = {"x": [record["step"] for record in epochs], "y": [record["valid"].get("hit@1") for record in epochs]}
+        figure.add_scatter(**valid, mode="lines+markers", row=2, col=1, showlegend=False, **group)
+        figure.add_scatter(
+            x=x, y=[record["hard_probability"] for record in steps], mode="lines", row=3, col=1, showlegend=False, **group
+        )
+    if is_empty:
+        return None
+    figure.update_xaxes(title="optimiser step", row=3, col=1)
+    figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
+    return _finished(figure, f"Training on {summary.dataset}", 760)
+
+
+def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
+    """RSLLM's radar: HitRatio@1 and ValidRatio of every dataset; with one dataset HitRatio@1 among valid answers besides."""
+    figure = go.Figure()
+    for name in names:
+        axes: dict[str, float] = {}
+        for summary in summaries:
+            system = summary.system(name)
+            if system is None:
+                continue
+            axes[f"{summary.dataset}<br>HitRatio@1"] = system.hit
+            axes[f"{summary.dataset}<br>ValidRatio"] = system.mean("validratio") or 0.0
+            if len(summaries) == 1:
+                among = [entry.result["hit_among_valid"] or 0.0 for entry in system.entries]
+                axes[f"{summary.dataset}<br>HitRatio@1<br>among valid"] = float(np.mean(among))
+        if axes:
+            around, values = [*axes, next(iter(axes))], [*axes.values(), next(iter(axes.values()))]
+            figure.add_scatterpolar(theta=around, r=values, name=name, mode="lines+markers")
+    if not figure.data:
+        return None
+    figure.update_polars(radialaxis={"range": [0, 1], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
+    return _finished(figure, f"Over {title}", 520)
+
+
+PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {"bars": bars, "validity": validity, "curves": curves}
+
+
+def write_pngs(figures: dict[str, go.Figure], folder: Path) -> str | None:
+    """Write every figure as a PNG.
+
+    Args:
+        figures: by file name.
+        folder: is made.
+
+    Returns:
+        None, or what is missing: drawing a picture file needs a browser, which few servers have.
+    """
+    import plotly.io
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in figures]
+    try:
+        heights = [figure.layout.height for figure in figures.values()]
+        plotly.io.write_images(list(figures.values()), paths, scale=2, width=1000, height=heights)
+    except (ValueError, RuntimeError, ImportError) as error:
+        return f"no PNG files: they need {PNG_NEEDS}; the page has all figures ({str(error).strip().splitlines()[0]})"
+    return None
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """The mean of the last ``SMOOTH`` values, of fewer at the beginning."""
+    sums = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - SMOOTH, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _finished(figure: go.Figure, title: str, height: int) -> go.Figure:
+    return figure.update_layout(
+        title=title,
+        height=height,
+        template="plotly_white",
+        font={"size": 13},
+        margin={"l": 70, "r": 30, "t": 90, "b": 60},
+        legend={"orientation": "v", "x": 1.02, "y": 1},
+    )

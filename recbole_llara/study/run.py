@@ -1,0 +1,312 @@
+"""Running a study: its arms one after another, each from an earlier call or now; a failed one is noted and the rest go on."""
+
+import hashlib
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from recbole_llara import __version__
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.run_folder import read_records, write_atomically
+from recbole_llara.keys import REC_PREFIX, recommender_keys, shared_keys
+from recbole_llara.model import is_ours, replaces_item_table, stock_models
+from recbole_llara.model.item_encoder import WEIGHTS, prepare_recommender
+from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.study.definition import EVALUATES, STUDIES, Study
+from recbole_llara.study.progress import Progress
+from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+
+PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
+LOCAL = "local"  # api_base of a chat model that the study serves itself
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a study.
+
+    Args:
+        system: its name in the table.
+        dataset: what it runs on.
+        seed: of training.
+        candidate_seed: of the questions; another than the study's for a further draw, where nothing is trained.
+        is_draw: whether it is such a further draw.
+    """
+
+    system: str
+    dataset: str
+    seed: int
+    candidate_seed: int
+    is_draw: bool = False
+
+    def __str__(self) -> str:
+        draw = f", candidates {self.candidate_seed}" if self.is_draw else ""
+        return f"{self.system} on {self.dataset}, seed {self.seed}{draw}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished arm.
+
+    Args:
+        result: the content of its ``result.json``.
+        paths: of what it wrote.
+        seconds: it took.
+    """
+
+    result: dict[str, Any]
+    paths: dict[str, str]
+    seconds: float
+
+    def cases(self) -> list[dict[str, Any]]:
+        """The records of its ``cases.jsonl``."""
+        return read_records(self.paths["cases_file"])
+
+    def training_log(self) -> list[dict[str, Any]]:
+        """The records of its ``training.jsonl``; none where the run has none."""
+        path = Path(self.paths["run_dir"]) / "training.jsonl"
+        return read_records(path) if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An arm that ended with an error.
+
+    Args:
+        message: its kind and text.
+    """
+
+    message: str
+
+
+def arms_of(study: Study) -> list[Arm]:
+    """All arms in the order they are run: a dataset's first seed whole, then its further draws, then other seeds."""
+    asked = int(study.settings.get("candidate_seed") or study.seeds[0])
+    arms: list[Arm] = []
+    for dataset in study.datasets:
+        for number, seed in enumerate(study.seeds):
+            arms += [Arm(system, dataset, seed, asked) for system in study.systems]
+            if number == 0:
+                draws = [draw for draw in study.candidate_seeds if draw != asked]
+                arms += [Arm(system, dataset, seed, draw, True) for draw in draws for system in study.systems]
+    return arms
+
+
+class StudyRun:
+    """A study as it is being run.
+
+    Args:
+        study: what is compared.
+        fresh: whether to run arms that an earlier call finished.
+    """
+
+    def __init__(self, study: Study, fresh: bool = False) -> None:
+        self.study = study
+        self.fresh = fresh
+        self.asked = int(study.settings.get("candidate_seed") or study.seeds[0])
+        self.outcomes: dict[Arm, Entry | Failure] = {}
+
+    def check(self) -> None:
+        """Refuse keys that a system cannot take, before any training time is spent.
+
+        Raises:
+            UserError: the keys of some system; its name stands before the message.
+        """
+        for dataset in self.study.datasets:
+            for system in self.study.systems:
+                values = self._values(Arm(system, dataset, self.study.seeds[0], self.asked))
+                if values.get("api_base") == LOCAL:
+                    values |= {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""}
+                try:
+                    LLaRAConfig(self.study.model_of(system), config_dict=values)
+                except UserError as error:
+                    raise UserError(f"{system} on {dataset}: {error}") from error
+
+    def run(self) -> dict[Arm, Entry | Failure]:
+        """Run every arm; Ctrl-C passes through, and what is finished is kept."""
+        self.check()
+        arms = arms_of(self.study)
+        if not self.fresh:
+            self.outcomes = {arm: kept for arm in arms if (kept := self._kept(arm)) is not None}
+        with Progress(len(arms)) as progress:
+            progress.reused(len(self.outcomes))
+            wanted = [arm for arm in arms if arm not in self.outcomes]
+            for number, arm in enumerate(wanted):
+                progress.begin(str(arm), self._seconds_left(wanted[number:]))
+                self.outcomes[arm] = self._attempt(arm)
+                progress.end(str(arm), self._verdict(self.outcomes[arm]))
+        return {arm: self.outcomes[arm] for arm in arms}
+
+    def run_arm(self, arm: Arm) -> Entry:
+        """One arm, run now; what it evaluates must have been run."""
+        started = perf_counter()
+        model, values = self.study.model_of(arm.system), self._values(arm)
+        with self._served(values), _plain_logging():
+            values |= self._checkpoint(arm)
+            written = run_recbole_llara(model=model, config_dict=values)
+        paths = {key: written[key] for key in PATHS}
+        result = json.loads(Path(paths["result_file"]).read_text(encoding="utf-8"))
+        entry = Entry(result, paths, round(perf_counter() - started, 1))
+        place = self._place(arm)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, lambda file: json.dump(vars(entry), file, indent=2))
+        return entry
+
+    def _attempt(self, arm: Arm) -> Entry | Failure:
+        try:
+            return self.run_arm(arm)
+        except UserError as error:
+            return Failure(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever one arm breaks by, the others are still wanted
+            logging.getLogger().error(traceback.format_exc())
+            return Failure(f"{type(error).__name__}: {error}")
+
+    # --- what an arm is run with ---------------------------------------------------------------
+
+    def _values(self, arm: Arm) -> dict[str, Any]:
+        """Its keys, less those of the checkpoint that it evaluates."""
+        settings = {
+            **self.study.settings,
+            "dataset": arm.dataset,
+            "seed": arm.seed,
+            "candidate_seed": arm.candidate_seed,
+        }
+        return {**settings_for(self.study.model_of(arm.system), settings), **self.study.keys_of(arm.system)}
+
+    @contextmanager
+    def _served(self, values: dict[str, Any]) -> Iterator[None]:
+        """Where a chat model is to be served by the study, the server, and its address among the values."""
+        with ExitStack() as stack:
+            if values.get("api_base") == LOCAL:
+                from recbole_llara.model.chat_server import served
+
+                server = stack.enter_context(served(str(self.study.settings.get("llm_path", "tiny"))))
+                values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
+            yield
+
+    def _checkpoint(self, arm: Arm) -> dict[str, str]:
+        """The keys that name what an arm evaluates instead of training; none where it trains."""
+        keys = self.study.systems[arm.system]
+        if EVALUATES in keys or arm.is_draw:
+            source = Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.asked)
+            return self._trained(source, arm)
+        model = self.study.model_of(arm.system)
+        if model not in self._recommenders():
+            return {}
+        settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.asked}
+        config = LLaRAConfig("LLaRA", config_dict={**settings, "rec_model": model})
+        return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).path / WEIGHTS)}
+
+    def _trained(self, source: Arm, arm: Arm) -> dict[str, str]:
+        """The checkpoint of another arm, and of the recommender whose embeddings it reads."""
+        entry = self.outcomes.get(source)
+        if not isinstance(entry, Entry):
+            raise UserError(f"{arm} evaluates what {source} trains, which failed")
+        values: dict[str, str] = {}
+        if Path(entry.paths["checkpoint"]).exists():  # a system that learns nothing has none
+            values["checkpoint"] = entry.paths["checkpoint"]
+        if arm.is_draw and entry.result.get("recommender"):
+            values["rec_checkpoint"] = str(Path(entry.result["recommender"]["path"]) / WEIGHTS)
+        return values
+
+    def _recommenders(self) -> frozenset[str]:
+        """The stock models whose item embeddings a system reads: they are run as trained for it."""
+        study = self.study
+        default = study.settings.get("rec_model", "SASRec")
+        ours = [name for name in study.systems if is_ours(study.model_of(name))]
+        return frozenset(study.keys_of(name).get("rec_model", default) for name in ours)
+
+    # --- what is finished ----------------------------------------------------------------------
+
+    def _place(self, arm: Arm) -> Path:
+        """Where an arm's outcome is kept, by all that its result depends on but the code."""
+        model, values = self.study.model_of(arm.system), self._values(arm)
+        facts: dict[str, Any] = {"model": model, "values": values}
+        if values.get("api_base") == LOCAL:
+            facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
+        source = self.study.systems[arm.system].get(EVALUATES)
+        if source is not None or arm.is_draw:
+            facts["evaluates"] = self._place(Arm(source or arm.system, arm.dataset, arm.seed, self.asked)).name
+        folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
+        return folder / f"{model}-{_fingerprint(facts)}.json"
+
+    def _kept(self, arm: Arm) -> Entry | None:
+        place = self._place(arm)
+        if not place.is_file():
+            return None
+        entry = Entry(**json.loads(place.read_text(encoding="utf-8")))
+        return entry if Path(entry.paths["cases_file"]).is_file() else None
+
+    # --- what is told --------------------------------------------------------------------------
+
+    def _verdict(self, outcome: Entry | Failure) -> str:
+        if isinstance(outcome, Failure):
+            return f"FAILED: {outcome.message}"
+        return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
+
+    def _seconds_left(self, arms: Sequence[Arm]) -> float | None:
+        """What these arms will take, by what like ones took; None where nothing is known."""
+        known = {arm: entry.seconds for arm, entry in self.outcomes.items() if isinstance(entry, Entry)}
+        if not known:
+            return None
+        return sum(self._like(arm, known) for arm in arms)
+
+    def _like(self, arm: Arm, known: Mapping[Arm, float]) -> float:
+        """The mean seconds of the arms most like one: of its system, else of its model, else of all."""
+        model = self.study.model_of(arm.system)
+        for is_like in (
+            lambda other: other.system == arm.system,
+            lambda other: self.study.model_of(other.system) == model,
+            lambda other: is_ours(self.study.model_of(other.system)) == is_ours(model),
+            lambda other: True,
+        ):
+            seconds = [value for other, value in known.items() if other.is_draw == arm.is_draw and is_like(other)]
+            if seconds:
+                return sum(seconds) / len(seconds)
+        return sum(known.values()) / len(known)
+
+
+def settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a study's settings, what a model takes: an LLM all of them, another what it shares with an LLM.
+
+    A model that learns as a recommender does takes the ``rec_`` keys besides, without their prefix.
+    """
+    if is_ours(model):
+        return dict(settings)
+    values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
+    if model in stock_models() or replaces_item_table(model):
+        prefixed = {key.removeprefix(REC_PREFIX): value for key, value in settings.items() if key.startswith(REC_PREFIX)}
+        values |= {key: value for key, value in prefixed.items() if key in recommender_keys(model) - {"max_eval_rows"}}
+    return values
+
+
+def _fingerprint(facts: Mapping[str, Any]) -> str:
+    """Digest of what an arm is run with, our YAML, our version and the embedded LLM."""
+    weights = TINY_LLAMA_DIR / "model.safetensors"
+    llm = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    yaml = {
+        path.relative_to(PROPERTIES).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(PROPERTIES.rglob("*.yaml"))
+        if path.parent != STUDIES
+    }
+    facts = {**facts, "version": __version__, "llm": llm, "properties": yaml}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _plain_logging() -> Iterator[None]:
+    """Leave the root logger's level as it was: each run sets its own."""
+    level = logging.getLogger().level
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)

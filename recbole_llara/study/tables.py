@@ -1,0 +1,195 @@
+"""A study's tables: to read (Markdown), to print (LaTeX) and to go on with (CSV)."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_llara.evaluator.report import ABSENT, markdown_table
+from recbole_llara.study.definition import Study
+from recbole_llara.study.run import Arm, Entry, Failure
+from recbole_llara.study.summary import Measured, Summary
+
+Table = tuple[list[str], list[list[str]]]
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"})
+
+
+def results_table(summary: Summary) -> Table:
+    """The systems of one dataset: how many they got right, how sure that is, and what a paper reports."""
+    systems = summary.systems
+    header = ["System", "HitRatio@1"]
+    if any(system.spread is not None for system in systems):
+        header.append(f"± over {max(len(system.entries) for system in systems)} seeds")
+    if any(system.draws for system in systems):
+        header.append(f"± over {1 + max(len(system.draws) for system in systems)} draws")
+    header += ["95 % interval", "ValidRatio", "HitRatio@5", "NDCG@10", "n"]
+    if any(system.published is not None for system in systems):
+        header.append("published")
+    marks = _marks(summary)
+    return header, [[_cell(system, column, summary, marks) for column in header] for system in systems]
+
+
+def _cell(system: Measured, column: str, summary: Summary, marks: dict[str, str]) -> str:
+    if column.endswith("seeds"):
+        return _share(system.spread)
+    if column.endswith("draws"):
+        return _share(system.draw_spread)
+    if column == "published":
+        if system.published is None:
+            return ABSENT
+        return f"{system.published:.4f}" + "".join(f" [{marks[text]}]" for text in system.differences)
+    return {
+        "System": system.name,
+        "HitRatio@1": f"{system.hit:.4f}",
+        "95 % interval": f"{system.interval.low:.3f} to {system.interval.high:.3f}",
+        "ValidRatio": _share(system.mean("validratio")),
+        "HitRatio@5": _share(system.mean("hit@5")),
+        "NDCG@10": _share(system.mean("ndcg@10")),
+        "n": str(summary.n),
+    }[column]
+
+
+def comparisons_table(summary: Summary) -> Table:
+    """Which differences are more than noise."""
+    header = ["Compared", "difference", "only the first", "only the second", "McNemar p", "p (Holm)"]
+    over_seeds = any(comparison.seeds is not None for comparison in summary.comparisons)
+    header += ["t-test over seeds p", "p (Holm) ", "verdict"] if over_seeds else ["verdict"]
+    rows = []
+    for c in summary.comparisons:
+        cells = [f"{c.one} against {c.other}", f"{c.difference:+.4f}", str(c.rows.only_a), str(c.rows.only_b)]
+        cells += [f"{c.rows.p_value:.2g}", f"{c.rows_holm:.2g}"]
+        if over_seeds and c.seeds is not None:
+            cells += [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
+        rows.append([*cells, c.verdict])
+    return header, rows
+
+
+def time_table(summary: Summary) -> Table:
+    """What the systems cost here: the first seed's training and evaluation."""
+    header = ["System", "training, s", "rows/s in training", "rows/s in evaluation"]
+    rows = []
+    for system in summary.systems:
+        timings = system.entries[0].result["timings"]
+        numbers = (timings.get(k) for k in ("training_seconds", "training_rows_per_second", "evaluation_rows_per_second"))
+        rows.append([system.name, *(ABSENT if number is None else f"{number:,.0f}" for number in numbers)])
+    return header, rows
+
+
+def notes(study: Study, summary: Summary) -> list[str]:
+    """What a reader of the tables must know."""
+    asked = study.settings.get("candidate_seed") or study.seeds[0]
+    lines = [
+        f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all systems "
+        f"answer the same candidates (candidate_seed {asked}). The interval is Wilson's, over rows.",
+    ]
+    if summary.comparisons:
+        lines.append(
+            "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. "
+            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems."
+        )
+    if summary.best_baseline is not None:
+        lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
+    if any(system.published is not None for system in summary.systems):
+        sources = "; ".join(dict.fromkeys(column.source for column in study.published))
+        lines.append(f"Published: {sources}. Everywhere other candidates than here, since theirs were not released.")
+        lines += [f"[{mark}] {text}." for text, mark in _marks(summary).items()]
+    lines += [f"FAILED: {message}" for message in summary.failures.values()]
+    return lines
+
+
+def _marks(summary: Summary) -> dict[str, str]:
+    """A letter for each way in which a paper's setting differs."""
+    texts = dict.fromkeys(text for system in summary.systems for text in system.differences)
+    return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
+
+
+def markdown(study: Study, summaries: Sequence[Summary]) -> str:
+    """The report to read."""
+    lines = [f"# {study.title}", ""]
+    for summary in summaries:
+        lines += [f"## {summary.dataset}", ""]
+        if summary.systems:
+            lines += [markdown_table(*results_table(summary)), ""]
+        if summary.comparisons:
+            lines += [markdown_table(*comparisons_table(summary)), ""]
+        if summary.systems:
+            lines += [markdown_table(*time_table(summary)), ""]
+        lines += [f"- {line}" for line in notes(study, summary)] + [""]
+    return "\n".join(lines)
+
+
+def runs_csv(outcomes: dict[Arm, Entry | Failure]) -> str:
+    """One line a run, with all its metrics."""
+    rows = []
+    for arm, outcome in outcomes.items():
+        row: dict[str, Any] = {
+            "dataset": arm.dataset,
+            "system": arm.system,
+            "seed": arm.seed,
+            "candidate_seed": arm.candidate_seed,
+        }
+        if isinstance(outcome, Failure):
+            row["failure"] = outcome.message
+        else:
+            result = outcome.result
+            row |= {key: result[key] for key in ("protocol", "n", "correct", "valid_answers", "decoding", "best_epoch")}
+            row |= {"low": result["interval_95"]["low"], "high": result["interval_95"]["high"]}
+            row |= {f"{split}_{key}": value for split, values in result["metrics"].items() for key, value in values.items()}
+            row |= {**result["timings"], "seconds": outcome.seconds, "run_dir": outcome.paths["run_dir"]}
+        rows.append(row)
+    return _csv(rows)
+
+
+def comparisons_csv(summaries: Sequence[Summary]) -> str:
+    """One line a comparison."""
+    rows = []
+    for summary in summaries:
+        for c in summary.comparisons:
+            row: dict[str, Any] = {"dataset": summary.dataset, "one": c.one, "other": c.other, "difference": c.difference}
+            row |= {"both": c.rows.both, "only_one": c.rows.only_a, "only_other": c.rows.only_b, "neither": c.rows.neither}
+            row |= {"mcnemar_p": c.rows.p_value, "mcnemar_holm": c.rows_holm}
+            if c.seeds is not None:
+                row |= {"t_p": c.seeds.p_value, "t_holm": c.seeds_holm, "low": c.seeds.low, "high": c.seeds.high}
+            rows.append({**row, "verdict": c.verdict})
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def latex(study: Study, summaries: Sequence[Summary]) -> str:
+    """The papers' table: a line a system, ValidRatio and HitRatio@1 for each dataset, the best HitRatio@1 in bold (booktabs)."""
+    shown = [summary for summary in summaries if summary.systems]
+    heads = " & ".join(f"\\multicolumn{{2}}{{c}}{{{s.dataset.translate(LATEX)} ($n={s.n}$)}}" for s in shown)
+    lines = [
+        f"\\begin{{tabular}}{{l{'cc' * len(shown)}}}",
+        r"\toprule",
+        f" & {heads} \\\\",
+        "System" + " & ValidRatio & HitRatio@1" * len(shown) + r" \\",
+        r"\midrule",
+    ]
+    for name in study.systems:
+        cells = [name.translate(LATEX)]
+        for summary in shown:
+            system = summary.system(name)
+            cells += ["--", "--"] if system is None else _latex_cells(system, max(s.hit for s in summary.systems))
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_cells(system: Measured, best: float) -> list[str]:
+    hit = f"{system.hit:.4f}"
+    hit = f"\\textbf{{{hit}}}" if system.hit == best else hit
+    spread = "" if system.spread is None else f" $\\pm$ {system.spread:.4f}"
+    valid = system.mean("validratio")
+    return ["--" if valid is None else f"{valid:.4f}", hit + spread]
+
+
+def _share(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4f}"

@@ -1,0 +1,94 @@
+"""Statistics of studies: a planted null is no difference, a planted effect is one, the best baseline is chosen unseen."""
+
+import numpy as np
+import pytest
+
+from recbole_llara.errors import UserError
+from recbole_llara.study.definition import Published
+from recbole_llara.study.run import Arm, Failure
+from recbole_llara.study.summary import summarise
+
+N = 943
+
+
+def answers(generator, share, seeds=1, n=N):
+    return generator.random((seeds, n)) < share
+
+
+def verdict(study, outcomes):
+    (summary,) = summarise(study, outcomes)
+    (comparison,) = summary.comparisons
+    return comparison
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_planted_null_is_no_difference(make_study, outcomes_of, seeds):
+    """Two identical arms with other seeds."""
+    study = make_study(compare=(("A", "B"),), seeds=tuple(range(2020, 2020 + seeds)))
+    generator = np.random.default_rng(0)
+    found = verdict(study, outcomes_of({name: answers(generator, 0.48, seeds) for name in "AB"}))
+    assert "no difference beyond the noise" in found.verdict
+
+
+def test_planted_nulls_are_called_differences_as_rarely_as_promised(make_study, outcomes_of):
+    """Of 60 identical pairs under test at once, Holm's correction leaves none; uncorrected a few would be left."""
+    generator = np.random.default_rng(1)
+    names = [f"S{number}" for number in range(61)]
+    study = make_study(names, compare=tuple(("S0", name) for name in names[1:]))
+    (summary,) = summarise(study, outcomes_of({name: answers(generator, 0.48) for name in names}))
+    assert not any(comparison.verdict.startswith("a difference") for comparison in summary.comparisons)
+    assert any(comparison.rows.p_value < 0.05 for comparison in summary.comparisons)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_planted_effect_is_a_difference(make_study, outcomes_of, seeds):
+    study = make_study(compare=(("A", "B"),), seeds=tuple(range(2020, 2020 + seeds)))
+    generator = np.random.default_rng(2)
+    found = verdict(study, outcomes_of({"A": answers(generator, 0.55, seeds), "B": answers(generator, 0.42, seeds)}))
+    assert found.verdict.startswith("a difference") and found.difference == pytest.approx(0.13, abs=0.04)
+    assert found.verdict.endswith("trained models") is (seeds == 1)  # one seed says nothing of the systems themselves
+
+
+def test_numbers_by_hand(make_study, outcomes_of, make_entry):
+    study = make_study(seeds=(2020, 2021), candidate_seeds=(7,))
+    a = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
+    outcomes = outcomes_of({"A": a, "B": np.array([[1, 0, 0, 0], [1, 0, 0, 0]])})
+    outcomes[Arm("A", "ml-100k", 2020, 7, True)] = make_entry([1, 0, 0, 0], candidates="other")
+    (summary,) = summarise(study, outcomes)
+    system = summary.system("A")
+    assert system.hit == 0.625 and system.spread == pytest.approx(0.125 * 2**0.5)  # .5 and .75
+    assert system.draw_spread == pytest.approx(0.125 * 2**0.5)  # .5 and .25
+    assert summary.n == 4 and summary.comparisons == ()
+
+
+def test_the_best_baseline_is_chosen_on_the_validation_rows(make_study, outcomes_of):
+    study = make_study(("A", "B", "C"), baselines=("A", "B"))
+    outcomes = outcomes_of({"A": [[1, 1, 1, 1]]}, valid_hit=0.2)  # the better on the test rows
+    outcomes |= outcomes_of({"B": [[0, 0, 0, 1]]}, valid_hit=0.4) | outcomes_of({"C": [[0, 1, 0, 1]]})
+    (summary,) = summarise(study, outcomes)
+    assert summary.best_baseline == "B"
+    assert [(c.one, c.other) for c in summary.comparisons] == [("C", "B")]
+
+
+def test_a_failed_system_is_told_and_left_out(make_study, outcomes_of):
+    study = make_study(compare=(("A", "B"),))
+    outcomes = {**outcomes_of({"A": [[1, 0]]}), Arm("B", "ml-100k", 2020, 2020): Failure("RuntimeError: broken")}
+    (summary,) = summarise(study, outcomes)
+    assert [system.name for system in summary.systems] == ["A"]
+    assert "broken" in summary.failures["B"] and summary.comparisons == ()
+
+
+def test_other_questions_are_refused(make_study, outcomes_of):
+    outcomes = outcomes_of({"A": [[1, 0]]}) | outcomes_of({"B": [[1, 0]]}, candidates="other")
+    with pytest.raises(UserError, match="did not answer the same questions"):
+        summarise(make_study(), outcomes)
+
+
+def test_how_a_papers_setting_differs(make_study, outcomes_of):
+    column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}, {}, {})
+    study = make_study(published=(column,))
+    (summary,) = summarise(study, outcomes_of({"A": [[1, 0]], "B": [[1, 0]]}))
+    assert summary.system("A").published == 0.4 and summary.system("B").published is None
+    assert summary.system("A").differences == ("protocol llara there, leave_one_out here", "Llama-2-7B there, tiny here")
+    same = outcomes_of({"A": [[1, 0]], "B": [[1, 0]]}, llm="/models/Llama-2-7b", protocol="llara")
+    assert summarise(study, same)[0].system("A").differences == ()
