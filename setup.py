@@ -46,9 +46,18 @@ setup(
         "plotly>=5.20",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "sentencepiece>=0.2", "openai>=1.40", "transformers[serving]"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "sentencepiece>=0.2",
+            "openai>=1.40",
+            "transformers[serving]",
+            "pyarrow>=15,<22",
+        ],
         "quantization": ["bitsandbytes>=0.43"],
         "kernels": ["liger-kernel>=0.5"],
+        "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],
         "chat": ["openai>=1.40", "transformers[serving]"],
     },

@@ -120,6 +120,7 @@ class Tables:
         published: the papers' statistics, by ``sequences``, ``items`` and ``interactions``.
         differences: why the counts are not the published ones.
         warning: what everybody who uses the dataset should know.
+        windows: ready-made rows instead of ``interactions``: split -> (user, history of items parted by blanks, target).
     """
 
     interaction_columns: Sequence[str]
@@ -129,10 +130,11 @@ class Tables:
     published: dict[str, int] = field(default_factory=dict)
     differences: Sequence[str] = ()
     warning: str | None = None
+    windows: dict[str, Iterable[Sequence[object]]] = field(default_factory=dict)
 
 
 def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False) -> dict[str, int]:
-    """Write ``<out>/<name>/<name>.inter`` and ``.item`` beside their place, then put the folder there by one rename.
+    """Write ``<out>/<name>/<name>.inter`` (of windows one a split) and ``.item`` beside their place, then rename the folder.
 
     Args:
         tables: what is written.
@@ -141,7 +143,7 @@ def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False)
         overwrite: whether an older folder may be replaced.
 
     Returns:
-        the numbers of ``sequences`` (users), ``items`` (with an interaction) and ``interactions``.
+        the numbers of ``sequences`` (users), ``items`` (with an interaction, or a target) and ``interactions`` (or rows).
 
     Raises:
         UserError: the folder is there already.
@@ -155,15 +157,18 @@ def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False)
         users, items = set(), set()
         count = 0
 
-        def watched() -> Iterator[Sequence[object]]:
+        def watched(rows: Iterable[Sequence[object]], item: int) -> Iterator[Sequence[object]]:
             nonlocal count
-            for row in tables.interactions:
+            for row in rows:
                 users.add(row[0])
-                items.add(row[1])
+                items.add(row[item])
                 count += 1
                 yield row
 
-        _write(temporary / f"{name}.inter", tables.interaction_columns, watched())
+        for split, rows in tables.windows.items():
+            _write(temporary / f"{name}.{split}.inter", tables.interaction_columns, watched(rows, 2))
+        if not tables.windows:
+            _write(temporary / f"{name}.inter", tables.interaction_columns, watched(tables.interactions, 1))
         if not count:
             raise UserError("raw: no interaction is left, expected at least one")
         _write(temporary / f"{name}.item", tables.item_columns, tables.items)

@@ -12,6 +12,7 @@ import generic
 import lastfm
 import movielens
 import steam
+import windows
 from atomic import Tables, write_dataset
 
 from recbole_llara.errors import UserError, exit_status
@@ -22,7 +23,7 @@ RAW_CONVERTERS = {
     "lastfm-llara": lastfm.convert,
     "steam": steam.convert,
 }
-NAMES = (*RAW_CONVERTERS, "generic")
+NAMES = (*RAW_CONVERTERS, "generic", "windows")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,11 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=2020, help="steam: of the third of users and games (default %(default)s)")
     parser.add_argument("--inter", type=Path, help="generic: interactions, CSV, TSV or Parquet")
-    parser.add_argument("--item", type=Path, help="generic: items, likewise")
+    parser.add_argument("--item", type=Path, help="generic: items, likewise; windows: titles, TSV")
+    for split in windows.SPLITS:
+        parser.add_argument(f"--{split}", type=Path, help=f"windows: the {split} rows, TSV of history, length and next item")
     parser.add_argument(
         "--columns", help="generic: OURS=YOURS,... for user_id, item_id, timestamp, title, rating, release_year, class"
     )
-    parser.add_argument("--dataset", help="generic: the dataset's name (default: that of the interactions' file)")
+    parser.add_argument("--dataset", help="generic, windows: the dataset's name (default: that of the interactions' file)")
     return parser
 
 
@@ -56,6 +59,18 @@ def read_tables(arguments: argparse.Namespace) -> tuple[str, Tables]:
             raise UserError("generic: expected --inter FILE and --item FILE")
         name = arguments.dataset or arguments.inter.stem
         return name, generic.convert(arguments.inter, arguments.item, generic.parse_columns(arguments.columns))
+    if arguments.name == "windows":
+        files = {split: getattr(arguments, split) for split in windows.SPLITS}
+        missing = [
+            f"--{key}"
+            for key, value in {**files, "item": arguments.item, "dataset": arguments.dataset}.items()
+            if value is None
+        ]
+        if missing:
+            raise UserError(
+                f"windows: found no {', '.join(missing)}, expected --train, --valid, --test, --item FILE and --dataset NAME"
+            )
+        return arguments.dataset, windows.convert(files, arguments.item, arguments.max_malformed)
     if arguments.raw is None:
         raise UserError(f"{arguments.name}: expected --raw DIR, the folder of the raw files")
     options = {"seed": arguments.seed} if arguments.name == "steam" else {}

@@ -92,9 +92,15 @@ def _chunks(path: Path) -> Iterator[pd.DataFrame]:
     """The file in pieces, every cell as text where the format has no types."""
     if path.suffix == ".parquet":
         try:
-            yield pd.read_parquet(path)
+            from pyarrow import ArrowException
+            from pyarrow.parquet import ParquetFile
         except ImportError as error:
-            raise UserError(f"{path} is Parquet, which needs pyarrow: pip install pyarrow") from error
+            raise UserError(f"{path} is Parquet, which needs pyarrow: pip install 'pyarrow<22'") from error
+        try:
+            for batch in ParquetFile(path).iter_batches(CHUNK):
+                yield batch.to_pandas()
+        except (ArrowException, OSError) as error:
+            raise UserError(f"{path} cannot be read as Parquet ({error})") from error
         return
     separator = "\t" if path.suffix in (".tsv", ".txt") else ","
     try:
@@ -106,7 +112,8 @@ def _chunks(path: Path) -> Iterator[pd.DataFrame]:
 def _seconds(column: pd.Series, path: Path) -> pd.Series:
     """Numbers as they are; dates as seconds since 1970."""
     if pd.api.types.is_datetime64_any_dtype(column):
-        return column.astype("int64") / 1e9
+        moments = column.dt.tz_localize("UTC") if column.dt.tz is None else column
+        return (moments - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     numbers = pd.to_numeric(column, errors="coerce")
     if not numbers.isna().any():
         return numbers

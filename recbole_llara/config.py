@@ -148,11 +148,11 @@ class LLaRAConfig(Config):
         self._layer(f"model/{model}")
         if is_tiny:
             self._layer(f"llm/tiny-{model}")
-        # RecBole loads user and item columns for the models that read them; the dataset's own list adds to these.
-        load_col = self.internal_config_dict["load_col"]
-        self._layer(f"dataset/{dataset}")
-        self.internal_config_dict["load_col"] = {**load_col, **self.internal_config_dict["load_col"]}
-        self._layer(f"protocol/{checked_protocol(self._value('protocol'))}")
+        # RecBole loads user and item columns for the models that read them; a dataset's or protocol's own list adds to these.
+        for name in (f"dataset/{dataset}", f"protocol/{checked_protocol(self._value('protocol'))}"):
+            load_col = self.internal_config_dict["load_col"] or {}
+            self._layer(name)
+            self.internal_config_dict["load_col"] = {**load_col, **(self.internal_config_dict["load_col"] or {})}
         self._fit_protocol(self._value("protocol"))
         rec_model = _checked_recommender(self._value("rec_model")) if is_ours(model) else None
         check_keys(self._sources, known_keys(model, rec_model, inner))

@@ -57,6 +57,12 @@ def check_dataset_files(dataset: str, folder: str | Path, benchmark: list[str] |
     missing = [name for name in wanted if not (folder / name).is_file()]
     if not missing:
         return
+    own = sorted(path.name for path in folder.glob("*.inter"))
+    if own:
+        raise UserError(
+            f"dataset: {str(folder)!r} holds {', '.join(own)}, expected {', '.join(missing)}; protocol windows reads "
+            "ready-made splits, the other protocols one file"
+        )
     parent = folder.parent
     there = [path.name for path in parent.iterdir() if any(path.glob("*.inter"))] if parent.is_dir() else []
     raise UserError(

@@ -35,7 +35,8 @@ def test_a_command_is_a_configuration(command, monkeypatch, tmp_path):
     arguments, keys = build_parser().parse_known_args(shlex.split(command))
     if arguments.dataset != "ml-100k":  # as if it had been converted
         (tmp_path / "dataset" / arguments.dataset).mkdir(parents=True)
-        (tmp_path / "dataset" / arguments.dataset / f"{arguments.dataset}.inter").touch()
+        for part in ("", ".train", ".valid", ".test"):
+            (tmp_path / "dataset" / arguments.dataset / f"{arguments.dataset}{part}.inter").touch()
     config = LLaRAConfig(arguments.model, arguments.dataset, argv=keys)
     assert config["model"] == arguments.model
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
@@ -19,7 +20,7 @@ from recbole.utils import ModelType
 from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
 from recbole_llara.data.candidates import CandidateSampler, SeenItems
 from recbole_llara.data.hashing import sample_rows
-from recbole_llara.data.protocol import DataProtocol
+from recbole_llara.data.protocol import READY_MADE, DataProtocol
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
 from recbole_llara.errors import UserError
@@ -44,7 +45,43 @@ class CandidateDataset(SequentialDataset):
         self.protocol = DataProtocol.from_config(config)
         super().__init__(config)
 
+    @property
+    def is_ready_made(self) -> bool:
+        """Whether rows come from three files as they are."""
+        return self.protocol.split_protocol == READY_MADE
+
     def _change_feat_format(self) -> None:
+        """Give rows their final form, by time or as they are."""
+        if self.is_ready_made:
+            self._take_windows()
+        else:
+            self._sort_by_time()
+
+    def _take_windows(self) -> None:
+        """Ready-made rows: the last L items of each history, 0-padded to L on the right.
+
+        RecBole pads to the longest history and never cuts; recommenders of a fixed width take L.
+        """
+        field, length = self.item_id_list_field, self.item_list_length_field
+        histories = [np.asarray(items, dtype=np.int64)[-self.max_item_list_len :] for items in self.inter_feat[field]]
+        lengths = np.array([len(items) for items in histories])
+        users = self.inter_feat[self.uid_field].to_numpy(np.int64)
+        targets = self.inter_feat[self.iid_field].to_numpy(np.int64)
+        if not lengths.all():
+            row = int((lengths == 0).argmax())
+            raise UserError(f"row {row + 1} of the windows of {self.dataset_name} has no history, expected at least one item")
+        items = np.concatenate([*histories, targets])
+        self.seen = SeenItems.from_interactions(
+            np.concatenate([np.repeat(users, lengths), users]), items, int(items.max(initial=0)) + 1
+        )
+        self.users_in_order = np.unique(users)
+        self.inter_feat[field], self.inter_feat[length] = histories, lengths
+        self.field2seqlen[field] = self.max_item_list_len
+        super()._change_feat_format()
+        padded = self.inter_feat[field]
+        self.inter_feat[field] = F.pad(padded, (0, self.max_item_list_len - padded.shape[1]))
+
+    def _sort_by_time(self) -> None:
         """Sort by time in float64 first: RecBole keeps time as float32, whose steps are a minute or more today.
 
         RecBole's own sorts are stable and float32 keeps the order of float64, so what is sorted here stays sorted.
@@ -82,6 +119,8 @@ class CandidateDataset(SequentialDataset):
             UserError: a split is left without rows, or candidates cannot be drawn.
         """
         splits = self._build_by_user() if self.protocol.split_protocol == "user_time" else super().build()
+        if self.is_ready_made:
+            splits = [split.copy(split.inter_feat[rows]) for split, rows in zip(splits, self._long_enough(splits), strict=True)]
         for name, split in zip(SPLITS, splits, strict=True):
             split.inter_feat = self._finish(split.inter_feat, name)
         return splits
@@ -97,6 +136,15 @@ class CandidateDataset(SequentialDataset):
             self.protocol.min_eval_history,
         )
         return [self.copy(self.inter_feat[row]) for row in rows]
+
+    def _long_enough(self, splits: list["CandidateDataset"]) -> list[torch.Tensor]:
+        """Which ready-made rows of each split are kept, for the length of their history."""
+        least = (self.protocol.min_train_history, self.protocol.min_eval_history, self.protocol.min_eval_history)
+        kept = [split.inter_feat[self.item_list_length_field] >= number for split, number in zip(splits, least, strict=True)]
+        dropped = {name: int((~rows).sum()) for name, rows in zip(SPLITS, kept, strict=True) if not rows.all()}
+        if dropped:
+            _logger.info(f"rows left out for a history shorter than min_train_history or min_eval_history: {dropped}")
+        return kept
 
     def _finish(self, inter_feat: Interaction, split: str) -> Interaction:
         """Number the rows of one split, thin them, and add the candidates to valid and test."""

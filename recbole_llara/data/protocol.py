@@ -11,7 +11,8 @@ from typing import Any
 from recbole_llara.data.candidates import EXCLUDE_RULES
 from recbole_llara.errors import UserError
 
-SPLIT_PROTOCOLS = ("user_time", "leave_one_out")
+READY_MADE = "benchmark"
+SPLIT_PROTOCOLS = ("user_time", "leave_one_out", READY_MADE)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,11 @@ def _check_recbole_keys(config: Any) -> None:
     modes = set(mode.values()) if isinstance(mode, dict) else {mode}
     if modes != {"full"}:
         raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling.")
-    if config["benchmark_filename"] is not None:
+    files = config["benchmark_filename"]
+    if config["split_protocol"] != READY_MADE and files is not None:
         raise UserError(
-            f"benchmark_filename is {config['benchmark_filename']!r}, expected none: split_protocol makes the splits."
+            f"benchmark_filename is {files!r}, expected none: split_protocol {config['split_protocol']!r} makes the splits; "
+            "ready-made ones take --protocol=windows."
         )
+    if config["split_protocol"] == READY_MADE and not (isinstance(files, list) and len(files) == 3):
+        raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")

@@ -22,10 +22,11 @@ def keys_of(protocol="llara", **changes):
     return values
 
 
-def test_both_protocols_name_the_same_keys():
-    files = [yaml.safe_load(path.read_text()) for path in (PROPERTIES / "protocol").glob("*.yaml")]
-    assert len(files) >= 2
-    assert all(set(file) == set(files[0]) for file in files)
+def test_protocols_name_the_same_keys():
+    """What one settles, another settles too; ready-made windows need three of RecBole's keys besides."""
+    files = {path.stem: set(yaml.safe_load(path.read_text())) for path in (PROPERTIES / "protocol").glob("*.yaml")}
+    assert files["windows"] - files["llara"] == {"benchmark_filename", "alias_of_item_id", "load_col"}
+    assert files["llara"] == files["leave_one_out"] < files["windows"]
 
 
 def test_the_papers_protocol():
@@ -63,3 +64,9 @@ def test_candidate_seed_falls_back_to_seed():
 def test_a_wrong_value_names_its_key(key, value):
     with pytest.raises(UserError, match=key):
         DataProtocol.from_config(keys_of(**{key: value}))
+
+
+@pytest.mark.parametrize("files", [None, ["train", "valid"], "train"])
+def test_ready_made_windows_come_in_three_files(files):
+    with pytest.raises(UserError, match="benchmark_filename is .* expected three names"):
+        DataProtocol.from_config(keys_of(split_protocol="benchmark", benchmark_filename=files))

@@ -94,3 +94,18 @@ def test_missing_arguments(tmp_path, run):
         run("generic", "--out", tmp_path)
     with pytest.raises(UserError, match="expected --raw DIR"):
         run("steam", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "ms"])
+def test_parquet_is_read_like_csv(files, tmp_path, run, read, unit):
+    """Dates as columns of dates, in any unit; ids as numbers."""
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    table = pd.DataFrame({"uid": ["a", "b"], "sku": [1, 2], "when": pd.to_datetime(["2024-01-31", "1970-01-02"])})
+    table["when"] = table["when"].astype(f"datetime64[{unit}]")
+    table.to_parquet(tmp_path / "shop.parquet")
+    run("generic", "--inter", tmp_path / "shop.parquet", *_words(files, "--out", tmp_path / "out")[3:])
+    rows = read(tmp_path / "out" / "shop" / "shop.inter")[1]
+    assert [row[:2] for row in rows] == [["a", "1"], ["b", "2"]] and [float(row[2]) for row in rows] == [1706659200, 86400]
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        run("generic", "--inter", tmp_path / "broken.parquet", *_words(files, "--out", tmp_path / "other")[3:])
