@@ -1,5 +1,5 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
-# test, lint: what they say. accuracy: hours, three seeds of LLaRA(SASRec) against its SASRec.
+# test, lint: what they say. bench: minutes, speed against the floor and a plain recipe. accuracy: hours, three seeds of LLaRA(SASRec).
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: quickstart study test lint accuracy install clean
+.PHONY: quickstart study test lint accuracy bench install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
@@ -25,6 +25,9 @@ lint: $(STAMP)
 
 accuracy: $(STAMP)
 	$(RUN) -m recbole_llara.study accuracy --seeds=2020,2021,2022
+
+bench: $(STAMP)
+	$(RUN) tests/benchmarks/bench_speed.py
 
 install: $(STAMP)
 
