@@ -54,7 +54,8 @@ def _table(table: Table, caption: str) -> str:
 def _cases(found: Cases) -> str:
     pattern = found.pattern
     who = f"{', '.join(pattern.right) or 'nobody'} right; {', '.join(pattern.wrong) or 'nobody'} wrong"
-    head = f"<h3>{escape(pattern.title)}</h3><p>{escape(who)}: {found.count} of {found.n} rows, some drawn at random.</p>"
+    drawn = f", {len(found.shown)} of them drawn at random" if len(found.shown) < found.count else ""
+    head = f"<h3>{escape(pattern.title)}</h3><p>{escape(who)}: {found.count} of {found.n} rows{drawn}.</p>"
     return head + "".join(_case(case) for case in found.shown)
 
 

@@ -1,9 +1,12 @@
-"""Where a study stands: a bar over its arms, with what runs now and about how long the rest will take."""
+"""Where a study stands: a line before and after every run, with a bar, the time so far and about how long the rest will take.
+
+Lines, not one that is redrawn: between them every run writes its own log and its own live bar.
+"""
 
 import sys
-from types import TracebackType
+from time import perf_counter
 
-from tqdm import tqdm
+WIDTH = 20  # of the bar
 
 
 def spoken(seconds: float) -> str:
@@ -15,40 +18,32 @@ def spoken(seconds: float) -> str:
 
 
 class Progress:
-    """The bar of one study, on standard error; a line an arm stays above it.
+    """The progress of one study, on standard error.
 
     Args:
-        count: of arms.
+        count: of runs.
     """
 
     def __init__(self, count: int) -> None:
-        self.bar = tqdm(
-            total=count,
-            desc="Study",
-            bar_format="{desc}: {n_fmt}/{total_fmt} |{bar:30}| {elapsed}{postfix}",
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,
-        )
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.close()
+        self.count, self.done, self.started = count, 0, perf_counter()
 
     def begin(self, arm: str, seconds_left: float | None) -> None:
         """Say what runs now, and how long this and the rest may take."""
-        left = "time left unknown yet" if seconds_left is None else f"about {spoken(seconds_left)} left"
-        self.bar.set_postfix_str(f"{arm}; {left}", refresh=True)
+        left = "time left not known yet" if seconds_left is None else f"about {spoken(seconds_left)} left"
+        self._write(f"{arm} ... {left}")
 
     def end(self, arm: str, verdict: str) -> None:
-        """Say how an arm ended."""
-        self.bar.write(f"{arm}: {verdict}", file=sys.stderr)
-        self.bar.update()
+        """Say how a run ended."""
+        self.done += 1
+        self._write(f"{arm}: {verdict}")
 
     def reused(self, count: int) -> None:
-        """Say how many arms are taken from earlier calls."""
+        """Say how many runs are taken from earlier calls."""
+        self.done += count
         if count:
-            self.bar.write(
-                f"{count} of {self.bar.total} runs are taken from earlier calls (--fresh runs them again)", file=sys.stderr
-            )
-            self.bar.update(count)
+            self._write(f"{count} of {self.count} runs are taken from earlier calls (--fresh runs them again)")
+
+    def _write(self, text: str) -> None:
+        bar = "#" * (WIDTH * self.done // self.count)
+        so_far = spoken(perf_counter() - self.started)
+        sys.stderr.write(f"Study [{bar:<{WIDTH}}] {self.done}/{self.count}, {so_far}: {text}\n")

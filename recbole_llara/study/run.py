@@ -15,19 +15,22 @@ from recbole_llara import __version__
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
+from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import read_records, write_atomically
 from recbole_llara.keys import REC_PREFIX, recommender_keys, shared_keys
 from recbole_llara.model import is_ours, replaces_item_table, stock_models
 from recbole_llara.model.item_encoder import WEIGHTS, prepare_recommender
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.study.definition import EVALUATES, STUDIES, Study
+from recbole_llara.study.definition import EVALUATES, Study
 from recbole_llara.study.progress import Progress
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
 FINISHED = "finished"
+# Keys that say where things lie and what is shown, and change no result.
+ELSEWHERE = frozenset({"checkpoint_dir", "device", "gpu_id", "result_file", "show_progress", "state", "log_wandb"})
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class StudyRun:
         self.fresh = fresh
         self.asked = int(study.settings.get("candidate_seed") or study.seeds[0])
         self.outcomes: dict[Arm, Entry | Failure] = {}
+        self._keys: dict[Arm, dict[str, Any]] = {}
 
     def check(self) -> None:
         """Refuse keys that a system cannot take, before any training time is spent.
@@ -123,11 +127,10 @@ class StudyRun:
         """
         for dataset in self.study.datasets:
             for system in self.study.systems:
-                values = self._values(Arm(system, dataset, self.study.seeds[0], self.asked))
-                if values.get("api_base") == LOCAL:
-                    values |= {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""}
                 try:
-                    LLaRAConfig(self.study.model_of(system), config_dict=values)
+                    self._config(
+                        self.study.model_of(system), self._values(Arm(system, dataset, self.study.seeds[0], self.asked))
+                    )
                 except UserError as error:
                     raise UserError(f"{system} on {dataset}: {error}") from error
 
@@ -137,13 +140,13 @@ class StudyRun:
         arms = arms_of(self.study)
         if not self.fresh:
             self.outcomes = {arm: kept for arm in arms if (kept := self._kept(arm)) is not None}
-        with Progress(len(arms)) as progress:
-            progress.reused(len(self.outcomes))
-            wanted = [arm for arm in arms if arm not in self.outcomes]
-            for number, arm in enumerate(wanted):
-                progress.begin(str(arm), self._seconds_left(wanted[number:]))
-                self.outcomes[arm] = self._attempt(arm)
-                progress.end(str(arm), self._verdict(self.outcomes[arm]))
+        progress = Progress(len(arms))
+        progress.reused(len(self.outcomes))
+        wanted = [arm for arm in arms if arm not in self.outcomes]
+        for number, arm in enumerate(wanted):
+            progress.begin(str(arm), self._seconds_left(wanted[number:]))
+            self.outcomes[arm] = self._attempt(arm)
+            progress.end(str(arm), self._verdict(self.outcomes[arm]))
         return {arm: self.outcomes[arm] for arm in arms}
 
     def run_arm(self, arm: Arm) -> Entry:
@@ -229,15 +232,40 @@ class StudyRun:
 
     def _place(self, arm: Arm) -> Path:
         """Where an arm's outcome is kept, by all that its result depends on but the code."""
-        model, values = self.study.model_of(arm.system), self._values(arm)
-        facts: dict[str, Any] = {"model": model, "values": values}
-        if values.get("api_base") == LOCAL:
-            facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
+        model = self.study.model_of(arm.system)
+        facts: dict[str, Any] = {"model": model, "keys": self._resolved(arm), "version": __version__, "llm": _tiny_sha256()}
         source = self.study.systems[arm.system].get(EVALUATES)
         if source is not None or arm.is_draw:
             facts["evaluates"] = self._place(Arm(source or arm.system, arm.dataset, arm.seed, self.asked)).name
         folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
-        return folder / f"{model}-{_fingerprint(facts)}.json"
+        digest = hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()[:16]
+        return folder / f"{model}-{digest}.json"
+
+    def _resolved(self, arm: Arm) -> dict[str, Any]:
+        """Every key of an arm as its run will see it, with those of its recommender and the prompts of its domain."""
+        if arm not in self._keys:
+            model, values = self.study.model_of(arm.system), self._values(arm)
+            config = self._config(model, values)
+            keys: dict[str, Any] = {"run": config.final_config_dict}
+            if is_ours(model):
+                keys["recommender"] = config.for_recommender().final_config_dict
+            if values.get("api_base") == LOCAL:
+                keys["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
+            files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
+            keys["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+            prompts = PROPERTIES / "prompt" / f"{config['domain']}.yaml"
+            keys["prompts"] = prompts.read_text(encoding="utf-8") if prompts.is_file() else None
+            for kind in ("run", "recommender"):
+                keys[kind] = {key: value for key, value in keys.get(kind, {}).items() if key not in ELSEWHERE}
+            self._keys[arm] = keys
+        return self._keys[arm]
+
+    @staticmethod
+    def _config(model: str, values: Mapping[str, Any]) -> LLaRAConfig:
+        """The configuration of an arm; a chat model that the study will serve has no address yet."""
+        address = {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""}
+        is_local = values.get("api_base") == LOCAL
+        return LLaRAConfig(model, config_dict={**values, **(address if is_local else {})})
 
     def _kept(self, arm: Arm) -> Entry | None:
         place = self._place(arm)
@@ -289,17 +317,10 @@ def settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _fingerprint(facts: Mapping[str, Any]) -> str:
-    """Digest of what an arm is run with, our YAML, our version and the embedded LLM."""
+def _tiny_sha256() -> str | None:
+    """Digest of the embedded LLM."""
     weights = TINY_LLAMA_DIR / "model.safetensors"
-    llm = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    yaml = {
-        path.relative_to(PROPERTIES).as_posix(): path.read_text(encoding="utf-8")
-        for path in sorted(PROPERTIES.rglob("*.yaml"))
-        if path.parent != STUDIES
-    }
-    facts = {**facts, "version": __version__, "llm": llm, "properties": yaml}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 @contextmanager

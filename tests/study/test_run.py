@@ -19,7 +19,6 @@ from recbole_llara.model.popularity import Popularity
 from recbole_llara.study import run as module
 from recbole_llara.study.__main__ import main, read_command
 from recbole_llara.study.definition import load_study
-from recbole_llara.study.progress import spoken
 from recbole_llara.study.run import Arm, Entry, Failure, StudyRun, arms_of
 
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
@@ -162,6 +161,23 @@ def test_the_chat_model_of_a_study_is_served_by_it():
     assert result["llm"] == "tiny"
 
 
+def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(tmp_path):
+    keys = {**write_toy_dataset(tmp_path), "protocol": "leave_one_out", "dataset": "toy"}
+
+    def places(**changed):
+        run = StudyRun(load_study("quickstart").with_arguments({**keys, **changed}))
+        return [run._place(arm).name for arm in arms_of(run.study)]
+
+    first = places()
+    assert places(checkpoint_dir=str(tmp_path / "other"), show_progress=False) == first
+    popularity, sasrec, llara = places(rec_learning_rate=0.5)
+    assert popularity == first[0] and sasrec != first[1] and llara != first[2]  # LLaRA reads SASRec
+    assert not set(places(seed=3)) & set(first)
+    interactions = next(Path(keys["data_path"]).rglob("toy.inter"))
+    interactions.write_text(interactions.read_text() + "\n")
+    assert not set(places()) & set(first)
+
+
 def test_time_left_is_what_like_arms_took():
     study = load_study("main_results")
     run = StudyRun(study)
@@ -171,7 +187,6 @@ def test_time_left_is_what_like_arms_took():
     run.outcomes[arms["Caser"]] = Failure("no time was measured")
     assert run._seconds_left([arms["LLaRA(Caser)"]]) == 100  # as the same model
     assert run._seconds_left([arms["GRU4Rec"], arms["TALLRec"]]) == 110  # as another of its kind
-    assert (spoken(40), spoken(700), spoken(7500)) == ("40 s", "12 min", "2 h 05 min")
 
 
 def test_popularity_counts_training_targets(tmp_path):
