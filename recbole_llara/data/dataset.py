@@ -177,6 +177,16 @@ class CandidateDataset(SequentialDataset):
         sampler = self.candidate_sampler(self.protocol.candidate_seed)
         return sampler.draw(inter_feat[ROW_FIELD].numpy(), users, targets, split, history=history)
 
+    def order_by_text(self, catalogue: Catalogue) -> None:
+        """Put the rows of an evaluation in the order of their texts' length, so that prompts of one batch need little padding.
+
+        ``row_id`` still tells which row is which, and answers depend on no other row.
+        """
+        characters = torch.tensor([len(title) for title in catalogue.titles])
+        history = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]]
+        length = characters[history].sum(1) + characters[self.inter_feat[CANDIDATE_FIELD]].sum(1)  # [R]
+        self.inter_feat = self.inter_feat[length.argsort(stable=True)]
+
     def candidate_sampler(self, seed: int) -> CandidateSampler:
         """A sampler over the items that have interactions; only after `build`."""
         protocol = self.protocol
@@ -234,12 +244,16 @@ def prepare_data(config: Any) -> PreparedData:
         files[name], sha256[name] = _freeze(splits[name], name, Path(config["checkpoint_dir"]) / "candidates")
         _logger.info(f"{name}: {len(splits[name])} rows, candidates {files[name]}, SHA-256 {sha256[name]}")
     _logger.info(f"train: {len(splits['train'])} rows")
+    catalogue = load_catalogue(dataset, config) if config["title_field"] else None
+    if catalogue is not None:
+        for name in ("valid", "test"):
+            splits[name].order_by_text(catalogue)
     return PreparedData(
         dataset=splits["train"],
         train_data=loaders["train"],
         valid_data=loaders["valid"],
         test_data=loaders["test"],
-        catalogue=load_catalogue(dataset, config) if config["title_field"] else None,
+        catalogue=catalogue,
         sampler=dataset.candidate_sampler(dataset.protocol.seed),
         candidate_sha256=sha256,
         candidate_files=files,

@@ -56,10 +56,11 @@ class EvaluatedCases:
             titles: N titles by internal id.
 
         Yields:
+            Rows in the order of their numbers:
             row, user, history, history_titles, candidates, candidate_titles, target, target_title, answer_text, answer
             (external id or None), answer_title, valid, correct, scores (list beside ``candidates``, or None).
         """
-        for index in range(len(self)):
+        for index in self.rows.argsort().tolist():
             history = [item for item in self.histories[index].tolist() if item]
             candidates = self.candidates[index].tolist()
             target, answer = int(self.targets[index]), int(self.answers[index])

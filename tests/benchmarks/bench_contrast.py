@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_contrast.py [--rounds 8] [--key=value ...]
 
 Steps in turn, over the same rows, so that machine noise falls on all alike: LLaRA's (hybrid prompts), RSLLM's without contrast
-(they hold a [DSR] for each item), with each loss alone, and with both. The floor is what is added in tokens: a [DSR] an item, and
+(they hold a [DSR] for each item), with each loss alone, with both, and stage 1's with both. The floor is what is added in tokens: a [DSR] an item, and
 the item tower, which reads one item where the prompt reads some thirty and the sentences around them.
 """
 
@@ -29,6 +29,7 @@ STEPS = {  # representation, gamma, beta
     "RSLLM, item-item": ("described_hybrid", 0.3, 0.0),
     "RSLLM, user-item": ("described_hybrid", 0.0, 0.4),
     "RSLLM, both": ("described_hybrid", 0.3, 0.4),
+    "RSLLM, both, stage 1": ("text_id", 0.3, 0.4),
 }
 
 

@@ -188,11 +188,11 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
 def evaluate(setup: Setup, rounds: int) -> dict[str, float]:
     """Rows answered by scores, by generation and by the recipe, in turn."""
     model = setup.model.eval()
-    batches = iter(setup.data.test_data)
+    batches = list(setup.data.test_data)  # by the length of their texts
     taken: dict[str, list[float]] = {"score": [], "generate": [], "constrained": [], "plain": []}
     rows = 0
     for number in range(rounds + 1):
-        interaction: Interaction = next(batches)[0]
+        interaction: Interaction = batches[number * (len(batches) - 1) // rounds][0]
         listed = plain_rows(
             model,
             interaction[model.ITEM_SEQ],
