@@ -87,10 +87,17 @@ def test_candidates_ride_along_in_the_loaders(prepared, protocol):
         for interaction, _, positive_u, positive_i in loader:
             end = start + len(interaction)
             assert torch.equal(interaction[CANDIDATE_FIELD], stored[CANDIDATE_FIELD][start:end])
-            assert torch.equal(interaction[ROW_FIELD], torch.arange(start, end))
+            assert torch.equal(interaction[ROW_FIELD], stored[ROW_FIELD][start:end])
             assert (interaction[CANDIDATE_FIELD] == positive_i[:, None]).sum() == len(positive_u) == len(interaction)
             start = end
         assert start == len(stored), name
+        assert torch.equal(stored[ROW_FIELD].sort().values, torch.arange(start))  # every row once
+        titles = data.catalogue.titles
+        shown = [
+            sum(len(titles[item]) for item in [*history, *candidates])
+            for history, candidates in zip(stored["item_id_list"].tolist(), stored[CANDIDATE_FIELD].tolist(), strict=True)
+        ]
+        assert shown == sorted(shown)  # so that the prompts of a batch are of like length
     batch = next(iter(data.train_data))
     assert batch[ROW_FIELD].dtype == torch.int64 and CANDIDATE_FIELD not in batch
     stored = data.dataset.inter_feat
@@ -162,7 +169,7 @@ def test_samples_of_rows_keep_their_candidates(make_config, prepared, tmp_path):
     assert [len(rows) for rows in small.values()] == [300, 40, 40]
     for name, rows in small.items():
         for field in rows.columns:
-            assert torch.equal(rows[field], full[name][field][rows[ROW_FIELD]]), (name, field)
+            assert torch.equal(rows[field], full[name][field][full[name][ROW_FIELD].argsort()][rows[ROW_FIELD]]), (name, field)
 
 
 def test_own_candidate_file_replaces_the_draw(make_config, prepared, tmp_path):

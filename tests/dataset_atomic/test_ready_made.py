@@ -38,13 +38,14 @@ def test_a_run_reads_the_very_windows(tmp_path, run, read):
     assert "12 interactions" in report and "a user of its own" in report
     assert read(tmp_path / "out" / "made" / "made.valid.inter")[1][0] == ["valid-0", "0 1 2", "3"]
     data = prepare_data(LLaRAConfig("SASRec", "made", config_dict=_keys(tmp_path)))
-    split = data.valid_data.dataset
-    names = split.field2id_token["item_id"]
-    histories = [[names[item] for item in row if item] for row in split.inter_feat["item_id_list"].tolist()]
+    rows = data.valid_data.dataset.inter_feat
+    rows = rows[rows["row_id"].argsort()]
+    names = data.dataset.field2id_token["item_id"]
+    histories = [[names[item] for item in row if item] for row in rows["item_id_list"].tolist()]
     expected = [[item for item in row.split() if item != "40"][-10:] for row in ROWS]  # the last ten of twelve
-    assert histories == expected and split.inter_feat["item_length"].tolist() == [3, 2, 1, 10]
-    assert [names[item] for item in split.inter_feat["item_id"].tolist()] == [str(item) for item in NEXT]
-    for history, target, candidates in zip(histories, NEXT, split.inter_feat[CANDIDATE_FIELD].tolist(), strict=True):
+    assert histories == expected and rows["item_length"].tolist() == [3, 2, 1, 10]
+    assert [names[item] for item in rows["item_id"].tolist()] == [str(item) for item in NEXT]
+    for history, target, candidates in zip(histories, NEXT, rows[CANDIDATE_FIELD].tolist(), strict=True):
         shown = {names[item] for item in candidates}
         assert str(target) in shown and not shown & set(history)
 
