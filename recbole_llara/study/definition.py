@@ -115,6 +115,12 @@ class Study:
         return {**inherited, **{key: value for key, value in keys.items() if key not in _RESERVED}}
 
     @property
+    def asked(self) -> int:
+        """The candidate seed of the questions that every system answers."""
+        own = self.settings.get("candidate_seed")
+        return self.seeds[0] if own is None else int(own)
+
+    @property
     def folder(self) -> Path:
         """Where its tables and figures go."""
         parts = [self.name, *self.datasets, str(self.settings.get("protocol", ""))]

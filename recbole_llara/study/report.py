@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from recbole_llara.evaluator.run_folder import write_atomically
+from recbole_llara.study.arms import Arm, Entry, Failure
 from recbole_llara.study.cases import find_cases
 from recbole_llara.study.definition import Study
 from recbole_llara.study.figures import draw, write_pngs
 from recbole_llara.study.page import page
-from recbole_llara.study.run import Arm, Entry, Failure
 from recbole_llara.study.summary import summarise
 from recbole_llara.study.tables import comparisons_csv, latex, markdown, runs_csv
 

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,12 +16,13 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.evaluator.run_folder import read_records, write_atomically
+from recbole_llara.evaluator.run_folder import write_atomically
 from recbole_llara.keys import REC_PREFIX, recommender_keys, shared_keys
 from recbole_llara.model import is_ours, replaces_item_table, stock_models
 from recbole_llara.model.item_encoder import WEIGHTS, prepare_recommender
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.study.definition import EVALUATES, Study
 from recbole_llara.study.progress import Progress
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
@@ -31,77 +32,6 @@ LOCAL = "local"  # api_base of a chat model that the study serves itself
 FINISHED = "finished"
 # Keys that say where things lie and what is shown, and change no result.
 ELSEWHERE = frozenset({"checkpoint_dir", "device", "gpu_id", "result_file", "show_progress", "state", "log_wandb"})
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One run of a study.
-
-    Args:
-        system: its name in the table.
-        dataset: what it runs on.
-        seed: of training.
-        candidate_seed: of the questions; another than the study's for a further draw, where nothing is trained.
-        is_draw: whether it is such a further draw.
-    """
-
-    system: str
-    dataset: str
-    seed: int
-    candidate_seed: int
-    is_draw: bool = False
-
-    def __str__(self) -> str:
-        draw = f", candidates {self.candidate_seed}" if self.is_draw else ""
-        return f"{self.system} on {self.dataset}, seed {self.seed}{draw}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A finished arm.
-
-    Args:
-        result: the content of its ``result.json``.
-        paths: of what it wrote.
-        seconds: it took.
-    """
-
-    result: dict[str, Any]
-    paths: dict[str, str]
-    seconds: float
-
-    def cases(self) -> list[dict[str, Any]]:
-        """The records of its ``cases.jsonl``."""
-        return read_records(self.paths["cases_file"])
-
-    def training_log(self) -> list[dict[str, Any]]:
-        """The records of its ``training.jsonl``; none where the run has none."""
-        path = Path(self.paths["run_dir"]) / "training.jsonl"
-        return read_records(path) if path.is_file() else []
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An arm that ended with an error.
-
-    Args:
-        message: its kind and text.
-    """
-
-    message: str
-
-
-def arms_of(study: Study) -> list[Arm]:
-    """All arms in the order they are run: a dataset's first seed whole, then its further draws, then other seeds."""
-    asked = int(study.settings.get("candidate_seed") or study.seeds[0])
-    arms: list[Arm] = []
-    for dataset in study.datasets:
-        for number, seed in enumerate(study.seeds):
-            arms += [Arm(system, dataset, seed, asked) for system in study.systems]
-            if number == 0:
-                draws = [draw for draw in study.candidate_seeds if draw != asked]
-                arms += [Arm(system, dataset, seed, draw, True) for draw in draws for system in study.systems]
-    return arms
 
 
 class StudyRun:
@@ -115,7 +45,6 @@ class StudyRun:
     def __init__(self, study: Study, fresh: bool = False) -> None:
         self.study = study
         self.fresh = fresh
-        self.asked = int(study.settings.get("candidate_seed") or study.seeds[0])
         self.outcomes: dict[Arm, Entry | Failure] = {}
         self._keys: dict[Arm, dict[str, Any]] = {}
 
@@ -129,7 +58,7 @@ class StudyRun:
             for system in self.study.systems:
                 try:
                     self._config(
-                        self.study.model_of(system), self._values(Arm(system, dataset, self.study.seeds[0], self.asked))
+                        self.study.model_of(system), self._values(Arm(system, dataset, self.study.seeds[0], self.study.asked))
                     )
                 except UserError as error:
                     raise UserError(f"{system} on {dataset}: {error}") from error
@@ -153,7 +82,7 @@ class StudyRun:
         """One arm, run now; what it evaluates must have been run."""
         started = perf_counter()
         model, values = self.study.model_of(arm.system), self._values(arm)
-        with self._served(values), _plain_logging():
+        with self._served(values):
             values |= self._checkpoint(arm)
             written = run_recbole_llara(model=model, config_dict=values)
         paths = {key: written[key] for key in PATHS}
@@ -200,12 +129,12 @@ class StudyRun:
         """The keys that name what an arm evaluates instead of training; none where it trains."""
         keys = self.study.systems[arm.system]
         if EVALUATES in keys or arm.is_draw:
-            source = Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.asked)
+            source = Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.study.asked)
             return self._trained(source, arm)
         model = self.study.model_of(arm.system)
         if model not in self._recommenders():
             return {}
-        settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.asked}
+        settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.study.asked}
         config = LLaRAConfig("LLaRA", config_dict={**settings, "rec_model": model})
         return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).path / WEIGHTS)}
 
@@ -236,7 +165,7 @@ class StudyRun:
         facts: dict[str, Any] = {"model": model, "keys": self._resolved(arm), "version": __version__, "llm": _tiny_sha256()}
         source = self.study.systems[arm.system].get(EVALUATES)
         if source is not None or arm.is_draw:
-            facts["evaluates"] = self._place(Arm(source or arm.system, arm.dataset, arm.seed, self.asked)).name
+            facts["evaluates"] = self._place(Arm(source or arm.system, arm.dataset, arm.seed, self.study.asked)).name
         folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
         digest = hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()[:16]
         return folder / f"{model}-{digest}.json"
@@ -317,17 +246,8 @@ def settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+@cache
 def _tiny_sha256() -> str | None:
     """Digest of the embedded LLM."""
     weights = TINY_LLAMA_DIR / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-
-
-@contextmanager
-def _plain_logging() -> Iterator[None]:
-    """Leave the root logger's level as it was: each run sets its own."""
-    level = logging.getLogger().level
-    try:
-        yield
-    finally:
-        logging.getLogger().setLevel(level)

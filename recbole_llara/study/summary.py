@@ -9,8 +9,8 @@ import numpy as np
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.evaluator.significance import Interval, MeanDifference, PairedTest, holm, mcnemar, paired_t, wilson_interval
+from recbole_llara.study.arms import Arm, Entry, Failure
 from recbole_llara.study.definition import Published, Study
-from recbole_llara.study.run import Arm, Entry, Failure
 
 ALPHA = 0.05
 T_TEST_SEEDS = 3  # a t-test over two seeds has one degree of freedom and finds nothing

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_llara.evaluator.report import ABSENT, markdown_table
+from recbole_llara.study.arms import Arm, Entry, Failure
 from recbole_llara.study.definition import Study
-from recbole_llara.study.run import Arm, Entry, Failure
 from recbole_llara.study.summary import Measured, Summary
 
 Table = tuple[list[str], list[list[str]]]
@@ -77,10 +77,9 @@ def time_table(summary: Summary) -> Table:
 
 def notes(study: Study, summary: Summary) -> list[str]:
     """What a reader of the tables must know."""
-    asked = study.settings.get("candidate_seed") or study.seeds[0]
     lines = [
         f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all systems "
-        f"answer the same candidates (candidate_seed {asked}). The interval is Wilson's, over rows.",
+        f"answer the same candidates (candidate_seed {study.asked}). The interval is Wilson's, over rows.",
     ]
     if summary.comparisons:
         lines.append(

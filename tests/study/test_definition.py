@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from recbole_llara.errors import UserError
+from recbole_llara.study.arms import arms_of
 from recbole_llara.study.definition import STUDIES, known_studies, load_study
-from recbole_llara.study.run import StudyRun, arms_of
+from recbole_llara.study.run import StudyRun
 
 
 @pytest.mark.parametrize("name", known_studies())
@@ -47,6 +48,11 @@ def test_arguments():
     for value in ("1,1", "x", "1.5", ""):
         with pytest.raises(UserError, match="seeds: found .* expected different whole numbers"):
             study.with_arguments({"seeds": value})
+
+
+def test_the_questions_are_those_of_the_candidate_seed_or_the_first_seed():
+    study = load_study("quickstart").with_arguments({"seeds": "3,4"})
+    assert study.asked == 3 and study.with_arguments({"candidate_seed": 0}).asked == 0
 
 
 def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():

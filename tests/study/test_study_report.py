@@ -9,12 +9,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from recbole_llara.study.arms import Arm, Failure
 from recbole_llara.study.cases import find_cases
 from recbole_llara.study.definition import CasePattern, Published
 from recbole_llara.study.figures import draw, write_pngs
 from recbole_llara.study.page import page
 from recbole_llara.study.report import write_report
-from recbole_llara.study.run import Arm, Failure
 from recbole_llara.study.summary import summarise
 from recbole_llara.study.tables import comparisons_csv, latex, markdown, runs_csv
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from recbole_llara.errors import UserError
+from recbole_llara.study.arms import Arm, Failure
 from recbole_llara.study.definition import Published
-from recbole_llara.study.run import Arm, Failure
 from recbole_llara.study.summary import summarise
 
 N = 943
