@@ -1,4 +1,8 @@
-"""Running a study: its arms one after another, each from an earlier call or now; a failed one is noted and the rest go on."""
+"""Running a study: its arms one after another, each from an earlier call or now; a failed one is noted and the rest go on.
+
+Several processes may run studies over one folder: each arm is run by the process that holds its lock, and the others take
+its outcome. A lock ends with its process, however that ends.
+"""
 
 import hashlib
 import json
@@ -8,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
 from recbole_llara.config import LLaRAConfig
@@ -30,6 +36,7 @@ from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
 FINISHED = "finished"
+LOOK_AGAIN = 1.0  # seconds, while other processes run all arms that are left
 # Keys that say where things lie and what is shown, and change no result.
 ELSEWHERE = frozenset({"checkpoint_dir", "device", "gpu_id", "result_file", "show_progress", "state", "log_wandb"})
 
@@ -67,16 +74,38 @@ class StudyRun:
         """Run every arm; Ctrl-C passes through, and what is finished is kept."""
         self.check()
         arms = arms_of(self.study)
-        if not self.fresh:
-            self.outcomes = {arm: kept for arm in arms if (kept := self._kept(arm)) is not None}
+        for arm in arms if self.fresh else ():
+            self._place(arm).unlink(missing_ok=True)
+        self.outcomes = {arm: kept for arm in arms if (kept := self._kept(arm)) is not None}
         progress = Progress(len(arms))
         progress.reused(len(self.outcomes))
-        wanted = [arm for arm in arms if arm not in self.outcomes]
-        for number, arm in enumerate(wanted):
-            progress.begin(str(arm), self._seconds_left(wanted[number:]))
-            self.outcomes[arm] = self._attempt(arm)
-            progress.end(str(arm), self._verdict(self.outcomes[arm]))
+        while wanted := [arm for arm in arms if arm not in self.outcomes]:
+            with self._next(wanted) as arm:
+                outcome: Entry | Failure | None = self._kept(arm)
+                if outcome is None:
+                    progress.begin(str(arm), self._seconds_left(wanted))
+                    outcome = self._attempt(arm)
+                self.outcomes[arm] = outcome
+                progress.end(str(arm), self._verdict(outcome))
         return {arm: self.outcomes[arm] for arm in arms}
+
+    @contextmanager
+    def _next(self, wanted: Sequence[Arm]) -> Iterator[Arm]:
+        """The first arm that can be run and that no other process is running, under its lock; waits for one."""
+        while True:
+            for arm in wanted:
+                if self._source(arm) in wanted:
+                    continue
+                place = self._place(arm)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    held = FileLock(place.with_name(f".{place.name}.lock")).acquire(timeout=0)
+                except Timeout:
+                    continue
+                with held:
+                    yield arm
+                return
+            sleep(LOOK_AGAIN)
 
     def run_arm(self, arm: Arm) -> Entry:
         """One arm, run now; what it evaluates must have been run."""
@@ -88,9 +117,7 @@ class StudyRun:
         paths = {key: written[key] for key in PATHS}
         result = json.loads(Path(paths["result_file"]).read_text(encoding="utf-8"))
         entry = Entry(result, paths, round(perf_counter() - started, 1))
-        place = self._place(arm)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, lambda file: json.dump(vars(entry), file, indent=2))
+        write_atomically(self._place(arm), lambda file: json.dump(vars(entry), file, indent=2))
         return entry
 
     def _attempt(self, arm: Arm) -> Entry | Failure:
@@ -125,11 +152,17 @@ class StudyRun:
                 values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
             yield
 
+    def _source(self, arm: Arm) -> Arm | None:
+        """The arm whose checkpoint this one evaluates; None where it trains or learns nothing."""
+        keys = self.study.systems[arm.system]
+        if EVALUATES not in keys and not arm.is_draw:
+            return None
+        return Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.study.asked)
+
     def _checkpoint(self, arm: Arm) -> dict[str, str]:
         """The keys that name what an arm evaluates instead of training; none where it trains."""
-        keys = self.study.systems[arm.system]
-        if EVALUATES in keys or arm.is_draw:
-            source = Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.study.asked)
+        source = self._source(arm)
+        if source is not None:
             return self._trained(source, arm)
         model = self.study.model_of(arm.system)
         if model not in self._recommenders():
@@ -163,9 +196,9 @@ class StudyRun:
         """Where an arm's outcome is kept, by all that its result depends on but the code."""
         model = self.study.model_of(arm.system)
         facts: dict[str, Any] = {"model": model, "keys": self._resolved(arm), "version": __version__, "llm": _tiny_sha256()}
-        source = self.study.systems[arm.system].get(EVALUATES)
-        if source is not None or arm.is_draw:
-            facts["evaluates"] = self._place(Arm(source or arm.system, arm.dataset, arm.seed, self.study.asked)).name
+        source = self._source(arm)
+        if source is not None:
+            facts["evaluates"] = self._place(source).name
         folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
         digest = hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()[:16]
         return folder / f"{model}-{digest}.json"

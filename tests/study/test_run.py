@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
@@ -124,6 +125,40 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
     monkeypatch.setattr("recbole_llara.study.__main__.run_study", interrupted)
     assert main([]) == 130
     assert "run it again" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_arms_of_a_study(tmp_path):
+    """Every system is run once, by one or the other, and both tell the same of all."""
+    root = Path(module.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "recbole_llara.study", "quickstart", *SMALL]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+    told = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert told[0][0] == told[1][0] and "| LLaRA(SASRec)" in told[0][0]
+    assert sorted(result["model"] for result in results()) == ["LLaRA", "Popularity", "SASRec"]
+
+
+def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
+    """Its outcome is taken when it comes; meanwhile the others are run."""
+    study, _ = read_command(["quickstart", *SMALL])
+    runs = StudyRun(study), StudyRun(study)
+    arms = arms_of(study)
+    slept = []
+
+    def finish(seconds):
+        slept.append(list(runs[0].outcomes))
+        runs[1].run_arm(arms[0])
+        held.release()
+
+    monkeypatch.setattr(module, "sleep", finish)
+    place = runs[1]._place(arms[0])
+    place.parent.mkdir(parents=True)
+    held = FileLock(place.with_name(f".{place.name}.lock"), is_singleton=False)
+    held.acquire()
+    outcomes = runs[0].run()
+    assert slept == [arms[1:]] and all(isinstance(outcome, Entry) for outcome in outcomes.values())
+    assert len(results()) == 3
 
 
 def numbers(folder):
