@@ -15,6 +15,12 @@ import torch
 
 # (category, text, module): each is RecBole's own code calling something that still works.
 _HARMLESS = (
+    # The names that every transformers 5 has.
+    (
+        FutureWarning,
+        r"`(gradient_checkpointing_enable|is_gradient_checkpointing)` is deprecated",
+        r"transformers\.modeling_utils",
+    ),
     # Filling holes of a column in place: pandas 3 stops doing it, and setup.py keeps pandas below 3.
     (FutureWarning, r"A value is trying to be set on a copy of a DataFrame or Series", r"recbole\.data\.dataset\.dataset"),
     (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated", r"recbole\.trainer\.trainer"),

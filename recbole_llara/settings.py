@@ -77,6 +77,7 @@ class LLMSettings(Settings):
     lora_alpha: int = within(1)
     lora_dropout: float = within(0, 1, open_high=True)
     lora_target_modules: str | tuple[str, ...]
+    gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
         if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "auto":

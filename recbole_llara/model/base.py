@@ -109,6 +109,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             True: training_attention(llm, self.compute_dtype, config["device"]),
             False: llm.config._attn_implementation,
         }
+        if llm_settings.gradient_checkpointing:
+            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.llm_path, self.llm_tuning = llm_settings.llm_path, llm_settings.llm_tuning
         self.llm = tune(
             llm,
