@@ -5,6 +5,7 @@ llm_recommender.yaml, llm/tiny.yaml (ours) < model/ < llm/tiny-MODEL.yaml < data
 config dict < command line.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from recbole_llara.evaluator.metric import register_metrics
 from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, recommender_keys, shared_keys
 from recbole_llara.model import is_ours, replaces_item_table, resolve_model, stock_models
 from recbole_llara.model.checked import ChecksConfig
+from recbole_llara.processes import launched, local_count, local_index
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.settings import (
     DataSettings,
@@ -124,6 +126,15 @@ class LLaRAConfig(Config):
             if not isinstance(value, str) or not value:
                 raise UserError(f"{key}: found {value!r}, expected a name; give --{key}=NAME")
         return model, resolve_model(model), checked_dataset(dataset)
+
+    def _init_device(self) -> None:
+        """RecBole's; of a process that a launcher started, the GPU of its own number among all or among ``gpu_id``'s."""
+        final, count = self.final_config_dict, launched()
+        if count > 1 and "gpu_id" not in self.external_config_dict:
+            final["gpu_id"] = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(local_count())))
+        super()._init_device()
+        if count > 1 and final["device"].type == "cuda":
+            final["device"] = torch.device("cuda", local_index())
 
     # --- our layers ----------------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
 """One run from configuration to result: data, model, training, evaluation, and the files that tell about it."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
 from recbole_llara.compat import flush_denormals, silence_harmless_warnings
@@ -16,6 +17,7 @@ from recbole_llara.evaluator.result import build_result
 from recbole_llara.evaluator.run_folder import RunFolder
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.checked import TellsFacts
+from recbole_llara.processes import Processes, processes_of
 from recbole_llara.trainer import get_trainer
 
 
@@ -45,18 +47,23 @@ def run_recbole_llara(
     silence_harmless_warnings()
     flush_denormals()
     config = LLaRAConfig(model, dataset, config_file_list, config_dict, argv)
+    processes = processes_of(config)
     init_seed(config["seed"], config["reproducibility"])
-    with _logging(config):
+    with _logging(config, processes):
         logger = logging.getLogger()
         logger.info(str(config))
         for note in config.notes:
             logger.info(note)
         if config["dataset_warning"]:
             logger.warning(f"dataset {config['dataset']}: {config['dataset_warning']}")
-        return _run(config, logger)
+        if is_ours(config["model"]):
+            return _run(config, logger, processes)
+        if processes.count > 1:
+            logger.info(f"{config['model']} is trained by process 0 alone, the other {processes.count - 1} wait")
+        return processes.from_main(lambda: _run(config, logger, Processes()))
 
 
-def _run(config: LLaRAConfig, logger: logging.Logger) -> dict[str, Any]:
+def _run(config: LLaRAConfig, logger: logging.Logger, processes: Processes) -> dict[str, Any]:
     timings: dict[str, float] = {}
     with _timed(timings, "data"):
         data = prepare_data(config)
@@ -64,8 +71,7 @@ def _run(config: LLaRAConfig, logger: logging.Logger) -> dict[str, Any]:
     with _timed(timings, "model"):
         model = build_model(config, data)
     logger.info(str(model))
-    folder = RunFolder.create(config["checkpoint_dir"], config.final_config_dict)
-    folder.write_config(config.final_config_dict)
+    folder = processes.from_main(lambda: _make_folder(config))
     trainer = get_trainer(config, model)
     # RecBole names the file by the minute, in the folder of all runs.
     trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem("checkpoint").name)
@@ -79,7 +85,8 @@ def _run(config: LLaRAConfig, logger: logging.Logger) -> dict[str, Any]:
     timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
     if is_ours(config["model"]) and trainer.seconds_trained:
         timings["training_rows_per_second"] = round(trainer.rows_trained / trainer.seconds_trained, 1)
-    paths = _write(config, data, trainer, folder, {"valid": best_valid_result or {}, "test": test_result}, timings)
+    metrics = {"valid": best_valid_result or {}, "test": test_result}
+    paths = processes.from_main(lambda: _write(config, data, trainer, folder, metrics, timings))
     logger.info(f"best valid: {dict(best_valid_result or {})}")
     logger.info(f"test result: {dict(test_result)}")
     logger.info(f"written: {folder.path}")
@@ -90,6 +97,12 @@ def _run(config: LLaRAConfig, logger: logging.Logger) -> dict[str, Any]:
         "test_result": test_result,
         **paths,
     }
+
+
+def _make_folder(config: LLaRAConfig) -> RunFolder:
+    folder = RunFolder.create(config["checkpoint_dir"], config.final_config_dict)
+    folder.write_config(config.final_config_dict)
+    return folder
 
 
 def _train(
@@ -142,6 +155,13 @@ def _write(
     }
 
 
+class _NoBoard:
+    """A TensorBoard writer for processes that write nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *values, **keys: None
+
+
 @contextmanager
 def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     """Note the seconds a stage took."""
@@ -151,14 +171,18 @@ def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _logging(config: LLaRAConfig) -> Iterator[None]:
-    """RecBole's log on the screen and in ``log/``, for this run only.
+def _logging(config: LLaRAConfig, processes: Processes) -> Iterator[None]:
+    """RecBole's log on the screen and in ``log/``, for this run only, from process 0; the others tell of errors alone.
 
     Where the program has set up logging itself, RecBole's ``basicConfig`` adds nothing and nothing is taken away.
     """
     root = logging.getLogger()
     before = list(root.handlers)
-    init_logger(config)
+    if processes.is_main:
+        init_logger(config)
+    else:
+        logging.basicConfig(level=logging.ERROR)
+        recbole.trainer.trainer.get_tensorboard = lambda logger: _NoBoard()
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Answers to the selection task: which candidate a model named, and how a generated text names one."""
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,25 @@ class CandidateAnswers:
             raise ValueError(f"scores of shape {tuple(self.scores.shape)} for {n_rows} rows: expected [B, C]")
         if self.texts is not None and len(self.texts) != n_rows:
             raise ValueError(f"{len(self.texts)} texts for {n_rows} rows: expected one each")
+
+    def cpu(self) -> "CandidateAnswers":
+        """The same on the CPU."""
+        return CandidateAnswers(self.items.cpu(), None if self.scores is None else self.scores.cpu(), self.texts)
+
+
+def joined(parts: Sequence[CandidateAnswers]) -> CandidateAnswers:
+    """The answers to consecutive rows, one after another.
+
+    Args:
+        parts: at least one, all of one decoding.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return CandidateAnswers(
+        items=torch.cat([part.items for part in parts]),
+        scores=None if parts[0].scores is None else torch.cat([part.scores for part in parts]),
+        texts=None if parts[0].texts is None else [text for part in parts for text in part.texts],
+    )
 
 
 def normalise_title(text: str) -> str:

@@ -30,8 +30,9 @@ class ContrastStep(Step):
     views: torch.Tensor
 
     def finish(self) -> None:
-        """Take the gathered gradients back through the item tower."""
-        self.items.backward(self.views.grad)
+        """Take the gathered gradients back through the item tower; none where another process made all passes."""
+        if self.views.grad is not None:
+            self.items.backward(self.views.grad)
 
 
 class RSLLM(LLMRecommender):
@@ -40,7 +41,7 @@ class RSLLM(LLMRecommender):
     Both towers are the LLM. The user tower is the pass over prompt and answer that L_N needs anyway: the mean of
     the states over the history's titles is g^U, over the target's tokens in the answer g^(I|U). The item tower reads
     the targets alone, as the current stage writes items, all those of an optimiser step at once: the mean over all of one
-    is g^I. L_I (eq. 3) contrasts g^I with g^(I|U), L_U (eq. 4) g^U with g^I, against the other rows of all processes.
+    is g^I. L_I (eq. 3) contrasts g^I with g^(I|U), L_U (eq. 4) g^U with g^I, against other rows.
 
     Departures from the paper: rows with an equal target are no negatives of each other; and while L_U's negatives are the
     g^I of the whole step, L_I's are the g^(I|U) of ``micro_batch_size`` rows, since a pass over long prompts seldom holds

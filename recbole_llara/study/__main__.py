@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from recbole_llara.errors import UserError, exit_status
+from recbole_llara.processes import go_alone, launched
 from recbole_llara.study.arms import Failure
 from recbole_llara.study.definition import Study, known_studies, load_study
 from recbole_llara.study.run import StudyRun
@@ -31,7 +32,7 @@ def read_command(arguments: Sequence[str]) -> tuple[Study, bool]:
 
 
 def run_study(arguments: Sequence[str]) -> bool:
-    """Run a study, write its folder, and print its report.
+    """Run a study, write its folder, and print its report; of processes launched together, the first does so.
 
     Args:
         arguments: as for ``read_command``.
@@ -45,9 +46,17 @@ def run_study(arguments: Sequence[str]) -> bool:
     from recbole_llara.study.report import write_report
 
     study, fresh = read_command(arguments)
-    run = StudyRun(study, fresh)
-    outcomes = run.run()
-    sys.stdout.write(write_report(study, outcomes))
+    if launched() > 1:
+        # Systems are dealt out rather than steps and rows: nothing then waits for anything.
+        index, gpu = go_alone()
+        if "gpu_id" not in study.settings:
+            study = study.with_arguments({"gpu_id": gpu})
+        fresh = fresh and index == 0
+    else:
+        index = 0
+    outcomes = StudyRun(study, fresh).run()
+    if index == 0:
+        sys.stdout.write(write_report(study, outcomes))
     return not any(isinstance(outcome, Failure) for outcome in outcomes.values())
 
 

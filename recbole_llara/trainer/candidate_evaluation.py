@@ -4,19 +4,22 @@ RecBole's loop, collector and metrics stay; only the score row of each question 
 order of the answer, everything else minus infinity, and item 0 on top where an LLM's answer named no candidate.
 """
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score, get_trainer
 
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.errors import UserError
-from recbole_llara.evaluator.answer import CandidateAnswers
+from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.ranking import rank_candidates, score_rows
+from recbole_llara.processes import Processes
 from recbole_llara.trainer.stock_checkpoint import StockCheckpointMixin
 
 
@@ -44,6 +47,8 @@ class CandidateEvaluationMixin:
     """
 
     last_cases: EvaluatedCases | None = None
+    _answered_at_once: int | None = None  # rows, where memory has run out
+    processes = Processes()  # those among which the rows of a batch are dealt out, where the model answers itself
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Load the weights of ``path`` into the model; each trainer has its own format."""
@@ -119,9 +124,32 @@ class CandidateEvaluationMixin:
 
     def _answer(self, interaction: Interaction, rows: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
         if isinstance(self.model, AnswersCandidates):
-            return self.model.answer_candidates(interaction)
+            first, end = self.processes.bounds(len(interaction))
+            own = self._answer_within_memory(interaction[first:end]) if first < end else None
+            return joined([part for part in self.processes.gather(own) if part is not None])
         scores = self._candidate_scores(interaction, candidates)  # [B, C]
         return CandidateAnswers(items=rank_candidates(scores, candidates, rows)[:, 0], scores=scores, texts=None)
+
+    def _answer_within_memory(self, interaction: Interaction) -> CandidateAnswers:
+        """The model's own answers; where memory runs out, of half as many rows at once from now on."""
+        parts: list[CandidateAnswers] = []
+        answered = 0
+        while answered < len(interaction):
+            rows = interaction[answered : answered + (self._answered_at_once or len(interaction))]
+            try:
+                parts.append(self.model.answer_candidates(rows).cpu())
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or len(rows) == 1:
+                    raise
+                self._answered_at_once = math.ceil(len(rows) / 2)
+                self.logger.warning(
+                    f"Out of memory: {len(rows)} rows are answered {self._answered_at_once} at a time from now on"
+                )
+            else:
+                answered += len(rows)
+                continue
+            clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
+        return joined(parts)
 
     def _candidate_scores(self, interaction: Interaction, candidates: torch.Tensor) -> torch.Tensor:
         """Scores [B, C] of a stock model: from its scores of all items, or item by item where it has no such method."""

@@ -1,7 +1,8 @@
 """Training an LLM recommender inside RecBole's Trainer: its epochs, validation, early stopping, logs and boards stay.
 
 An optimiser step reads ``train_batch_size`` rows, in forward passes of ``micro_batch_size`` rows of like length;
-the answers' loss is the mean over all answer tokens of the step, however it is cut.
+the answers' loss is the mean over all answer tokens of the step, however it is cut. Where several processes train, the
+passes are dealt out among them and their gradients added up: the step is the same.
 """
 
 import math
@@ -11,13 +12,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_llara.model.base import LLMRecommender, TrainingRows
+from recbole_llara.processes import processes_of
+from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
@@ -53,7 +58,9 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
 
     def __init__(self, config: Any, model: LLMRecommender) -> None:
         self.settings = OptimSettings.from_config(config)
+        self.processes = processes_of(config)
         super().__init__(config, model)
+        self.micro_batch_size = self.settings.micro_batch_size  # halved where memory runs out
         self.stages = stages_of(config)
         self.stage = self.stages[-1]
         self.saved_model_file = str(Path(self.saved_model_file).with_suffix(""))
@@ -88,6 +95,9 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         held = sum(p.numel() for p in self.model.parameters())
         self.logger.info(f"{trained:,} of {held:,} parameters are trained")
+        if self.processes.count > 1:
+            self.logger.info(f"{self.processes.count} processes share every optimiser step and every evaluation")
+        self.processes.equalise(parameter for parameter in self.model.parameters() if parameter.requires_grad)
         result: tuple[float, Any] = (-1.0, None)
         try:
             for number in range(len(self.stages)):
@@ -130,7 +140,7 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             train_data,
             ncols=120,
             desc=set_color(f"Train {epoch_idx:>5}", "pink"),
-            disable=not show_progress,
+            disable=not (show_progress and self.processes.is_main),
             mininterval=0.1 if sys.stderr.isatty() else 30.0,
         )
         losses: list[float] = []
@@ -150,20 +160,23 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         return sum(losses) / len(losses)
 
     def _train_step(self, rows: TrainingRows) -> dict[str, float]:
-        """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised."""
+        """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised.
+
+        Where a process runs out of memory, all begin the step again with passes of half as many rows.
+        """
         representation = self.stage.representation(self.step, self.total_steps)
+        while True:
+            own = self._passes(rows, representation)
+            every = self.processes.gather(own)
+            if None not in every:
+                break
+            self.optimizer.zero_grad(set_to_none=True)
+            self._halve_passes()
+        self.processes.sum_gradients(self.model.parameters())
         totals: dict[str, float] = {}
-        with self._autocast():
-            step = self.model.begin_step(rows, representation)
-        for part in self._micro_batches(rows):
-            with self._autocast():
-                losses = self.model.step_losses(part, step)
-            loss = torch.stack(list(losses.values())).sum()
-            self._check_nan(loss)
-            self.scaler.scale(loss).backward()
+        for losses in every:
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.item()
-        step.finish()
+                totals[name] = totals.get(name, 0.0) + value
         self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm is not None:
             clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
@@ -172,15 +185,60 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         return totals
 
+    def _passes(self, rows: TrainingRows, representation: Representation) -> dict[str, float] | None:
+        """This process's forward and backward passes of a step; returns their losses by name, None where memory ran out."""
+        try:
+            return self._passes_whole(rows, representation)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or self.micro_batch_size == 1:
+                raise
+        clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
+        return None
+
+    def _passes_whole(self, rows: TrainingRows, representation: Representation) -> dict[str, float]:
+        own: dict[str, float] = {}
+        self._seed_pass(0)
+        with self._autocast():
+            step = self.model.begin_step(rows, representation)
+        for number, part in self.processes.share(list(enumerate(self._micro_batches(rows), 1))):
+            self._seed_pass(number)
+            with self._autocast():
+                losses = self.model.step_losses(part, step)
+            loss = torch.stack(list(losses.values())).sum()
+            self._check_nan(loss)
+            self.scaler.scale(loss).backward()
+            for name, value in losses.items():
+                own[name] = own.get(name, 0.0) + value.item()
+        step.finish()
+        return own
+
+    def _halve_passes(self) -> None:
+        """Let each forward pass hold half as many rows from now on; an optimiser step keeps all of its rows."""
+        before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
+        self.logger.warning(
+            f"Out of memory at step {self.step}: micro_batch_size {before} becomes {self.micro_batch_size}, in as many more "
+            f"passes; a step still has train_batch_size {self.settings.train_batch_size} rows"
+        )
+
     def _autocast(self) -> torch.autocast:
         dtype = self.model.compute_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _micro_batches(self, rows: TrainingRows) -> Iterator[TrainingRows]:
-        """Rows of like length together, so that little is padded; parts of about equal size, so that none is a single row."""
+        """Rows of like length together, so that little is padded; parts of about equal size, so that none is a single row.
+
+        As many parts for every process, while there are rows.
+        """
         length = self.model.encoder.prompt_lengths(rows.history, rows.candidates)
-        for part in length.argsort().tensor_split(math.ceil(len(length) / self.settings.micro_batch_size)):
+        count = self.processes.count
+        parts = math.ceil(len(length) / (self.micro_batch_size * count)) * count
+        for part in length.argsort().tensor_split(min(parts, len(length))):
             yield rows.take(part)
+
+    def _seed_pass(self, number: int) -> None:
+        """Make dropout a function of (seed, step, forward pass), whichever process makes the pass."""
+        key = np.random.SeedSequence((self.config["seed"], self.steps_before + self.step, number))
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def _write_step(self, losses: dict[str, float], rate: float, hard: float) -> None:
         """Tell the boards and the log of an optimiser step."""
@@ -212,7 +270,9 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             "protocol": self.config["protocol"],
             "llm_path": self.config["llm_path"],
         }
-        save_llm_recommender(self.model, path, facts)
+        if self.processes.is_main:
+            save_llm_recommender(self.model, path, facts)
+        self.processes.wait()
         self.best_epoch = epoch if epoch >= 0 else None
         if verbose:
             self.logger.info(f"Saving current: {path}")

@@ -1,12 +1,9 @@
-"""The contrastive losses against plain loops; equal targets; several processes."""
+"""The contrastive losses against plain loops; equal targets."""
 
 import math
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from recbole_llara.model.contrast import in_batch_contrast, masked_mean
 
@@ -63,35 +60,3 @@ def test_masked_mean_equals_a_plain_loop():
         assert torch.allclose(masked_mean(states, mask)[row], sum(kept) / len(kept))
     with pytest.raises(ValueError, match="row 1 has no token"):
         masked_mean(states, mask & torch.tensor([[1], [0], [1]]).bool())
-
-
-SIZES = (3, 2)
-
-
-def _views():
-    generator = torch.Generator().manual_seed(4)
-    return torch.randn(5, 6, generator=generator), torch.randn(5, 6, generator=generator), torch.tensor([1, 2, 3, 2, 4])
-
-
-def _one_process(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(SIZES))
-    start = sum(SIZES[:rank])
-    anchors, others, targets = (view[start : start + SIZES[rank]] for view in _views())
-    anchors, others = anchors.clone().requires_grad_(), others.clone().requires_grad_()
-    losses = _among_themselves(anchors, others, targets)
-    losses.sum().backward()
-    torch.save((losses.detach(), anchors.grad, others.grad), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_negatives_come_from_every_process(tmp_path):
-    """Two processes of three and two rows: the losses and gradients of one process with all five."""
-    anchors, others, targets = _views()
-    anchors.requires_grad_(), others.requires_grad_()
-    losses = _among_themselves(anchors, others, targets)
-    losses.sum().backward()
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_one_process, (str(tmp_path),), nprocs=len(SIZES))
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(SIZES))]
-    for number, whole in enumerate((losses.detach(), anchors.grad, others.grad)):
-        assert torch.allclose(torch.cat([part[number] for part in parts]), whole, atol=1e-6)

@@ -1,0 +1,131 @@
+"""The processes of one run, as ``torchrun`` or ``accelerate launch`` started them; one process where nobody did.
+
+All processes hold the same data, model and random draws. What is dealt out among them are the forward passes of an
+optimiser step and the rows of an evaluation; sums and answers come together again by accelerate's collectives, so that
+every process goes on with the same numbers. Process 0 alone writes files and logs.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
+
+T = TypeVar("T")
+# A process may wait for another that trains a recommender; one that died ends the others through its launcher.
+TIMEOUT = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of its run.
+
+    Args:
+        index: of this process, from 0.
+        count: of all.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes for all."""
+        return self.index == 0
+
+    def share(self, dealt: Sequence[T]) -> list[T]:
+        """What of a sequence falls to this process: every ``count``-th."""
+        return list(dealt[self.index :: self.count])
+
+    def bounds(self, total: int) -> tuple[int, int]:
+        """Where this process's part of ``total`` rows begins and ends; the parts differ by one row at most."""
+        return self.index * total // self.count, (self.index + 1) * total // self.count
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes; the same bits in each."""
+        return tensor if self.count == 1 else reduce(tensor, "sum")
+
+    def gather(self, own: T) -> list[T]:
+        """What each process brings, by index."""
+        return [own] if self.count == 1 else gather_object([own])
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What process 0 makes, given to all; an error there ends the run in all through its launcher."""
+        if self.count == 1:
+            return make()
+        made: list[Any] = [make() if self.is_main else None]
+        return broadcast_object_list(made)[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add up the gradients of all processes; a parameter that none of them used keeps none, so that no optimiser moves it."""
+        if self.count == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.float32)
+        for parameter, is_used in zip(trained, self.sum(used.to(trained[0].device)).tolist(), strict=True):
+            if is_used:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.sum(own)
+
+    @torch.no_grad()
+    def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process the values of process 0."""
+        if self.count > 1:
+            for tensor in tensors:
+                tensor.copy_(broadcast(tensor.detach().clone()))
+
+
+def launched() -> int:
+    """How many processes a launcher has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_index() -> int:
+    """The number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_count() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(launched())))
+
+
+def go_alone() -> tuple[int, int]:
+    """Leave the processes that a launcher started together: from here on each runs by itself.
+
+    Returns:
+        the number of this process among all, and that of its GPU on this machine.
+    """
+    index, visible = int(os.environ.get("RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpu = int(visible[local_index()]) if local_index() < len(visible) and visible[local_index()].isdigit() else local_index()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    return index, gpu
+
+
+@cache
+def processes(is_cpu: bool) -> Processes:
+    """This process among those of its run; the first call of a launched one meets the others.
+
+    Args:
+        is_cpu: whether the run computes on CPUs, where gloo connects them.
+    """
+    if launched() == 1:
+        return Processes()
+    state = PartialState(cpu=is_cpu, timeout=TIMEOUT)
+    return Processes(state.process_index, state.num_processes)
+
+
+def processes_of(config: Any) -> Processes:
+    """``processes`` of a run's configuration."""
+    return processes(torch.device(config["device"]).type == "cpu")

@@ -1,0 +1,96 @@
+"""Two processes, started as a user would start them, do what one does: every loss, every metric, every answer."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.processes import Processes
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = {
+    "one": [],
+    # accelerate's launcher starts the same one on GPUs; on CPUs it starts a single process.
+    "two": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"],
+}
+
+
+@pytest.fixture
+def run(keys, tmp_path):
+    """Runs the command line under a launcher; returns result.json, cases, training log and what was printed."""
+
+    def start(launcher, **changes):
+        folder = tmp_path / launcher
+        folder.mkdir()
+        # A small rate: Adam turns the last bit of a gradient near zero into a whole step.
+        values = {**keys, "checkpoint_dir": str(folder / "saved"), "state": "INFO", "learning_rate": 1e-4, **changes}
+        (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+        done = subprocess.run(
+            [sys.executable, *LAUNCHERS[launcher], str(ROOT / "run_recbole_llara.py"), "--dataset=toy", "--config_files=run.yaml"],
+            cwd=folder, env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("2 processes share" in done.stderr) == (launcher == "two" and values["model"] != "SASRec")
+        (path,) = (folder / "saved").glob(f"{values['model']}-toy-*")  # one writer, one folder
+        assert len(list((folder / "log_tensorboard").iterdir())) == 1
+        log = read_records(path / "training.jsonl") if (path / "training.jsonl").exists() else []
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        return result, read_records(path / "cases.jsonl"), log, done.stderr
+
+    return start
+
+
+def assert_equal(one, two, tolerance=1e-5):
+    (result, cases, log, _), (other, other_cases, other_log, _) = one, two
+    assert other["candidate_sha256"] == result["candidate_sha256"] and other["n"] == result["n"] == len(other_cases)
+    for split, metrics in result["metrics"].items():
+        assert other["metrics"][split] == pytest.approx(metrics, abs=tolerance)
+    steps = [record for record in log if "loss" in record]
+    assert len(steps) > 3
+    for own, theirs in zip(log, other_log, strict=True):
+        assert theirs.keys() == own.keys()
+        if "loss" in own:
+            assert theirs == pytest.approx(own, rel=tolerance)
+    for own, theirs in zip(cases, other_cases, strict=True):
+        assert (own["row"], own["answer"], own["candidates"]) == (theirs["row"], theirs["answer"], theirs["candidates"])
+        assert theirs["scores"] == pytest.approx(own["scores"], rel=10 * tolerance)
+
+
+def test_llara_with_dropout_and_a_curriculum(run):
+    """Dropout's draws and the curriculum's are those of one process; the last step of an epoch has rows for one alone."""
+    keys = {"model": "LLaRA", "strategy": "curriculum", "lora_dropout": 0.1, "epochs": 2, "max_train_rows": 49}
+    one = run("one", **keys)
+    assert_equal(one, run("two", **keys))
+    tasks = [record["hard_probability"] for record in one[2] if "loss" in record]
+    assert tasks[0] < tasks[-1]
+
+
+def test_rsllms_stages_and_contrasts(run):
+    one, two = (run(launcher, model="RSLLM", epochs=2, stage_1_epochs=1, strategy="two_stage") for launcher in LAUNCHERS)
+    assert_equal(one, two)
+    assert {"loss_answer", "loss_item_item", "loss_user_item"} <= one[2][0].keys()
+    assert two[3].count("Stage 2 of 2") == 1  # one tells of it
+
+
+def test_a_stock_model_is_trained_by_one_of_them(run, keys):
+    del keys["rec_epochs"]
+    _, _, _, told = run("two", model="SASRec", epochs=1)
+    assert "trained by process 0 alone" in told
+
+
+def test_how_work_is_dealt_out():
+    shares = [Processes(index, 3) for index in range(3)]
+    assert [one.share([1, 2, 3, 4, 5]) for one in shares] == [[1, 4], [2, 5], [3]]
+    for total in range(8):
+        bounds = [one.bounds(total) for one in shares]
+        assert bounds[0][0] == 0 and bounds[-1][1] == total
+        assert all(left[1] == right[0] for left, right in pairwise(bounds))
+        assert max(end - first for first, end in bounds) - min(end - first for first, end in bounds) <= 1
