@@ -94,8 +94,7 @@ class Comparison:
         """What may be said: over seeds where there are enough, else of the two trained models alone."""
         if self.seeds_holm is not None:
             return "a difference" if self.seeds_holm < ALPHA else "no difference beyond the noise"
-        found = "a difference" if self.rows_holm < ALPHA else "no difference beyond the noise"
-        return f"{found} between these two trained models"
+        return "these two models differ" if self.rows_holm < ALPHA else "no difference beyond the noise"
 
 
 @dataclass(frozen=True)
