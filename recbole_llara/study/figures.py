@@ -86,31 +86,31 @@ def validity(summary: Summary) -> go.Figure:
 
 
 def curves(summary: Summary) -> go.Figure | None:
-    """The first seed's loss, validation HitRatio@1 and probability of the hard task, by optimiser step."""
-    titles = ("Loss, mean of 20 steps", "HitRatio@1 on the validation rows", "Probability of the hard task")
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=titles)
-    is_empty = True
-    for number, system in enumerate(summary.systems):
-        log = system.entries[0].training_log()
-        steps = [record for record in log if "loss" in record]
-        if not steps:
-            continue
-        is_empty = False
-        x = [record["step"] for record in steps]
-        colour = COLOURS[number % len(COLOURS)]
-        group = {"name": system.name, "legendgroup": system.name, "line": {"color": colour, "width": 1.6}}
-        figure.add_scatter(x=x, y=_smooth([record["loss"] for record in steps]), mode="lines", row=1, col=1, **group)
-        epochs = [record for record in log if "valid" in record]
-        valid = {"x": [record["step"] for record in epochs], "y": [record["valid"].get("hit@1") for record in epochs]}
-        figure.add_scatter(**valid, mode="lines+markers", row=2, col=1, showlegend=False, **group)
-        figure.add_scatter(
-            x=x, y=[record["hard_probability"] for record in steps], mode="lines", row=3, col=1, showlegend=False, **group
-        )
-    if is_empty:
+    """The first seed's loss, validation HitRatio@1 and, where a curriculum moves it, probability of the hard task, by step."""
+    logs = {system.name: system.entries[0].training_log() for system in summary.systems}
+    steps = {name: found for name, log in logs.items() if (found := [record for record in log if "loss" in record])}
+    if not steps:
         return None
-    figure.update_xaxes(title="optimiser step", row=3, col=1)
-    figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
-    return _finished(figure, f"Training on {summary.dataset}", 760)
+    titles = ["Loss, mean of 20 steps", "HitRatio@1 on the validation rows"]
+    if any(record["hard_probability"] < 1 for records in steps.values() for record in records):
+        titles.append("Probability of the hard task")
+    rows = len(titles)
+    figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.24 / rows, subplot_titles=titles)
+    for number, (name, records) in enumerate(steps.items()):
+        x = [record["step"] for record in records]
+        line = {"color": COLOURS[number % len(COLOURS)], "width": 1.6}
+        group = {"name": name, "legendgroup": name, "line": line}
+        figure.add_scatter(x=x, y=_smooth([record["loss"] for record in records]), mode="lines", row=1, col=1, **group)
+        group["showlegend"] = False
+        epochs = [record for record in logs[name] if "valid" in record]
+        valid = {"x": [record["step"] for record in epochs], "y": [record["valid"].get("hit@1") for record in epochs]}
+        figure.add_scatter(**valid, mode="lines+markers", row=2, col=1, **group)
+        if rows > 2:
+            probability = [record["hard_probability"] for record in records]
+            figure.add_scatter(x=x, y=probability, mode="lines", row=3, col=1, **group)
+            figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
+    figure.update_xaxes(title="optimiser step", row=rows, col=1)
+    return _finished(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
 
 
 def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
