@@ -1,4 +1,5 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
+# papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
 # test, lint: what they say. bench: minutes, speed against the floor and a plain recipe. accuracy: hours, three seeds of LLaRA(SASRec).
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
@@ -8,13 +9,21 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: quickstart study test lint accuracy bench install clean
+PROCESSES ?= 2
+PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
+
+.PHONY: quickstart study papers test lint accuracy bench install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
 
 study: $(STAMP)
 	$(RUN) -m recbole_llara.study $(STUDY)
+
+papers: $(STAMP)
+	for name in $(PAPERS); do \
+		$(RUN) -m torch.distributed.run --nproc_per_node=$(PROCESSES) --rdzv_backend=c10d --master_port=0 -m recbole_llara.study $$name || failed=1; \
+	done; test -z "$$failed"
 
 test: $(STAMP)
 	$(RUN) -m pytest tests
