@@ -1,4 +1,4 @@
-"""The README's commands and keys exist, and what it says of the embedded LLM is so."""
+"""The commands and keys of the README and of RESULTS.md exist, and what the README says of the embedded LLM is so."""
 
 import re
 import shlex
@@ -13,19 +13,28 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.keys import known_keys
 from recbole_llara.model import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.study.__main__ import read_command
 from recbole_llara.study.definition import STUDIES
+from recbole_llara.study.run import StudyRun
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.removeprefix("python run_recbole_llara.py").strip()
-    for line in README.splitlines()
-    if line.startswith("python run_recbole_llara.py") and "--model" in line
-]
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [*README.splitlines(), *(ROOT / "RESULTS.md").read_text(encoding="utf-8").splitlines()]
+
+
+def _arguments(program):
+    """What follows a program's name in the lines that run it, under a launcher or not."""
+    begins = re.compile(rf"(?:python|torchrun|accelerate launch)[^#]*? ?{re.escape(program)} (.*)")
+    return sorted({found[1] for line in LINES if (found := begins.match(line))})
+
+
+COMMANDS = [arguments for arguments in _arguments("run_recbole_llara.py") if "--model" in arguments]
+STUDY_COMMANDS = _arguments("-m recbole_llara.study")
 
 
 def test_there_are_commands_to_follow():
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 4 and len(STUDY_COMMANDS) >= 8
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,6 +48,15 @@ def test_a_command_is_a_configuration(command, monkeypatch, tmp_path):
             (tmp_path / "dataset" / arguments.dataset / f"{arguments.dataset}{part}.inter").touch()
     config = LLaRAConfig(arguments.model, arguments.dataset, argv=keys)
     assert config["model"] == arguments.model
+
+
+@pytest.mark.parametrize("command", STUDY_COMMANDS)
+def test_a_study_command_is_a_study(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset" / "lastfm").mkdir(parents=True)  # as if it had been converted
+    (tmp_path / "dataset" / "lastfm" / "lastfm.inter").touch()
+    study, _ = read_command(shlex.split(command))
+    StudyRun(study).check()
 
 
 def test_every_key_of_the_table_exists():

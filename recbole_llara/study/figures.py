@@ -132,7 +132,7 @@ def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.
             figure.add_scatterpolar(theta=around, r=values, name=name, mode="lines+markers")
     if not figure.data:
         return None
-    figure.update_polars(radialaxis={"range": [0, 1], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
+    figure.update_polars(radialaxis={"range": [0, 1.12], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
     return _finished(figure, f"Over {title}", 520)
 
 
