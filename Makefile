@@ -22,7 +22,7 @@ study: $(STAMP)
 
 papers: $(STAMP)
 	for name in $(PAPERS); do \
-		$(RUN) -m torch.distributed.run --nproc_per_node=$(PROCESSES) --rdzv_backend=c10d --master_port=0 -m recbole_llara.study $$name || failed=1; \
+		$(RUN) -m torch.distributed.run --standalone --nproc_per_node=$(PROCESSES) -m recbole_llara.study $$name || failed=1; \
 	done; test -z "$$failed"
 
 test: $(STAMP)

@@ -163,7 +163,8 @@ def test_passes_of_a_step_share_the_item_tower(keys, make_trainer, rows):
     assert found == pytest.approx({name: value.item() for name, value in losses.items()}, abs=1e-5)
     gradients = _gradients(model)
     assert set(gradients) == set(expected)
-    assert all(torch.allclose(gradients[name], expected[name], atol=1e-5) for name in expected)
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp(min=1.0), name
 
 
 def test_each_contrastive_loss_can_be_switched_off(keys, make_trainer, rows):

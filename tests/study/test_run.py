@@ -131,7 +131,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path):
     """Started by a launcher, as by hand: every system is run once, by one or the other, and the first tells of all."""
     root = Path(module.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "-m", "recbole_llara.study", "quickstart", *SMALL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
     "one": [],
     # accelerate's launcher starts the same one on GPUs; on CPUs it starts a single process.
-    "two": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"],
+    "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
 }
 
 
