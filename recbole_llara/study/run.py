@@ -98,8 +98,7 @@ class StudyRun:
             for arm in wanted:
                 if self._source(arm) in wanted:
                     continue
-                place = self._place(arm)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                place = self._made_place(arm)
                 try:
                     held = FileLock(place.with_name(f".{place.name}.lock")).acquire(timeout=0)
                 except Timeout:
@@ -119,7 +118,7 @@ class StudyRun:
         paths = {key: written[key] for key in PATHS}
         result = json.loads(Path(paths["result_file"]).read_text(encoding="utf-8"))
         entry = Entry(result, paths, round(perf_counter() - started, 1))
-        write_atomically(self._place(arm), lambda file: json.dump(vars(entry), file, indent=2))
+        write_atomically(self._made_place(arm), lambda file: json.dump(vars(entry), file, indent=2))
         return entry
 
     def _attempt(self, arm: Arm) -> Entry | Failure:
@@ -204,6 +203,11 @@ class StudyRun:
         folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
         digest = hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()[:16]
         return folder / f"{model}-{digest}.json"
+
+    def _made_place(self, arm: Arm) -> Path:
+        place = self._place(arm)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _resolved(self, arm: Arm) -> dict[str, Any]:
         """Every key of an arm as its run will see it, with those of its recommender and the prompts of its domain."""

@@ -103,11 +103,10 @@ def test_guidance_of_a_second_token_leaves_out_titles_of_one(tiny, selection):
     labels = torch.full_like(selection.prompts.labels, IGNORED_LABEL)
     labels[:, -2:] = torch.tensor([5, 2])  # a title of one token, EOS
     short = replace(selection, prompts=replace(selection.prompts, labels=labels))
-    assert (
-        Guidance(tiny.config.hidden_size)(tiny, short, inside, 1)[1]["attention"]
-        == Guidance(tiny.config.hidden_size)(tiny, short, inside, 2)[1]["attention"]
-    )
-    assert one["attention"] != Guidance(tiny.config.hidden_size)(tiny, selection, inside, 2)[1]["attention"]
+    ones, twos = (Guidance(tiny.config.hidden_size)(tiny, short, inside, count)[1] for count in (1, 2))
+    assert ones["attention"] == pytest.approx(twos["attention"], rel=1e-5)
+    two = Guidance(tiny.config.hidden_size)(tiny, selection, inside, 2)[1]
+    assert one["attention"] != pytest.approx(two["attention"], rel=1e-3)
 
 
 def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
