@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-# (category, text, module): each is RecBole's own code calling something that still works.
+# (category, text, module): each is a library's own code, or ours, calling something that still works.
 _HARMLESS = (
     # The names that every transformers 5 has.
     (
@@ -34,9 +34,9 @@ def silence_harmless_warnings() -> None:
 
 
 def flush_denormals() -> None:
-    """Let numbers below 1.2e-38 be zero: as a baseline settles, Adam's averages fall there, and a CPU takes ten times as long.
+    """Let numbers below 1.2e-38 be zero: a CPU is slow with them, and training comes to them.
 
-    Threads inherit it from the one that starts them: call it before torch starts its own.
+    Caser on ml-100k fell from 22 to 6 steps a second after four epochs, and keeps its pace with this. Threads inherit it from the one that starts them: call it before torch starts its own.
     """
     torch.set_flush_denormal(True)
 

@@ -196,6 +196,7 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         return None
 
     def _passes_whole(self, rows: TrainingRows, representation: Representation) -> dict[str, float]:
+        """As ``_passes``; memory that runs out is an error."""
         own: dict[str, float] = {}
         self._seed_pass(0)
         with self._autocast():
@@ -216,8 +217,8 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         """Let each forward pass hold half as many rows from now on; an optimiser step keeps all of its rows."""
         before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
         self.logger.warning(
-            f"Out of memory at step {self.step}: micro_batch_size {before} becomes {self.micro_batch_size}, in as many more "
-            f"passes; a step still has train_batch_size {self.settings.train_batch_size} rows"
+            f"Out of memory at step {self.step}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
+            f"a step still has train_batch_size {self.settings.train_batch_size} rows"
         )
 
     def _autocast(self) -> torch.autocast:
