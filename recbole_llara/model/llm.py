@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
 from recbole_llara.model.llm_path import describe_expected, first_line, resolve_llm_path
+from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 
 LLM_TUNINGS = ("lora", "frozen", "full")
@@ -179,7 +180,7 @@ def tune(
         # Conv1D (GPT-2) keeps its weight transposed; peft would set this itself, with a warning.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    return get_peft_model(model, config)
+    return make_lean(get_peft_model(model, config))
 
 
 def _lora_targets(linears: list[str], wanted: str | Sequence[str]) -> list[str]:
