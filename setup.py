@@ -54,8 +54,9 @@ setup(
             "openai>=1.40",
             "transformers[serving]",
             "pyarrow>=15,<22",
+            "bitsandbytes>=0.46",
         ],
-        "quantization": ["bitsandbytes>=0.43"],
+        "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
         "kernels": ["liger-kernel>=0.5"],
         "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],

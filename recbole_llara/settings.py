@@ -71,6 +71,7 @@ class LLMSettings(Settings):
 
     llm_path: str
     llm_dtype: str = one_of("auto", "float32", "bfloat16", "float16")
+    llm_quantization: str = one_of("none", "8bit", "4bit")
     llm_trust_remote_code: bool
     llm_tuning: str = one_of("lora", "frozen", "full")
     lora_r: int = within(1)
@@ -80,6 +81,11 @@ class LLMSettings(Settings):
     gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
+        if self.llm_quantization != "none" and self.llm_tuning == "full":
+            raise UserError(
+                f"llm_quantization: found {self.llm_quantization} with llm_tuning full, expected lora or frozen: "
+                "quantised weights cannot be trained"
+            )
         if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "auto":
             raise UserError(f"lora_target_modules: found {self.lora_target_modules!r}, expected auto or a list of module names")
         if self.lora_target_modules == ():

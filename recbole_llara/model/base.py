@@ -104,6 +104,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             trust_remote_code=llm_settings.llm_trust_remote_code,
             llm_tuning=llm_settings.llm_tuning,
             device=config["device"],
+            quantization=llm_settings.llm_quantization,
         )
         self._attention = {
             True: training_attention(llm, self.compute_dtype, config["device"]),
@@ -112,6 +113,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         if llm_settings.gradient_checkpointing:
             llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.llm_path, self.llm_tuning = llm_settings.llm_path, llm_settings.llm_tuning
+        self.llm_quantization = llm_settings.llm_quantization
         self.llm = tune(
             llm,
             llm_settings.llm_tuning,

@@ -17,6 +17,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.model.llm_path import describe_expected, first_line, resolve_llm_path
 from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
+from recbole_llara.model.quantization import quantization_config
 
 LLM_TUNINGS = ("lora", "frozen", "full")
 
@@ -28,8 +29,9 @@ def load_llm(
     trust_remote_code: bool = False,
     llm_tuning: str = "lora",
     device: str | torch.device = "cpu",
+    quantization: str = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer, in evaluation mode, on the CPU.
+    """Load a causal LM and its tokenizer, in evaluation mode, on the CPU; a quantised one on its device.
 
     The tokenizer's padding id is its own or, without one, that of its EOS token: the vocabulary never grows.
     Sampling settings that come with the model are dropped, so that greedy decoding is greedy.
@@ -41,17 +43,22 @@ def load_llm(
         trust_remote_code: run model code that comes with the weights.
         llm_tuning: lora, frozen or full; decides with ``device`` in which type weights are held.
         device: where the model is going to run.
+        quantization: none, 8bit or 4bit, see ``quantization.quantization_config``.
 
     Raises:
-        UserError: no such folder or model, weights or tokenizer missing, or a tokenizer that does not fit.
+        UserError: no such folder or model, weights or tokenizer missing, a tokenizer that does not fit, or a quantization
+            whose library is not installed.
     """
     source = resolve_llm_path(llm_path)
     is_local = isinstance(source, Path)
-    held_in = weight_dtype(resolve_compute_dtype(dtype, device), llm_tuning, device)
+    compute_dtype = resolve_compute_dtype(dtype, device)
+    held_in = weight_dtype(compute_dtype, llm_tuning, device)
     options = {"local_files_only": is_local, "trust_remote_code": trust_remote_code}
+    quantized = quantization_config(quantization, compute_dtype)
+    placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(device)}}
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=held_in, attn_implementation=attn_implementation, output_loading_info=True, **options
+            source, dtype=held_in, attn_implementation=attn_implementation, output_loading_info=True, **placed, **options
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"

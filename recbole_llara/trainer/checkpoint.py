@@ -38,6 +38,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "llm_architecture": type(llm).__name__,
         "llm_shape": [llm.config.num_hidden_layers, llm.config.hidden_size, llm.config.vocab_size],
         "llm_tuning": model.llm_tuning,
+        "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
         "n_items": model.n_items,
