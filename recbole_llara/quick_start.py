@@ -10,9 +10,8 @@ from typing import Any
 import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.compat import silence_harmless_warnings
+from recbole_llara.compat import flush_denormals, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
-from recbole_llara.cpu import prepare_cpu
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.evaluator.run_folder import RunFolder
@@ -46,7 +45,7 @@ def run_recbole_llara(
         UserError: the configuration or the data cannot be used; the message says which key to change.
     """
     silence_harmless_warnings()
-    prepare_cpu()
+    flush_denormals()
     config = LLaRAConfig(model, dataset, config_file_list, config_dict, argv)
     processes = processes_of(config)
     init_seed(config["seed"], config["reproducibility"])

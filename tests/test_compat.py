@@ -1,6 +1,8 @@
 """What importing RecBole must not leave behind."""
 
-from fresh_interpreter import printed_by
+import subprocess
+import sys
+from pathlib import Path
 
 CODE = """
 import torch
@@ -13,5 +15,23 @@ assert not torch.is_anomaly_enabled(), "anomaly detection is on for the whole pr
 """
 
 
+def printed_by(code):
+    """What a fresh interpreter prints."""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_recboles_models_are_imported_without_their_anomaly_detection():
     printed_by(CODE)
+
+
+def test_numbers_below_the_normal_ones_are_zero_in_a_run():
+    """A product that is denormal: kept by default, zero once a run has begun."""
+    begin = (
+        "from recbole_llara import run_recbole_llara\ntry: run_recbole_llara('no model', 'ml-100k')\nexcept ValueError: pass\n"
+    )
+    code = "import torch\nprint(float(torch.tensor([1e-30]) * torch.tensor([1e-9])))"
+    assert 0 < float(printed_by(code).split()[-1]) < 1.2e-38
+    assert float(printed_by(begin + code).split()[-1]) == 0
