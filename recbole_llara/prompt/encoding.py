@@ -18,6 +18,8 @@ SEPARATOR = ","
 # so that a title has the same tokens wherever it stands.
 ANCHOR = "\n"
 IGNORED_LABEL = -100
+# Titles in one call of the tokenizer: its records of each take a kilobyte.
+TOKENISED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,21 @@ class PromptEncoder:
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         bank = PieceBank()
-        whole_titles = self._tokenise_inside([f" {title}" for title in titles])
-        title_tokens = [tokens[:max_title_tokens] for tokens in whole_titles]
         # What an answer must say to name an item: its title, or as much of it as the prompt shows.
-        self.titles = [
-            title if len(tokens) <= max_title_tokens else tokenizer.decode(tokens[:max_title_tokens]).strip()
-            for title, tokens in zip(titles, whole_titles, strict=True)
-        ]
-        index_tokens = self._tokenise_inside([f" {item}" for item in range(self.n_items)])
-        self.first_title = bank.add(title_tokens)
-        self.first_index = bank.add(index_tokens)
+        self.titles: list[str] = []
+        self.first_title, self.first_index = bank.count, bank.count + self.n_items
+        starts = range(0, self.n_items, TOKENISED_AT_ONCE)
+        for start in starts:
+            some = titles[start : start + TOKENISED_AT_ONCE]
+            whole = self._tokenise_inside([f" {title}" for title in some])
+            bank.add([tokens[:max_title_tokens] for tokens in whole])
+            self.titles += [
+                title if len(tokens) <= max_title_tokens else tokenizer.decode(tokens[:max_title_tokens]).strip()
+                for title, tokens in zip(some, whole, strict=True)
+            ]
+        for start in starts:
+            numbers = range(self.n_items)[start : start + TOKENISED_AT_ONCE]
+            bank.add(self._tokenise_inside([f" {number}" for number in numbers]))
         self.separator_piece = bank.add(self._tokenise_inside([SEPARATOR]))
         self.eos_piece = bank.add([[tokenizer.eos_token_id]])
         self.first_slot = bank.add([[tokenizer.eos_token_id]] * len(SLOT_PARTS))

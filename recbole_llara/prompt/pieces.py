@@ -4,31 +4,36 @@ The tokens of all pieces lie in one flat bank; a batch gathers them without a Py
 RecBole-free.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 import torch
 
 
 @dataclass
 class PieceBank:
-    """Token sequences of many pieces in one flat tensor."""
+    """Token sequences of many pieces in one flat tensor; until it is frozen, in one array for each time some were added."""
 
-    sequences: list[list[int]] = field(default_factory=list)
+    count: int = 0
+    added: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # tokens, lengths
     tokens: torch.Tensor = field(init=False)
     starts: torch.Tensor = field(init=False)
     lengths: torch.Tensor = field(init=False)
 
-    def add(self, sequences: list[list[int]]) -> int:
+    def add(self, sequences: Sequence[Sequence[int]]) -> int:
         """Append pieces; returns the number of the first."""
-        first = len(self.sequences)
-        self.sequences.extend(sequences)
+        first, self.count = self.count, self.count + len(sequences)
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        self.added.append((np.fromiter(chain.from_iterable(sequences), np.int64, lengths.sum()), lengths))
         return first
 
     def freeze(self) -> None:
         """Lay the tokens out; nothing may be added afterwards."""
-        self.lengths = torch.tensor([len(sequence) for sequence in self.sequences], dtype=torch.int64)
+        self.tokens, self.lengths = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*self.added, strict=True))
         self.starts = torch.cumsum(self.lengths, 0) - self.lengths
-        self.tokens = torch.tensor([token for sequence in self.sequences for token in sequence], dtype=torch.int64)
+        self.added.clear()
 
     def gather(
         self, pieces: torch.Tensor, padding_side: str

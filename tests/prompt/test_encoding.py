@@ -239,3 +239,12 @@ def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture)
     )
     loss = answer_loss(llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels)
     assert loss.item() == pytest.approx(sums / count, abs=1e-5)
+
+
+def test_titles_are_tokenised_some_at_a_time_with_the_same_tokens(tokenizer, encoder, monkeypatch):
+    monkeypatch.setattr("recbole_llara.prompt.encoding.TOKENISED_AT_ONCE", 4)
+    by_four = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4))
+    assert by_four.titles == encoder.titles
+    for name in ("numerical", "hybrid"):
+        every = (HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS[name], torch.zeros(3, dtype=torch.int64))
+        assert torch.equal(by_four.encode(*every).input_ids, encoder.encode(*every).input_ids)
