@@ -54,7 +54,6 @@ setup(
             "openai>=1.40",
             "transformers[serving]",
             "pyarrow>=15,<22",
-            "bitsandbytes>=0.46",
         ],
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
         "kernels": ["liger-kernel>=0.5"],
