@@ -1,7 +1,7 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
 # test, lint: what they say. bench: minutes, speed against the floor and a plain recipe.
-# bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
+# bench-gpu: the same at Llama-2-7B's size. bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +13,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers test lint accuracy bench bench-growth install clean
+.PHONY: quickstart study papers test lint accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
@@ -38,6 +38,9 @@ accuracy: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) tests/benchmarks/bench_speed.py
+
+bench-gpu: $(STAMP)
+	$(RUN) tests/benchmarks/bench_gpu.py
 
 bench-growth: $(STAMP)
 	$(RUN) tests/benchmarks/bench_growth.py

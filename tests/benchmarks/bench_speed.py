@@ -17,22 +17,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
+from measure import matrix_rate, seconds
 from plain_recipe import PlainRecipe, PlainRow
 from recbole.data.interaction import Interaction
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
+from recbole_llara.evaluator.trie import build_trie
 from recbole_llara.model import build_model
 from recbole_llara.model.base import LLMRecommender, TrainingRows
 from recbole_llara.model.llm import causal_lm
 from recbole_llara.trainer import get_trainer
 from recbole_llara.yaml_files import parse_arguments
 
-MATRIX = 2048  # side of the matrices whose product gives the machine's rate
 TOLERANCE = 1e-5  # by which the two losses of a step may differ, in float32
 
 
@@ -58,7 +58,7 @@ class Setup:
 def set_up(keys: dict[str, Any]) -> Setup:
     """A trainer with random item embeddings, frozen as a recommender's are, and the plain recipe over its model."""
     common = {"protocol": "leave_one_out", "item_embeddings": "random", "strategy": "direct", "lora_dropout": 0.0}
-    config = LLaRAConfig("LLaRA", "ml-100k", config_dict={**common, "max_train_rows": 8192, "max_eval_rows": 512, **keys})
+    config = LLaRAConfig("LLaRA", "ml-100k", config_dict={**common, "max_train_rows": 8192, "max_eval_rows": 256, **keys})
     data = prepare_data(config)
     model = build_model(config, data)
     model.item_tokens.item_embeddings.requires_grad_(False)
@@ -120,29 +120,20 @@ def check_losses(setup: Setup, rows: TrainingRows) -> float:
     return abs(ours - theirs) / abs(theirs)
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long an action takes."""
-    started = perf_counter()
-    action()
-    return perf_counter() - started
-
-
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second in a large matrix product: the best of some."""
-    a, b = torch.randn(MATRIX, MATRIX).to(dtype), torch.randn(MATRIX, MATRIX).to(dtype)
-    a @ b
-    return 2 * MATRIX**3 / min(seconds(lambda: a @ b) for _ in range(6))
+def blocks_of(model: LLMRecommender) -> torch.nn.ModuleList:
+    """The decoder's blocks."""
+    modules = causal_lm(model.llm).base_model.modules()
+    return next(module for module in modules if isinstance(module, torch.nn.ModuleList))
 
 
 def training_operations(setup: Setup, rows: TrainingRows) -> float:
     """Floating-point operations that a step cannot do without, padding apart."""
     model = setup.model
-    llm, config = causal_lm(model.llm), causal_lm(model.llm).config
+    config = causal_lm(model.llm).config
     prompts = model.encode_training(rows, model.representation)
     lengths = prompts.attention_mask.sum(1).double()  # [B]
     answers = float((prompts.labels >= 0).sum())
-    blocks = next(module for module in llm.base_model.modules() if isinstance(module, torch.nn.ModuleList))
-    named = [(name, parameter) for name, parameter in blocks.named_parameters() if parameter.dim() == 2]
+    named = [(name, parameter) for name, parameter in blocks_of(model).named_parameters() if parameter.dim() == 2]
     frozen = sum(p.numel() for _, p in named if not p.requires_grad)
     trained = sum(p.numel() for _, p in named if p.requires_grad)
     tokens = float(lengths.sum())
@@ -186,32 +177,67 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
 
 
 def evaluate(setup: Setup, rounds: int) -> dict[str, float]:
-    """Rows answered by scores, by generation and by the recipe, in turn."""
+    """All rows answered by scores, by generation and by the recipe, in turn.
+
+    Ours come as the loader gives them, by the length of their texts; the recipe's in random order.
+    """
     model = setup.model.eval()
-    batches = list(setup.data.test_data)  # by the length of their texts
-    taken: dict[str, list[float]] = {"score": [], "generate": [], "constrained": [], "plain": []}
-    rows = 0
+    batches: list[Interaction] = [batch[0] for batch in setup.data.test_data]
+    listed = [row for batch in batches for row in _plain_rows_of(model, batch)]
+    order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(0)).tolist()
+    size = len(batches[0])
+    mixed = [[listed[place] for place in order[start : start + size]] for start in range(0, len(order), size)]
+
+    def ours(decoding: str, some: list[Interaction]) -> None:
+        model.decoding = decoding
+        for batch in some:
+            model.answer_candidates(batch)
+
+    def plain(stops: bool, some: list[list[PlainRow]]) -> None:
+        for rows in some:
+            setup.plain.answers(rows, stops)
+
+    ways: dict[str, tuple[Callable[[Any], None], list[Any]]] = {
+        **{name: (partial(ours, name), batches) for name in ("score", "constrained", "generate")},
+        "plain": (partial(plain, True), mixed),
+        "plain_64": (partial(plain, False), mixed),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
-        interaction: Interaction = batches[number * (len(batches) - 1) // rounds][0]
-        listed = plain_rows(
-            model,
-            interaction[model.ITEM_SEQ],
-            interaction[CANDIDATE_FIELD],
-            interaction[model.POS_ITEM_ID],
-            torch.zeros(len(interaction), dtype=torch.int64),
-        )
-        for name in taken:
-            model.decoding = name
-            is_plain = name == "plain"
-            action = partial(setup.plain.answers, listed) if is_plain else partial(model.answer_candidates, interaction)
-            spent = seconds(action)
+        for name, (way, some) in ways.items():
+            spent = seconds(partial(way, some if number else some[:1]))  # the first warms up
             if number:
                 taken[name].append(spent)
-        rows = len(interaction)
-    found = {f"{name}_rows_per_second": rows / median(values) for name, values in taken.items()}
-    for name in ("score", "generate", "constrained"):
-        found[f"{name}_ratio"] = median(other / own for own, other in zip(taken[name], taken["plain"], strict=True))
+    found = {f"{name}_rows_per_second": len(listed) / median(values) for name, values in taken.items()}
+    for name in ("score", "constrained", "generate"):
+        for against, suffix in (("plain", ""), ("plain_64", "_64")):
+            pairs = zip(taken[name], taken[against], strict=True)
+            found[f"{name}_ratio{suffix}"] = median(other / own for own, other in pairs)
+    operations = sum(answer_operations(setup, batch) for batch in batches)
+    found["score_of_floor"] = operations / matrix_rate(torch.float32) / median(taken["score"])
     return found
+
+
+def _plain_rows_of(model: LLMRecommender, batch: Interaction) -> list[PlainRow]:
+    first = torch.zeros(len(batch), dtype=torch.int64)
+    return plain_rows(model, batch[model.ITEM_SEQ], batch[CANDIDATE_FIELD], batch[model.POS_ITEM_ID], first)
+
+
+def answer_operations(setup: Setup, batch: Interaction) -> float:
+    """Operations that scores cannot do without, padding apart: a pass over each prompt and over each row's answers."""
+    model = setup.model
+    config = causal_lm(model.llm).config
+    candidates = batch[CANDIDATE_FIELD]
+    first = torch.zeros(len(batch), dtype=torch.int64)
+    prompts = model.encoder.encode(batch[model.ITEM_SEQ], candidates, None, model.representation, first)
+    trie = build_trie(model.encoder.answer_ids(candidates, model.representation))
+    lengths = prompts.attention_mask.sum(1).double()  # [B]
+    nodes = trie.visible.any(2).sum(1).double()  # [B]
+    weights = sum(p.numel() for name, p in blocks_of(model).named_parameters() if p.dim() == 2)
+    linear = 2 * weights * float((lengths + nodes).sum())
+    pairs = float((lengths**2 / 2 + nodes * lengths).sum()) + float(trie.visible.sum())
+    head = float((nodes + 1).sum()) * config.hidden_size * config.vocab_size * 2
+    return linear + pairs * config.hidden_size * config.num_hidden_layers * 4 + head
 
 
 def main(argv: list[str]) -> None:
@@ -226,11 +252,12 @@ def main(argv: list[str]) -> None:
         setup = set_up({"llm_tuning": tuning, **keys})
         found[tuning] = {
             **train(setup, arguments.rounds),
-            **{f"eval_{k}": v for k, v in evaluate(setup, arguments.rounds).items()},
+            **{f"eval_{k}": v for k, v in evaluate(setup, max(1, arguments.rounds // 2)).items()},
         }
     lora = found["lora"]
     found |= {"train_ratio": lora["ratio"], "train_of_floor": lora["of_floor"]}
-    found |= {"eval_score_ratio": lora["eval_score_ratio"], "eval_generate_ratio": lora["eval_generate_ratio"]}
+    found |= {name: lora[name] for name in ("eval_score_ratio", "eval_generate_ratio")}
+    found |= {name: lora[name] for name in ("eval_score_ratio_64", "eval_generate_ratio_64")}
     arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
     names = [name for name in lora if not name.startswith("matrix")]
     sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{'lora':>14}{'full':>14}\n")

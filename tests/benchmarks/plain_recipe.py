@@ -2,19 +2,36 @@
 
 Prompts are put together as text and tokenised whole at every step, behavioural tokens are written item by item, batches
 are in the order in which they come and padded to their longest row, ``model(inputs_embeds, labels=...)`` runs the head
-over all positions, and evaluation is ``generate(max_new_tokens=64)`` on right-padded prompts, whose text is then searched
-for candidates' titles. RecBole-free.
+over all positions, adapters are computed by peft's own layers, and evaluation is ``generate(max_new_tokens=64)`` on
+right-padded prompts, whose text is then searched for candidates' titles. RecBole-free.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.lora.layer import Linear
 from torch import nn
+
+from recbole_llara.model.lora import LeanLoraLinear
 
 SLOT = "[ItemEmb]"
 IGNORED = -100
+
+
+@contextmanager
+def pefts_own_layers(llm: nn.Module) -> Iterator[None]:
+    """Within, LoRA layers compute as peft wrote them."""
+    lean = [module for module in llm.modules() if type(module) is LeanLoraLinear]
+    for module in lean:
+        module.__class__ = Linear
+    try:
+        yield
+    finally:
+        for module in lean:
+            module.__class__ = LeanLoraLinear
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,8 @@ class PlainRecipe:
     def loss(self, rows: Sequence[PlainRow], step_tokens: int) -> torch.Tensor:
         """This micro-batch's share of the mean loss over the step's answer tokens, as Hugging Face's Trainer takes it."""
         inputs, mask, labels = self.batch(rows, with_answers=True)
-        return self.llm(inputs_embeds=inputs, attention_mask=mask, labels=labels, num_items_in_batch=step_tokens).loss
+        with pefts_own_layers(self.llm):
+            return self.llm(inputs_embeds=inputs, attention_mask=mask, labels=labels, num_items_in_batch=step_tokens).loss
 
     def step_tokens(self, rows: Sequence[PlainRow]) -> int:
         """Answer tokens of a step."""
@@ -92,13 +110,24 @@ class PlainRecipe:
         )
 
     @torch.no_grad()
-    def answers(self, rows: Sequence[PlainRow]) -> list[int]:
-        """The one candidate whose title stands in the generated text, or 0."""
+    def answers(self, rows: Sequence[PlainRow], stops: bool = True) -> list[int]:
+        """The one candidate whose title stands in the generated text, or 0.
+
+        Args:
+            stops: whether generation ends with the batch's last EOS; else it takes all 64 tokens, as it does where one row
+                of the batch goes on.
+        """
         inputs, mask, _ = self.batch(rows, with_answers=False)
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        tokens = self.llm.generate(
-            inputs_embeds=inputs, attention_mask=mask, max_new_tokens=64, do_sample=False, pad_token_id=pad, eos_token_id=end
-        )
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id if stops else None
+        with pefts_own_layers(self.llm):
+            tokens = self.llm.generate(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                max_new_tokens=64,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=end,
+            )
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         found = [[item for item in row.candidates if self.titles[item] in text] for row, text in zip(rows, texts, strict=True)]
         return [items[0] if len(items) == 1 else 0 for items in found]

@@ -1,0 +1,31 @@
+"""What the benchmarks share: the clock, and the machine's rate."""
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+
+MATRIX = 2048  # side of the matrices whose product gives a CPU's rate; four times as long on a GPU
+
+
+def settle(device: torch.device | str = "cpu") -> None:
+    """Wait for what was launched on a GPU."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(action: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """How long an action takes."""
+    settle(device)
+    started = perf_counter()
+    action()
+    settle(device)
+    return perf_counter() - started
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """Operations a second in a large matrix product: the best of some."""
+    side = MATRIX * (4 if torch.device(device).type == "cuda" else 1)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    a @ b
+    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(6))

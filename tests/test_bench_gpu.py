@@ -1,0 +1,40 @@
+"""The GPU's benchmark, on a CPU and without RecBole: it must run the day a GPU is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+CODE = """
+import sys
+sys.modules["recbole"] = None  # importing it fails
+sys.path[:0] = {paths!r}
+import bench_gpu
+bench_gpu.main(["--shape=small", "--rows=3", "--rounds=1", "--out={out}"])
+"""
+
+
+def test_runs_on_a_cpu_without_recbole(tmp_path):
+    out = tmp_path / "found.json"
+    code = CODE.format(paths=[str(BENCHMARKS), str(BENCHMARKS.parents[1])], out=out)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    losses = found["train"]["losses"]
+    assert abs(losses["ours"] - losses["plain"]) < 1e-5 * losses["plain"]
+    assert found["train"]["tokens_per_second"] > 0 and found["evaluate"]["score_rows_per_second"] > 0
+    assert "left_out" in found["4bit"] or found["4bit"]["rows_per_second"] > 0
+
+
+def test_without_a_gpu_the_large_shape_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "bench_gpu.py")],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(BENCHMARKS.parents[1]), "CUDA_VISIBLE_DEVICES": "", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2 and "--shape=small" in done.stderr
