@@ -79,8 +79,14 @@ class LLMSettings(Settings):
     lora_dropout: float = within(0, 1, open_high=True)
     lora_target_modules: str | tuple[str, ...]
     gradient_checkpointing: bool
+    fsdp: bool
 
     def __post_init__(self) -> None:
+        if self.fsdp and (self.llm_tuning == "full" or self.llm_quantization != "none"):
+            raise UserError(
+                f"fsdp: found True with llm_tuning {self.llm_tuning} and llm_quantization {self.llm_quantization}, expected lora "
+                "or frozen over weights that are not quantised: only these are dealt out"
+            )
         if self.llm_quantization != "none" and self.llm_tuning == "full":
             raise UserError(
                 f"llm_quantization: found {self.llm_quantization} with llm_tuning full, expected lora or frozen: "

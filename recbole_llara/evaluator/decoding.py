@@ -58,6 +58,7 @@ def decode_generate(
     answer_lengths: torch.Tensor,
     eos_token_id: int,
     pad_token_id: int,
+    in_step: bool = False,
 ) -> torch.Tensor:
     """Free greedy generation by Hugging Face, stopped at EOS or at the row's own limit.
 
@@ -68,6 +69,7 @@ def decode_generate(
         answer_lengths: [B] the most tokens a row may generate, EOS included: its longest candidate's.
         eos_token_id: the token that ends an answer.
         pad_token_id: the token that fills rows that ended; may be the EOS.
+        in_step: whether all processes go on until the last of them is done, as they must where weights are dealt out.
 
     Returns:
         [B, M] token ids before the EOS, -100 behind them.
@@ -82,7 +84,9 @@ def decode_generate(
         pad_token_id=pad_token_id,
         **PLAIN_GENERATION,
     )
-    generated = llm.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings)  # [B, M]
+    generated = llm.generate(
+        inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings, synced_gpus=in_step
+    )  # [B, M]
     # A batch runs until its longest row ends: a row keeps only what it would have generated alone.
     is_kept = (generated == eos_token_id).cumsum(1) == 0
     is_kept &= torch.arange(generated.shape[1], device=generated.device) < answer_lengths[:, None]

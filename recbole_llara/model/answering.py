@@ -85,7 +85,8 @@ def _context(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch
 def _generate(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch.Tensor) -> CandidateAnswers:
     llm, inputs, attention_mask, _, answer_ids = _context(model, prompts, candidates)
     lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
-    tokens = decode_generate(llm, inputs, attention_mask, lengths, model.tokenizer.eos_token_id, model.tokenizer.pad_token_id)
+    end, pad = model.tokenizer.eos_token_id, model.tokenizer.pad_token_id
+    tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
     texts = answer_texts(model.tokenizer, tokens)
     titles = [_texts(model, row) for row in candidates.tolist()]
     return CandidateAnswers(items=match_titles(texts, titles, candidates), scores=None, texts=texts)

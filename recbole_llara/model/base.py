@@ -21,6 +21,8 @@ from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
 from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import resolve_compute_dtype
+from recbole_llara.model.sharding import shard_frozen
+from recbole_llara.processes import processes_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates
@@ -122,6 +124,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             llm_settings.lora_dropout,
             llm_settings.lora_target_modules,
         )
+        processes = processes_of(config)
+        self.is_sharded = llm_settings.fsdp and processes.count > 1
+        if self.is_sharded:
+            shard_frozen(self.llm, config["device"], processes.count)
         self.encoder = PromptEncoder(
             self.tokenizer,
             data.catalogue.titles,

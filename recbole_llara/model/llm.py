@@ -127,26 +127,34 @@ def hidden_states(
     ).last_hidden_state
 
 
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder blocks.
+
+    Raises:
+        UserError: there is none.
+    """
+    n_layers = model.config.num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return module
+    raise UserError(
+        f"{type(model).__name__} has no list of {n_layers} decoder blocks, which lora and fsdp need: use llm_tuning frozen or full"
+    )
+
+
 def block_linears(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers inside the decoder blocks, as ``self_attn.q_proj``: the same in every block.
 
     Never the language-model head, nor anything else outside the blocks.
 
     Raises:
-        UserError: no list of decoder blocks with linear layers is found.
+        UserError: no decoder blocks, or no linear layers in them.
     """
-    n_layers = model.config.num_hidden_layers
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            names = {
-                name for block in module for name, layer in block.named_modules() if isinstance(layer, (nn.Linear, Conv1D))
-            }
-            if names:
-                return sorted(names)
-    raise UserError(
-        f"llm_tuning is 'lora', but {type(model).__name__} has no list of {n_layers} blocks with linear layers: "
-        "use frozen or full"
-    )
+    named = (entry for block in decoder_blocks(model) for entry in block.named_modules())
+    names = {name for name, layer in named if isinstance(layer, (nn.Linear, Conv1D))}
+    if not names:
+        raise UserError(f"llm_tuning is 'lora', but the blocks of {type(model).__name__} hold no linears: use frozen or full")
+    return sorted(names)
 
 
 def tune(

@@ -122,10 +122,17 @@ class CandidateEvaluationMixin:
         )
         return interaction, score_rows(ranking, self.tot_item_num), positive_u, positive_i
 
+    @property
+    def _in_step(self) -> bool:
+        """Whether every process must pass through the model equally often."""
+        return getattr(self.model, "is_sharded", False)
+
     def _answer(self, interaction: Interaction, rows: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
         if isinstance(self.model, AnswersCandidates):
             first, end = self.processes.bounds(len(interaction))
             own = self._answer_within_memory(interaction[first:end]) if first < end else None
+            if own is None and self._in_step:
+                self.model.answer_candidates(interaction[:1])  # every process passes through the blocks equally often
             return joined([part for part in self.processes.gather(own) if part is not None])
         scores = self._candidate_scores(interaction, candidates)  # [B, C]
         return CandidateAnswers(items=rank_candidates(scores, candidates, rows)[:, 0], scores=scores, texts=None)
@@ -139,7 +146,7 @@ class CandidateEvaluationMixin:
             try:
                 parts.append(self.model.answer_candidates(rows).cpu())
             except RuntimeError as error:
-                if not should_reduce_batch_size(error) or len(rows) == 1:
+                if not should_reduce_batch_size(error) or len(rows) == 1 or self._in_step:
                     raise
                 self._answered_at_once = math.ceil(len(rows) / 2)
                 self.logger.warning(

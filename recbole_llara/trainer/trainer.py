@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_llara.model.base import LLMRecommender, TrainingRows
+from recbole_llara.model.sharding import held_here
 from recbole_llara.processes import processes_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import OptimSettings
@@ -97,6 +98,9 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.logger.info(f"{trained:,} of {held:,} parameters are trained")
         if self.processes.count > 1:
             self.logger.info(f"{self.processes.count} processes share every optimiser step and every evaluation")
+            if self.model.is_sharded:
+                every = sum(p.numel() for p in self.model.llm.parameters())
+                self.logger.info(f"This process holds {held_here(self.model.llm):,} of the LLM's {every:,} weights")
         self.processes.equalise(parameter for parameter in self.model.parameters() if parameter.requires_grad)
         result: tuple[float, Any] = (-1.0, None)
         try:
@@ -190,7 +194,8 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         try:
             return self._passes_whole(rows, representation)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error) or self.micro_batch_size == 1:
+            # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
+            if not should_reduce_batch_size(error) or self.micro_batch_size == 1 or self.model.is_sharded:
                 raise
         clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
         return None
@@ -201,10 +206,14 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self._seed_pass(0)
         with self._autocast():
             step = self.model.begin_step(rows, representation)
-        for number, part in self.processes.share(list(enumerate(self._micro_batches(rows), 1))):
+        parts = list(enumerate(self._micro_batches(rows), 1))
+        dealt = [(number, part, 1.0) for number, part in self.processes.share(parts)]
+        if self.model.is_sharded and len(dealt) * self.processes.count < len(parts):
+            dealt.append((*parts[0], 0.0))  # every process passes through the blocks equally often
+        for number, part, weight in dealt:
             self._seed_pass(number)
             with self._autocast():
-                losses = self.model.step_losses(part, step)
+                losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
             loss = torch.stack(list(losses.values())).sum()
             self._check_nan(loss)
             self.scaler.scale(loss).backward()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import read_records
 from recbole_llara.processes import Processes
 
@@ -80,6 +82,20 @@ def test_rsllms_stages_and_contrasts(run):
     assert two[3].count("Stage 2 of 2") == 1  # one tells of it
 
 
+@pytest.mark.parametrize("decoding", ["score", "generate"])
+def test_frozen_weights_dealt_out(run, make_llm, decoding):
+    """FSDP over LoRA: one row is left for two processes in training as in evaluation, and generation ends at different steps."""
+    keys = {"model": "LLaRA", "max_train_rows": 49, "max_eval_rows": 13, "eval_batch_size": 4, "decoding": decoding}
+    one, two = run("one", **keys), run("two", fsdp=True, **keys)
+    if decoding == "generate":
+        assert [case["answer_text"] for case in two[1]] == [case["answer_text"] for case in one[1]]
+    else:
+        assert_equal(one, two)
+    held, every = (int(number.replace(",", "")) for number in re.search(r"holds (\S+) of the LLM's (\S+)", two[3]).groups())
+    frozen = sum(p.numel() for p in make_llm("llama").model.layers.parameters())
+    assert held == every - frozen // 2  # embeddings and adapters whole
+
+
 def test_a_stock_model_is_trained_by_one_of_them(run, keys):
     del keys["rec_epochs"]
     _, _, _, told = run("two", model="SASRec", epochs=1)
@@ -94,3 +110,9 @@ def test_how_work_is_dealt_out():
         assert bounds[0][0] == 0 and bounds[-1][1] == total
         assert all(left[1] == right[0] for left, right in pairwise(bounds))
         assert max(end - first for first, end in bounds) - min(end - first for first, end in bounds) <= 1
+
+
+def test_weights_that_learn_are_not_dealt_out(keys, make_trainer):
+    for changes in ({"llm_tuning": "full"}, {"llm_quantization": "4bit"}):
+        with pytest.raises(UserError, match="fsdp: found True"):
+            make_trainer({**keys, "fsdp": True, **changes})
