@@ -80,8 +80,11 @@ class LLMSettings(Settings):
     lora_target_modules: str | tuple[str, ...]
     gradient_checkpointing: bool
     fsdp: bool
+    torch_compile: bool
 
     def __post_init__(self) -> None:
+        if self.fsdp and self.torch_compile:
+            raise UserError("fsdp and torch_compile: found both True, expected one of them")
         if self.fsdp and (self.llm_tuning == "full" or self.llm_quantization != "none"):
             raise UserError(
                 f"fsdp: found True with llm_tuning {self.llm_tuning} and llm_quantization {self.llm_quantization}, expected lora "

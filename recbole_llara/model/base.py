@@ -15,6 +15,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
+from recbole_llara.model.compilation import compile_blocks, uncompiled
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
@@ -128,6 +129,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.is_sharded = llm_settings.fsdp and processes.count > 1
         if self.is_sharded:
             shard_frozen(self.llm, config["device"], processes.count)
+        self.is_compiled = llm_settings.torch_compile
+        if self.is_compiled:
+            compile_blocks(self.llm, config["device"])
         self.encoder = PromptEncoder(
             self.tokenizer,
             data.catalogue.titles,
@@ -239,4 +243,5 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             interaction: rows with histories and candidates.
         """
         candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()  # [B, C], [B]
-        return answer_rows(self, interaction[self.ITEM_SEQ].cpu(), candidates, rows)
+        with uncompiled(self.is_compiled):
+            return answer_rows(self, interaction[self.ITEM_SEQ].cpu(), candidates, rows)
