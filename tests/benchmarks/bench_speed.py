@@ -29,10 +29,18 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.trie import build_trie
 from recbole_llara.model import build_model
 from recbole_llara.model.base import LLMRecommender, TrainingRows
-from recbole_llara.model.llm import causal_lm
+from recbole_llara.model.compilation import uncompiled
+from recbole_llara.model.llm import causal_lm, decoder_blocks
 from recbole_llara.trainer import get_trainer
 from recbole_llara.yaml_files import parse_arguments
 
+# The columns: keys of LLaRA over the embedded LLM.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {"llm_tuning": "lora"},
+    "full": {"llm_tuning": "full"},
+    "lora_compiled": {"llm_tuning": "lora", "torch_compile": True},
+    "full_compiled": {"llm_tuning": "full", "torch_compile": True},
+}
 TOLERANCE = 1e-5  # by which the two losses of a step may differ, in float32
 
 
@@ -120,12 +128,6 @@ def check_losses(setup: Setup, rows: TrainingRows) -> float:
     return abs(ours - theirs) / abs(theirs)
 
 
-def blocks_of(model: LLMRecommender) -> torch.nn.ModuleList:
-    """The decoder's blocks."""
-    modules = causal_lm(model.llm).base_model.modules()
-    return next(module for module in modules if isinstance(module, torch.nn.ModuleList))
-
-
 def training_operations(setup: Setup, rows: TrainingRows) -> float:
     """Floating-point operations that a step cannot do without, padding apart."""
     model = setup.model
@@ -133,7 +135,9 @@ def training_operations(setup: Setup, rows: TrainingRows) -> float:
     prompts = model.encode_training(rows, model.representation)
     lengths = prompts.attention_mask.sum(1).double()  # [B]
     answers = float((prompts.labels >= 0).sum())
-    named = [(name, parameter) for name, parameter in blocks_of(model).named_parameters() if parameter.dim() == 2]
+    named = [
+        (name, parameter) for name, parameter in decoder_blocks(causal_lm(model.llm)).named_parameters() if parameter.dim() == 2
+    ]
     frozen = sum(p.numel() for _, p in named if not p.requires_grad)
     trained = sum(p.numel() for _, p in named if p.requires_grad)
     tokens = float(lengths.sum())
@@ -150,7 +154,8 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
     batches = iter(setup.data.train_data)
     # In the attention that evaluation has too: the two recipes then differ by their arithmetic's order alone.
     model.eval()
-    difference = check_losses(setup, model.training_rows(next(batches), 0))
+    with uncompiled(model.is_compiled):
+        difference = check_losses(setup, model.training_rows(next(batches), 0))
     ours, theirs, operations = [], [], []
     for number in range(rounds + 1):
         interaction = next(batches)
@@ -233,7 +238,7 @@ def answer_operations(setup: Setup, batch: Interaction) -> float:
     trie = build_trie(model.encoder.answer_ids(candidates, model.representation))
     lengths = prompts.attention_mask.sum(1).double()  # [B]
     nodes = trie.visible.any(2).sum(1).double()  # [B]
-    weights = sum(p.numel() for name, p in blocks_of(model).named_parameters() if p.dim() == 2)
+    weights = sum(p.numel() for name, p in decoder_blocks(causal_lm(model.llm)).named_parameters() if p.dim() == 2)
     linear = 2 * weights * float((lengths + nodes).sum())
     pairs = float((lengths**2 / 2 + nodes * lengths).sum()) + float(trie.visible.sum())
     head = float((nodes + 1).sum()) * config.hidden_size * config.vocab_size * 2
@@ -248,22 +253,23 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(0)
     keys = parse_arguments(words)
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": arguments.rounds}
-    for tuning in ("lora", "full"):
-        setup = set_up({"llm_tuning": tuning, **keys})
-        found[tuning] = {
-            **train(setup, arguments.rounds),
-            **{f"eval_{k}": v for k, v in evaluate(setup, max(1, arguments.rounds // 2)).items()},
-        }
-    lora = found["lora"]
-    found |= {"train_ratio": lora["ratio"], "train_of_floor": lora["of_floor"]}
-    found |= {name: lora[name] for name in ("eval_score_ratio", "eval_generate_ratio")}
-    found |= {name: lora[name] for name in ("eval_score_ratio_64", "eval_generate_ratio_64")}
+    for name, changes in VARIANTS.items():
+        setup = set_up({**changes, **keys})
+        found[name] = train(setup, arguments.rounds)
+        if not setup.model.is_compiled:  # evaluation is the same
+            answered = evaluate(setup, max(1, arguments.rounds // 2))
+            found[name] |= {f"eval_{key}": value for key, value in answered.items()}
+    for suffix, of in (("", found["lora"]), ("_compiled", found["lora_compiled"])):
+        found |= {f"train_ratio{suffix}": of["ratio"], f"train_of_floor{suffix}": of["of_floor"]}
+    for name in ("eval_score_ratio", "eval_generate_ratio", "eval_score_ratio_64", "eval_generate_ratio_64"):
+        found[name] = found["lora"][name]
     arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    names = [name for name in lora if not name.startswith("matrix")]
-    sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{'lora':>14}{'full':>14}\n")
-    for name in names:
-        sys.stdout.write(f"{name:32}{found['lora'][name]:14.4g}{found['full'][name]:14.4g}\n")
-    sys.stdout.write(f"matrix products: {lora['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s\nwritten: {arguments.out}\n")
+    head = "".join(f"{name:>16}" for name in VARIANTS)
+    sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{head}\n")
+    for row in found["lora"]:
+        cells = "".join(f"{found[name][row]:16.4g}" if row in found[name] else f"{'':16}" for name in VARIANTS)
+        sys.stdout.write(f"{row:32}{cells}\n")
+    sys.stdout.write(f"written: {arguments.out}\n")
 
 
 if __name__ == "__main__":
