@@ -102,7 +102,7 @@ def test_a_second_run_pays_nothing_and_another_request_does(toy):
 def test_interrupted_half_way_it_goes_on_without_repeating_a_request(toy, tmp_path):
     """A real process, a real Ctrl-C, and a second run."""
     keys = {**toy, "api_concurrency": 2, "eval_batch_size": ROWS}
-    with serving(slow(0.3)) as server:
+    with serving(slow(1.0)) as server:  # far longer than a loaded machine takes to pass the signal on
         words = [f"--{key}={json.dumps(value)}" for key, value in {**keys, "api_base": server.api_base}.items()]
         command = [sys.executable, str(ROOT / "run_recbole_llara.py"), "--model=ChatLLM", "--dataset=toy", *words]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
