@@ -1,6 +1,6 @@
 """LoRA layers of peft, computed with less traffic: the same adapters, state and results.
 
-On a width-192 model the arithmetic of rank-8 adapters is 4 % of its linears', yet peft's layers made a training step dearer than
+On a width-192 model rank-8 adapters have 7 % of the linears' weights, yet peft's layers made a training step dearer than
 full tuning: for each linear they cast its input to float32, and make three tensors as wide as its output (the adapter's
 product, its scaled copy, the sum). Here the input stays in the type of the arithmetic, the scale falls on the [..., r] tensor
 in the middle and the last product is added where the linear's output stands. RecBole-free.
