@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,14 @@ def test_a_second_run_pays_nothing_and_another_request_does(toy):
 def test_interrupted_half_way_it_goes_on_without_repeating_a_request(toy, tmp_path):
     """A real process, a real Ctrl-C, and a second run."""
     keys = {**toy, "api_concurrency": 2, "eval_batch_size": ROWS}
-    with serving(slow(1.0)) as server:  # far longer than a loaded machine takes to pass the signal on
+    with serving(slow(0.3)) as server:
         words = [f"--{key}={json.dumps(value)}" for key, value in {**keys, "api_base": server.api_base}.items()]
         command = [sys.executable, str(ROOT / "run_recbole_llara.py"), "--model=ChatLLM", "--dataset=toy", *words]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            # Shells start background jobs, these tests perhaps, deaf to Ctrl-C, and children inherit that.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         deadline = time.monotonic() + 120
         while len(server.seen) < 5 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
