@@ -36,7 +36,8 @@ def silence_harmless_warnings() -> None:
 def flush_denormals() -> None:
     """Let numbers below 1.2e-38 be zero: a CPU is slow with them, and training comes to them.
 
-    Caser on ml-100k fell from 22 to 6 steps a second after four epochs, and keeps its pace with this. Threads inherit it from the one that starts them: call it before torch starts its own.
+    Caser on ml-100k fell from 22 to 6 steps a second after four epochs, and keeps its pace with this. Threads inherit it from
+    the one that starts them: call it before torch starts its own.
     """
     torch.set_flush_denormal(True)
 

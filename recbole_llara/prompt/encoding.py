@@ -18,7 +18,7 @@ SEPARATOR = ","
 # so that a title has the same tokens wherever it stands.
 ANCHOR = "\n"
 IGNORED_LABEL = -100
-# Titles in one call of the tokenizer: its records of each take a kilobyte.
+# Titles in one call of the tokenizer, whose records of them are larger than their tokens.
 TOKENISED_AT_ONCE = 8192
 
 

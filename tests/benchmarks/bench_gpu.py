@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import matrix_rate, seconds
+from measure import matrix_rate, seconds, titles_of
 from plain_recipe import PlainRecipe, PlainRow
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -44,31 +44,6 @@ SHAPES = {  # hidden, intermediate, layers, heads
 }
 HISTORY, CANDIDATES, D_REC = 10, 20, 64
 LORA = {"lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": "auto"}
-WORDS = [
-    "red",
-    "star",
-    "night",
-    "river",
-    "king",
-    "of",
-    "the",
-    "lost",
-    "city",
-    "moon",
-    "last",
-    "winter",
-    "dream",
-    "house",
-    "garden",
-    "return",
-]
-
-
-def made_up_titles(count: int) -> list[str]:
-    """Titles of two to six words, ``titles[0]`` the padding item's."""
-    rng = torch.Generator().manual_seed(0)
-    lengths = torch.randint(2, 7, (count,), generator=rng).tolist()
-    return ["", *(" ".join(WORDS[n] for n in torch.randint(0, len(WORDS), (k,), generator=rng).tolist()) for k in lengths)]
 
 
 class Engine:
@@ -300,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     read = arguments.titles.read_text(encoding="utf-8").splitlines() if arguments.titles else None
-    titles = made_up_titles(2000) if read is None else ["", *(line for line in read if line.strip())]
+    titles = titles_of(2000, words=4) if read is None else ["", *(line for line in read if line.strip())]
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "shape": arguments.shape}
     engine = Engine(arguments.shape, tokenizer, titles, device)
     found["train"] = train(engine, arguments.rows, arguments.rounds)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import titles_of
 
 ROWS_A_USER = 10
 # (items, rows)
@@ -32,33 +33,6 @@ BATCH = 16
 def peak() -> float:
     """GB of memory at the most so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def titles_of(items: int, words: int, seed: int = 0) -> list[str]:
-    """Titles of so many words, ``titles[0]`` the padding item's."""
-    rng = np.random.default_rng(seed)
-    names = np.array(
-        [
-            "red",
-            "star",
-            "night",
-            "river",
-            "king",
-            "of",
-            "the",
-            "lost",
-            "city",
-            "moon",
-            "last",
-            "winter",
-            "dream",
-            "house",
-            "garden",
-            "return",
-        ]
-    )
-    drawn = names[rng.integers(0, len(names), (items, words))]
-    return ["", *(f"{' '.join(row)} {number}" for number, row in enumerate(drawn))]
 
 
 def write_dataset(folder: Path, items: int, rows: int) -> None:

@@ -1,8 +1,9 @@
-"""What the benchmarks share: the clock, and the machine's rate."""
+"""What the benchmarks share: the clock, the machine's rate, and made-up titles."""
 
 from collections.abc import Callable
 from time import perf_counter
 
+import numpy as np
 import torch
 
 MATRIX = 2048  # side of the matrices whose product gives a CPU's rate; four times as long on a GPU
@@ -29,3 +30,30 @@ def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu") -> float
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     a @ b
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(6))
+
+
+def titles_of(items: int, words: int) -> list[str]:
+    """Made-up titles of so many words and a number, ``titles[0]`` the padding item's."""
+    rng = np.random.default_rng(0)
+    names = np.array(
+        [
+            "red",
+            "star",
+            "night",
+            "river",
+            "king",
+            "of",
+            "the",
+            "lost",
+            "city",
+            "moon",
+            "last",
+            "winter",
+            "dream",
+            "house",
+            "garden",
+            "return",
+        ]
+    )
+    drawn = names[rng.integers(0, len(names), (items, words))]
+    return ["", *(f"{' '.join(row)} {number}" for number, row in enumerate(drawn))]
