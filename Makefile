@@ -1,6 +1,6 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test, lint: what they say. bench: minutes, speed against the floor and a plain recipe.
+# test, lint: what they say. test-kill: minutes, a run killed at 25 moments goes on to the same end. bench: minutes, speed against the floor and a plain recipe.
 # bench-gpu: the same at Llama-2-7B's size. bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
@@ -13,7 +13,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers test lint accuracy bench bench-gpu bench-growth install clean
+.PHONY: quickstart study papers test test-kill lint accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
@@ -28,6 +28,9 @@ papers: $(STAMP)
 
 test: $(STAMP)
 	$(RUN) -m pytest tests
+
+test-kill: $(STAMP)
+	$(RUN) tests/kill_runs.py
 
 lint: $(STAMP)
 	$(RUN) -m ruff check --config .ci/ruff.toml .

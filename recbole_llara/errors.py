@@ -1,12 +1,32 @@
 """The one exception for mistakes a user can mend, raised by every room of the package, and how a program ends by it."""
 
 import difflib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from types import FrameType
 
 
 class UserError(ValueError):
     """A user's mistake: the message says what was found, what was expected and which key to change."""
+
+
+class RunError(RuntimeError):
+    """What broke a run that was asked for rightly: the message says what happened, what is kept and how to go on."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal has ended.
+
+    Args:
+        signal_number: the signal.
+        message: what is kept and how to go on; "" where nothing is.
+    """
+
+    def __init__(self, signal_number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -31,22 +51,38 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def exit_status(program: str, action: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Run a program's work; a user's mistake and Ctrl-C end it with one line and no traceback.
+    """Run a program's work; what a user can mend, and being stopped, end it with one line and no traceback.
+
+    SIGTERM ends it as Ctrl-C does, so that nothing half-done is left lying about.
 
     Args:
         program: its name, before the line.
         action: the work.
-        interrupted: what the line says after Ctrl-C.
+        interrupted: what the line says after a signal, where the work itself says nothing.
 
     Returns:
-        0, 2 for a user's mistake, 130 when interrupted.
+        0, 2 for a user's mistake, 1 for what broke the run, 128 + the signal's number when stopped.
     """
+    before = signal.signal(signal.SIGTERM, _stop) if may_handle(signal.SIGTERM) else None
     try:
         action()
-    except UserError as error:
+    except (UserError, RunError) as error:
         sys.stderr.write(f"{program}: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: {interrupted}\n")
-        return 130
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{program}: {str(stop) or interrupted}\n")
+        return 128 + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    raise Stopped(signal_number)
+
+
+def may_handle(signal_number: int) -> bool:
+    """Whether this thread may say what a signal does, and nobody before it said that the signal does nothing."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and signal.getsignal(signal_number) not in (signal.SIG_IGN, None)

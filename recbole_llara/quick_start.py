@@ -1,8 +1,9 @@
 """One run from configuration to result: data, model, training, evaluation, and the files that tell about it."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,12 +14,17 @@ from recbole.utils import calculate_valid_score, init_logger, init_seed
 from recbole_llara.compat import flush_denormals, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.errors import Stopped
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.evaluator.run_folder import RunFolder
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.checked import TellsFacts
 from recbole_llara.processes import Processes, processes_of
+from recbole_llara.resume import completed_request, folder_to_resume
 from recbole_llara.trainer import get_trainer
+from recbole_llara.trainer.training_state import remove_states
+
+BEST = "checkpoint"  # the best checkpoint's name in the run's folder
 
 
 def run_recbole_llara(
@@ -46,7 +52,8 @@ def run_recbole_llara(
     """
     silence_harmless_warnings()
     flush_denormals()
-    config = LLaRAConfig(model, dataset, config_file_list, config_dict, argv)
+    request = completed_request(model, dataset, config_dict, argv)
+    config = LLaRAConfig(request.model, request.dataset, config_file_list, request.keys, argv)
     processes = processes_of(config)
     init_seed(config["seed"], config["reproducibility"])
     with _logging(config, processes):
@@ -65,26 +72,57 @@ def run_recbole_llara(
 
 def _run(config: LLaRAConfig, logger: logging.Logger, processes: Processes) -> dict[str, Any]:
     timings: dict[str, float] = {}
+    resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
         data = prepare_data(config)
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data)
     logger.info(str(model))
-    folder = processes.from_main(lambda: _make_folder(config))
-    trainer = get_trainer(config, model)
-    # RecBole names the file by the minute, in the folder of all runs.
-    trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem("checkpoint").name)
+    with _opened(resumed, config, processes) as folder:
+        trainer = get_trainer(config, model)
+        # RecBole names the file by the minute, in the folder of all runs.
+        trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem(BEST).name)
+        if resumed is not None:
+            trainer.resume_checkpoint(folder.path)
+        return _train_and_measure(config, data, trainer, folder, timings, logger, processes)
 
+
+@contextmanager
+def _opened(resumed: RunFolder | None, config: LLaRAConfig, processes: Processes) -> Iterator[RunFolder]:
+    """The run's folder, held by process 0 as long as the run lives."""
+    folder = resumed or processes.from_main(lambda: RunFolder.create(config["checkpoint_dir"], config.final_config_dict))
+    with folder.held() if processes.is_main else nullcontext():
+        if processes.is_main and resumed is None:
+            folder.write_request(config["model"], config["dataset"], config.external_config_dict)
+            folder.write_config(config.final_config_dict)
+        try:
+            yield folder
+        except KeyboardInterrupt as stop:
+            if str(stop) or not is_ours(config["model"]):
+                raise
+            number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+            raise Stopped(number, f"stopped; --resume={folder.path} goes on from the last state") from None
+
+
+def _train_and_measure(
+    config: LLaRAConfig,
+    data: PreparedData,
+    trainer: Any,
+    folder: RunFolder,
+    timings: dict[str, float],
+    logger: logging.Logger,
+    processes: Processes,
+) -> dict[str, Any]:
+    """All that a run does once everything is ready; returns what ``run_recbole_llara`` returns."""
     best_valid_score, best_valid_result = _train(config, data, trainer, timings)
     with _timed(timings, "evaluation"):
         test_result = trainer.evaluate(
             data.test_data, load_best_model=True, model_file=config["checkpoint"], show_progress=bool(config["show_progress"])
         )
-
     timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
-    if is_ours(config["model"]) and trainer.seconds_trained:
-        timings["training_rows_per_second"] = round(trainer.rows_trained / trainer.seconds_trained, 1)
+    if is_ours(config["model"]):
+        _add_training_times(trainer, timings)
     metrics = {"valid": best_valid_result or {}, "test": test_result}
     paths = processes.from_main(lambda: _write(config, data, trainer, folder, metrics, timings))
     logger.info(f"best valid: {dict(best_valid_result or {})}")
@@ -99,10 +137,12 @@ def _run(config: LLaRAConfig, logger: logging.Logger, processes: Processes) -> d
     }
 
 
-def _make_folder(config: LLaRAConfig) -> RunFolder:
-    folder = RunFolder.create(config["checkpoint_dir"], config.final_config_dict)
-    folder.write_config(config.final_config_dict)
-    return folder
+def _add_training_times(trainer: Any, timings: dict[str, float]) -> None:
+    """The speed of a training, and the time that earlier processes spent on it."""
+    if "training_seconds" in timings:
+        timings["training_seconds"] = round(timings["training_seconds"] + trainer.seconds_before, 3)
+    if trainer.progress.seconds_trained:
+        timings["training_rows_per_second"] = round(trainer.progress.rows_trained / trainer.progress.seconds_trained, 1)
 
 
 def _train(
@@ -134,8 +174,8 @@ def _write(
     titles = item_tokens if data.catalogue is None else data.catalogue.titles
     records = cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles)
     cases_file = folder.write_records("cases.jsonl", records)
-    if is_ours(config["model"]) and trainer.training_log:
-        folder.write_records("training.jsonl", trainer.training_log)
+    if is_ours(config["model"]) and trainer.progress.training_log:
+        folder.write_records("training.jsonl", trainer.progress.training_log)
     result = build_result(
         config.final_config_dict,
         correct=cases.correct,
@@ -147,6 +187,7 @@ def _write(
         best_epoch=trainer.best_epoch,
     )
     result_file = folder.write_result(result, config["result_file"])
+    remove_states(folder.path)  # only now: until the result is written the run may have to go on
     return {
         "run_dir": str(folder.path),
         "result_file": str(result_file),

@@ -46,6 +46,11 @@ class EvaluationSettings(Settings):
     stopping_step: int = within(0)
     metric_decimal_place: int = within(0)
     checkpoint: str | None
+    resume: str | None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None and self.resume is not None:
+            raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,8 @@ class OptimSettings(TrainingSettings):
     warmup_learning_rate_ratio: float = within(0, 1)
     warmup_ratio: float = within(0, 1, open_high=True)
     max_grad_norm: float | None = within(0, open_low=True)
+    save_steps: int = within(0)
+    save_total_limit: int = within(1)
 
     @property
     def first_learning_rate(self) -> float:

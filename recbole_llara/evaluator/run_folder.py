@@ -4,18 +4,23 @@ Every file appears whole or not at all: it is written beside its place, flushed 
 """
 
 import json
-import os
 import re
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from filelock import FileLock, Timeout
 
+from recbole_llara.atomic import write_file
+from recbole_llara.errors import RunError, UserError
 from recbole_llara.evaluator.result import json_ready, without_secrets
+
+CONFIG, REQUEST, RESULT = "config.yaml", "request.yaml", "result.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,19 @@ class RunFolder:
         Args:
             checkpoint_dir: the folder that holds all runs; made if absent.
             config: resolved keys; ``model``, ``dataset``, ``protocol`` and ``seed`` name the folder.
+
+        Raises:
+            UserError: no folder can be made there.
         """
         parent = Path(checkpoint_dir)
-        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            return cls(cls._made(parent, config))
+        except OSError as error:
+            raise UserError(f"checkpoint_dir: no folder can be made in {parent} ({error}); choose another") from error
+
+    @staticmethod
+    def _made(parent: Path, config: Mapping[str, Any]) -> Path:
         parts = [str(config[key]) for key in ("model", "dataset", "protocol")]
         parts += [f"seed{config['seed']}", datetime.now().strftime("%Y%m%d-%H%M%S")]
         name = re.sub(r"[^\w.+-]", "_", "-".join(parts))
@@ -45,7 +60,29 @@ class RunFolder:
             except FileExistsError:
                 attempt += 1
             else:
-                return cls(path)
+                return path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock ends with its process, however that ends.
+
+        Raises:
+            UserError: another process has it.
+        """
+        try:
+            lock = FileLock(self.path / LOCK).acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"resume: another process is writing {self.path}; wait for it, or start a new run") from None
+        with lock:
+            yield
+
+    def is_held(self) -> bool:
+        """Whether a process is writing here."""
+        try:
+            with FileLock(self.path / LOCK).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def write_json(self, name: str, data: Any) -> Path:
         """Write ``data`` as indented JSON; numbers that JSON lacks (NaN, infinities) become null. Returns the path."""
@@ -63,14 +100,19 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> Path:
         """Write ``config.yaml``: the resolved keys, without secrets. Returns the path."""
-        plain = json_ready(without_secrets(config))
-        return write_atomically(
-            self.path / "config.yaml", lambda file: yaml.safe_dump(plain, file, allow_unicode=True, sort_keys=True)
-        )
+        return self._write_yaml(CONFIG, config)
+
+    def write_request(self, model: str, dataset: str, keys: Mapping[str, Any]) -> Path:
+        """Write ``request.yaml``: what the run was asked for, without secrets, so that it can go on by its folder's name alone."""
+        return self._write_yaml(REQUEST, {"model": model, "dataset": dataset, "keys": without_secrets(keys)})
+
+    def _write_yaml(self, name: str, values: Mapping[str, Any]) -> Path:
+        plain = json_ready(without_secrets(values))
+        return write_atomically(self.path / name, lambda file: yaml.safe_dump(plain, file, allow_unicode=True, sort_keys=True))
 
     def write_result(self, result: Mapping[str, Any], result_file: str | Path | None = None) -> Path:
         """Write ``result.json``, and a copy of it to ``result_file`` if given. Returns the path of the first."""
-        path = self.write_json("result.json", result)
+        path = self.write_json(RESULT, result)
         if result_file:
             copy = Path(result_file)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -80,17 +122,23 @@ class RunFolder:
 
 
 def write_atomically(path: Path, write: Callable[[TextIO], object]) -> Path:
-    """Let ``write`` fill a temporary text file beside ``path``, flush it to disk, then rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    """Let ``write`` fill a temporary text file beside ``path``, flush it to disk, then rename it to ``path``.
+
+    Raises:
+        RunError: it cannot be written; what was there is untouched.
+    """
+
+    def fill(temporary: Path) -> None:
         with open(temporary, "x", encoding="utf-8") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+
+    try:
+        return write_file(path, fill)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error}); what was written before is untouched. Is the disk full or read-only? "
+            "The folder is that of checkpoint_dir or result_file"
+        ) from error
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

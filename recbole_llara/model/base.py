@@ -17,6 +17,7 @@ from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.compilation import compile_blocks, uncompiled
 from recbole_llara.model.hybrid import merge_item_embeddings
+from recbole_llara.model.identity import data_facts, llm_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
@@ -41,6 +42,7 @@ class TrainingRows:
         targets: [B].
         template_index: [B].
         places: [B] which rows of the optimiser step these are.
+        row_ids: [B] which rows of the training split.
     """
 
     history: torch.Tensor
@@ -48,6 +50,7 @@ class TrainingRows:
     targets: torch.Tensor
     template_index: torch.Tensor
     places: torch.Tensor
+    row_ids: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> "TrainingRows":
         """Some of the rows."""
@@ -109,6 +112,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             device=config["device"],
             quantization=llm_settings.llm_quantization,
         )
+        self.llm_digest, self.tokenizer_digest = llm_digest(llm), tokenizer_digest(self.tokenizer)
+        self.data_facts = data_facts(config, data)
         self._attention = {
             True: training_attention(llm, self.compute_dtype, config["device"]),
             False: llm.config._attn_implementation,
@@ -196,7 +201,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
         candidates = self.sampler.draw(rows.numpy(), users.numpy(), targets.numpy(), "train", epoch, history=history.numpy())
         templates, places = self.template_index(rows, "train", epoch), torch.arange(len(rows))
-        return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places)
+        return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places, rows)
 
     def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
         """Input embeddings [B, T, D], behavioural tokens and placeholders in their slots (LLaRA eq. 6)."""

@@ -24,7 +24,7 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import write_atomically
-from recbole_llara.keys import REC_PREFIX, recommender_keys, shared_keys
+from recbole_llara.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.model import is_ours, replaces_item_table, stock_models
 from recbole_llara.model.item_encoder import WEIGHTS, prepare_recommender
 from recbole_llara.properties_path import PROPERTIES
@@ -38,8 +38,6 @@ PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
 FINISHED = "finished"
 LOOK_AGAIN = 1.0  # seconds, while other processes run all arms that are left
-# Keys that say where things lie and what is shown, and change no result.
-ELSEWHERE = frozenset({"checkpoint_dir", "device", "gpu_id", "result_file", "show_progress", "state", "log_wandb"})
 
 
 class StudyRun:
@@ -114,6 +112,8 @@ class StudyRun:
         model, values = self.study.model_of(arm.system), self._values(arm)
         with self._served(values):
             values |= self._checkpoint(arm)
+            if is_ours(model) and "checkpoint" not in values:  # one that a killed call has begun goes on
+                values["resume"] = "auto"
             written = run_recbole_llara(model=model, config_dict=values)
         paths = {key: written[key] for key in PATHS}
         result = json.loads(Path(paths["result_file"]).read_text(encoding="utf-8"))
@@ -224,7 +224,7 @@ class StudyRun:
             prompts = PROPERTIES / "prompt" / f"{config['domain']}.yaml"
             keys["prompts"] = prompts.read_text(encoding="utf-8") if prompts.is_file() else None
             for kind in ("run", "recommender"):
-                keys[kind] = {key: value for key, value in keys.get(kind, {}).items() if key not in ELSEWHERE}
+                keys[kind] = {key: value for key, value in keys.get(kind, {}).items() if key not in WITHOUT_EFFECT}
             self._keys[arm] = keys
         return self._keys[arm]
 

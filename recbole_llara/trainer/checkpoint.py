@@ -6,74 +6,83 @@ placeholder and their like) and ``adapter/`` (PEFT's own format, for lora) or ``
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from recbole_llara.errors import UserError
+from recbole_llara.atomic import write_folder
+from recbole_llara.errors import RunError, UserError
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.llm import causal_lm
 
 META, OWN_WEIGHTS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
-FORMAT = 1
+FORMAT = 2
+_CHUNK = 1 << 20
 
 
-def _own_state(model: LLMRecommender) -> dict[str, torch.Tensor]:
-    """What is trained outside the LLM."""
-    return {name: value.detach().cpu().contiguous() for name, value in model.item_tokens.state_dict().items()}
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not those that were written."""
 
 
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
     """What a checkpoint fits: compared on loading."""
     llm = causal_lm(model.llm)
     return {
-        "format": FORMAT,
+        **model.data_facts,
         "llm_architecture": type(llm).__name__,
         "llm_shape": [llm.config.num_hidden_layers, llm.config.hidden_size, llm.config.vocab_size],
+        "llm_digest": model.llm_digest,
+        "tokenizer_digest": model.tokenizer_digest,
         "llm_tuning": model.llm_tuning,
         "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
-        "n_items": model.n_items,
         "item_tokens": {name: list(value.shape) for name, value in model.item_tokens.state_dict().items()},
     }
 
 
-def save_llm_recommender(model: LLMRecommender, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint beside ``path`` and put it there by renaming, so that a whole one is always on disk.
+def save_llm_recommender(
+    model: LLMRecommender, path: Path, facts: Mapping[str, Any], fill: Callable[[Path], None] | None = None
+) -> None:
+    """Write a checkpoint beside ``path`` and put it there in one step, so that a whole one is always on disk.
 
     Args:
         model: whose trained parts are written.
         path: folder of the checkpoint; an older one there is replaced.
         facts: epoch, score and the like, kept in ``meta.json``.
+        fill: adds files of its own to the folder.
+
+    Raises:
+        RunError: it cannot be written there; what was there is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        save_file(_own_state(model), temporary / OWN_WEIGHTS)
+
+    def write(folder: Path) -> None:
+        own = {name: value.detach().cpu().contiguous() for name, value in model.item_tokens.state_dict().items()}
+        save_file(own, folder / OWN_WEIGHTS)
         if model.llm_tuning == "lora":
-            model.llm.save_pretrained(temporary / ADAPTER)
+            model.llm.save_pretrained(folder / ADAPTER)
         elif model.llm_tuning == "full":
-            model.llm.save_pretrained(temporary / LLM)
-            model.tokenizer.save_pretrained(temporary / LLM)
-        files = sorted(file for file in temporary.rglob("*") if file.is_file())
-        sha256 = {file.relative_to(temporary).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        meta = {"belongs_to": belongs_to(model), "sha256": sha256, **facts}
-        (temporary / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
-        old = path.with_name(f".{path.name}.old.{uuid.uuid4().hex}")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            model.llm.save_pretrained(folder / LLM)
+            model.tokenizer.save_pretrained(folder / LLM)
+        if fill is not None:
+            fill(folder)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sha256 = {file.relative_to(folder).as_posix(): _file_sha256(file) for file in files}
+        meta = {"format": FORMAT, "belongs_to": belongs_to(model), "sha256": sha256, **facts}
+        (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+    try:
+        write_folder(path, write)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"checkpoint: {path} cannot be written ({error}); what was saved before is untouched. Is the disk full or read-only? "
+            "The folder is that of checkpoint_dir"
+        ) from error
 
 
 def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
@@ -83,36 +92,94 @@ def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
         the contents of ``meta.json``.
 
     Raises:
-        UserError: no checkpoint there, a file was altered, or it belongs to something else.
+        UserError: no checkpoint there, of another version, a file was altered, or it belongs to something else.
     """
-    if not (path / META).is_file():
-        raise UserError(f"checkpoint: found no {META} in {path}, expected the folder of a run's checkpoint")
-    meta = json.loads((path / META).read_text(encoding="utf-8"))
-    here = belongs_to(model)
-    differing = {
-        key: (meta["belongs_to"].get(key), value) for key, value in here.items() if meta["belongs_to"].get(key) != value
-    }
+    meta = read_meta(path)
+    here, there = belongs_to(model), meta["belongs_to"]
+    differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
     if differing:
-        lines = "; ".join(f"{key}: {found!r} there, {expected!r} here" for key, (found, expected) in differing.items())
-        raise UserError(f"checkpoint {path} belongs to another model: {lines}")
-    for name, digest in meta["sha256"].items():
-        file = path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise UserError(f"checkpoint {path}: {name} is missing or was altered since it was written")
+        lines = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differing)
+        raise UserError(f"checkpoint {path} belongs to another run: {lines}")
+    _check_files(path, meta)
     model.item_tokens.load_state_dict(load_file(path / OWN_WEIGHTS))
     if model.llm_tuning == "lora":
         _load_adapter(model.llm, path / ADAPTER)
     elif model.llm_tuning == "full":
-        saved = type(model.llm).from_pretrained(path / LLM, dtype=torch.float32)
-        model.llm.load_state_dict(saved.state_dict())
+        _load_whole(model, path / LLM)
     return meta
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's ``meta.json``.
+
+    Raises:
+        UserError: it is not there or of another version; DamagedCheckpoint: it is unreadable.
+    """
+    if not (path / META).is_file():
+        raise UserError(f"checkpoint: found no {META} in {path}, expected the folder of a run's checkpoint")
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint {path}: {META} is no JSON ({error}); choose another checkpoint") from error
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT or not all(isinstance(meta.get(key), dict) for key in ("belongs_to", "sha256")):
+        raise UserError(
+            f"checkpoint {path}: found format {found!r}, expected {FORMAT}: it was written by another version of "
+            "recbole-llara; load it with that version, or train again"
+        )
+    return meta
+
+
+def _check_files(path: Path, meta: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's files with their checksums.
+
+    Raises:
+        DamagedCheckpoint: one is missing, was altered, or is not among those that were written.
+    """
+    for name, digest in meta["sha256"].items():
+        file = path / name
+        if not file.is_file() or _file_sha256(file) != digest:
+            raise DamagedCheckpoint(
+                f"checkpoint {path}: {name} is missing or was altered since it was written; choose another checkpoint"
+            )
+    written = {*meta["sha256"], META}
+    foreign = sorted({file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - written)
+    if foreign:
+        raise DamagedCheckpoint(f"checkpoint {path}: found {foreign[0]}, which was not written with it; remove it")
+
+
 def _load_adapter(llm: PeftModel, folder: Path) -> None:
-    """PEFT's adapter file into the model's adapter: every tensor there, and no other."""
+    """PEFT's adapter file into the model's adapter: every tensor there, of its shape, and no other."""
     saved = load_file(folder / "adapter_model.safetensors")
     expected = get_peft_model_state_dict(llm)
-    if saved.keys() != expected.keys():
-        differing = sorted(saved.keys() ^ expected.keys())
-        raise UserError(f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {differing[0]}")
+    shapes, wanted = ({name: tensor.shape for name, tensor in each.items()} for each in (saved, expected))
+    if shapes != wanted:
+        differing = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+        raise UserError(
+            f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {differing[0]}: found "
+            f"{_shape(shapes, differing[0])}, expected {_shape(wanted, differing[0])}; change lora_r or lora_target_modules"
+        )
     set_peft_model_state_dict(llm, saved)
+
+
+def _load_whole(model: LLMRecommender, folder: Path) -> None:
+    """A Hugging Face folder into an LLM that is tuned whole: every tensor there, of its shape, and no other."""
+    saved, loaded = type(model.llm).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    wrong = {key: sorted(map(str, names)) for key, names in loaded.items() if names}
+    if wrong:
+        raise UserError(f"checkpoint {folder}: its tensors are not those of this LLM: {wrong}")
+    model.llm.load_state_dict(saved.state_dict())
+
+
+def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "none"
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

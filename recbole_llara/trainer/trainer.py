@@ -2,13 +2,15 @@
 
 An optimiser step reads ``train_batch_size`` rows, in forward passes of ``micro_batch_size`` rows of like length;
 the answers' loss is the mean over all answer tokens of the step, however it is cut. Where several processes train, the
-passes are dealt out among them and their gradients added up: the step is the same.
+passes are dealt out among them and their gradients added up: the step is the same. A training that was stopped goes on
+from its last state and ends as if it had not been.
 """
 
 import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -26,36 +28,20 @@ from recbole_llara.processes import processes_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
-from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
+from recbole_llara.trainer.divergence import diverged
+from recbole_llara.trainer.progress import Progress
+from recbole_llara.trainer.resumable import ResumableMixin
+from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.trainer.strategy import stages_of
 
 
-def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
-    """The share of the maximal learning rate at an optimiser step: linear warm-up, then cosine (LLaRA sec. 5.1.2).
-
-    Args:
-        step: counted from 0.
-        total_steps: of the whole training.
-        settings: its ``warmup_ratio``, ``warmup_learning_rate_ratio`` and ``min_learning_rate_ratio``.
-    """
-    warmup = round(settings.warmup_ratio * total_steps)
-    if step < warmup:
-        start = settings.warmup_learning_rate_ratio
-        return start + (1 - start) * step / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    end = settings.min_learning_rate_ratio
-    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class LLMTrainer(CandidateEvaluationMixin, Trainer):
+class LLMTrainer(ResumableMixin, CandidateEvaluationMixin, Trainer):
     """RecBole's Trainer for an ``LLMRecommender``.
 
     Args:
         config: the run's LLaRAConfig.
         model: the recommender.
     """
-
-    best_epoch: int | None = None
 
     def __init__(self, config: Any, model: LLMRecommender) -> None:
         self.settings = OptimSettings.from_config(config)
@@ -64,11 +50,8 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         self.micro_batch_size = self.settings.micro_batch_size  # halved where memory runs out
         self.stages = stages_of(config)
         self.stage = self.stages[-1]
-        self.saved_model_file = str(Path(self.saved_model_file).with_suffix(""))
-        self.step, self.total_steps = 0, 0  # of the stage
-        self.steps_before = 0  # those of earlier stages
-        self.rows_trained, self.seconds_trained = 0, 0.0
-        self.training_log: list[dict[str, Any]] = []  # what ``training.jsonl`` will hold: steps, and validations
+        self.progress = Progress()
+        self.total_steps = 0  # of the stage
         self._worst_score = self.best_valid_score
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.compute_dtype == torch.float16)
 
@@ -85,14 +68,46 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
     def fit(
         self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True, **kwargs: Any
     ) -> tuple[float, Any]:
-        """Train one stage after another as RecBole does; on Ctrl-C say where the best checkpoint is, then let it pass.
+        """Train one stage after another as RecBole does, from the state that ``resume_checkpoint`` loaded, if it did.
 
         A later stage goes on from the best checkpoint of the one before, with a fresh optimiser, a learning rate curve
         of its own and its own best score: what is kept in the end is the last stage's best.
 
         Returns:
             RecBole's best score and result on the validation rows, of the last stage.
+
+        Raises:
+            Stopped: somebody asked for it; the message says how to go on.
+            RunError: a loss or gradient is not finite, or a state cannot be written.
         """
+        self._tell_what_is_trained()
+        self._saves_states = saved
+        self._began = perf_counter()
+        self._train_data = train_data
+        if self._resumed:
+            train_data.generator.set_state(self.progress.order_state)
+        self.processes.equalise(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        result: tuple[float, Any] = (-1.0, None)
+        callback = kwargs.pop("callback_fn", None)
+
+        def after_validation(epoch: int, score: float) -> None:
+            self._save_state(self.progress.next_epoch())
+            if callback is not None:
+                callback(epoch, score)
+
+        for number in range(self.progress.stage, len(self.stages)):
+            if number and saved and not self._resumed:
+                self.load_checkpoint(self.saved_model_file)
+            self._enter(number, len(train_data))
+            if self._stage_is_over():
+                self.eval_collector.data_collect(train_data)
+                result = self.best_valid_score, self.best_valid_result
+            else:
+                result = super().fit(train_data, valid_data, verbose, saved, callback_fn=after_validation, **kwargs)
+            self._resumed = False
+        return result
+
+    def _tell_what_is_trained(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         held = sum(p.numel() for p in self.model.parameters())
         self.logger.info(f"{trained:,} of {held:,} parameters are trained")
@@ -101,89 +116,104 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             if self.model.is_sharded:
                 every = sum(p.numel() for p in self.model.llm.parameters())
                 self.logger.info(f"This process holds {held_here(self.model.llm):,} of the LLM's {every:,} weights")
-        self.processes.equalise(parameter for parameter in self.model.parameters() if parameter.requires_grad)
-        result: tuple[float, Any] = (-1.0, None)
-        try:
-            for number in range(len(self.stages)):
-                if number and saved:
-                    self.load_checkpoint(self.saved_model_file)
-                self._enter(number, len(train_data))
-                result = super().fit(train_data, valid_data, verbose, saved, **kwargs)
-            return result
-        except KeyboardInterrupt:
-            kept = "no checkpoint yet" if self.best_epoch is None else f"best checkpoint kept: {self.saved_model_file}"
-            self.logger.info(f"Training interrupted at step {self.step} of {self.total_steps}; {kept}")
-            raise
 
     def _enter(self, number: int, steps_an_epoch: int) -> None:
-        """Make everything ready for a stage."""
+        """Make everything ready for a stage, or for the rest of one."""
         self.stage = stage = self.stages[number]
-        self.start_epoch = sum(earlier.epochs for earlier in self.stages[:number])
-        self.epochs = self.start_epoch + stage.epochs
-        self.steps_before += self.step
-        self.step, self.total_steps = 0, stage.epochs * steps_an_epoch
+        first = sum(earlier.epochs for earlier in self.stages[:number])
+        self.epochs = first + stage.epochs
+        self.total_steps = stage.epochs * steps_an_epoch
         self.model.representation = stage.hard
-        if number:
-            self.optimizer = self._build_optimizer()
-            self.cur_step, self.best_valid_score, self.best_valid_result = 0, self._worst_score, None
+        if not self._resumed:
+            done = self.progress
+            self.progress = replace(
+                done, stage=number, epoch=first, batches=0, step=0, steps_before=done.all_steps, epoch_losses=[]
+            )
+            if number:
+                self.optimizer = self._build_optimizer()
+                self.cur_step, self.best_valid_score, self.best_valid_result = 0, self._worst_score, None
+        self.start_epoch = self.progress.epoch
         tasks = stage.hard.name if stage.easy == stage.hard else f"{stage.easy.name} and {stage.hard.name}"
         self.logger.info(
             f"Stage {number + 1} of {len(self.stages)}: {tasks}, {stage.epochs} epochs of {steps_an_epoch:,} optimiser steps, "
             f"learning rate {stage.learning_rate:g}"
         )
 
+    def _stage_is_over(self) -> bool:
+        """Whether a state was saved at the very end of its stage."""
+        return self._resumed and (self.progress.epoch >= self.epochs or self.cur_step > self.stopping_step)
+
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
-        """One pass over the training rows.
+        """One pass over the training rows, or the rest of one.
 
         Returns:
             the epoch's mean loss a token.
         """
         self.model.train()
-        started = perf_counter()
+        progress = self.progress
+        if progress.epoch != epoch_idx:
+            progress = self.progress = progress.next_epoch()
+        begun = progress.batches
+        progress.order_state = train_data.generator.get_state()
         batches = tqdm(
-            train_data,
+            islice(train_data, begun, None),
             ncols=120,
             desc=set_color(f"Train {epoch_idx:>5}", "pink"),
+            total=len(train_data),
+            initial=begun,
             disable=not (show_progress and self.processes.is_main),
             mininterval=0.1 if sys.stderr.isatty() else 30.0,
         )
-        losses: list[float] = []
-        for interaction in batches:
-            rate = self.stage.learning_rate * learning_rate_factor(self.step, self.total_steps, self.settings)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            parts = self._train_step(self.model.training_rows(interaction, epoch_idx))
-            losses.append(sum(parts.values()))
-            hard = self.stage.hard_probability(self.step, self.total_steps)
-            self._write_step(parts, rate, hard)
-            recent = losses[-50:]
-            batches.set_postfix_str(f"loss {sum(recent) / len(recent):.4f} lr {rate:.1e} p(hard) {hard:.2f}", refresh=False)
-            self.step += 1
-            self.rows_trained += len(interaction)
-        self.seconds_trained += perf_counter() - started
-        return sum(losses) / len(losses)
+        every = self.settings.save_steps or math.inf
+        with self.stop.deferred(), batches:
+            for interaction in batches:
+                batches.set_postfix_str(self._train_batch(interaction, epoch_idx), refresh=False)
+                if progress.all_steps % every == 0 or progress.batches == len(train_data):
+                    self._save_state(progress)
+                self._stop_if_asked()
+        self._stop_if_asked()
+        return sum(progress.epoch_losses) / len(progress.epoch_losses)
+
+    def _train_batch(self, interaction: Any, epoch: int) -> str:
+        """One optimiser step; returns what the progress bar shows of it."""
+        progress, started = self.progress, perf_counter()
+        rate = self.stage.learning_rate * learning_rate_factor(progress.step, self.total_steps, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        hard = self.stage.hard_probability(progress.step, self.total_steps)
+        parts = self._train_step(self.model.training_rows(interaction, epoch))
+        self._write_step(parts, rate, hard)
+        progress.epoch_losses.append(sum(parts.values()))
+        progress.step += 1
+        progress.batches += 1
+        progress.rows_trained += len(interaction)
+        progress.seconds_trained += perf_counter() - started
+        recent = progress.epoch_losses[-50:]
+        return f"loss {sum(recent) / len(recent):.4f} lr {rate:.1e} p(hard) {hard:.2f}"
 
     def _train_step(self, rows: TrainingRows) -> dict[str, float]:
         """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised.
 
         Where a process runs out of memory, all begin the step again with passes of half as many rows.
         """
-        representation = self.stage.representation(self.step, self.total_steps)
+        representation = self.stage.representation(self.progress.step, self.total_steps)
         while True:
-            own = self._passes(rows, representation)
-            every = self.processes.gather(own)
+            passed = self.processes.gather((self._passes(rows, representation), self.stop.asked))
+            every = [losses for losses, _ in passed]
             if None not in every:
                 break
             self.optimizer.zero_grad(set_to_none=True)
             self._halve_passes()
         self.processes.sum_gradients(self.model.parameters())
+        self._asked_to_stop = next((asked for _, asked in passed if asked is not None), None)
         totals: dict[str, float] = {}
         for losses in every:
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value
         self.scaler.unscale_(self.optimizer)
-        if self.settings.max_grad_norm is not None:
-            clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
+        norm = clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm or math.inf)
+        if not self.scaler.is_enabled():  # which passes over such steps by itself, and lowers its scale
+            self._check_finite("gradient", norm, rows)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -215,18 +245,23 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
             with self._autocast():
                 losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
             loss = torch.stack(list(losses.values())).sum()
-            self._check_nan(loss)
+            self._check_finite("loss", loss, part)
             self.scaler.scale(loss).backward()
             for name, value in losses.items():
                 own[name] = own.get(name, 0.0) + value.item()
         step.finish()
         return own
 
+    def _check_finite(self, what: str, value: torch.Tensor, rows: TrainingRows) -> None:
+        """Raise where a loss or a gradient is NaN or infinite; the weights are still those of the step before."""
+        if not torch.isfinite(value):
+            raise diverged(what, value.item(), self.progress.all_steps, rows, self.model.encoder.titles, self._what_is_kept())
+
     def _halve_passes(self) -> None:
         """Let each forward pass hold half as many rows from now on; an optimiser step keeps all of its rows."""
         before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
         self.logger.warning(
-            f"Out of memory at step {self.step}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
+            f"Out of memory at step {self.progress.step}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
             f"a step still has train_batch_size {self.settings.train_batch_size} rows"
         )
 
@@ -247,7 +282,7 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
 
     def _seed_pass(self, number: int) -> None:
         """Make dropout a function of (seed, step, forward pass), whichever process makes the pass."""
-        key = np.random.SeedSequence((self.config["seed"], self.steps_before + self.step, number))
+        key = np.random.SeedSequence((self.config["seed"], self.progress.all_steps, number))
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def _write_step(self, losses: dict[str, float], rate: float, hard: float) -> None:
@@ -255,43 +290,12 @@ class LLMTrainer(CandidateEvaluationMixin, Trainer):
         values = {"loss": sum(losses.values()), "learning_rate": rate, "hard_probability": hard}
         if len(losses) > 1:
             values |= {f"loss_{name}": value for name, value in losses.items()}
-        step = self.steps_before + self.step
+        step = self.progress.all_steps
         for name, value in values.items():
             self.tensorboard.add_scalar(f"step/{name}", value, step)
-        self.training_log.append({"step": step, **values})
+        self.progress.training_log.append({"step": step, **values})
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         score, result = super()._valid_epoch(valid_data, show_progress)
-        self.training_log.append({"step": self.steps_before + self.step, "valid": dict(result)})
+        self.progress.training_log.append({"step": self.progress.all_steps, "valid": dict(result)})
         return score, result
-
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        facts = {
-            "epoch": epoch,
-            "step": self.steps_before + self.step,
-            "stage": self.stages.index(self.stage) + 1,
-            "valid_metric": self.valid_metric,
-            "best_valid_score": float(self.best_valid_score) if math.isfinite(self.best_valid_score) else None,
-            "model": self.config["model"],
-            "dataset": self.config["dataset"],
-            "protocol": self.config["protocol"],
-            "llm_path": self.config["llm_path"],
-        }
-        if self.processes.is_main:
-            save_llm_recommender(self.model, path, facts)
-        self.processes.wait()
-        self.best_epoch = epoch if epoch >= 0 else None
-        if verbose:
-            self.logger.info(f"Saving current: {path}")
-
-    def load_checkpoint(self, path: str | Path) -> None:
-        """Load what was trained into the model, strictly.
-
-        Raises:
-            UserError: no such folder, or one of another model, LLM, recommender or representation.
-        """
-        facts = load_llm_recommender(self.model, Path(path))
-        self.logger.info(f"Loading what was trained from {path} (epoch {facts['epoch']})")

@@ -201,7 +201,7 @@ def test_stage_2_begins_where_stage_1_was_best(keys, make_trainer, monkeypatch):
             assert saved["stage"] == 1 and saved["belongs_to"]["representation"] == "text_id"
         enter(self, number, steps)
         if number:
-            assert self.best_valid_score == -math.inf and self.cur_step == 0 and self.step == 0
+            assert self.best_valid_score == -math.inf and self.cur_step == 0 and self.progress.step == 0
 
     monkeypatch.setattr(type(trainer), "_enter", entered)
     trainer.fit(data.train_data, data.valid_data)

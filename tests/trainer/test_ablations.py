@@ -32,7 +32,7 @@ def test_two_steps_of_each_stage(keys, make_trainer, study, name):
         for batch in batches:
             losses = trainer._train_step(trainer.model.training_rows(batch, 0))
             assert all(math.isfinite(value) for value in losses.values())
-            trainer.step += 1
+            trainer.progress.step += 1
         moved = [key for key, value in trainer.model.state_dict().items() if not torch.equal(value, before[key])]
         assert any("lora_B" in key for key in moved)
         shown = trainer.stage.hard.parts

@@ -22,6 +22,7 @@ def stages():
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
             "stage_1_learning_rate": None, "weight_decay_on": "all", "micro_batch_size": 1, "min_learning_rate_ratio": 0.0,
             "warmup_learning_rate_ratio": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None,
+            "save_steps": 0, "save_total_limit": 1,
         }  # fmt: skip
         return make_stages(prompt, OptimSettings(**{**keys, **optim}), seed)
 

@@ -12,7 +12,7 @@ from transformers import LlamaTokenizer
 from recbole_llara.errors import UserError
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.settings import OptimSettings
-from recbole_llara.trainer.trainer import learning_rate_factor
+from recbole_llara.trainer.schedule import learning_rate_factor
 
 TITLES = [f" Title {item} é" for item in range(60)]
 LLAMA_2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama-2"
@@ -198,7 +198,7 @@ def test_micro_batches_do_not_change_a_step(keys, make_trainer):
     for size in (16, 3):
         trainer, data = make_trainer({**keys, "micro_batch_size": size, "llm_tuning": "full"})
         trainer.total_steps = 10
-        trainer.step = 5
+        trainer.progress.step = 5
         rows = trainer.model.training_rows(next(iter(data.train_data)), 0)
         torch.manual_seed(0)
         trainer.model.train()
@@ -251,7 +251,7 @@ def test_an_interrupt_keeps_the_best_checkpoint(keys, monkeypatch, make_trainer)
     step = type(trainer)._train_step
 
     def interrupted(self, rows):
-        if self.step == 4:
+        if self.progress.step == 4:
             raise KeyboardInterrupt
         return step(self, rows)
 
@@ -266,7 +266,8 @@ def test_learning_rate_warms_up_and_falls_by_cosine():
     names = {
         "epochs": 1, "train_batch_size": 1, "learning_rate": 1.0, "weight_decay": 0.0, "micro_batch_size": 1,
         "stage_1_epochs": 1, "stage_1_learning_rate": None, "weight_decay_on": "all",
-        "min_learning_rate_ratio": 0.01, "warmup_learning_rate_ratio": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 1.0,
+        "min_learning_rate_ratio": 0.01, "warmup_learning_rate_ratio": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 1.0, "save_steps": 0,
+        "save_total_limit": 1,
     }  # fmt: skip
     settings = OptimSettings.from_config(names)
     factors = [learning_rate_factor(step, 100, settings) for step in range(101)]

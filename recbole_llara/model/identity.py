@@ -1,0 +1,65 @@
+"""What a checkpoint belongs to, as short digests: data, LLM, tokenizer."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recbole_llara.data.dataset import PreparedData
+from recbole_llara.trainer.stock_checkpoint import items_sha256
+
+# What decides which rows are training rows.
+SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history")
+FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
+SAMPLED = 1024  # numbers of each tensor
+DIGITS = 16
+
+
+def llm_digest(model: PreTrainedModel) -> str:
+    """Digest of an LLM's weights: of every tensor its name, its shape and up to 1,024 of its numbers, evenly spread.
+
+    The numbers are rounded to bfloat16, so that an LLM is the same one in whichever floating type it was loaded. It tells
+    models apart, fine-tuned ones from their base too; it is no checksum of a file.
+
+    Args:
+        model: before adapters are added.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        flat = tensor.detach().flatten()
+        places = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()
+        numbers = flat[places.to(flat.device)].cpu()
+        rounded = numbers.to(torch.bfloat16).float() if numbers.is_floating_point() else numbers
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(rounded.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of a tokenizer's vocabulary and special tokens."""
+    return facts_digest({"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map})
+
+
+def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
+    """Which items a model knows, and by which split: a row it learned from may be a test row of another.
+
+    Args:
+        config: the run's LLaRAConfig.
+        data: what ``prepare_data`` returned.
+    """
+    protocol = data.dataset.protocol
+    split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTER_KEYS}
+    return {
+        "dataset": config["dataset"],
+        "protocol": protocol.name,
+        "split_digest": facts_digest(split),
+        "items_digest": items_sha256(data.dataset)[:DIGITS],
+        "n_items": data.dataset.item_num,
+    }
+
+
+def facts_digest(facts: Any) -> str:
+    """Digest of what JSON can hold; anything else counts by its text."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
