@@ -1,11 +1,14 @@
-"""The one exception for mistakes a user can mend, raised by every room of the package, and how a program ends by it."""
+"""What a user can mend, what broke a run, what stopped it; and how a program ends by each."""
 
 import difflib
+import errno
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
+
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 class UserError(ValueError):
@@ -69,6 +72,11 @@ def exit_status(program: str, action: Callable[[], object], interrupted: str = "
     except (UserError, RunError) as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        sys.stderr.write(f"{program}: error: {error}; make room or give leave to write there, and start it again\n")
+        return 1
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{program}: {str(stop) or interrupted}\n")
         return 128 + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)

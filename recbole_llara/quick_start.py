@@ -16,7 +16,7 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.errors import Stopped
 from recbole_llara.evaluator.result import build_result
-from recbole_llara.evaluator.run_folder import RunFolder
+from recbole_llara.evaluator.run_folder import RunFolder, check_writable
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.checked import TellsFacts
 from recbole_llara.processes import Processes, processes_of
@@ -54,6 +54,7 @@ def run_recbole_llara(
     flush_denormals()
     request = completed_request(model, dataset, config_dict, argv)
     config = LLaRAConfig(request.model, request.dataset, config_file_list, request.keys, argv)
+    check_writable(config["checkpoint_dir"])
     processes = processes_of(config)
     init_seed(config["seed"], config["reproducibility"])
     with _logging(config, processes):

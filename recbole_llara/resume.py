@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from recbole_llara import __version__
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready, without_secrets
 from recbole_llara.evaluator.run_folder import CONFIG, REQUEST, RESULT, RunFolder
@@ -73,7 +74,9 @@ def folder_to_resume(config: Any) -> RunFolder | None:
     runs = [path.parent for path in Path(config["checkpoint_dir"]).glob(f"*/{CONFIG}")]
     for path in sorted(runs, key=lambda path: (path / CONFIG).stat().st_mtime, reverse=True):
         folder = RunFolder(path)
-        if not (path / RESULT).exists() and _compared(_read(path / CONFIG)) == here and not folder.is_held():
+        if (path / RESULT).exists() or _version_of(path) != __version__:
+            continue
+        if _compared(_read(path / CONFIG)) == here and not folder.is_held():
             getLogger().info(f"resume: {path} goes on")
             return folder
     return None
@@ -88,9 +91,19 @@ def _run_folder(wanted: Any) -> Path:
     return path
 
 
+def _version_of(run: Path) -> Any:
+    """The version of this package that began a run."""
+    return _read(run / REQUEST).get("version") if (run / REQUEST).is_file() else None
+
+
 def _checked(path: Path, here: Mapping[str, Any]) -> RunFolder:
     if (path / RESULT).exists():
         raise UserError(f"resume: {path} is finished, its result stands in {path / RESULT}; to run it anew leave resume out")
+    if _version_of(path) != __version__:
+        raise UserError(
+            f"resume: {path} was begun by recbole-llara {_version_of(path)}, expected {__version__}: go on with that version, "
+            "or start a new run"
+        )
     there = _compared(_read(path / CONFIG))
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     if differing:

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 import yaml
 from filelock import FileLock, Timeout
 
+from recbole_llara import __version__
 from recbole_llara.atomic import write_file
 from recbole_llara.errors import RunError, UserError
 from recbole_llara.evaluator.result import json_ready, without_secrets
@@ -40,12 +42,8 @@ class RunFolder:
         Raises:
             UserError: no folder can be made there.
         """
-        parent = Path(checkpoint_dir)
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            return cls(cls._made(parent, config))
-        except OSError as error:
-            raise UserError(f"checkpoint_dir: no folder can be made in {parent} ({error}); choose another") from error
+        check_writable(checkpoint_dir)
+        return cls(cls._made(Path(checkpoint_dir), config))
 
     @staticmethod
     def _made(parent: Path, config: Mapping[str, Any]) -> Path:
@@ -104,7 +102,7 @@ class RunFolder:
 
     def write_request(self, model: str, dataset: str, keys: Mapping[str, Any]) -> Path:
         """Write ``request.yaml``: what the run was asked for, without secrets, so that it can go on by its folder's name alone."""
-        return self._write_yaml(REQUEST, {"model": model, "dataset": dataset, "keys": without_secrets(keys)})
+        return self._write_yaml(REQUEST, {"version": __version__, "model": model, "dataset": dataset, "keys": keys})
 
     def _write_yaml(self, name: str, values: Mapping[str, Any]) -> Path:
         plain = json_ready(without_secrets(values))
@@ -119,6 +117,22 @@ class RunFolder:
             text = path.read_text(encoding="utf-8")
             write_atomically(copy, lambda file: file.write(text))
         return path
+
+
+def check_writable(checkpoint_dir: str | Path) -> None:
+    """Make the folder of all runs, and see before anything is trained that a file can be written there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=checkpoint_dir) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_dir: nothing can be written to {str(checkpoint_dir)!r} ({error}); choose another"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[TextIO], object]) -> Path:

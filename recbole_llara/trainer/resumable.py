@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from recbole_llara.atomic import sweep
-from recbole_llara.errors import Stopped
+from recbole_llara.errors import RunError, Stopped
 from recbole_llara.stopping import StopRequest
 from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
 from recbole_llara.trainer.progress import Progress, restore_generators
@@ -50,6 +50,7 @@ class ResumableMixin:
             "llm_path": self.config["llm_path"],
         }
         if self.processes.is_main:
+            self._check_folder()
             save_llm_recommender(self.model, path, facts)
         self.processes.wait()
         self.best_epoch = epoch if epoch >= 0 else None
@@ -81,6 +82,7 @@ class ResumableMixin:
             "scaler": self.scaler.state_dict(),
         }
         if self.processes.is_main:
+            self._check_folder()
             save_state(self.model, self.optimizer, progress, facts, self.run_folder, self.settings.save_total_limit)
         self.processes.wait()
 
@@ -106,6 +108,14 @@ class ResumableMixin:
         self.scaler.load_state_dict(facts["scaler"])
         self.optimizer.load_state_dict(state.optimizer)
         restore_generators(state.tensors, state.generators)
+
+    def _check_folder(self) -> None:
+        """Refuse to make a folder again that has gone: where a disk was unmounted, it would be on another one."""
+        if not self.run_folder.is_dir():
+            raise RunError(
+                f"checkpoint_dir: the run's folder {self.run_folder} has gone since the run began; bring it back (was a disk "
+                f"unmounted?) and go on with --resume={self.run_folder}, or start again"
+            )
 
     @property
     def run_folder(self) -> Path:

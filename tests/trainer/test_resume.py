@@ -109,10 +109,14 @@ def test_other_keys_and_other_folders_are_refused(stopped_run, long_keys, tmp_pa
         run_recbole_llara(argv=[f"--resume={stopped_run}", "--learning_rate=2e-3"])
     with pytest.raises(UserError, match="found no config.yaml"):
         run_recbole_llara(argv=[f"--resume={tmp_path}"])
+    request = stopped_run / "request.yaml"
+    request.write_text(request.read_text(encoding="utf-8").replace("version: ", "version: 9."), encoding="utf-8")
+    with pytest.raises(UserError, match="was begun by recbole-llara 9"):
+        run_recbole_llara(argv=[f"--resume={stopped_run}"])
     with pytest.raises(UserError, match="SASRec, which keeps no training states"):
         run_recbole_llara("SASRec", "toy", config_dict={"data_path": long_keys["data_path"], "resume": "auto"})
     with pytest.raises(UserError, match="expected one of them"):
-        run_recbole_llara(argv=[f"--resume={stopped_run}", "--checkpoint=x"])
+        run_recbole_llara("LLaRA", "toy", config_dict={**long_keys, "resume": "auto", "checkpoint": "x"})
 
 
 def test_auto_takes_the_unfinished_run_of_the_same_keys_only(stopped_run, long_keys):
