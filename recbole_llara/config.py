@@ -14,6 +14,7 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
+from recbole_llara.compat import share_folders
 from recbole_llara.config_checks import check_dataset_files, check_metrics, checked_dataset, checked_protocol
 from recbole_llara.data.protocol import DataProtocol
 from recbole_llara.errors import UserError, nearest
@@ -60,6 +61,7 @@ class LLaRAConfig(Config):
         argv: Sequence[str] | None = None,
     ) -> None:
         register_metrics()
+        share_folders()
         self._argv = tuple(argv or ())
         self._sources: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()

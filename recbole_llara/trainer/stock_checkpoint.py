@@ -6,8 +6,6 @@ put into it. The best checkpoint alone is kept, without the optimiser: it is for
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from recbole_llara.atomic import write_file
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 
@@ -104,15 +103,7 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
         elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
     header = {HEADER_KEY: json.dumps({**facts, "other_parameter": plain})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file(tensors, temporary, metadata=header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, lambda place: save_file(tensors, place, metadata=header))
 
 
 def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) -> dict[str, Any]:
