@@ -28,6 +28,7 @@ from recbole_llara.model import resolve_model
 from recbole_llara.model.recommender_cache import WEIGHTS, DamagedEntry, file_sha256, seal, unseal
 from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
+from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
 from recbole_llara.trainer.stock_checkpoint import items_sha256, load_stock_model, read_stock_model
 
 FORMAT = 1  # raise it when the meaning of a cached folder changes
@@ -181,10 +182,10 @@ def _train_into(folder: Path, rec_config: LLaRAConfig, sha256: str) -> None:
 def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoint: Path) -> Recommender:
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.suffix == ".pth":
-        raise UserError(
-            f"rec_checkpoint: {weights} is a pickle, which can run any code; expected a {WEIGHTS} of ours or its folder. "
-            f"Train it again with --model={rec_config['model']}, or leave rec_checkpoint empty."
-        )
+        model = _build_model(rec_config, prepared)
+        facts = load_recbole_checkpoint(model, weights, rec_config["model"])
+        table = item_embedding_table(model)
+        return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
     facts, _ = read_stock_model(weights)
     n_items = prepared.dataset.item_num
     if facts["n_items"] != n_items or facts["items_sha256"] != items_sha256(prepared.dataset):
