@@ -15,7 +15,7 @@ from recbole.config import Config
 from recbole.utils import InputType
 
 from recbole_llara.compat import share_folders
-from recbole_llara.config_checks import check_dataset_files, check_metrics, checked_dataset, checked_protocol
+from recbole_llara.config_checks import check_dataset_files, check_intervals, check_metrics, checked_dataset, checked_protocol
 from recbole_llara.data.protocol import DataProtocol
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.evaluator.metric import register_metrics
@@ -206,6 +206,7 @@ class LLaRAConfig(Config):
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)
+        check_intervals(final)
         if not isinstance(final["data_path"], str):
             raise UserError(f"data_path: found {final['data_path']!r}, expected a folder's path")
         try:

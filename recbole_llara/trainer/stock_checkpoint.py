@@ -20,6 +20,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 
 HEADER_KEY = "recbole_llara"
+FACTS = frozenset({"model", "dataset", "epoch", "n_items", "items_sha256", "other_parameter"})  # what a header tells at least
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
 
 
@@ -133,7 +134,10 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
         ) from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     tensors_beside = {name.removeprefix(OTHER_PREFIX): value.to(device) for name, value in other.items()}
-    model.load_other_parameter({**facts.pop("other_parameter"), **tensors_beside})
+    beside = {**facts.pop("other_parameter"), **tensors_beside}
+    if unknown := sorted(beside.keys() - model.other_parameter().keys()):  # RecBole would set any attribute
+        raise UserError(f"{path} does not fit this {model_name}, which keeps no {', '.join(unknown)} beside its weights.")
+    model.load_other_parameter(beside)
     return facts
 
 
@@ -153,7 +157,13 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
         raise UserError(f"{path} is no safetensors file ({error}): expected one written by a training run.") from error
     if header is None:
         raise UserError(f"{path} was not written by recbole-llara: its header names no model.")
-    return json.loads(header), tensors
+    try:
+        facts = json.loads(header)
+    except ValueError as error:
+        raise UserError(f"{path}: its header is damaged ({error}); train it again.") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("other_parameter"), dict) or not facts.keys() >= FACTS:
+        raise UserError(f"{path}: its header tells not all of {', '.join(sorted(FACTS))}; train it again.")
+    return facts, tensors
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
