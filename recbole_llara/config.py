@@ -5,6 +5,7 @@ llm_recommender.yaml, llm/tiny.yaml (ours) < model/ < llm/tiny-MODEL.yaml < data
 config dict < command line.
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from recbole_llara.data.protocol import DataProtocol
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.evaluator.metric import register_metrics
 from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, recommender_keys, shared_keys
+from recbole_llara.masking import without_secrets
 from recbole_llara.model import is_ours, replaces_item_table, resolve_model, stock_models
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.processes import launched, local_count, local_index
@@ -90,6 +92,15 @@ class LLaRAConfig(Config):
         # Values were parsed once; a quoted "1" of a config file must not become a number now.
         values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
         return LLaRAConfig(rec_model, self.dataset, config_dict=values)
+
+    def shown(self) -> "LLaRAConfig":
+        """A copy whose values hold no secrets, for logs."""
+        other = copy.copy(self)
+        other.final_config_dict = without_secrets(self.final_config_dict)
+        return other
+
+    def __str__(self) -> str:
+        return Config.__str__(self.shown())
 
     # --- where values come from ----------------------------------------------------------------
 
