@@ -181,12 +181,8 @@ def stock_trainer_class(config: Any) -> type:
     class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
         """RecBole's trainer with candidates and safe checkpoints."""
 
-        def _add_hparam_to_tensorboard(self, best_valid_result: float) -> None:
-            config, self.config = self.config, self.config.shown()  # no secrets
-            try:
-                super()._add_hparam_to_tensorboard(best_valid_result)
-            finally:
-                self.config = config
+        def __init__(self, config: Any, model: torch.nn.Module) -> None:
+            super().__init__(config.shown(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
 
         def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
             if isinstance(self.model, GroupsParameters):
