@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all: filled beside their place, put on disk, then renamed.
 
 Whatever ends the process, the path shows what it showed before or what was written, never a part of it. A process that is
-killed leaves its hidden temporary behind; ``sweep`` removes those.
+killed leaves its hidden temporary behind; ``sweep`` removes those. ``sole_writer`` lets one process at a time write.
 """
 
 import ctypes
@@ -12,7 +12,10 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 UNFINISHED, REPLACED = "part", "old"  # what a temporary's name ends with
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, include/uapi/linux/fcntl.h and fs.h
@@ -60,6 +63,29 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> Path:
         _put_folder(temporary, path)
         _sync(path.parent)
     return path
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of ``path``; other processes wait at this line, and find what was written meanwhile.
+
+    The operating system ends a lock with its process, however that ends. What killed writers left is swept.
+
+    Args:
+        path: of a file or a folder; the lock lies beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        getLogger().info(f"Waiting for another process that writes {path}")
+        lock.acquire()
+    try:
+        sweep(path)
+        yield
+    finally:
+        lock.release()
 
 
 def sweep(path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, Self
 
 from recbole_llara.errors import UserError, nearest
+from recbole_llara.masking import shown
 
 
 class Readable(Protocol):
@@ -91,16 +92,16 @@ def _check(key: str, value: Any, kinds: tuple[Any, ...], metadata: Mapping[str, 
             continue
     else:
         expected = " or ".join(_type_name(kind) for kind in kinds)
-        raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected}")
+        raise UserError(f"{key}: found {shown(value)} ({type(value).__name__}), expected {expected}")
     elements = converted if isinstance(converted, tuple) else (converted,)
     for element in elements:
         if element is None:
             continue
         if "range" in metadata and element not in metadata["range"]:
-            raise UserError(f"{key}: found {element!r}, expected a number {metadata['range']}")
+            raise UserError(f"{key}: found {shown(element)}, expected a number {metadata['range']}")
         if "names" in metadata and element not in tuple(metadata["names"]()):
             names = tuple(metadata["names"]())
-            raise UserError(f"{key}: found {element!r}, expected one of {', '.join(names)}; {nearest(element, names)}")
+            raise UserError(f"{key}: found {shown(element)}, expected one of {', '.join(names)}; {nearest(element, names)}")
     return converted
 
 

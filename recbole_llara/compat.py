@@ -8,7 +8,9 @@ turns on autograd's anomaly detection for the whole process, which looks for NaN
 doubles the time of a training step.
 """
 
+import os
 import warnings
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -49,3 +51,12 @@ def sequential_recommenders() -> ModuleType:
 
     torch.autograd.set_detect_anomaly(enabled)
     return sequential_recommender
+
+
+def share_folders() -> None:
+    """Let RecBole's ``log/`` and ``checkpoint_dir`` be made by several runs at once: it looks whether they exist, then makes them."""
+    from recbole.trainer import trainer
+    from recbole.utils import logger
+
+    for module in (logger, trainer):
+        module.ensure_dir = partial(os.makedirs, exist_ok=True)

@@ -5,6 +5,7 @@ llm_recommender.yaml, llm/tiny.yaml (ours) < model/ < llm/tiny-MODEL.yaml < data
 config dict < command line.
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
-from recbole_llara.config_checks import check_dataset_files, check_metrics, checked_dataset, checked_protocol
+from recbole_llara.compat import share_folders
+from recbole_llara.config_checks import check_dataset_files, check_intervals, check_metrics, checked_dataset, checked_protocol
 from recbole_llara.data.protocol import DataProtocol
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.evaluator.metric import register_metrics
 from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, recommender_keys, shared_keys
+from recbole_llara.masking import without_secrets
 from recbole_llara.model import is_ours, replaces_item_table, resolve_model, stock_models
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.processes import launched, local_count, local_index
@@ -60,6 +63,7 @@ class LLaRAConfig(Config):
         argv: Sequence[str] | None = None,
     ) -> None:
         register_metrics()
+        share_folders()
         self._argv = tuple(argv or ())
         self._sources: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
@@ -88,6 +92,15 @@ class LLaRAConfig(Config):
         # Values were parsed once; a quoted "1" of a config file must not become a number now.
         values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
         return LLaRAConfig(rec_model, self.dataset, config_dict=values)
+
+    def shown(self) -> "LLaRAConfig":
+        """A copy whose values hold no secrets, for logs."""
+        other = copy.copy(self)
+        other.final_config_dict = without_secrets(self.final_config_dict)
+        return other
+
+    def __str__(self) -> str:
+        return Config.__str__(self.shown())
 
     # --- where values come from ----------------------------------------------------------------
 
@@ -204,6 +217,7 @@ class LLaRAConfig(Config):
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)
+        check_intervals(final)
         if not isinstance(final["data_path"], str):
             raise UserError(f"data_path: found {final['data_path']!r}, expected a folder's path")
         try:

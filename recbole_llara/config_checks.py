@@ -14,6 +14,8 @@ from recbole_llara.settings import EvaluationSettings
 
 PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package
 _NAME = re.compile(r"\w[\w.+-]*")
+_NUMBER = r"\s*([-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|inf))\s*"
+_INTERVAL = re.compile(rf"[\[(]{_NUMBER},{_NUMBER}[\])]")
 
 
 def checked_dataset(name: str) -> str:
@@ -69,6 +71,31 @@ def check_dataset_files(dataset: str, folder: str | Path, benchmark: list[str] |
         f"dataset: found {dataset!r}, expected {PACKAGED_DATASET} or a folder with {missing[0]!r} in data_path "
         f"{str(parent)!r}; {nearest(dataset, [PACKAGED_DATASET, *there])}"
     )
+
+
+def check_intervals(config: Mapping[str, Any]) -> None:
+    """Refuse filters that are no intervals: RecBole takes the text apart itself, and only warns of what makes no sense.
+
+    Raises:
+        UserError: user_inter_num_interval or item_inter_num_interval is no interval such as ``[5,inf)``, or val_interval no
+            mapping of columns to intervals, joined by ``;``, or to lists of values.
+    """
+    for key in ("user_inter_num_interval", "item_inter_num_interval"):
+        if config[key] is not None:
+            _check_interval(key, str(config[key]))
+    filters = config["val_interval"]
+    if filters is not None and not isinstance(filters, dict):
+        raise UserError(f"val_interval: found {filters!r}, expected columns and intervals, such as {{'rating': '[3,inf)'}}")
+    for column, allowed in (filters or {}).items():
+        if not isinstance(allowed, list):
+            for interval in str(allowed).split(";"):
+                _check_interval(f"val_interval of {column}", interval)
+
+
+def _check_interval(key: str, text: str) -> None:
+    match = _INTERVAL.fullmatch(text.strip())
+    if match is None or float(match[1]) > float(match[2]):
+        raise UserError(f"{key}: found {text!r}, expected an interval such as [5,inf) or (0,10]")
 
 
 def check_metrics(config: Mapping[str, Any]) -> None:

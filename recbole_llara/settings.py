@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from recbole_llara.checked import Settings, named_in, one_of, within
 from recbole_llara.errors import UserError
+from recbole_llara.properties_path import PROPERTIES
 
 
 def _representations() -> Iterable[str]:
@@ -23,6 +24,10 @@ def _curricula() -> Iterable[str]:
     return tuple(CURRICULA)
 
 
+def _domains() -> Iterable[str]:
+    return tuple(sorted(path.stem for path in (PROPERTIES / "prompt").glob("*.yaml")))
+
+
 @dataclass(frozen=True)
 class DataSettings(Settings):
     """Histories and titles; the keys of rows and candidates are read by ``data.protocol.DataProtocol``."""
@@ -30,7 +35,7 @@ class DataSettings(Settings):
     MAX_ITEM_LIST_LENGTH: int = within(1)
     title_field: str | None
     title_rules: tuple[str, ...]
-    domain: str
+    domain: str = named_in(_domains)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from recbole_llara.errors import UserError
+from recbole_llara.masking import MASK, is_secret, shown
 
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
 _MERGE = "tag:yaml.org,2002:merge"
@@ -88,10 +89,11 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
     for argument in argv:
         match = _ARGUMENT.fullmatch(argument)
         if match is None:
-            raise UserError(f"command line: found {argument!r}, expected --key=value")
+            raise UserError(f"command line: found {shown(argument)}, expected --key=value")
         key, text = match.groups()
         if texts.setdefault(key, text) != text:
-            raise UserError(f"command line: --{key} is given twice, as {texts[key]!r} and as {text!r}")
+            first, second = (MASK, MASK) if is_secret(key) else (shown(texts[key]), shown(text))
+            raise UserError(f"command line: --{key} is given twice, as {first} and as {second}")
     return {key: parse_value(text) for key, text in texts.items()}
 
 

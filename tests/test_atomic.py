@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llara import atomic
-from recbole_llara.atomic import sweep, write_file, write_folder
+from recbole_llara.atomic import sole_writer, sweep, write_file, write_folder
 
 ROOT = Path(__file__).parents[1]
 # A writer that is killed by the operating system in the midst of its work.
@@ -146,3 +146,45 @@ def test_a_reader_never_misses_a_file_of_a_folder_that_is_replaced(tmp_path):
     done.set()
     reader.join()
     assert not missed and seen == sorted(seen) and seen[-1] > 1
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from recbole_llara.atomic import sole_writer, write_folder
+
+def fill(folder):
+    (folder / "one").write_text("half")
+    print("holding", flush=True)
+    time.sleep(600)
+
+with sole_writer(Path(sys.argv[1])):
+    write_folder(Path(sys.argv[1]), fill)
+"""
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_killed_holder(tmp_path, caplog):
+    """The waiting process goes on when the holder is killed, and finds nothing of its half-written folder."""
+    path = tmp_path / "folder"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "holding\n"
+        entered = threading.Event()
+
+        def enter():
+            with sole_writer(path):
+                entered.set()
+
+        waiting = threading.Thread(target=enter)
+        with caplog.at_level("INFO"):
+            waiting.start()
+            assert not entered.wait(0.3) and "Waiting for another process" in caplog.text
+        assert len(_names(tmp_path)) == 2  # the lock and what is half-written
+        holder.send_signal(signal.SIGKILL)
+        assert entered.wait(30)
+        waiting.join()
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert [name for name in _names(tmp_path) if not name.endswith(".lock")] == []

@@ -35,3 +35,18 @@ def test_numbers_below_the_normal_ones_are_zero_in_a_run():
     code = "import torch\nprint(float(torch.tensor([1e-30]) * torch.tensor([1e-9])))"
     assert 0 < float(printed_by(code).split()[-1]) < 1.2e-38
     assert float(printed_by(begin + code).split()[-1]) == 0
+
+
+def test_recbole_s_folders_may_be_made_by_another_run_meanwhile(tmp_path, monkeypatch):
+    """Between its look and its making; RecBole itself ends with FileExistsError."""
+    from recbole.trainer import trainer
+    from recbole.utils import logger
+
+    from recbole_llara.compat import share_folders
+
+    share_folders()
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    for module in (logger, trainer):
+        for _ in range(2):
+            module.ensure_dir(str(tmp_path / "deep" / "folder"))
+    assert (tmp_path / "deep" / "folder").is_dir()

@@ -12,13 +12,13 @@ and candidates.
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from recbole_llara.atomic import sole_writer, sweep, write_file
 from recbole_llara.errors import UserError
 
 _logger = logging.getLogger()
@@ -88,14 +88,12 @@ def save_candidates(
     content = render_candidates(rows, user_tokens, item_tokens)
     sha256 = hashlib.sha256(content).hexdigest()
     path = folder / f"{stem}-{sha256[:16]}.tsv"
-    if path.exists():
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    with sole_writer(folder):
+        sweep(path)
+        if not path.exists():
+            write_file(path, lambda place: place.write_bytes(content))
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise UserError(f"{path} was changed since it was written, expected the SHA-256 {sha256}: delete the file.")
-        return path, sha256
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
     return path, sha256
 
 

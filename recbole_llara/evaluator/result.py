@@ -1,5 +1,6 @@
 """The content of ``result.json``: what was run, on which rows and candidates, what came out, how sure, how long."""
 
+import json
 import math
 import platform
 import sys
@@ -13,47 +14,35 @@ import numpy as np
 
 from recbole_llara import __version__
 from recbole_llara.evaluator.significance import wilson_interval
+from recbole_llara.masking import MASK, is_secret, masked_text, without_secrets
+from recbole_llara.yaml_files import parse_value
 
-# Keys that hold credentials. A list, not a pattern: a pattern would drop ordinary keys such as max_title_tokens.
-SECRET_KEYS = frozenset(
-    {
-        "access_token",
-        "api_key",
-        "api_token",
-        "auth_token",
-        "chat_api_key",
-        "client_secret",
-        "hf_token",
-        "huggingface_token",
-        "llm_api_key",
-        "llm_token",
-        "openai_api_key",
-        "password",
-        "wandb_api_key",
-    }
-)
 PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")
-
-
-def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keys and values, less those named in ``SECRET_KEYS``."""
-    return {key: value for key, value in config.items() if str(key).lower() not in SECRET_KEYS}
 
 
 def command_line(argv: Sequence[str] | None = None) -> list[str]:
     """The command's words, the script without its folder and secrets masked; ``sys.argv`` by default."""
     words = list(sys.argv if argv is None else argv)
-    shown = [Path(words[0]).name] if words else []
+    command = [Path(words[0]).name] if words else []
     mask_next = False
     for word in words[1:]:
-        key, equals, _ = word.partition("=")
-        secret = key.lstrip("-").replace("-", "_").lower() in SECRET_KEYS
+        key, equals, text = word.partition("=")
+        secret = is_secret(key.lstrip("-"))
         if mask_next and not word.startswith("--"):
-            shown.append("***")
+            command.append(MASK)
         else:
-            shown.append(f"{key}=***" if secret and equals else word)
+            command.append(f"{key}={MASK if secret else _shown_value(text)}" if equals else masked_text(word))
         mask_next = secret and not equals
-    return shown
+    return command
+
+
+def _shown_value(text: str) -> str:
+    """What stands behind ``--key=``; a mapping or list without the secrets in it."""
+    value = parse_value(text)
+    if isinstance(value, str):
+        return masked_text(text)
+    clean = without_secrets(value)
+    return text if clean == value else json.dumps(json_ready(clean))
 
 
 def library_versions() -> dict[str, str]:

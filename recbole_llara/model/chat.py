@@ -123,7 +123,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         if None not in prices:
             cost = (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1_000_000
         chat = {
-            "api_base": settings.api_base,
+            "api_base": self.client.api_base,
             "answers": self.answers,
             "requests_of_this_run": self.client.requests,
             "prompt_tokens": self.prompt_tokens,

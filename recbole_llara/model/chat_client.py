@@ -1,8 +1,11 @@
 """Questions to an OpenAI-compatible chat endpoint: side by side, retried, and never paid for twice. RecBole-free."""
 
+import base64
 import hashlib
 import json
+import logging
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,10 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from recbole_llara.errors import UserError
+from recbole_llara.masking import MASK, masked_urls, secrets_of, without_secrets
 
 Messages = Sequence[Mapping[str, str]]
+# Loggers that tell addresses and, at the level of debug, whole requests.
+TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 @dataclass(frozen=True)
@@ -42,18 +49,35 @@ class AnswerCache:
         self.path = path
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        try:
+            self._make_table()
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{path} cannot be used as the cache of answers ({error}): move it away to begin a new one, or mend it by "
+                "sqlite3's .recover; the answers in it were paid for"
+            ) from error
+
+    def _make_table(self) -> None:
         with self._connection:
+            self._connection.execute("SELECT count(*) FROM sqlite_master")  # reads the file's header
             self._connection.execute("CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, request TEXT, answer TEXT)")
 
     def get(self, digest: str) -> ChatAnswer | None:
         """The answer to a request that was made before."""
         with self._lock:
             row = self._connection.execute("SELECT answer FROM answers WHERE digest = ?", (digest,)).fetchone()
-        return None if row is None else ChatAnswer(**json.loads(row[0]))
+        if row is None:
+            return None
+        try:
+            return ChatAnswer(**json.loads(row[0]))
+        except (ValueError, TypeError):
+            logging.getLogger().warning(f"A damaged answer in {self.path}: it is asked for again")
+            return None
 
     def put(self, digest: str, request: Mapping[str, Any], answer: ChatAnswer) -> None:
         """Keep an answer; on disk when this returns."""
-        values = (digest, json.dumps(request, ensure_ascii=False), json.dumps(vars(answer), ensure_ascii=False))
+        told = without_secrets(request)  # headers may be among the options
+        values = (digest, json.dumps(told, ensure_ascii=False), json.dumps(vars(answer), ensure_ascii=False))
         with self._lock, self._connection:
             self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", values)
 
@@ -62,7 +86,7 @@ class ChatClient:
     """A chat endpoint with a cache.
 
     Args:
-        api_base: the endpoint, such as https://api.openai.com/v1.
+        api_base: the endpoint, such as https://api.openai.com/v1; a query, such as ?api-version=1, is sent with every request.
         api_model: the model's name there.
         api_key_env: the environment variable that holds the key; "" = the endpoint wants none.
         cache: of answers.
@@ -73,6 +97,7 @@ class ChatClient:
         max_requests: (int) requests that this client may make; 0 = any number.
 
     Attributes:
+        api_base: without passwords and keys; this, not the real one, is told and hashed.
         requests: (int) made by this client; answers out of the cache are none.
 
     Raises:
@@ -94,9 +119,19 @@ class ChatClient:
         check_access(api_key_env)
         import openai
 
-        key = os.environ[api_key_env] if api_key_env else "none"
-        self._client = openai.OpenAI(base_url=api_base, api_key=key, timeout=timeout, max_retries=max_retries)
-        self.api_base, self.api_model, self.options = api_base, api_model, dict(options)
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        key = os.environ[api_key_env] if api_key_env else ""
+        url = urlsplit(api_base)
+        self._client = openai.OpenAI(
+            base_url=urlunsplit(url._replace(query="", fragment="")),
+            default_query=dict(parse_qsl(url.query)),
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=max_retries,
+        )
+        self._secrets = _secrets(key, api_base, options)
+        self.api_base, self.api_model, self.options = masked_urls(api_base), api_model, dict(options)
         self.cache, self.concurrency, self.max_requests = cache, concurrency, max_requests
         self.requests = 0
         self._lock = threading.Lock()
@@ -137,23 +172,35 @@ class ChatClient:
                     f"{self.cache.path}. Raise it, or set it to 0, and run again to go on."
                 )
             self.requests += 1
+        fault = None
         try:
             completion = self._client.chat.completions.create(**request)
         except (openai.OpenAIError, ValueError) as error:
-            raise UserError(self._explain(error)) from error
+            fault = self._explain(error)
+        if fault is not None:  # raised here, where no exception hangs on it whose text holds the key
+            raise UserError(fault)
         if not isinstance(completion, openai.types.chat.ChatCompletion) or not completion.choices:
             raise UserError(self._explain(ValueError(f"{str(completion)[:80]!r} has no choices")))
         usage = completion.usage
         answer = ChatAnswer(
-            text=completion.choices[0].message.content or "",
+            text=self._hide(completion.choices[0].message.content or ""),
             prompt_tokens=usage.prompt_tokens if usage is not None else 0,
             completion_tokens=usage.completion_tokens if usage is not None else 0,
         )
         self.cache.put(digest, request, answer)
         return answer
 
+    def _hide(self, text: str) -> str:
+        """A text of the endpoint's, which may echo what it was sent, without this client's secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        return text
+
     def _explain(self, error: Exception) -> str:
         """What to say of a request that failed for good."""
+        return self._hide(masked_urls(self._explanation(error)))
+
+    def _explanation(self, error: Exception) -> str:
         import openai
 
         kept = f"Answers so far are kept in {self.cache.path}; run again to go on."
@@ -169,6 +216,19 @@ class ChatClient:
         return f"api_base: {self.api_base} answers what is no chat completion ({error}). {kept}"
 
 
+def _secrets(key: str, api_base: str, options: Mapping[str, Any]) -> list[str]:
+    """What a client must not tell: its key, the password and the keys of its address, and those among its options."""
+    url = urlsplit(api_base)
+    found = {key, *secrets_of(options)}
+    found.update(value for name, value in parse_qsl(url.query) if masked_urls(f"?{name}=x") != f"?{name}=x")
+    if url.password:
+        plain = f"{unquote(url.username or '')}:{unquote(url.password)}"
+        found |= {url.password, unquote(url.password), base64.b64encode(plain.encode()).decode()}
+    # Headers say "Bearer KEY"; the key alone is one too.
+    found |= {secret.split(" ", 1)[1] for secret in found if re.match(r"(bearer|basic) \S", secret, re.IGNORECASE)}
+    return sorted(found - {""}, key=len, reverse=True)
+
+
 def check_access(api_key_env: str) -> None:
     """Refuse to begin without what every request needs.
 
@@ -179,8 +239,18 @@ def check_access(api_key_env: str) -> None:
         import openai  # noqa: F401
     except ImportError as error:
         raise UserError("ChatLLM needs the package openai, which is not installed: pip install recbole-llara[chat]") from error
+    if api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
+        raise UserError(
+            "api_key_env: found what is no variable's name, and may be a key, so it is not shown; expected the name of an "
+            "environment variable that holds the key, such as OPENAI_API_KEY"
+        )
     if api_key_env and not os.environ.get(api_key_env):
         raise UserError(
-            f"api_key_env: the environment variable {api_key_env} holds no key; set it, name another one, or for an endpoint "
+            f"api_key_env: the environment variable {_name(api_key_env)} holds no key; set it, name another one, or for an endpoint "
             'that wants none set api_key_env to ""'
         )
+
+
+def _name(api_key_env: str) -> str:
+    """The variable's name, unless it is more likely a key that was given in its place."""
+    return api_key_env if len(api_key_env) <= 64 and api_key_env.upper() == api_key_env else MASK

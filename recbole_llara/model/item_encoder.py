@@ -6,9 +6,6 @@ depend on, so a second run with the same recommender trains nothing, and one wit
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
@@ -19,20 +16,21 @@ from typing import Any
 import numpy as np
 import recbole
 import torch
-from filelock import FileLock
 from torch import nn
 
+from recbole_llara.atomic import sole_writer, write_folder
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.keys import recommender_keys
 from recbole_llara.model import resolve_model
+from recbole_llara.model.recommender_cache import WEIGHTS, DamagedEntry, file_sha256, seal, unseal
 from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
+from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
 from recbole_llara.trainer.stock_checkpoint import items_sha256, load_stock_model, read_stock_model
 
-WEIGHTS, META = "model.safetensors", "meta.json"
 FORMAT = 1  # raise it when the meaning of a cached folder changes
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
@@ -84,20 +82,13 @@ def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommen
     # The run's rows may be a sample of what the recommender learns from and is measured on.
     sampled = config["max_train_rows"] != rec_config["max_train_rows"] or config["max_eval_rows"] != rec_config["max_eval_rows"]
     sha256 = recommender_sha256(rec_config, prepare_data(rec_config) if sampled else prepared)
-    folder = Path(rec_config["checkpoint_dir"]) / "recommenders"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
-    seconds = 0.0
-    with FileLock(folder / f".{path.name}.lock"):  # runs started together wait for the one that trains
-        if (path / META).is_file():
-            getLogger().info(f"Recommender taken from the cache: {path}")
-        else:
-            seconds = _train_into(path, rec_config, sha256)
-    meta = json.loads((path / META).read_text(encoding="utf-8"))
-    model = _build_model(rec_config, prepared)
-    load_stock_model(model, path / WEIGHTS, rec_config["model"])
-    table = item_embedding_table(model)
-    digest = _file_sha256(path / WEIGHTS)
+    name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
+    path = Path(rec_config["checkpoint_dir"]) / "recommenders" / name
+    with sole_writer(path):  # runs started together wait for the one that trains
+        meta, seconds = _from_cache(path, rec_config, sha256)
+        model = _build_model(rec_config, prepared)
+        load_stock_model(model, path / WEIGHTS, rec_config["model"])
+    table, digest = item_embedding_table(model), meta["weights_sha256"]
     return Recommender(rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds)
 
 
@@ -147,47 +138,54 @@ def _build_model(rec_config: LLaRAConfig, data: PreparedData) -> nn.Module:
     return model
 
 
-def _train_into(path: Path, rec_config: LLaRAConfig, sha256: str) -> float:
-    """Train a recommender and put its folder at ``path`` by one rename. Returns the seconds it took."""
+def _from_cache(path: Path, rec_config: LLaRAConfig, sha256: str) -> tuple[dict[str, Any], float]:
+    """The facts of the cached recommender, trained now where there is none, and the seconds spent on that."""
+    if path.exists():
+        try:
+            meta = unseal(path, sha256)
+        except DamagedEntry as damage:
+            getLogger().warning(f"The cached recommender {path} is damaged ({damage}): it is trained again")
+        else:
+            getLogger().info(f"Recommender taken from the cache: {path}")
+            return meta, 0.0
     getLogger().info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
     started = perf_counter()
+    write_folder(path, lambda folder: _train_into(folder, rec_config, sha256))
+    return unseal(path, sha256), perf_counter() - started
+
+
+def _train_into(folder: Path, rec_config: LLaRAConfig, sha256: str) -> None:
+    """Train a recommender into an empty folder."""
+    started = perf_counter()
     data = prepare_data(rec_config)  # loaders of its own: other batch sizes, and negatives where its loss asks for them
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        model = _build_model(rec_config, data)
-        with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-            trainer = stock_trainer_class(rec_config)(rec_config, model)
-            trainer.saved_model_file = str(temporary / WEIGHTS)
-            show_progress = bool(rec_config["show_progress"])
-            _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
-            test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
-        seconds = perf_counter() - started
-        metrics = {"valid": valid or {}, "test": test}
-        meta = {
-            "model": rec_config["model"],
-            "dataset": rec_config["dataset"],
-            "sha256": sha256,
-            "best_epoch": trainer.best_epoch,
-            "metrics": metrics,
-            "candidate_sha256": data.candidate_sha256,
-            "training_seconds": round(seconds, 1),
-        }
-        (temporary / META).write_text(json.dumps(json_ready(meta), indent=2), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    model = _build_model(rec_config, data)
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+        trainer = stock_trainer_class(rec_config)(rec_config, model)
+        trainer.saved_model_file = str(folder / WEIGHTS)
+        show_progress = bool(rec_config["show_progress"])
+        _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
+        test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
+    seconds = perf_counter() - started
+    facts = {
+        "model": rec_config["model"],
+        "dataset": rec_config["dataset"],
+        "sha256": sha256,
+        "best_epoch": trainer.best_epoch,
+        "metrics": {"valid": valid or {}, "test": test},
+        "candidate_sha256": data.candidate_sha256,
+        "training_seconds": round(seconds, 1),
+    }
+    seal(folder, facts)
     getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(test)}")
-    return seconds
 
 
 def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoint: Path) -> Recommender:
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.suffix == ".pth":
-        raise UserError(
-            f"rec_checkpoint: {weights} is a pickle, which can run any code; expected a {WEIGHTS} of ours or its folder. "
-            f"Train it again with --model={rec_config['model']}, or leave rec_checkpoint empty."
-        )
+        model = _build_model(rec_config, prepared)
+        facts = load_recbole_checkpoint(model, weights, rec_config["model"])
+        table = item_embedding_table(model)
+        return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
     facts, _ = read_stock_model(weights)
     n_items = prepared.dataset.item_num
     if facts["n_items"] != n_items or facts["items_sha256"] != items_sha256(prepared.dataset):
@@ -198,11 +196,7 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
     model = _build_model(rec_config, prepared)
     load_stock_model(model, weights, rec_config["model"])
     table = item_embedding_table(model)
-    return Recommender(rec_config["model"], _file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
-
-
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
 
 
 def _rows_sha256(dataset: Any, rec_config: LLaRAConfig) -> str:

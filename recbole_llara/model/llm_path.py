@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from recbole_llara.errors import UserError, nearest
+from recbole_llara.masking import shown
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -33,7 +34,7 @@ def resolve_llm_path(llm_path: str) -> Path | str:
         return folder
     is_below_a_folder = folder.parent != Path() and folder.parent.is_dir()
     if folder.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
-        raise UserError(f"llm_path is {llm_path!r}: no such folder. {describe_expected(llm_path)}")
+        raise UserError(f"llm_path is {shown(llm_path)}: no such folder. {describe_expected(llm_path)}")
     return llm_path
 
 

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from recbole_llara.atomic import sole_writer, write_file
 from recbole_llara.errors import UserError
 from recbole_llara.model.contrast import masked_mean
 from recbole_llara.model.llm_path import first_line, resolve_llm_path
@@ -136,18 +136,36 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
     for tensor in (titles.input_ids, titles.attention_mask):
         digest.update(tensor.numpy().tobytes())
     path = folder / f"{digest.hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        return load_file(path)["features"]
-    encoder.eval()
-    features = encode_all(encoder, titles, batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file({"features": features}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with sole_writer(path):  # processes started together wait for the one that encodes
+        features = _kept_features(path)
+        if features is None:
+            encoder.eval()
+            features = encode_all(encoder, titles, batch_size)
+            told = {"sha256": _tensor_sha256(features)}
+            write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
     return features
+
+
+def _kept_features(path: Path) -> torch.Tensor | None:
+    """The features in a file; None where there is none, or where it is not as it was written."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            told, features = (file.metadata() or {}).get("sha256"), file.get_tensor("features")
+        if told == _tensor_sha256(features):
+            return features
+        fault = "its features are not those whose SHA-256 it tells"
+    except (SafetensorError, OSError) as error:
+        fault = first_line(error)
+    getLogger().warning(f"The cached text features {path} are damaged ({fault}): they are made again")
+    return None
+
+
+def _tensor_sha256(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def encode_all(encoder: TextEncoder, titles: Titles, batch_size: int) -> torch.Tensor:

@@ -181,6 +181,9 @@ def stock_trainer_class(config: Any) -> type:
     class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
         """RecBole's trainer with candidates and safe checkpoints."""
 
+        def __init__(self, config: Any, model: torch.nn.Module) -> None:
+            super().__init__(config.shown(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+
         def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
             if isinstance(self.model, GroupsParameters):
                 kwargs.setdefault("params", self.model.parameter_groups())

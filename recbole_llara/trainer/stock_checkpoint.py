@@ -6,8 +6,6 @@ put into it. The best checkpoint alone is kept, without the optimiser: it is for
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from recbole_llara.atomic import write_file
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 
 HEADER_KEY = "recbole_llara"
+FACTS = frozenset({"model", "dataset", "epoch", "n_items", "items_sha256", "other_parameter"})  # what a header tells at least
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
 
 
@@ -104,15 +104,7 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
         elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
     header = {HEADER_KEY: json.dumps({**facts, "other_parameter": plain})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file(tensors, temporary, metadata=header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, lambda place: save_file(tensors, place, metadata=header))
 
 
 def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) -> dict[str, Any]:
@@ -142,7 +134,10 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
         ) from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     tensors_beside = {name.removeprefix(OTHER_PREFIX): value.to(device) for name, value in other.items()}
-    model.load_other_parameter({**facts.pop("other_parameter"), **tensors_beside})
+    beside = {**facts.pop("other_parameter"), **tensors_beside}
+    if unknown := sorted(beside.keys() - model.other_parameter().keys()):  # RecBole would set any attribute
+        raise UserError(f"{path} does not fit this {model_name}, which keeps no {', '.join(unknown)} beside its weights.")
+    model.load_other_parameter(beside)
     return facts
 
 
@@ -162,7 +157,13 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
         raise UserError(f"{path} is no safetensors file ({error}): expected one written by a training run.") from error
     if header is None:
         raise UserError(f"{path} was not written by recbole-llara: its header names no model.")
-    return json.loads(header), tensors
+    try:
+        facts = json.loads(header)
+    except ValueError as error:
+        raise UserError(f"{path}: its header is damaged ({error}); train it again.") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("other_parameter"), dict) or not facts.keys() >= FACTS:
+        raise UserError(f"{path}: its header tells not all of {', '.join(sorted(FACTS))}; train it again.")
+    return facts, tensors
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

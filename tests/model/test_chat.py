@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -211,6 +212,24 @@ def test_an_answer_that_is_no_completion_is_an_error(toy, content, headers):
         pytest.raises(UserError, match="api_base: .* answers what is no chat completion"),
     ):
         _run({**toy, "api_base": server.api_base, "api_max_retries": 0})
+
+
+def test_damaged_answers_are_asked_for_again_and_a_damaged_cache_is_named(toy, caplog):
+    path = Path(toy["checkpoint_dir"]) / "chat" / "answers.sqlite"
+    with serving(obedient) as server:
+        keys = {**toy, "api_base": server.api_base}
+        first, cases = _run(keys)
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE answers SET answer = substr(answer, 3) WHERE rowid <= 2")
+        second, again = _run(keys)
+        assert len(server.seen) == ROWS + 2 and (cases, first["metrics"]) == (again, second["metrics"])
+        assert caplog.text.count("A damaged answer in") == 2
+        path.write_bytes(b"no database" * 99)
+        with pytest.raises(
+            UserError, match=r"answers.sqlite cannot be used as the cache of answers \(file is not a database\)"
+        ):
+            _run(keys)
+        assert path.read_bytes() == b"no database" * 99
 
 
 def test_what_cannot_work_is_refused_before_anything_is_asked(toy, monkeypatch):

@@ -64,6 +64,18 @@ def test_features_are_made_once_for_the_same_encoder_pooling_and_titles(bert, tm
     assert torch.equal(cached_features(encoder, titles, 2, tmp_path / "features"), torch.zeros(3, 16))
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-7], lambda content: content[:-1] + b"x", lambda content: b"{}"])
+def test_damaged_features_are_made_again_with_a_warning(bert, tmp_path, damage, caplog):
+    encoder = TextEncoder(bert, "mean")
+    titles = encoder.tokenise(TEXTS, 64)
+    first = cached_features(encoder, titles, 2, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert torch.equal(cached_features(encoder, titles, 2, tmp_path), first)
+    assert f"The cached text features {path} are damaged" in caplog.text and path.read_bytes() == whole
+
+
 def test_what_is_no_text_encoder_is_refused(tmp_path, make_tokenizer):
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4

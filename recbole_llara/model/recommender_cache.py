@@ -1,0 +1,62 @@
+"""A trained recommender's folder: what it holds is sealed by digests when it is written, and checked when it is taken."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_llara.evaluator.result import json_ready
+
+WEIGHTS, META = "model.safetensors", "meta.json"
+_WEIGHTS_SHA256, _META_SHA256 = "weights_sha256", "meta_sha256"
+
+
+class DamagedEntry(ValueError):
+    """A folder that is not as ``seal`` left it; the message says in what."""
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``meta.json`` beside the weights.
+
+    Args:
+        folder: holds the weights.
+        facts: what JSON can hold about them; digests of the weights and of the facts are added.
+    """
+    meta = json_ready({**facts, _WEIGHTS_SHA256: file_sha256(folder / WEIGHTS)})
+    sealed = {**meta, _META_SHA256: _facts_sha256(meta)}
+    (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
+
+
+def unseal(folder: Path, sha256: str) -> dict[str, Any]:
+    """The facts of a folder whose files are as they were written.
+
+    Args:
+        folder: of a recommender.
+        sha256: digest of all that the recommender depends on, as ``recommender_sha256`` gives it.
+
+    Raises:
+        DamagedEntry: a file is missing or altered, or the folder is another recommender's.
+    """
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        weights_sha256 = file_sha256(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise DamagedEntry(f"{META} or {WEIGHTS} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or meta.pop(_META_SHA256, None) != _facts_sha256(meta):
+        raise DamagedEntry(f"{META} is not as it was written")
+    if meta[_WEIGHTS_SHA256] != weights_sha256:
+        raise DamagedEntry(f"{WEIGHTS} is not as it was written")
+    if meta["sha256"] != sha256:
+        raise DamagedEntry(f"{META} is that of another recommender")
+    return meta
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _facts_sha256(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
