@@ -4,22 +4,20 @@ A prompt is a row of *pieces* (``pieces.py``). A slot is found by its place in t
 text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from recbole_llara.errors import UserError
-from recbole_llara.prompt.pieces import PieceBank, Pieces
+from recbole_llara.prompt.catalogue import cut_titles, tokenise_items
+from recbole_llara.prompt.pieces import PieceBank, Pieces, Texts
+from recbole_llara.prompt.plain_text import tokenise, tokenise_inside
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 
 SEPARATOR = ","
-# A text inside a prompt is tokenised behind this anchor, which no tokenizer merges with what follows,
-# so that a title has the same tokens wherever it stands.
-ANCHOR = "\n"
 IGNORED_LABEL = -100
-# Titles in one call of the tokenizer, whose records of them are larger than their tokens.
-TOKENISED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,18 @@ class PromptEncoder:
         max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
         max_length: tokens the LLM can hold, prompt and answer together; None = unlimited.
 
+    Attributes:
+        titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
+
     Raises:
-        UserError: the tokenizer has no EOS token, or merges text across a line break.
+        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles.
     """
 
     def __init__(
         self,
         tokenizer,
-        titles: list[str] | tuple[str, ...],
-        templates: list[PromptTemplate],
+        titles: Sequence[str],
+        templates: Sequence[PromptTemplate],
         max_title_tokens: int = 64,
         max_length: int | None = None,
     ) -> None:
@@ -83,54 +84,37 @@ class PromptEncoder:
         self.max_title_tokens = max_title_tokens
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        bank = PieceBank()
-        # What an answer must say to name an item: its title, or as much of it as the prompt shows.
-        self.titles: list[str] = []
-        self.first_title, self.first_index = bank.count, bank.count + self.n_items
-        starts = range(0, self.n_items, TOKENISED_AT_ONCE)
-        for start in starts:
-            some = titles[start : start + TOKENISED_AT_ONCE]
-            whole = self._tokenise_inside([f" {title}" for title in some])
-            bank.add([tokens[:max_title_tokens] for tokens in whole])
-            self.titles += [
-                title if len(tokens) <= max_title_tokens else tokenizer.decode(tokens[:max_title_tokens]).strip()
-                for title, tokens in zip(some, whole, strict=True)
-            ]
-        for start in starts:
-            numbers = range(self.n_items)[start : start + TOKENISED_AT_ONCE]
-            bank.add(self._tokenise_inside([f" {number}" for number in numbers]))
-        self.separator_piece = bank.add(self._tokenise_inside([SEPARATOR]))
-        self.eos_piece = bank.add([[tokenizer.eos_token_id]])
-        self.first_slot = bank.add([[tokenizer.eos_token_id]] * len(SLOT_PARTS))
         # BOS where the tokenizer puts one before a text, else nothing.
         opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
-        self.opening_piece = bank.add([opening])
-        self.layouts = [self._layout(template, bank, opening) for template in self.templates]
+        separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
+        layouts = [self._tokenise_template(template, opening) for template in self.templates]
+        whole, numbers = tokenise_items(tokenizer, titles, max_title_tokens), self._numbers()
+        cut, self.titles = cut_titles(tokenizer, titles, whole, max_title_tokens)
+        self._bank = bank = PieceBank()
+        self.first_title, self.first_index = bank.add(*cut), bank.add(*numbers)
+        self.separator_piece = bank.add(Texts.of([separator]))
+        self.eos_piece = bank.add(Texts.of([[tokenizer.eos_token_id]]))
+        self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
+        self.opening_piece = bank.add(Texts.of([opening]))
+        self.layouts = [
+            [text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in layouts
+        ]
         bank.freeze()
-        self._bank = bank
 
-    def _tokenise_inside(self, texts: list[str]) -> list[list[int]]:
-        """Tokens of texts that stand in the middle of a prompt; special tokens in them are plain text."""
-        anchor = self._tokenise([ANCHOR])[0]
-        encoded = self._tokenise([ANCHOR + text for text in texts])
-        for text, tokens in zip(texts, encoded, strict=True):
-            if tokens[: len(anchor)] != anchor:
-                raise UserError(f"llm_path: its tokenizer merges a line break with {text!r}; expected them apart")
-        return [tokens[len(anchor) :] for tokens in encoded]
+    def _numbers(self) -> list[Texts]:
+        """The items' numbers."""
+        return tokenise_items(self.tokenizer, [str(number) for number in range(self.n_items)])
 
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def _layout(self, template: PromptTemplate, bank: PieceBank, opening: list[int]) -> list[int | str]:
-        """A template as piece numbers and the two list marks."""
-        layout: list[int | str] = []
+    def _tokenise_template(self, template: PromptTemplate, opening: list[int]) -> list[list[int] | str]:
+        """A template as the tokens of its texts and the two list marks."""
+        layout: list[list[int] | str] = []
         for number, segment in enumerate(template.segments):
             if segment in (HISTORY, CANDIDATES):
                 layout.append(segment)
             elif number == 0:
-                layout.append(bank.add([opening + self._tokenise([segment])[0]]))
+                layout.append(opening + tokenise(self.tokenizer, [segment])[0])
             else:
-                layout.append(bank.add(self._tokenise_inside([segment])))
+                layout.append(tokenise_inside(self.tokenizer, [segment])[0])
         return layout
 
     def slot_piece(self, part: Part) -> int:

@@ -242,7 +242,7 @@ def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture)
 
 
 def test_titles_are_tokenised_some_at_a_time_with_the_same_tokens(tokenizer, encoder, monkeypatch):
-    monkeypatch.setattr("recbole_llara.prompt.encoding.TOKENISED_AT_ONCE", 4)
+    monkeypatch.setattr("recbole_llara.prompt.catalogue.TOKENISED_AT_ONCE", 4)
     by_four = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4))
     assert by_four.titles == encoder.titles
     for name in ("numerical", "hybrid"):
