@@ -28,7 +28,7 @@ from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptE
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
-from recbole_llara.trainer.strategy import shown_parts, stages_of
+from recbole_llara.trainer.strategy import shown_parts, shown_representations, stages_of
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             load_templates(data.catalogue.domain, config["candidate_num"]),
             prompt.max_title_tokens,
             max_positions(llm),
+            shown_representations(config),
         )
         self.item_tokens = ItemTokens(
             input_embeddings(llm).weight, self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None

@@ -4,51 +4,19 @@ A prompt is a row of *pieces* (``pieces.py``). A slot is found by its place in t
 text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from recbole_llara.errors import UserError
 from recbole_llara.prompt.catalogue import cut_titles, tokenise_items
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.pieces import PieceBank, Pieces, Texts
 from recbole_llara.prompt.plain_text import tokenise, tokenise_inside
-from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 
 SEPARATOR = ","
-IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
-
-    Args:
-        input_ids: [B, T] token ids; a slot holds a stand-in id whose embedding is overwritten.
-        attention_mask: [B, T] 1 on tokens, 0 on padding.
-        position_ids: [B, T] 0 at the row's first token.
-        labels: [B, T] the answer's tokens and its EOS, ``IGNORED_LABEL`` elsewhere.
-        slot_rows, slot_columns: [S] where the slots are.
-        slot_parts: [S] what each slot holds, as its place in ``SLOT_PARTS``.
-        slot_items: [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is.
-        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: its titles, or its slots where
-            no title is shown) or for the item (``encode_items``: all of it). RSLLM's two towers average them.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor
-    slot_rows: torch.Tensor
-    slot_columns: torch.Tensor
-    slot_parts: torch.Tensor
-    slot_items: torch.Tensor
-    pooled: torch.Tensor
-
-    def to(self, device: torch.device) -> "EncodedPrompts":
-        """The same prompts on another device."""
-        return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 class PromptEncoder:
@@ -60,6 +28,8 @@ class PromptEncoder:
         templates: the domain's templates.
         max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
         max_length: tokens the LLM can hold, prompt and answer together; None = unlimited.
+        representations: how items are going to be written; only for those that show or answer with the items' numbers
+            are the numbers tokenised. None = in any way.
 
     Attributes:
         titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
@@ -75,11 +45,13 @@ class PromptEncoder:
         templates: Sequence[PromptTemplate],
         max_title_tokens: int = 64,
         max_length: int | None = None,
+        representations: Iterable[Representation] | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
         self.tokenizer = tokenizer
         self.templates = list(templates)
+        self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
         self.max_length = max_length
         self.max_title_tokens = max_title_tokens
         self.n_items = len(titles)
@@ -91,7 +63,7 @@ class PromptEncoder:
         whole, numbers = tokenise_items(tokenizer, titles, max_title_tokens), self._numbers()
         cut, self.titles = cut_titles(tokenizer, titles, whole, max_title_tokens)
         self._bank = bank = PieceBank()
-        self.first_title, self.first_index = bank.add(*cut), bank.add(*numbers)
+        self._first = {Part.TITLE: bank.add(*cut)} | ({Part.INDEX: bank.add(*numbers)} if numbers else {})
         self.separator_piece = bank.add(Texts.of([separator]))
         self.eos_piece = bank.add(Texts.of([[tokenizer.eos_token_id]]))
         self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
@@ -102,7 +74,9 @@ class PromptEncoder:
         bank.freeze()
 
     def _numbers(self) -> list[Texts]:
-        """The items' numbers."""
+        """The items' numbers, where a prompt or an answer is going to hold them."""
+        if not any(Part.INDEX in representation.texts for representation in self.representations):
+            return []
         return tokenise_items(self.tokenizer, [str(number) for number in range(self.n_items)])
 
     def _tokenise_template(self, template: PromptTemplate, opening: list[int]) -> list[list[int] | str]:
@@ -121,9 +95,28 @@ class PromptEncoder:
         """The piece number of a slot that holds ``part``."""
         return self.first_slot + SLOT_PARTS.index(part)
 
+    @property
+    def first_title(self) -> int:
+        """The piece number of the padding item's title, before all others."""
+        return self._first[Part.TITLE]
+
+    def _text_pieces(self, items: torch.Tensor, part: Part) -> torch.Tensor:
+        """Piece numbers of the items' titles or numbers, of the shape of ``items``.
+
+        Raises:
+            ValueError: numbers, which ``representations`` did not announce.
+        """
+        if part not in self._first:
+            announced = ", ".join(representation.name for representation in self.representations)
+            raise ValueError(
+                f"a prompt or an answer with the items' {part.value}, but the encoder was made for {announced}: expected a "
+                "representation with it among PromptEncoder's representations"
+            )
+        return items + self._first[part]
+
     def answer_pieces(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Piece numbers of the items' answers, of the shape of ``items``."""
-        return items + (self.first_index if representation.answer is Part.INDEX else self.first_title)
+        return self._text_pieces(items, representation.answer)
 
     def answer_text(self, item: int, representation: Representation) -> str:
         """The text that names an item in an answer."""
@@ -158,11 +151,8 @@ class PromptEncoder:
         nothing = torch.zeros_like(items)
         pieces, slot_items, pooled = [separators], [nothing], [nothing.bool()]
         for part in representation.parts:
-            if part in SLOT_PARTS:
-                first = torch.full_like(items, self.slot_piece(part))
-            else:
-                first = items + (self.first_title if part is Part.TITLE else self.first_index)
-            pieces.append(torch.where(present, first, -1))
+            of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
+            pieces.append(torch.where(present, of_items, -1))
             slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
             pooled.append(present & (part in representation.pooled_parts))
         return Pieces(*(torch.stack(columns, 2).flatten(1) for columns in (pieces, slot_items, pooled)))

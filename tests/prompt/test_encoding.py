@@ -248,3 +248,21 @@ def test_titles_are_tokenised_some_at_a_time_with_the_same_tokens(tokenizer, enc
     for name in ("numerical", "hybrid"):
         every = (HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS[name], torch.zeros(3, dtype=torch.int64))
         assert torch.equal(by_four.encode(*every).input_ids, encoder.encode(*every).input_ids)
+
+
+def test_numbers_are_tokenised_only_where_they_are_shown(tokenizer, encoder):
+    every = (HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS)
+    index = torch.zeros(3, dtype=torch.int64)
+    shown = [REPRESENTATIONS["hybrid"], REPRESENTATIONS["text_only"]]
+    templates = load_templates("movie", 4)
+    lean = PromptEncoder(tokenizer, TITLES, templates, representations=shown)
+    assert encoder._bank.count == lean._bank.count + len(TITLES)
+    for representation in shown:
+        ours, theirs = (each.encode(*every, representation, index) for each in (lean, encoder))
+        assert all(torch.equal(one, other) for one, other in zip(vars(ours).values(), vars(theirs).values(), strict=True))
+    numerical = REPRESENTATIONS["numerical"]
+    for ask in (lambda: lean.encode(*every, numerical, index), lambda: lean.answer_ids(TARGETS, numerical)):
+        with pytest.raises(ValueError, match="made for hybrid, text_only"):
+            ask()
+    ready = PromptEncoder(tokenizer, TITLES, templates, representations=[*shown, numerical])
+    assert torch.equal(ready.answer_ids(TARGETS, numerical), encoder.answer_ids(TARGETS, numerical))
