@@ -35,6 +35,12 @@ def tokenise_items(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mos
     return parts
 
 
+def longest(parts: Sequence[Texts], count: int) -> np.ndarray:
+    """Lengths of the longest items, ``count`` at most and one at least, in descending order; the padding item's left out."""
+    lengths = np.concatenate([part.lengths for part in parts])[1:]
+    return np.sort(lengths)[::-1][: max(1, count)]
+
+
 def cut_titles(
     tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], parts: Sequence[Texts], most: int
 ) -> tuple[list[Texts], list[str]]:

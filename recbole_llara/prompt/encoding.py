@@ -9,14 +9,20 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from recbole_llara.errors import UserError
-from recbole_llara.prompt.catalogue import cut_titles, tokenise_items
+from recbole_llara.prompt.catalogue import cut_titles, longest, tokenise_items
 from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.pieces import PieceBank, Pieces, Texts
 from recbole_llara.prompt.plain_text import tokenise, tokenise_inside
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.room import PromptLengths, PromptRoom, fitting_title_tokens
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 
 SEPARATOR = ","
+
+
+def _text_tokens(layout: list[list[int] | str]) -> int:
+    """Tokens of a template without its lists."""
+    return sum(len(text) for text in layout if not isinstance(text, str))
 
 
 class PromptEncoder:
@@ -27,15 +33,17 @@ class PromptEncoder:
         titles: N texts, ``titles[0]`` belongs to the padding item and is never used.
         templates: the domain's templates.
         max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
-        max_length: tokens the LLM can hold, prompt and answer together; None = unlimited.
+        room: what every prompt must fit in, for which titles are cut further if need be; None = unlimited.
         representations: how items are going to be written; only for those that show or answer with the items' numbers
             are the numbers tokenised. None = in any way.
 
     Attributes:
         titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
+        max_title_tokens: what titles were cut to.
 
     Raises:
-        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles.
+        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles; or
+            prompts do not fit.
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class PromptEncoder:
         titles: Sequence[str],
         templates: Sequence[PromptTemplate],
         max_title_tokens: int = 64,
-        max_length: int | None = None,
+        room: PromptRoom | None = None,
         representations: Iterable[Representation] | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
@@ -52,8 +60,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.templates = list(templates)
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
-        self.max_length = max_length
-        self.max_title_tokens = max_title_tokens
+        self.room = room
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # BOS where the tokenizer puts one before a text, else nothing.
@@ -61,7 +68,13 @@ class PromptEncoder:
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
         layouts = [self._tokenise_template(template, opening) for template in self.templates]
         whole, numbers = tokenise_items(tokenizer, titles, max_title_tokens), self._numbers()
-        cut, self.titles = cut_titles(tokenizer, titles, whole, max_title_tokens)
+        self.max_title_tokens = max_title_tokens
+        if room is not None:
+            texts = {Part.TITLE: whole, Part.INDEX: numbers}
+            items = {part: longest(parts, room.candidates) for part, parts in texts.items() if parts}
+            lengths = PromptLengths(max(map(_text_tokens, layouts)), len(separator), items)
+            self.max_title_tokens = fitting_title_tokens(room, lengths, self.representations, max_title_tokens)
+        cut, self.titles = cut_titles(tokenizer, titles, whole, self.max_title_tokens)
         self._bank = bank = PieceBank()
         self._first = {Part.TITLE: bank.add(*cut)} | ({Part.INDEX: bank.add(*numbers)} if numbers else {})
         self.separator_piece = bank.add(Texts.of([separator]))
@@ -243,9 +256,9 @@ class PromptEncoder:
             UserError: a prompt is longer than the LLM can hold.
         """
         tokens, rows, columns, flat_pieces, length = self._bank.gather(pieces, padding_side)
-        if self.max_length is not None and length > self.max_length:
+        if self.room is not None and length > self.room.tokens:
             raise UserError(
-                f"a prompt of {length} tokens, but the LLM holds {self.max_length}: lower max_title_tokens, "
+                f"a prompt of {length} tokens, but the LLM holds {self.room.tokens}: lower max_title_tokens, "
                 "MAX_ITEM_LIST_LENGTH or candidate_num"
             )
         shape = (pieces.shape[0], length)
