@@ -2,6 +2,7 @@
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
 # test, lint: what they say. bench: minutes, speed against the floor and a plain recipe.
 # bench-gpu: the same at Llama-2-7B's size. bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
+# test-fuzz: twenty minutes or so, prompts over thousands of catalogues of odd titles.
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers test lint accuracy bench bench-gpu bench-growth install clean
+.PHONY: quickstart study papers test test-fuzz lint accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
@@ -28,6 +29,9 @@ papers: $(STAMP)
 
 test: $(STAMP)
 	$(RUN) -m pytest tests
+
+test-fuzz: $(STAMP)
+	$(RUN) tests/title_fuzz.py --examples=20000
 
 lint: $(STAMP)
 	$(RUN) -m ruff check --config .ci/ruff.toml .

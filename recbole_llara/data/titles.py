@@ -45,6 +45,15 @@ def is_visible(title: str) -> bool:
     return any(unicodedata.category(character) not in _INVISIBLE for character in title)
 
 
+def is_text(title: str) -> bool:
+    """Whether a title can be written down, as tokenizers want it."""
+    try:
+        title.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _join_article(match: re.Match[str]) -> str:
     article = match["article"]
     return article + ("" if article.endswith("'") else " ") + match["title"]
@@ -160,21 +169,12 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     titles = ("", *(clean_title(raw.get(token, ""), rules) for token in tokens[1:]))
     where = f"in '{field}' of {path} (title_field)"
     _refuse(tokens, [not is_visible(title) for title in titles], f"have no title {where}", "Every item needs one.")
-    no_text = [not _is_text(title) for title in titles]
+    no_text = [not is_text(title) for title in titles]
     _refuse(tokens, no_text, f"have half of a surrogate pair in their title {where}", f"Is the file in {encoding} (encoding)?")
     several = sum(bool(_CONTROLS.search(raw.get(token, ""))) for token in tokens[1:])
     if several:
         _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
     return Catalogue(titles, tokens, str(config["domain"] or "item"))
-
-
-def _is_text(title: str) -> bool:
-    """Whether a title can be written down, as tokenizers want it."""
-    try:
-        title.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _refuse(tokens: Sequence[str], is_bad: Sequence[bool], what: str, expected: str) -> None:
