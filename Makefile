@@ -1,7 +1,9 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test, lint: what they say. test-kill: minutes, a run killed at 25 moments goes on to the same end. bench: minutes, speed against the floor and a plain recipe.
-# bench-gpu: the same at Llama-2-7B's size. bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
+# test, lint: what they say. bench: minutes, speed against the floor and a plain recipe. bench-gpu: the same at Llama-2-7B's size.
+# bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
+# test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
+# thousands of catalogues of odd titles.
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +15,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers test test-kill lint accuracy bench bench-gpu bench-growth install clean
+.PHONY: quickstart study papers test test-fuzz test-kill lint accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
@@ -31,6 +33,9 @@ test: $(STAMP)
 
 test-kill: $(STAMP)
 	$(RUN) tests/kill_runs.py
+
+test-fuzz: $(STAMP)
+	$(RUN) tests/title_fuzz.py --examples=20000
 
 lint: $(STAMP)
 	$(RUN) -m ruff check --config .ci/ruff.toml .

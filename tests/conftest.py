@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from byte_level import train_byte_level
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -102,19 +102,6 @@ def make_prompts() -> Callable[..., Prompts]:
 
 @pytest.fixture
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """Trains a byte-level BPE tokenizer on given texts; ids 0 and 1 are ``<s>`` and ``</s>``, and there is no pad."""
+    """Trains a byte-level BPE tokenizer on given texts; see ``byte_level``."""
 
-    def make(texts: list[str], vocab_size: int = 300) -> PreTrainedTokenizerFast:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-    return make
+    return train_byte_level

@@ -1,11 +1,18 @@
 """Each item's text: titles read from the .item file, cleaned by the dataset's rules, in the order of internal ids.
 
 Read here and not through RecBole's token_seq, which splits a title at spaces, joins runs of them and takes "None" or
-"NA" for a hole; a title may hold any character.
+"NA" for a hole. A title may hold any character, with these exceptions:
+
+- A title is one line: a run of line breaks, tabs and other ASCII control characters becomes a space, and white space at
+  its ends goes. Prompts list titles one after another, and tokenizers may merge a line break with what stands before it.
+- Half of a surrogate pair, which odd encodings can bring, is no character: refused.
+- A title without a visible character would make an empty answer: refused.
 """
 
 import csv
+import logging
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +26,32 @@ from recbole_llara.errors import UserError
 _ARTICLES = "The|An|A|Les|Le|La|L'|Los|Las|El|Il|Lo|Gli|Der|Die|Das|Det|Den|O"
 _ARTICLE_BEHIND_TITLE = re.compile(rf"^(?P<title>[^()]+), (?P<article>{_ARTICLES})(?P<rest>| \(.*)$", re.DOTALL)
 _ARTICLE_IN_BRACKETS = re.compile(rf"\((?P<title>[^()]+), (?P<article>{_ARTICLES})\)")
-_YEAR_BEHIND_TITLE = re.compile(r"\s*\((?:18|19|20)\d\d\)\s*$")
+# Without the white space before the year: a search that may begin at every space of a long run takes its square.
+_YEAR_BEHIND_TITLE = re.compile(r"\((?:18|19|20)\d\d\)\s*$")
+# ASCII's control characters and what else Unicode takes for a line break; the other C1 codes are left as they are.
+_CONTROLS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]+")
+_INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # Unicode's categories of control, format and space characters
+
+_logger = logging.getLogger()
+
+
+def one_line(title: str) -> str:
+    """A title without line breaks, control characters and white space at its ends."""
+    return _CONTROLS.sub(" ", title).strip()
+
+
+def is_visible(title: str) -> bool:
+    """Whether a title holds anything that can be seen."""
+    return any(unicodedata.category(character) not in _INVISIBLE for character in title)
+
+
+def is_text(title: str) -> bool:
+    """Whether a title can be written down, as tokenizers want it."""
+    try:
+        title.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _join_article(match: re.Match[str]) -> str:
@@ -35,23 +67,25 @@ def move_article(title: str) -> str:
 
 def strip_year(title: str) -> str:
     """Remove a year in brackets at the end, unless the title is nothing else."""
-    return _YEAR_BEHIND_TITLE.sub("", title) or title
+    found = _YEAR_BEHIND_TITLE.search(title)
+    return title if found is None else title[: found.start()].rstrip() or title
 
 
 TITLE_RULES: dict[str, Callable[[str], str]] = {"move_article": move_article, "strip_year": strip_year}
 
 
 def clean_title(raw: str, rules: Sequence[str]) -> str:
-    """Apply named rules in their order; without rules a title stays as it is.
+    """Make a title one line and apply named rules in their order.
 
     Raises:
         UserError: a rule is unknown.
     """
+    title = one_line(raw)
     for rule in rules:
         if rule not in TITLE_RULES:
             raise UserError(f"title_rules names '{rule}', expected some of {', '.join(TITLE_RULES)}.")
-        raw = TITLE_RULES[rule](raw)
-    return raw
+        title = TITLE_RULES[rule](title)
+    return title
 
 
 @dataclass(frozen=True)
@@ -90,15 +124,27 @@ def read_item_column(path: Path, id_field: str, field: str, separator: str, enco
         raise UserError(f"No file {path}, expected the dataset's .item file with the column '{field}' (title_field).")
     with path.open(encoding=encoding, newline="") as file:
         lines = csv.reader(file, delimiter=separator)
-        header = [name.split(":")[0] for name in next(lines, [])]
-        for name in (id_field, field):
-            if name not in header:
-                raise UserError(f"{path} has the columns {', '.join(header)}, expected '{name}': see title_field.")
-        id_column, column = header.index(id_field), header.index(field)
-        values: dict[str, str] = {}
-        for line in lines:
-            if len(line) > id_column:
-                values.setdefault(line[id_column], line[column] if len(line) > column else "")
+        try:
+            return _read_column(lines, path, id_field, field)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not in {encoding} ({error}): set encoding to what it is written in.") from error
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {lines.line_num}: {error}; expected every quote that opens a value to be closed."
+            ) from error
+
+
+def _read_column(lines: Any, path: Path, id_field: str, field: str) -> dict[str, str]:
+    """``read_item_column`` of a ``csv.reader``."""
+    header = [name.split(":")[0] for name in next(lines, [])]
+    for name in (id_field, field):
+        if name not in header:
+            raise UserError(f"{path} has the columns {', '.join(header)}, expected '{name}': see title_field.")
+    id_column, column = header.index(id_field), header.index(field)
+    values: dict[str, str] = {}
+    for line in lines:
+        if len(line) > id_column:
+            values.setdefault(line[id_column], line[column] if len(line) > column else "")
     return values
 
 
@@ -110,7 +156,7 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
         config: the keys title_field, title_rules and domain.
 
     Raises:
-        UserError: title_field is not set, the file or column is missing, or items have no title.
+        UserError: title_field is not set, the file or column is missing, or items have no title or one that is no text.
     """
     field = config["title_field"]
     if not field:
@@ -121,10 +167,18 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
     rules = config["title_rules"] or []
     titles = ("", *(clean_title(raw.get(token, ""), rules) for token in tokens[1:]))
-    missing = [token for token, title in zip(tokens[1:], titles[1:], strict=True) if not title.strip()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(tokens) - 1} items have no title in '{field}' of {path} (title_field), the first: "
-            f"{', '.join(missing[:5])}. Every item needs one."
-        )
+    where = f"in '{field}' of {path} (title_field)"
+    _refuse(tokens, [not is_visible(title) for title in titles], f"have no title {where}", "Every item needs one.")
+    no_text = [not is_text(title) for title in titles]
+    _refuse(tokens, no_text, f"have half of a surrogate pair in their title {where}", f"Is the file in {encoding} (encoding)?")
+    several = sum(bool(_CONTROLS.search(raw.get(token, ""))) for token in tokens[1:])
+    if several:
+        _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
     return Catalogue(titles, tokens, str(config["domain"] or "item"))
+
+
+def _refuse(tokens: Sequence[str], is_bad: Sequence[bool], what: str, expected: str) -> None:
+    """Raise if an item other than the padding is bad."""
+    bad = [token for token, of_item in zip(tokens[1:], is_bad[1:], strict=True) if of_item]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(tokens) - 1} items {what}, the first: {', '.join(bad[:5])}. {expected}")

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from recbole_llara.evaluator.scoring import check_prompts, score_candidates, trie_log_probs
 from recbole_llara.evaluator.trie import IGNORED_LABEL, build_trie, walk
+from recbole_llara.prompt.plain_text import spell
 
 __all__ = ["answer_texts", "decode_constrained", "decode_generate", "score_candidates"]
 
@@ -100,4 +101,4 @@ def answer_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) ->
         token_ids: [B, M] as from ``decode_generate``.
     """
     sequences = [[token for token in row if token != IGNORED_LABEL] for row in token_ids.tolist()]
-    return tokenizer.batch_decode(sequences, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return spell(tokenizer, sequences)

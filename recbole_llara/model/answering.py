@@ -8,6 +8,7 @@ import torch
 from recbole_llara.data.hashing import numbers, row_keys
 from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
+from recbole_llara.evaluator.ranking import rank_candidates
 from recbole_llara.evaluator.scoring import score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 
@@ -19,6 +20,9 @@ def answer_rows(
     model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor
 ) -> CandidateAnswers:
     """Answer each row by the model's decoding.
+
+    Candidates of one answer, as items of one title are, cannot be told apart: ``score`` and ``constrained`` take the one
+    that a hash of (row, item) puts first, which knows neither target nor place; under ``generate`` none of them is named.
 
     Args:
         model: in evaluation mode.
@@ -35,11 +39,13 @@ def answer_rows(
         if model.decoding == "generate":
             return _generate(model, prompts, candidates)
         if model.decoding == "constrained":
-            chosen = decode_constrained(*_context(model, prompts, candidates)).cpu()
-            items = candidates.gather(1, chosen[:, None])[:, 0]
+            context = _context(model, prompts, candidates)
+            chosen, answer_ids = decode_constrained(*context).cpu(), context[-1].cpu()  # [B], [B, C, A]
+            is_chosen = (answer_ids == answer_ids[torch.arange(len(rows)), chosen][:, None]).all(2)  # [B, C]
+            items = rank_candidates(is_chosen.float(), candidates, rows)[:, 0]
             return CandidateAnswers(items=items, scores=None, texts=_texts(model, items.tolist()))
         scores = score_candidates(*_context(model, prompts, candidates)).cpu()  # [B, C]
-    items = candidates.gather(1, scores.argmax(1)[:, None])[:, 0]
+    items = rank_candidates(scores, candidates, rows)[:, 0]
     return CandidateAnswers(items=items, scores=scores, texts=_texts(model, items.tolist()))
 
 
@@ -88,8 +94,18 @@ def _generate(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torc
     end, pad = model.tokenizer.eos_token_id, model.tokenizer.pad_token_id
     tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
     texts = answer_texts(model.tokenizer, tokens)
-    titles = [_texts(model, row) for row in candidates.tolist()]
-    return CandidateAnswers(items=match_titles(texts, titles, candidates), scores=None, texts=texts)
+    items = match_titles(texts, _spelt_answers(model, answer_ids), candidates)
+    return CandidateAnswers(items=items, scores=None, texts=texts)
+
+
+def _spelt_answers(model: "LLMRecommender", answer_ids: torch.Tensor) -> list[list[str]]:
+    """What the tokenizer makes of each candidate's answer [B, C, A], as it does of a generated one.
+
+    Not the titles: some tokenizers lose a character, and no text that they spell would be such a title.
+    """
+    answers = answer_ids.masked_fill(answer_ids == model.tokenizer.eos_token_id, IGNORED_LABEL)
+    spelt, count = answer_texts(model.tokenizer, answers.flatten(0, 1)), answer_ids.shape[1]
+    return [spelt[start : start + count] for start in range(0, len(spelt), count)]
 
 
 def _texts(model: "LLMRecommender", items: list[int]) -> list[str]:

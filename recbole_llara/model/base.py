@@ -27,9 +27,10 @@ from recbole_llara.model.sharding import shard_frozen
 from recbole_llara.processes import processes_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import Part, Representation
+from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
-from recbole_llara.trainer.strategy import shown_parts, stages_of
+from recbole_llara.trainer.strategy import shown_parts, shown_representations, stages_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         recommender: the frozen recommender; None where the representation shows no item embedding.
 
     Raises:
-        UserError: no titles, an LLM that cannot be loaded, or prompts longer than it can hold.
+        UserError: no titles, an LLM that cannot be loaded, or prompts that it cannot hold.
     """
 
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
@@ -137,12 +138,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.is_compiled = llm_settings.torch_compile
         if self.is_compiled:
             compile_blocks(self.llm, config["device"])
+        held = max_positions(llm)
         self.encoder = PromptEncoder(
             self.tokenizer,
             data.catalogue.titles,
             load_templates(data.catalogue.domain, config["candidate_num"]),
             prompt.max_title_tokens,
-            max_positions(llm),
+            None if held is None else PromptRoom(held, config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]),
+            shown_representations(config),
         )
         self.item_tokens = ItemTokens(
             input_embeddings(llm).weight, self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None

@@ -4,53 +4,25 @@ A prompt is a row of *pieces* (``pieces.py``). A slot is found by its place in t
 text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from recbole_llara.errors import UserError
-from recbole_llara.prompt.pieces import PieceBank, Pieces
-from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.catalogue import cut_titles, longest, tokenise_items
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.pieces import PieceBank, Pieces, Texts
+from recbole_llara.prompt.plain_text import tokenise, tokenise_inside
+from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.room import PromptLengths, PromptRoom, fitting_title_tokens
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 
 SEPARATOR = ","
-# A text inside a prompt is tokenised behind this anchor, which no tokenizer merges with what follows,
-# so that a title has the same tokens wherever it stands.
-ANCHOR = "\n"
-IGNORED_LABEL = -100
-# Titles in one call of the tokenizer, whose records of them are larger than their tokens.
-TOKENISED_AT_ONCE = 8192
 
 
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
-
-    Args:
-        input_ids: [B, T] token ids; a slot holds a stand-in id whose embedding is overwritten.
-        attention_mask: [B, T] 1 on tokens, 0 on padding.
-        position_ids: [B, T] 0 at the row's first token.
-        labels: [B, T] the answer's tokens and its EOS, ``IGNORED_LABEL`` elsewhere.
-        slot_rows, slot_columns: [S] where the slots are.
-        slot_parts: [S] what each slot holds, as its place in ``SLOT_PARTS``.
-        slot_items: [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is.
-        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: its titles, or its slots where
-            no title is shown) or for the item (``encode_items``: all of it). RSLLM's two towers average them.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor
-    slot_rows: torch.Tensor
-    slot_columns: torch.Tensor
-    slot_parts: torch.Tensor
-    slot_items: torch.Tensor
-    pooled: torch.Tensor
-
-    def to(self, device: torch.device) -> "EncodedPrompts":
-        """The same prompts on another device."""
-        return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+def _text_tokens(layout: list[list[int] | str]) -> int:
+    """Tokens of a template without its lists."""
+    return sum(len(text) for text in layout if not isinstance(text, str))
 
 
 class PromptEncoder:
@@ -61,85 +33,103 @@ class PromptEncoder:
         titles: N texts, ``titles[0]`` belongs to the padding item and is never used.
         templates: the domain's templates.
         max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
-        max_length: tokens the LLM can hold, prompt and answer together; None = unlimited.
+        room: what every prompt must fit in, for which titles are cut further if need be; None = unlimited.
+        representations: how items are going to be written; only for those that show or answer with the items' numbers
+            are the numbers tokenised. None = in any way.
+
+    Attributes:
+        titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
+        max_title_tokens: what titles were cut to.
 
     Raises:
-        UserError: the tokenizer has no EOS token, or merges text across a line break.
+        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles; or
+            prompts do not fit.
     """
 
     def __init__(
         self,
         tokenizer,
-        titles: list[str] | tuple[str, ...],
-        templates: list[PromptTemplate],
+        titles: Sequence[str],
+        templates: Sequence[PromptTemplate],
         max_title_tokens: int = 64,
-        max_length: int | None = None,
+        room: PromptRoom | None = None,
+        representations: Iterable[Representation] | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
         self.tokenizer = tokenizer
         self.templates = list(templates)
-        self.max_length = max_length
-        self.max_title_tokens = max_title_tokens
+        self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
+        self.room = room
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        bank = PieceBank()
-        # What an answer must say to name an item: its title, or as much of it as the prompt shows.
-        self.titles: list[str] = []
-        self.first_title, self.first_index = bank.count, bank.count + self.n_items
-        starts = range(0, self.n_items, TOKENISED_AT_ONCE)
-        for start in starts:
-            some = titles[start : start + TOKENISED_AT_ONCE]
-            whole = self._tokenise_inside([f" {title}" for title in some])
-            bank.add([tokens[:max_title_tokens] for tokens in whole])
-            self.titles += [
-                title if len(tokens) <= max_title_tokens else tokenizer.decode(tokens[:max_title_tokens]).strip()
-                for title, tokens in zip(some, whole, strict=True)
-            ]
-        for start in starts:
-            numbers = range(self.n_items)[start : start + TOKENISED_AT_ONCE]
-            bank.add(self._tokenise_inside([f" {number}" for number in numbers]))
-        self.separator_piece = bank.add(self._tokenise_inside([SEPARATOR]))
-        self.eos_piece = bank.add([[tokenizer.eos_token_id]])
-        self.first_slot = bank.add([[tokenizer.eos_token_id]] * len(SLOT_PARTS))
         # BOS where the tokenizer puts one before a text, else nothing.
         opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
-        self.opening_piece = bank.add([opening])
-        self.layouts = [self._layout(template, bank, opening) for template in self.templates]
+        separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
+        layouts = [self._tokenise_template(template, opening) for template in self.templates]
+        whole, numbers = tokenise_items(tokenizer, titles, max_title_tokens), self._numbers()
+        self.max_title_tokens = max_title_tokens
+        if room is not None:
+            texts = {Part.TITLE: whole, Part.INDEX: numbers}
+            items = {part: longest(parts, room.candidates) for part, parts in texts.items() if parts}
+            lengths = PromptLengths(max(map(_text_tokens, layouts)), len(separator), items)
+            self.max_title_tokens = fitting_title_tokens(room, lengths, self.representations, max_title_tokens)
+        cut, self.titles = cut_titles(tokenizer, titles, whole, self.max_title_tokens)
+        self._bank = bank = PieceBank()
+        self._first = {Part.TITLE: bank.add(*cut)} | ({Part.INDEX: bank.add(*numbers)} if numbers else {})
+        self.separator_piece = bank.add(Texts.of([separator]))
+        self.eos_piece = bank.add(Texts.of([[tokenizer.eos_token_id]]))
+        self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
+        self.opening_piece = bank.add(Texts.of([opening]))
+        self.layouts = [
+            [text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in layouts
+        ]
         bank.freeze()
-        self._bank = bank
 
-    def _tokenise_inside(self, texts: list[str]) -> list[list[int]]:
-        """Tokens of texts that stand in the middle of a prompt; special tokens in them are plain text."""
-        anchor = self._tokenise([ANCHOR])[0]
-        encoded = self._tokenise([ANCHOR + text for text in texts])
-        for text, tokens in zip(texts, encoded, strict=True):
-            if tokens[: len(anchor)] != anchor:
-                raise UserError(f"llm_path: its tokenizer merges a line break with {text!r}; expected them apart")
-        return [tokens[len(anchor) :] for tokens in encoded]
+    def _numbers(self) -> list[Texts]:
+        """The items' numbers, where a prompt or an answer is going to hold them."""
+        if not any(Part.INDEX in representation.texts for representation in self.representations):
+            return []
+        return tokenise_items(self.tokenizer, [str(number) for number in range(self.n_items)])
 
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def _layout(self, template: PromptTemplate, bank: PieceBank, opening: list[int]) -> list[int | str]:
-        """A template as piece numbers and the two list marks."""
-        layout: list[int | str] = []
+    def _tokenise_template(self, template: PromptTemplate, opening: list[int]) -> list[list[int] | str]:
+        """A template as the tokens of its texts and the two list marks."""
+        layout: list[list[int] | str] = []
         for number, segment in enumerate(template.segments):
             if segment in (HISTORY, CANDIDATES):
                 layout.append(segment)
             elif number == 0:
-                layout.append(bank.add([opening + self._tokenise([segment])[0]]))
+                layout.append(opening + tokenise(self.tokenizer, [segment])[0])
             else:
-                layout.append(bank.add(self._tokenise_inside([segment])))
+                layout.append(tokenise_inside(self.tokenizer, [segment])[0])
         return layout
 
     def slot_piece(self, part: Part) -> int:
         """The piece number of a slot that holds ``part``."""
         return self.first_slot + SLOT_PARTS.index(part)
 
+    @property
+    def first_title(self) -> int:
+        """The piece number of the padding item's title, before all others."""
+        return self._first[Part.TITLE]
+
+    def _text_pieces(self, items: torch.Tensor, part: Part) -> torch.Tensor:
+        """Piece numbers of the items' titles or numbers, of the shape of ``items``.
+
+        Raises:
+            ValueError: numbers, which ``representations`` did not announce.
+        """
+        if part not in self._first:
+            announced = ", ".join(representation.name for representation in self.representations)
+            raise ValueError(
+                f"a prompt or an answer with the items' {part.value}, but the encoder was made for {announced}: expected a "
+                "representation with it among PromptEncoder's representations"
+            )
+        return items + self._first[part]
+
     def answer_pieces(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Piece numbers of the items' answers, of the shape of ``items``."""
-        return items + (self.first_index if representation.answer is Part.INDEX else self.first_title)
+        return self._text_pieces(items, representation.answer)
 
     def answer_text(self, item: int, representation: Representation) -> str:
         """The text that names an item in an answer."""
@@ -174,11 +164,8 @@ class PromptEncoder:
         nothing = torch.zeros_like(items)
         pieces, slot_items, pooled = [separators], [nothing], [nothing.bool()]
         for part in representation.parts:
-            if part in SLOT_PARTS:
-                first = torch.full_like(items, self.slot_piece(part))
-            else:
-                first = items + (self.first_title if part is Part.TITLE else self.first_index)
-            pieces.append(torch.where(present, first, -1))
+            of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
+            pieces.append(torch.where(present, of_items, -1))
             slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
             pooled.append(present & (part in representation.pooled_parts))
         return Pieces(*(torch.stack(columns, 2).flatten(1) for columns in (pieces, slot_items, pooled)))
@@ -269,9 +256,9 @@ class PromptEncoder:
             UserError: a prompt is longer than the LLM can hold.
         """
         tokens, rows, columns, flat_pieces, length = self._bank.gather(pieces, padding_side)
-        if self.max_length is not None and length > self.max_length:
+        if self.room is not None and length > self.room.tokens:
             raise UserError(
-                f"a prompt of {length} tokens, but the LLM holds {self.max_length}: lower max_title_tokens, "
+                f"a prompt of {length} tokens, but the LLM holds {self.room.tokens}: lower max_title_tokens, "
                 "MAX_ITEM_LIST_LENGTH or candidate_num"
             )
         shape = (pieces.shape[0], length)

@@ -12,26 +12,50 @@ import numpy as np
 import torch
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The tokens of consecutive texts, one after another.
+
+    Args:
+        tokens: [n] token ids.
+        lengths: [M] tokens of each text.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Texts":
+        """M token sequences."""
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        return cls(np.fromiter(chain.from_iterable(sequences), np.int64, lengths.sum()), lengths)
+
+    def cut(self, most: int) -> "Texts":
+        """The first ``most`` tokens of each: [1 2 3] [4 5] cut to 2 is [1 2] [4 5]."""
+        places = np.arange(len(self.tokens)) - np.repeat(self.lengths.cumsum() - self.lengths, self.lengths)
+        return Texts(self.tokens[places < most], np.minimum(self.lengths, most))
+
+
 @dataclass
 class PieceBank:
-    """Token sequences of many pieces in one flat tensor; until it is frozen, in one array for each time some were added."""
+    """Token sequences of many pieces in one flat tensor; until it is frozen, in the parts in which they were added."""
 
     count: int = 0
-    added: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # tokens, lengths
+    added: list[Texts] = field(default_factory=list)
     tokens: torch.Tensor = field(init=False)
     starts: torch.Tensor = field(init=False)
     lengths: torch.Tensor = field(init=False)
 
-    def add(self, sequences: Sequence[Sequence[int]]) -> int:
+    def add(self, *parts: Texts) -> int:
         """Append pieces; returns the number of the first."""
-        first, self.count = self.count, self.count + len(sequences)
-        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        self.added.append((np.fromiter(chain.from_iterable(sequences), np.int64, lengths.sum()), lengths))
+        first, self.count = self.count, self.count + sum(len(part.lengths) for part in parts)
+        self.added += parts
         return first
 
     def freeze(self) -> None:
         """Lay the tokens out; nothing may be added afterwards."""
-        self.tokens, self.lengths = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*self.added, strict=True))
+        self.tokens = torch.from_numpy(np.concatenate([part.tokens for part in self.added]))
+        self.lengths = torch.from_numpy(np.concatenate([part.lengths for part in self.added]))
         self.starts = torch.cumsum(self.lengths, 0) - self.lengths
         self.added.clear()
 

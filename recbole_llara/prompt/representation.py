@@ -40,6 +40,11 @@ class Representation:
         return any(part in SLOT_PARTS for part in self.parts)
 
     @property
+    def texts(self) -> frozenset[Part]:
+        """The parts that are words, in the prompt or in the answer."""
+        return frozenset({*self.parts, self.answer}.difference(SLOT_PARTS))
+
+    @property
     def pooled_parts(self) -> tuple[Part, ...]:
         """The parts whose states stand for an item of the history: its title, or all of it where no title is shown."""
         return (Part.TITLE,) if Part.TITLE in self.parts else self.parts

@@ -29,6 +29,7 @@ DOMAINS = ("movie", "game", "artist", "item")
 VECTOR_DIM = 64
 MAX_HISTORY = 10
 MAX_TITLE_TOKENS = 12
+SELECTION = [REPRESENTATIONS[name] for name in ("hybrid", "textual", "text_only")]  # how selections write items
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class TaskMaker:
         if (title_tokens, opener_share) not in self._banks:
             titles = make_titles(self.catalogue, self.themes, self._generator(1, number), opener_share)
             templates = [template for domain in DOMAINS for template in load_templates(domain, 20)]
-            self._banks[title_tokens, opener_share] = PromptEncoder(self.tokenizer, titles, templates, title_tokens)
+            self._banks[title_tokens, opener_share] = PromptEncoder(
+                self.tokenizer, titles, templates, title_tokens, representations=SELECTION
+            )
         return self._banks[title_tokens, opener_share]
 
     def batch(self, step: int, stage: Stage) -> TaskBatch:

@@ -92,7 +92,11 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
     return make_stages(PromptSettings.from_config(config), OptimSettings.from_config(config), config["seed"])
 
 
+def shown_representations(config: Any) -> tuple[Representation, ...]:
+    """Every representation that a prompt of the run may have, in training or evaluation, each once."""
+    return tuple(dict.fromkeys(each for stage in stages_of(config) for each in (stage.easy, stage.hard)))
+
+
 def shown_parts(config: Any) -> frozenset[Part]:
     """Every part that a prompt of the run may show, in training or evaluation."""
-    representations = [representation for stage in stages_of(config) for representation in (stage.easy, stage.hard)]
-    return frozenset(part for representation in representations for part in representation.parts)
+    return frozenset(part for representation in shown_representations(config) for part in representation.parts)

@@ -90,13 +90,14 @@ class Engine:
         if checkpointing:
             llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.llm = tune(llm, "lora", **LORA).to(self.device)
-        self.encoder = PromptEncoder(tokenizer, titles, load_templates("movie", CANDIDATES))
+        self.representation = REPRESENTATIONS["hybrid"]
+        templates = load_templates("movie", CANDIDATES)
+        self.encoder = PromptEncoder(tokenizer, titles, templates, representations=[self.representation])
         table = torch.randn(len(titles), D_REC)
         self.tokens = ItemTokens(input_embeddings(self.llm).weight, len(titles), frozenset({Part.ITEM_EMBEDDING}), table)
         self.tokens.to(self.device)
         self.parameters = [p for module in (self.llm, self.tokens) for p in module.parameters() if p.requires_grad]
         self.plain = PlainRecipe(self.llm, tokenizer, self.tokens.projector, self.tokens.item_embeddings, titles)
-        self.representation = REPRESENTATIONS["hybrid"]
         self.rng = torch.Generator().manual_seed(1)
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -41,13 +41,37 @@ BOTH = ["move_article", "strip_year"]
         ("(1941)", "(1941)"),
         ("unknown", "unknown"),
         ("M", "M"),
-        ("[ItemEmb]  two spaces\nand a line", "[ItemEmb]  two spaces\nand a line"),
+        ("[ItemEmb]  two spaces", "[ItemEmb]  two spaces"),
+        ("(1941)   (1942)", "(1941)"),
     ],
 )
 def test_clean_title(raw, clean):
     assert clean_title(raw, BOTH) == clean
     assert clean_title(clean, BOTH) == clean
     assert clean_title(raw, []) == raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("two\nlines", "two lines"),
+        ("two\r\n\tlines\x00", "two lines"),
+        ("a\u2028b\u2029c\x85d\x7fe", "a b c d e"),
+        ("\u3000 at the ends \xa0\n", "at the ends"),
+        # Text of right-to-left scripts needs format characters, and C1 codes are somebody's quotes.
+        ("\u200fשלום\u202e \x99", "\u200fשלום\u202e \x99"),
+        (" Matrix,\nThe\t(1999)\n", "The Matrix"),
+    ],
+)
+def test_a_title_is_one_line(raw, clean):
+    assert clean_title(raw, BOTH) == clean
+
+
+def test_a_long_run_of_spaces_takes_no_longer_than_its_length():
+    """Its square, 10^10 steps, would not end while anyone waits."""
+    spaces = " " * 100_000
+    assert clean_title(f"x{spaces}y", BOTH) == f"x{spaces}y"
+    assert clean_title(f"x{spaces}(1999)", BOTH) == "x"
 
 
 def test_an_unknown_rule_is_named():
@@ -105,14 +129,35 @@ def test_text_comes_through_intact(tmp_path):
     )
     catalogue = load_catalogue(dataset, config_of())
     assert catalogue.item_tokens[:3] == ("[PAD]", "5", "0")
-    expected = [titles[5], *titles[:5], *titles[6:], 'a "real" quote', "two\nlines"]
+    expected = ["[ItemEmb]", *titles[:5], *titles[6:], 'a "real" quote', "two lines"]
     assert list(catalogue.titles) == ["", *expected]
 
 
 def test_missing_titles_are_counted_and_named(tmp_path):
-    dataset = fake_dataset(tmp_path, "item_id:token\ttitle:token_seq\n1\tA\n2\t \n3\n", ["1", "2", "3", "4"])
-    with pytest.raises(UserError, match=r"3 of 4 items have no title .*title_field.*2, 3, 4"):
+    text = "item_id:token\ttitle:token_seq\n1\tA\n2\t \n3\n5\t\u200b\x07\n"
+    dataset = fake_dataset(tmp_path, text, ["1", "2", "3", "4", "5"])
+    with pytest.raises(UserError, match=r"4 of 5 items have no title .*toy.item.*title_field.*: 2, 3, 4, 5. Every"):
         load_catalogue(dataset, config_of())
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    dataset = fake_dataset(tmp_path, "item_id:token\ttitle:token_seq\n1\tA\n2\tB \\ud83d\n", ["1", "2"])
+    with pytest.raises(UserError, match=r"1 of 2 items have half of a surrogate pair .*the first: 2.*encoding"):
+        load_catalogue(dataset, config_of(encoding="raw_unicode_escape"))
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    dataset = fake_dataset(tmp_path, "", ["1"])
+    (tmp_path / "toy.item").write_bytes("item_id:token\ttitle:token_seq\n1\tLéon\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"toy.item is not in utf-8 .*set encoding"):
+        load_catalogue(dataset, config_of())
+    assert load_catalogue(dataset, config_of(encoding="latin-1")).titles == ("", "Léon")
+
+
+def test_a_quote_that_is_never_closed_is_named(tmp_path):
+    text = 'item_id:token\ttitle:token_seq\n1\t"A\n' + "2\tB\n" * 40_000
+    with pytest.raises(UserError, match=r"toy.item, line .*every quote"):
+        load_catalogue(fake_dataset(tmp_path, text, ["1", "2"]), config_of())
 
 
 @pytest.mark.parametrize(

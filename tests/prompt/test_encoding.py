@@ -12,6 +12,7 @@ from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.losses import answer_loss
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS
+from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 
 SLOT = "[ItemEmb]"
@@ -131,10 +132,13 @@ def test_titles_are_cut_in_prompt_and_answer_alike(tokenizer):
     assert len(prompts.slot_rows) == int((HISTORY_ITEMS > 0).sum()) + CANDIDATE_ITEMS.numel()
 
 
-def test_a_prompt_longer_than_the_llm_holds_is_refused(tokenizer):
-    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), max_length=20)
+def test_a_prompt_longer_than_the_llm_holds_is_refused(tokenizer, encoder):
+    many = CANDIDATE_ITEMS.repeat(1, 10)
+    every = (HISTORY_ITEMS, many, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64))
+    room = PromptRoom(encoder.encode(*every).input_ids.shape[1] - 1, history=1, candidates=1)  # of shorter lists than come
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), room=room, representations=[every[3]])
     with pytest.raises(UserError, match="max_title_tokens"):
-        encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64))
+        encoder.encode(*every)
 
 
 def test_lengths_order_prompts_as_their_tokens_do(encoder):
@@ -242,9 +246,27 @@ def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture)
 
 
 def test_titles_are_tokenised_some_at_a_time_with_the_same_tokens(tokenizer, encoder, monkeypatch):
-    monkeypatch.setattr("recbole_llara.prompt.encoding.TOKENISED_AT_ONCE", 4)
+    monkeypatch.setattr("recbole_llara.prompt.catalogue.TOKENISED_AT_ONCE", 4)
     by_four = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4))
     assert by_four.titles == encoder.titles
     for name in ("numerical", "hybrid"):
         every = (HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS[name], torch.zeros(3, dtype=torch.int64))
         assert torch.equal(by_four.encode(*every).input_ids, encoder.encode(*every).input_ids)
+
+
+def test_numbers_are_tokenised_only_where_they_are_shown(tokenizer, encoder):
+    every = (HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS)
+    index = torch.zeros(3, dtype=torch.int64)
+    shown = [REPRESENTATIONS["hybrid"], REPRESENTATIONS["text_only"]]
+    templates = load_templates("movie", 4)
+    lean = PromptEncoder(tokenizer, TITLES, templates, representations=shown)
+    assert encoder._bank.count == lean._bank.count + len(TITLES)
+    for representation in shown:
+        ours, theirs = (each.encode(*every, representation, index) for each in (lean, encoder))
+        assert all(torch.equal(one, other) for one, other in zip(vars(ours).values(), vars(theirs).values(), strict=True))
+    numerical = REPRESENTATIONS["numerical"]
+    for ask in (lambda: lean.encode(*every, numerical, index), lambda: lean.answer_ids(TARGETS, numerical)):
+        with pytest.raises(ValueError, match="made for hybrid, text_only"):
+            ask()
+    ready = PromptEncoder(tokenizer, TITLES, templates, representations=[*shown, numerical])
+    assert torch.equal(ready.answer_ids(TARGETS, numerical), encoder.answer_ids(TARGETS, numerical))

@@ -1,0 +1,85 @@
+"""What an answer names where titles are alike: no order of the candidates decides, and what a tokenizer loses hides no item."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import normalizers
+
+from recbole_llara.model import answering
+from recbole_llara.model.answering import answer_rows
+from recbole_llara.prompt.encoding import PromptEncoder
+from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.prompt.template import PromptTemplate
+
+TITLES = ["", "Hamlet", "Hamlet", "Alien", "Solaris", "HAMLET", "Hamlet 2, a sequel", "Hamlet 2, a remake"]
+ROWS = 400
+
+
+@pytest.fixture
+def make_model(make_llm, make_tokenizer):
+    """As much of an LLM recommender as answers rows, with titles alone."""
+
+    def make(decoding, tokenizer=None, max_title_tokens=64):
+        tokenizer = tokenizer or make_tokenizer(TITLES)
+        tokenizer.pad_token = tokenizer.eos_token
+        llm = make_llm("llama", vocab_size=len(tokenizer))
+        template = PromptTemplate.parse("Seen {history}. One of {candidates}. Next:", 3)
+        return SimpleNamespace(
+            llm=llm,
+            tokenizer=tokenizer,
+            encoder=PromptEncoder(tokenizer, TITLES, [template], max_title_tokens),
+            representation=REPRESENTATIONS["textual"],
+            embed=lambda prompts: llm.get_input_embeddings()(prompts.input_ids),
+            decoding=decoding,
+            test_prompt="first",
+            is_sharded=False,
+            device="cpu",
+        )
+
+    return make
+
+
+def answered(model, candidates):
+    """The items named where every row asks about the same candidates."""
+    shown, rows = torch.tensor([candidates]).expand(ROWS, -1), torch.arange(ROWS)
+    with torch.no_grad():
+        return answer_rows(model, torch.tensor([[3]]).expand(ROWS, -1), shown, rows).items
+
+
+@pytest.mark.parametrize("decoding", ["score", "constrained"])
+@pytest.mark.parametrize(("twins", "max_title_tokens"), [([1, 2], 64), ([6, 7], 2)])
+def test_neither_place_nor_target_decides_between_twins(make_model, decoding, twins, max_title_tokens):
+    """Twins by title, or by what is left of it: the row decides, whichever stands first."""
+    model = make_model(decoding, max_title_tokens=max_title_tokens)
+    first, second = twins
+    found = answered(model, [first, second])
+    # The prompts say the same whichever of the twins stands first, and so must the answers.
+    assert torch.equal(found, answered(model, [second, first]))
+    # 400 fair coins: five standard deviations are 50.
+    assert abs(int((found == first).sum()) - ROWS / 2) < 50
+
+
+def test_generated_text_that_fits_twins_names_none(make_model, monkeypatch):
+    model = make_model("generate")
+    says(monkeypatch, model, item=1)
+    assert answered(model, [1, 2, 3]).eq(0).all()
+    assert answered(model, [1, 3, 4]).eq(1).all()
+    assert answered(model, [4, 3, 1]).eq(1).all()
+
+
+def test_what_a_tokenizer_loses_hides_no_item(make_model, make_tokenizer, monkeypatch):
+    """One that knows small letters alone never spells "Alien", but names it by its tokens; twins stay twins."""
+    tokenizer = make_tokenizer([title.lower() for title in TITLES])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    model = make_model("generate", tokenizer)
+    says(monkeypatch, model, item=3)
+    assert answered(model, [1, 3, 4]).eq(3).all()
+    says(monkeypatch, model, item=1)
+    assert answered(model, [1, 3, 5]).eq(0).all()
+
+
+def says(monkeypatch, model, item):
+    """Make generation give an item's tokens, whatever is asked."""
+    tokens = model.encoder.answer_ids(torch.tensor([item]), model.representation)[:, :-1]  # without the EOS
+    monkeypatch.setattr(answering, "decode_generate", lambda *_, **__: tokens.expand(ROWS, -1))
