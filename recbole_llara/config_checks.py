@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from recbole.evaluator.base_metric import TopkMetric
-from recbole.evaluator.register import metrics_dict
+from recbole.evaluator.register import metric_types, metrics_dict
+from recbole.utils import EvaluatorType
 
 from recbole_llara.errors import UserError, nearest
+from recbole_llara.model import stock_models
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.settings import EvaluationSettings
 
@@ -39,6 +41,18 @@ def checked_protocol(name: Any) -> str:
     if name not in known:
         raise UserError(f"protocol: found {name!r}, expected one of {', '.join(known)}; {nearest(name, known)}")
     return name
+
+
+def checked_recommender(rec_model: Any) -> str:
+    """The name of a stock recommender.
+
+    Raises:
+        UserError: it is not one.
+    """
+    if not isinstance(rec_model, str) or rec_model not in stock_models():
+        hint = nearest(str(rec_model), stock_models())
+        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
+    return rec_model
 
 
 def check_dataset_files(dataset: str, folder: str | Path, benchmark: list[str] | None) -> None:
@@ -85,6 +99,10 @@ def check_metrics(config: Mapping[str, Any]) -> None:
     for metric in settings.metrics:
         if metric.lower() not in metrics_dict:
             raise UserError(f"metrics: found {metric!r}; {nearest(metric, metrics_dict)}")
+        if metric_types[metric.lower()] is not EvaluatorType.RANKING:
+            raise UserError(
+                f"metrics: found {metric!r}, expected ranking metrics such as Hit, NDCG, MRR: candidates are ranked"
+            )
     watched = [
         f"{metric}@{k}" if issubclass(metrics_dict[metric.lower()], TopkMetric) else metric
         for metric in settings.metrics
@@ -95,3 +113,73 @@ def check_metrics(config: Mapping[str, Any]) -> None:
             f"valid_metric: found {settings.valid_metric!r}, expected one of {', '.join(dict.fromkeys(watched))} "
             f"(from metrics, topk and decoding: {settings.decoding})"
         )
+
+
+def check_topk(topk: list[int], candidate_num: Any, is_given: bool) -> None:
+    """Refuse a place that no candidate can have, where somebody asks for it: every valid answer would be a hit there.
+
+    Our own defaults pass: they are the same for all candidate_num.
+
+    Raises:
+        UserError: one of ``topk`` is above ``candidate_num``.
+    """
+    if is_given and isinstance(candidate_num, int) and max(topk) > candidate_num:
+        raise UserError(
+            f"topk: found {max(topk)}, expected at most candidate_num ({candidate_num}): there is no further place among the "
+            "candidates; lower topk or raise candidate_num"
+        )
+
+
+def check_titles(config: Any) -> None:
+    """Refuse a run without titles, for a model that reads them.
+
+    Raises:
+        UserError: no ``title_field``.
+    """
+    if not config["title_field"]:
+        dataset = config["dataset"]
+        raise UserError(
+            f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
+            f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
+        )
+
+
+def check_paths(config: Mapping[str, Any], is_ours: bool) -> None:
+    """Refuse files that are not there, and places where nothing can be written, before a run has cost anything.
+
+    Args:
+        config: the run's keys.
+        is_ours: whether the model is one of our LLM recommenders, whose checkpoints are folders.
+
+    Raises:
+        UserError: ``checkpoint``, ``rec_checkpoint``, ``candidate_file``, ``checkpoint_dir`` or ``result_file``.
+    """
+    kind = "the folder checkpoint/ of a finished run" if is_ours else "a file .safetensors of a finished run"
+    wanted = {
+        "checkpoint": (kind, Path.is_dir if is_ours else Path.is_file),
+        "rec_checkpoint": ("a file .safetensors of a finished run, or its folder", Path.exists),
+        "candidate_file": ("a file of candidate sets", Path.is_file),
+    }
+    for key, (expected, is_there) in wanted.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str | Path) or not str(value):
+            raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected str or None: {expected}")
+        if not is_there(Path(value)):
+            raise UserError(f"{key}: found {value!r}, which is not there; expected {expected}")
+    _check_writable("checkpoint_dir", config["checkpoint_dir"], is_folder=True)
+    if config["result_file"] is not None:
+        _check_writable("result_file", config["result_file"], is_folder=False)
+
+
+def _check_writable(key: str, value: Any, is_folder: bool) -> None:
+    expected = "a folder, made if need be" if is_folder else "a file, whose folder is made if need be"
+    if not isinstance(value, str | Path) or not str(value):
+        raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected str: {expected}")
+    path = Path(value)
+    is_other = path.exists() and path.is_dir() != is_folder
+    nearest_there = next(parent for parent in path.absolute().parents if parent.exists())
+    if is_other or not nearest_there.is_dir():
+        found = "a folder" if is_other and not is_folder else "a file, or below one"
+        raise UserError(f"{key}: found {value!r}, which is {found}; expected {expected}")

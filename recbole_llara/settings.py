@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from recbole_llara.checked import Settings, named_in, one_of, within
 from recbole_llara.errors import UserError
+from recbole_llara.properties_path import PROPERTIES
 
 
 def _representations() -> Iterable[str]:
@@ -23,14 +24,24 @@ def _curricula() -> Iterable[str]:
     return tuple(CURRICULA)
 
 
+def _title_rules() -> Iterable[str]:
+    from recbole_llara.data.titles import TITLE_RULES
+
+    return tuple(TITLE_RULES)
+
+
+def _domains() -> Iterable[str]:
+    return sorted(path.stem for path in (PROPERTIES / "prompt").glob("*.yaml"))
+
+
 @dataclass(frozen=True)
 class DataSettings(Settings):
     """Histories and titles; the keys of rows and candidates are read by ``data.protocol.DataProtocol``."""
 
     MAX_ITEM_LIST_LENGTH: int = within(1)
     title_field: str | None
-    title_rules: tuple[str, ...]
-    domain: str
+    title_rules: tuple[str, ...] = named_in(_title_rules)
+    domain: str = named_in(_domains)
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,10 @@ class ChatSettings(Settings):
     chat_instruction: str
     representation: str = named_in(_representations)
     test_prompt: str = one_of("first", "sampled")
+
+    def __post_init__(self) -> None:
+        if not self.api_base.startswith(("http://", "https://")):
+            raise UserError(f"api_base: found {self.api_base!r}, expected http://... or https://..., the endpoint's address")
 
 
 def _poolings() -> Iterable[str]:

@@ -8,6 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from recbole_llara.config_checks import check_titles
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.errors import UserError
@@ -22,6 +23,7 @@ from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
 from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import resolve_compute_dtype
+from recbole_llara.model.readiness import check_readiness
 from recbole_llara.model.sharding import shard_frozen
 from recbole_llara.processes import processes_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
@@ -29,6 +31,13 @@ from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.trainer.strategy import shown_parts, stages_of
+
+# RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
+REPLACED_KEYS = {
+    "learner": ("adam", "an LLM is trained by Adam"),
+    "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
+    "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def check(cls, config: Any) -> None:
         """Refuse stages that cannot be, and text where scores are to be averaged; see ``ChecksConfig``."""
+        check_titles(config)
+        for key, (value, instead) in REPLACED_KEYS.items():
+            if config[key] != value:
+                raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
         if prompt.test_prompt == "all" and decoding != "score":
@@ -167,6 +180,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained or taken from the cache where one is needed."""
+        check_readiness(config, data)
         pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
         return cls(config, data, prepare_recommender(config, data) if wanted else None)

@@ -9,11 +9,12 @@ from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def resolve_llm_path(llm_path: str) -> Path | str:
+def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Path | str:
     """Find the LLM that ``llm_path`` means.
 
     Args:
         llm_path: "tiny", a folder, or the id of a hub model.
+        key: that holds it, for the message.
 
     Returns:
         The folder as a Path, or the id of a hub model as it came.
@@ -24,8 +25,7 @@ def resolve_llm_path(llm_path: str) -> Path | str:
     if llm_path == "tiny":
         if not (TINY_LLAMA_DIR / "config.json").is_file():
             raise UserError(
-                "llm_path is 'tiny', but the embedded LLM's weights are missing: "
-                "run python -m recbole_llara.tiny_llama.pretrain"
+                f"{key} is 'tiny', but the embedded LLM's weights are missing: run python -m recbole_llara.tiny_llama.pretrain"
             )
         return TINY_LLAMA_DIR
     folder = Path(llm_path).expanduser()
@@ -33,7 +33,7 @@ def resolve_llm_path(llm_path: str) -> Path | str:
         return folder
     is_below_a_folder = folder.parent != Path() and folder.parent.is_dir()
     if folder.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
-        raise UserError(f"llm_path is {llm_path!r}: no such folder. {describe_expected(llm_path)}")
+        raise UserError(f"{key} is {llm_path!r}: no such folder. {describe_expected(llm_path)}")
     return llm_path
 
 

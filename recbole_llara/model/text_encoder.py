@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.pooling = pooling
         self.path = path
-        self.source = resolve_llm_path(path)
+        self.source = resolve_llm_path(path, "text_encoder_path")
         self.model, self.tokenizer = _load(path, self.source)
         if pooling == "cls" and self.tokenizer.cls_token_id is None:
             raise UserError(
