@@ -16,6 +16,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
     (r"(hidden|embedding|inner|interest|prototype|kernel)_size|n_layers|num_layers|n_heads|block_num|nv|nh", Range(1)),
     (r"(\w+_)?dropout_prob|item_dropout|sess_dropout", Range(0, 1, open_high=True)),
     (r"(mask|ft)_ratio", Range(0, 1)),
+    (r"reg_weight", Range(0)),
     (r"layer_norm_eps|initializer_range", Range(0, open_low=True)),
 )
 NAMES: dict[str, tuple[str, ...]] = {
@@ -41,7 +42,9 @@ def check_hyper_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any]
         default = defaults.get(key)
         if default is None:
             continue
-        kind = tuple[Any, ...] if isinstance(default, list) else type(default)
+        kind: Any = type(default)
+        if isinstance(default, list):
+            kind = tuple[type(default[0]) if default else Any, ...]
         metadata: dict[str, Any] = {"names": lambda key=key: NAMES[key]} if key in NAMES else {}
         for pattern, numbers in RANGES:
             if re.fullmatch(pattern, key) and isinstance(default, int | float):

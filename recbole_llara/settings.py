@@ -42,6 +42,7 @@ class DataSettings(Settings):
     title_field: str | None
     title_rules: tuple[str, ...] = named_in(_title_rules)
     domain: str = named_in(_domains)
+    dataset_warning: str | None
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
-from recbole_llara.model.llm_path import describe_expected, first_line, resolve_llm_path
+from recbole_llara.model.llm_path import describe_expected, first_line, read_tokenizer, resolve_llm_path
 from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 from recbole_llara.model.quantization import quantization_config
@@ -89,7 +89,7 @@ def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]
         UserError: no tokenizer there, an empty one, or one without EOS.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = read_tokenizer(source, options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"llm_path is {llm_path!r}: no tokenizer can be read there ({first_line(error)}), "

@@ -1,7 +1,11 @@
 """Where an LLM lies: the embedded one, a folder, or the Hugging Face hub; and what to say when it does not."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
@@ -45,6 +49,26 @@ def describe_expected(llm_path: str) -> str:
         names.extend(child.name for child in folder.parent.iterdir() if (child / "config.json").is_file())
     hint = nearest(folder.name, [name for name in names if name != folder.name])
     return f"Expected tiny, a folder with config.json, weights and tokenizer, or the id of a hub model; {hint}"
+
+
+def read_tokenizer(source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """transformers' AutoTokenizer.
+
+    Args:
+        source: what ``resolve_llm_path`` found.
+        options: of ``from_pretrained``.
+
+    Raises:
+        OSError, ValueError, ImportError: no tokenizer can be read there; whatever a broken file leads to is a ValueError.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        if type(error) is Exception:  # the Rust code of tokenizers knows no other kind
+            raise ValueError(str(error)) from error
+        raise
 
 
 def first_line(error: Exception) -> str:

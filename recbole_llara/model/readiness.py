@@ -1,5 +1,6 @@
 """What can be known of an LLM before its weights are loaded: asked before a recommender is trained for it."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,17 @@ def check_readiness(config: Any, data: PreparedData) -> None:
 
 
 def _check_weights(llm_path: str, folder: Path) -> None:
-    """The headers of the weights' files, which tell how long each must be."""
-    for file in sorted(folder.glob("*.safetensors")):
+    """The weights' files: all there, and as long as their headers say."""
+    files = sorted(folder.glob("*.safetensors"))
+    indices = sorted(folder.glob("*.index.json"))
+    if not files and not indices and not any(folder.glob("*.bin")):
+        raise UserError(f"llm_path is {llm_path!r}: no weights there, expected model.safetensors beside config.json")
+    for index in indices:
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(part for part in parts if not (folder / part).is_file())
+        if missing:
+            raise UserError(f"llm_path is {llm_path!r}: found no {missing[0]}, expected all {len(parts)} files of {index.name}")
+    for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass

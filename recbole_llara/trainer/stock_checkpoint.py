@@ -136,8 +136,10 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
     try:
         model.load_state_dict({name: value for name, value in tensors.items() if name not in other}, strict=True)
     except RuntimeError as error:
+        told = [line.strip() for line in str(error).splitlines()]
+        others = f" and {len(told) - 2} more" if len(told) > 2 else ""
         raise UserError(
-            f"{path} does not fit this {model_name}: {error}. Was it trained on other data or with other keys (a width, a "
+            f"{path} does not fit this {model_name}: {' '.join(told[:2])}{others} Was it trained on other data or with other keys (a width, a "
             "number of layers, MAX_ITEM_LIST_LENGTH)?"
         ) from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
