@@ -81,7 +81,7 @@ class LLaRAConfig(Config):
             settings.from_config(self)
         if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)
-        check_paths(self.final_config_dict, is_ours(self.model))
+        check_paths(self.final_config_dict)
         if is_ours(self.model):
             self.for_recommender()  # before anything is done for a recommender that cannot be
 

@@ -1,6 +1,5 @@
 """Checks of names and values that RecBole's Config would let through or refuse without saying what to change."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,64 +144,20 @@ def check_titles(config: Any) -> None:
         )
 
 
-def check_paths(config: Mapping[str, Any], is_ours: bool) -> None:
+def check_paths(config: Mapping[str, Any]) -> None:
     """Refuse files that are not there, and places where nothing can be written, before a run has cost anything.
 
-    Args:
-        config: the run's keys.
-        is_ours: whether the model is one of our LLM recommenders, whose checkpoints are folders.
+    Checkpoints are looked at where they are read, before anything is trained.
 
     Raises:
-        UserError: ``checkpoint``, ``rec_checkpoint``, ``candidate_file``, ``checkpoint_dir`` or ``result_file``.
+        UserError: ``candidate_file``, ``checkpoint_dir`` or ``result_file``.
     """
-    kind = "the folder checkpoint/ of a finished run" if is_ours else "a file .safetensors of a finished run"
-    wanted = {
-        "checkpoint": (kind, Path.is_dir if is_ours else Path.is_file),
-        "rec_checkpoint": ("a file .safetensors of a finished run, or its folder", Path.exists),
-        "candidate_file": ("a file of candidate sets", Path.is_file),
-    }
-    for key, (expected, is_there) in wanted.items():
-        value = config.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, str | Path) or not str(value):
-            raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected str or None: {expected}")
-        if not is_there(Path(value)):
-            raise UserError(f"{key}: found {value!r}, which is not there; expected {expected}")
-    if config["checkpoint"] is not None:
-        (_check_our_checkpoint if is_ours else _check_stock_checkpoint)(Path(config["checkpoint"]), config["model"])
+    value = config["candidate_file"]
+    if value is not None and not (isinstance(value, str | Path) and Path(value).is_file()):
+        raise UserError(f"candidate_file: found {str(value)!r}, which is not there; expected a file of candidate sets")
     _check_writable("checkpoint_dir", config["checkpoint_dir"], is_folder=True)
     if config["result_file"] is not None:
         _check_writable("result_file", config["result_file"], is_folder=False)
-
-
-def _check_our_checkpoint(folder: Path, model: str) -> None:
-    """Look at the format alone; what it belongs to is compared when it is loaded."""
-    from recbole_llara.trainer.checkpoint import FORMAT, META
-
-    expected = "expected the folder of a run's checkpoint"
-    if not (folder / META).is_file():
-        raise UserError(f"checkpoint: found no {META} in {folder}, {expected}")
-    try:
-        written = json.loads((folder / META).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"checkpoint: found a {META} in {folder} that is no JSON ({error}), {expected}") from error
-    belongs_to = written.get("belongs_to") if isinstance(written, dict) else None
-    if not isinstance(belongs_to, dict) or not isinstance(written.get("sha256"), dict):
-        raise UserError(f"checkpoint: found a {META} in {folder} that no run of {model} wrote, {expected}")
-    if belongs_to.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint: found format {belongs_to.get('format')!r} in {folder / META}, expected {FORMAT}: evaluate it with the "
-            "version that wrote it, or train again"
-        )
-
-
-def _check_stock_checkpoint(file: Path, model: str) -> None:
-    from recbole_llara.trainer.stock_checkpoint import read_stock_model
-
-    facts, _ = read_stock_model(file)
-    if facts.get("model") != model:
-        raise UserError(f"checkpoint: {file} holds a {facts.get('model')}, expected a {model}: change model or checkpoint")
 
 
 def _check_writable(key: str, value: Any, is_folder: bool) -> None:

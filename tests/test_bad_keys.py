@@ -154,7 +154,7 @@ CASES = [
     # --- paths
     ("SASRec", ["--checkpoint=nowhere"], ["checkpoint: found 'nowhere'", "expected"]),
     ("LLaRA", ["--checkpoint=nowhere"], ["checkpoint: found 'nowhere'", "expected"]),
-    ("LLaRA", ["--rec_checkpoint=nowhere"], ["rec_checkpoint: found 'nowhere'", "expected"]),
+    ("LLaRA", ["--rec_checkpoint=nowhere"], ["No checkpoint at nowhere", "rec_checkpoint", "expected a .safetensors file"]),
     ("SASRec", ["--result_file=."], ["result_file: found '.'", "expected a file"]),
     ("SASRec", ["--checkpoint_dir=taken"], ["checkpoint_dir: found 'taken'", "expected a folder"]),
     ("SASRec", ["--candidate_file=none.tsv"], ["none.tsv", "candidate_file"]),

@@ -207,9 +207,9 @@ def other_format(folder: Path) -> None:
 
 
 CHECKPOINTS = {
-    "no meta.json": (remove("meta.json"), ["checkpoint", "meta.json", "expected the folder of a run's checkpoint"]),
-    "a broken meta.json": (write("meta.json", "{"), ["checkpoint", "meta.json", "expected the folder of a run's checkpoint"]),
-    "a meta.json of something else": (write("meta.json", "[1]"), ["checkpoint", "meta.json", "expected the folder of a run's checkpoint"]),
+    "no meta.json": (remove("meta.json"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
+    "a broken meta.json": (write("meta.json", "{"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
+    "a meta.json of something else": (write("meta.json", "[1]"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
     "another format": (other_format, ["checkpoint", "format", "99", "expected"]),
 }  # fmt: skip
 

@@ -271,8 +271,8 @@ def _check_features(dataset: CandidateDataset, config: Any) -> None:
                 f"add it to load_col.item, or change selected_features"
             )
     topk = config["topk"] or [1]
-    if max(topk) >= dataset.item_num:
-        raise UserError(f"topk: found {max(topk)}, expected at most {dataset.item_num - 1}, the items of {config['dataset']}")
+    if max(topk) > dataset.item_num:
+        raise UserError(f"topk: found {max(topk)}, expected at most the {dataset.item_num - 1} items of {config['dataset']}")
 
 
 def _freeze(split: CandidateDataset, name: str, folder: Path) -> tuple[Path, str]:

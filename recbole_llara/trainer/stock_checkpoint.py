@@ -155,7 +155,9 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
         UserError: no such file, or not one that ``save_stock_model`` wrote.
     """
     if not Path(path).is_file():
-        raise UserError(f"No checkpoint at {path}: expected a .safetensors file written by a training run.")
+        raise UserError(
+            f"No checkpoint at {path} (checkpoint, rec_checkpoint), expected a .safetensors file written by a training run."
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get(HEADER_KEY)
