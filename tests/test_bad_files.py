@@ -1,5 +1,6 @@
 """Datasets, candidate files and config files that are broken: refused by file, line and column before anything is trained."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,26 +146,34 @@ def test_a_broken_dataset_is_refused(
     assert_refused(capsys, run(model, toy, arguments), parts, tmp_path / "saved")
 
 
+def times(text: Callable[[int], str]) -> Change:
+    """Other times, each a function of its row's number."""
+
+    def change(lines: list[str]) -> list[str]:
+        rows = (line.rpartition("\t")[0] for line in lines[1:])
+        return [lines[0], *(f"{row}\t{text(number)}" for number, row in enumerate(rows))]
+
+    return rewrite("toy.inter", change)
+
+
 ODD_BUT_RIGHT = {
-    "times that repeat": rewrite(
-        "toy.inter", lambda lines: [lines[0], *(line.rpartition("\t")[0] + "\t7" for line in lines[1:])]
-    ),
-    "times before 1970": rewrite(
-        "toy.inter",
-        lambda lines: [
-            lines[0],
-            *(line.replace("\t", "\t", 1).rpartition("\t")[0] + f"\t{-9000 + number}" for number, line in enumerate(lines[1:])),
-        ],
-    ),
+    "times that repeat": times(lambda number: "7"),
+    "times before 1970": times(lambda number: str(number - 9000)),
+    "times as decimals": times(lambda number: f"{number}.25"),
     "blank lines": rewrite("toy.inter", lambda lines: [*lines[:5], "", *lines[5:], ""]),
-    "times as decimals": rewrite("toy.inter", lambda lines: [lines[0], *(f"{line}.25" for line in lines[1:])]),
 }
 
 
 @pytest.mark.parametrize("name", ODD_BUT_RIGHT)
 def test_what_is_odd_but_right_runs(name: str, toy: dict[str, object], tmp_path: Path) -> None:
-    ODD_BUT_RIGHT[name](tmp_path / "toy")
-    assert run("Popularity", {**toy, "epochs": 0}) == 0
+    folder = tmp_path / "toy"
+    ODD_BUT_RIGHT[name](folder)
+    assert run("Popularity", {**toy, "epochs": 0, "max_eval_rows": 0}) == 0
+    rows = [line.split("\t") for line in (folder / "toy.inter").read_text(encoding="utf-8").splitlines()[1:] if line]
+    last = {user: item for user, item, _ in rows}
+    (cases,) = (tmp_path / "saved").glob("Popularity-*/cases.jsonl")
+    targets = {case["user"]: case["target"] for case in map(json.loads, cases.read_text(encoding="utf-8").splitlines())}
+    assert targets == last  # in the order of the file, which is that of its times
 
 
 def candidates(rows: list[list[str]], columns: int = 10) -> str:

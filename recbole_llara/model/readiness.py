@@ -1,7 +1,7 @@
 """What can be known of an LLM before its weights are loaded: asked before a recommender is trained for it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.errors import UserError
@@ -39,13 +39,7 @@ def check_readiness(config: Any, data: PreparedData) -> None:
     settings = LLMSettings.from_config(config)
     source = resolve_llm_path(settings.llm_path)
     options = {"local_files_only": isinstance(source, Path), "trust_remote_code": settings.llm_trust_remote_code}
-    try:
-        llm_config = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"llm_path is {settings.llm_path!r}: no model's config.json can be read there ({first_line(error)}). "
-            f"{describe_expected(settings.llm_path)}"
-        ) from error
+    llm_config = _read_config(settings.llm_path, source, options)
     if isinstance(source, Path):
         _check_weights(settings.llm_path, source)
     tokenizer = load_tokenizer(settings.llm_path, source, options)
@@ -65,6 +59,16 @@ def check_readiness(config: Any, data: PreparedData) -> None:
     history_field = item_field + config["LIST_SUFFIX"]
     for rows, candidates in _longest_rows(encoder, config, data, history_field, is_trained):
         _encode(encoder, rows[history_field], candidates, rows[item_field], shown)
+
+
+def _read_config(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"llm_path is {llm_path!r}: no model's config.json can be read there ({first_line(error)}). "
+            f"{describe_expected(llm_path)}"
+        ) from error
 
 
 def _check_weights(llm_path: str, folder: Path) -> None:
