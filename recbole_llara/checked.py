@@ -57,6 +57,8 @@ def named_in(names: Callable[[], Iterable[str]]) -> Any:
 def _type_name(kind: Any) -> str:
     if kind is types.NoneType:
         return "None"
+    if kind == tuple[Any, ...]:
+        return "a list"
     if typing.get_origin(kind) is tuple:
         return f"a list of {_type_name(typing.get_args(kind)[0])}"
     return kind.__name__
@@ -73,13 +75,22 @@ def _convert(value: Any, kind: Any) -> Any:
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-    elif isinstance(value, kind):
+    elif kind is Any or isinstance(value, kind):
         return value
     raise TypeError
 
 
-def _check(key: str, value: Any, kinds: tuple[Any, ...], metadata: Mapping[str, Any]) -> Any:
+def check_value(key: str, value: Any, kinds: tuple[Any, ...], metadata: Mapping[str, Any]) -> Any:
     """Convert and check one value.
+
+    Args:
+        key: for the message.
+        value: what was given.
+        kinds: the types it may have; a float may be written as an int.
+        metadata: ``range``, a ``Range``, or ``names``, a function that gives the known names; of a list for each element.
+
+    Returns:
+        The value, lists as tuples.
 
     Raises:
         UserError: the type is none of ``kinds``, or the value is out of range or unknown.
@@ -125,5 +136,5 @@ class Settings:
                 raise UserError(f"{setting.name}: no value found; it needs a default in properties/ or a value in the config")
             kind = kinds[setting.name]
             options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-            values[setting.name] = _check(setting.name, config[setting.name], options, setting.metadata)
+            values[setting.name] = check_value(setting.name, config[setting.name], options, setting.metadata)
         return cls(**values)

@@ -16,16 +16,26 @@ from recbole.config import Config
 from recbole.utils import InputType
 
 from recbole_llara.compat import share_folders
-from recbole_llara.config_checks import check_dataset_files, check_intervals, check_metrics, checked_dataset, checked_protocol
+from recbole_llara.config_checks import (
+    check_dataset_files,
+    check_metrics,
+    check_paths,
+    check_topk,
+    checked_dataset,
+    checked_protocol,
+    checked_recommender,
+)
 from recbole_llara.data.protocol import DataProtocol
-from recbole_llara.errors import UserError, nearest
+from recbole_llara.errors import UserError
 from recbole_llara.evaluator.metric import register_metrics
-from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, recommender_keys, shared_keys
+from recbole_llara.hyper_parameters import check_hyper_parameters
+from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
 from recbole_llara.masking import without_secrets
-from recbole_llara.model import is_ours, replaces_item_table, resolve_model, stock_models
+from recbole_llara.model import is_ours, replaces_item_table, resolve_model
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.processes import launched, local_count, local_index
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.recbole_settings import check_column_lists, check_recbole_keys
 from recbole_llara.settings import (
     DataSettings,
     LLMSettings,
@@ -70,12 +80,14 @@ class LLaRAConfig(Config):
         super().__init__(model, dataset, config_file_list, config_dict)
         if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
-        DataProtocol.from_config(self)
         ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
         for settings in (DataSettings, *(ours if is_ours(self.model) else (TrainingSettings,))):
             settings.from_config(self)
         if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)
+        check_paths(self.final_config_dict)
+        if is_ours(self.model):
+            self.for_recommender()  # before anything is done for a recommender that cannot be
 
     def for_recommender(self) -> "LLaRAConfig":
         """The configuration of this run's frozen recommender.
@@ -91,7 +103,11 @@ class LLaRAConfig(Config):
                 values[key.removeprefix(REC_PREFIX)] = value
         # Values were parsed once; a quoted "1" of a config file must not become a number now.
         values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
-        return LLaRAConfig(rec_model, self.dataset, config_dict=values)
+        try:
+            return LLaRAConfig(rec_model, self.dataset, config_dict=values)
+        except UserError as error:
+            is_own = str(error).partition(":")[0] in own
+            raise UserError(f"{REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
 
     def shown(self) -> "LLaRAConfig":
         """A copy whose values hold no secrets, for logs."""
@@ -135,6 +151,7 @@ class LLaRAConfig(Config):
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
+        check_column_lists("load_col", self.external_config_dict.get("load_col"))  # the layers below add to it
         for key, value in (("model", model), ("dataset", dataset)):
             if not isinstance(value, str) or not value:
                 raise UserError(f"{key}: found {value!r}, expected a name; give --{key}=NAME")
@@ -143,6 +160,8 @@ class LLaRAConfig(Config):
     def _init_device(self) -> None:
         """RecBole's; of a process that a launcher started, the GPU of its own number among all or among ``gpu_id``'s."""
         final, count = self.final_config_dict, launched()
+        if isinstance(final["gpu_id"], list):  # RecBole knows tuples only
+            final["gpu_id"] = tuple(final["gpu_id"])
         if count > 1 and "gpu_id" not in self.external_config_dict:
             final["gpu_id"] = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(local_count())))
         super()._init_device()
@@ -178,8 +197,10 @@ class LLaRAConfig(Config):
             self._layer(name)
             self.internal_config_dict["load_col"] = {**load_col, **(self.internal_config_dict["load_col"] or {})}
         self._fit_protocol(self._value("protocol"))
-        rec_model = _checked_recommender(self._value("rec_model")) if is_ours(model) else None
+        rec_model = checked_recommender(self._value("rec_model")) if is_ours(model) else None
         check_keys(self._sources, known_keys(model, rec_model, inner))
+        if not is_ours(model):
+            check_hyper_parameters(self.external_config_dict, self.internal_config_dict, model_keys(base))
 
     def _fit_protocol(self, protocol: str) -> None:
         """Leave out the protocol's filters on columns that the dataset does not have; the user's own filters stay."""
@@ -199,7 +220,7 @@ class LLaRAConfig(Config):
         """The recommender that a model is, but for its item table; None for all others."""
         if not replaces_item_table(model):
             return None
-        return _checked_recommender({**_layer_values(f"model/{model}"), **self.external_config_dict}["rec_model"])
+        return checked_recommender({**_layer_values(f"model/{model}"), **self.external_config_dict}["rec_model"])
 
     def _layer(self, name: str) -> None:
         self.internal_config_dict.update(_layer_values(name))
@@ -208,40 +229,32 @@ class LLaRAConfig(Config):
         """A key's value, as far as the layers are laid."""
         return self.external_config_dict.get(key, self.internal_config_dict.get(key))
 
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = super()._get_final_config_dict()
+        check_recbole_keys(final, self.model_class)
+        return final
+
     def _set_default_parameters(self) -> None:
         final = self.final_config_dict
         for key in ("metrics", "topk"):  # RecBole takes one value for a list of one
-            if isinstance(final[key], (str, int)):
+            if isinstance(final[key], str if key == "metrics" else int):
                 final[key] = [final[key]]
         if is_ours(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)
-        check_intervals(final)
-        if not isinstance(final["data_path"], str):
-            raise UserError(f"data_path: found {final['data_path']!r}, expected a folder's path")
+        check_topk(final["topk"], final["candidate_num"], "topk" in self.external_config_dict)
         try:
             super()._set_default_parameters()
         except (ValueError, TypeError) as error:
             raise UserError(f"configuration: {error}") from error
+        DataProtocol.from_config(self)
         check_dataset_files(self.dataset, final["data_path"], final["benchmark_filename"])
 
 
 def _layer_values(name: str) -> dict[str, Any]:
     path = PROPERTIES / f"{name}.yaml"
     return read_yaml(path) if path.is_file() else {}
-
-
-def _checked_recommender(rec_model: Any) -> str:
-    """The name of a stock recommender.
-
-    Raises:
-        UserError: it is not one.
-    """
-    if rec_model not in stock_models():
-        hint = nearest(str(rec_model), stock_models())
-        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
-    return rec_model
 
 
 def _draws_negatives(model_class: type, loss_type: str | None) -> bool:

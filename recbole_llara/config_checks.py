@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from recbole.evaluator.base_metric import TopkMetric
-from recbole.evaluator.register import metrics_dict
+from recbole.evaluator.register import metric_types, metrics_dict
+from recbole.utils import EvaluatorType
 
 from recbole_llara.errors import UserError, nearest
+from recbole_llara.model import stock_models
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.settings import EvaluationSettings
 
 PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package
 _NAME = re.compile(r"\w[\w.+-]*")
-_NUMBER = r"\s*([-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|inf))\s*"
-_INTERVAL = re.compile(rf"[\[(]{_NUMBER},{_NUMBER}[\])]")
 
 
 def checked_dataset(name: str) -> str:
@@ -41,6 +41,18 @@ def checked_protocol(name: Any) -> str:
     if name not in known:
         raise UserError(f"protocol: found {name!r}, expected one of {', '.join(known)}; {nearest(name, known)}")
     return name
+
+
+def checked_recommender(rec_model: Any) -> str:
+    """The name of a stock recommender.
+
+    Raises:
+        UserError: it is not one.
+    """
+    if not isinstance(rec_model, str) or rec_model not in stock_models():
+        hint = nearest(str(rec_model), stock_models())
+        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
+    return rec_model
 
 
 def check_dataset_files(dataset: str, folder: str | Path, benchmark: list[str] | None) -> None:
@@ -73,31 +85,6 @@ def check_dataset_files(dataset: str, folder: str | Path, benchmark: list[str] |
     )
 
 
-def check_intervals(config: Mapping[str, Any]) -> None:
-    """Refuse filters that are no intervals: RecBole takes the text apart itself, and only warns of what makes no sense.
-
-    Raises:
-        UserError: user_inter_num_interval or item_inter_num_interval is no interval such as ``[5,inf)``, or val_interval no
-            mapping of columns to intervals, joined by ``;``, or to lists of values.
-    """
-    for key in ("user_inter_num_interval", "item_inter_num_interval"):
-        if config[key] is not None:
-            _check_interval(key, str(config[key]))
-    filters = config["val_interval"]
-    if filters is not None and not isinstance(filters, dict):
-        raise UserError(f"val_interval: found {filters!r}, expected columns and intervals, such as {{'rating': '[3,inf)'}}")
-    for column, allowed in (filters or {}).items():
-        if not isinstance(allowed, list):
-            for interval in str(allowed).split(";"):
-                _check_interval(f"val_interval of {column}", interval)
-
-
-def _check_interval(key: str, text: str) -> None:
-    match = _INTERVAL.fullmatch(text.strip())
-    if match is None or float(match[1]) > float(match[2]):
-        raise UserError(f"{key}: found {text!r}, expected an interval such as [5,inf) or (0,10]")
-
-
 def check_metrics(config: Mapping[str, Any]) -> None:
     """Refuse metrics that are unknown, or a ``valid_metric`` that evaluation would not yield.
 
@@ -112,6 +99,10 @@ def check_metrics(config: Mapping[str, Any]) -> None:
     for metric in settings.metrics:
         if metric.lower() not in metrics_dict:
             raise UserError(f"metrics: found {metric!r}; {nearest(metric, metrics_dict)}")
+        if metric_types[metric.lower()] is not EvaluatorType.RANKING:
+            raise UserError(
+                f"metrics: found {metric!r}, expected ranking metrics such as Hit, NDCG, MRR: candidates are ranked"
+            )
     watched = [
         f"{metric}@{k}" if issubclass(metrics_dict[metric.lower()], TopkMetric) else metric
         for metric in settings.metrics
@@ -122,3 +113,60 @@ def check_metrics(config: Mapping[str, Any]) -> None:
             f"valid_metric: found {settings.valid_metric!r}, expected one of {', '.join(dict.fromkeys(watched))} "
             f"(from metrics, topk and decoding: {settings.decoding})"
         )
+
+
+def check_topk(topk: list[int], candidate_num: Any, is_given: bool) -> None:
+    """Refuse a place that no candidate can have, where somebody asks for it: every valid answer would be a hit there.
+
+    Our own defaults pass: they are the same for all candidate_num.
+
+    Raises:
+        UserError: one of ``topk`` is above ``candidate_num``.
+    """
+    if is_given and isinstance(candidate_num, int) and max(topk) > candidate_num:
+        raise UserError(
+            f"topk: found {max(topk)}, expected at most candidate_num ({candidate_num}): there is no further place among the "
+            "candidates; lower topk or raise candidate_num"
+        )
+
+
+def check_titles(config: Any) -> None:
+    """Refuse a run without titles, for a model that reads them.
+
+    Raises:
+        UserError: no ``title_field``.
+    """
+    if not config["title_field"]:
+        dataset = config["dataset"]
+        raise UserError(
+            f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
+            f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
+        )
+
+
+def check_paths(config: Mapping[str, Any]) -> None:
+    """Refuse files that are not there, and places where nothing can be written, before a run has cost anything.
+
+    Checkpoints are looked at where they are read, before anything is trained.
+
+    Raises:
+        UserError: ``candidate_file``, ``checkpoint_dir`` or ``result_file``.
+    """
+    value = config["candidate_file"]
+    if value is not None and not (isinstance(value, str | Path) and Path(value).is_file()):
+        raise UserError(f"candidate_file: found {str(value)!r}, which is not there; expected a file of candidate sets")
+    _check_writable("checkpoint_dir", config["checkpoint_dir"], is_folder=True)
+    if config["result_file"] is not None:
+        _check_writable("result_file", config["result_file"], is_folder=False)
+
+
+def _check_writable(key: str, value: Any, is_folder: bool) -> None:
+    expected = "a folder, made if need be" if is_folder else "a file, whose folder is made if need be"
+    if not isinstance(value, str | Path) or not str(value):
+        raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected str: {expected}")
+    path = Path(value)
+    is_other = path.exists() and path.is_dir() != is_folder
+    nearest_there = next(parent for parent in path.absolute().parents if parent.exists())
+    if is_other or not nearest_there.is_dir():
+        found = "a folder" if is_other and not is_folder else "a file, or below one"
+        raise UserError(f"{key}: found {value!r}, which is {found}; expected {expected}")

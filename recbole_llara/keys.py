@@ -43,7 +43,8 @@ def _folder_keys(folder: str) -> frozenset[str]:
     return frozenset().union(*(_file_keys(path) for path in sorted((PROPERTIES / folder).glob("*.yaml"))))
 
 
-def _model_keys(model: str) -> frozenset[str]:
+def model_keys(model: str) -> frozenset[str]:
+    """Keys that RecBole's file of a model and ours name."""
     return _file_keys(RECBOLE_PROPERTIES / "model" / f"{model}.yaml") | _file_keys(PROPERTIES / "model" / f"{model}.yaml")
 
 
@@ -56,7 +57,7 @@ def shared_keys() -> frozenset[str]:
 
 def recommender_keys(rec_model: str) -> frozenset[str]:
     """Keys that a frozen recommender takes with the prefix ``rec_``, without the prefix."""
-    learned = frozenset(training_arguments) | _file_keys(PROPERTIES / "recommender.yaml") | _model_keys(rec_model)
+    learned = frozenset(training_arguments) | _file_keys(PROPERTIES / "recommender.yaml") | model_keys(rec_model)
     return learned | _MEASURED | {"eval_batch_size", "max_train_rows", "max_eval_rows", "enable_amp", "transform"}
 
 
@@ -82,8 +83,8 @@ def known_keys(model: str, rec_model: str | None, inner: str | None = None) -> f
         *(_folder_keys(folder) for folder in ("llm", "dataset", "protocol")),
     )
     prefixed = frozenset() if rec_model is None else frozenset(REC_PREFIX + key for key in recommender_keys(rec_model))
-    within = frozenset() if inner is None else _model_keys(inner)
-    return recbole_keys | ours | _model_keys(model) | within | prefixed | _UNLISTED
+    within = frozenset() if inner is None else model_keys(inner)
+    return recbole_keys | ours | model_keys(model) | within | prefixed | _UNLISTED
 
 
 def check_keys(given: Mapping[str, str], known: Iterable[str]) -> None:

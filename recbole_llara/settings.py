@@ -24,8 +24,14 @@ def _curricula() -> Iterable[str]:
     return tuple(CURRICULA)
 
 
+def _title_rules() -> Iterable[str]:
+    from recbole_llara.data.titles import TITLE_RULES
+
+    return tuple(TITLE_RULES)
+
+
 def _domains() -> Iterable[str]:
-    return tuple(sorted(path.stem for path in (PROPERTIES / "prompt").glob("*.yaml")))
+    return sorted(path.stem for path in (PROPERTIES / "prompt").glob("*.yaml"))
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,9 @@ class DataSettings(Settings):
 
     MAX_ITEM_LIST_LENGTH: int = within(1)
     title_field: str | None
-    title_rules: tuple[str, ...]
+    title_rules: tuple[str, ...] = named_in(_title_rules)
     domain: str = named_in(_domains)
+    dataset_warning: str | None
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,10 @@ class ChatSettings(Settings):
     chat_instruction: str
     representation: str = named_in(_representations)
     test_prompt: str = one_of("first", "sampled")
+
+    def __post_init__(self) -> None:
+        if not self.api_base.startswith(("http://", "https://")):
+            raise UserError(f"api_base: found {self.api_base!r}, expected http://... or https://..., the endpoint's address")
 
 
 def _poolings() -> Iterable[str]:

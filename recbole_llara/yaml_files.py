@@ -75,7 +75,7 @@ def parse_value(text: str) -> Any:
         return str(text)
     try:
         return yaml.load(text, Loader=ValueLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a number of more digits than Python reads is a ValueError
         return text
 
 
@@ -117,8 +117,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"config file {str(path)!r}{where}: {error.problem or 'no valid YAML'}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {str(path)!r} is no valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"config file {str(path)!r} is no valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -35,7 +35,7 @@ def _config(architecture: str, vocab_size: int) -> LlamaConfig | GPT2Config | Qw
     return LlamaConfig(num_key_value_heads=2, **llama_like, **common)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_llm() -> Callable[..., nn.Module]:
     """Builds a causal LM of two blocks, in evaluation mode; with LoRA adapters that do change its output."""
 
@@ -100,7 +100,7 @@ def make_prompts() -> Callable[..., Prompts]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """Trains a byte-level BPE tokenizer on given texts; see ``byte_level``."""
 

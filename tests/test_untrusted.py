@@ -70,7 +70,7 @@ def test_expressions_are_texts(toy, canary, expression):
             with pytest.raises(UserError, match=key):
                 config = LLaRAConfig("SASRec", "toy", config_dict={**toy, **keys}, argv=argv)
                 prepare_data(config)
-    with pytest.raises(UserError, match="val_interval of timestamp: found"):
+    with pytest.raises(UserError, match=r"val_interval\.timestamp: found"):
         LLaRAConfig("SASRec", "toy", config_dict={**toy, "val_interval": {"timestamp": text}})
 
 
@@ -81,7 +81,7 @@ def test_intervals_are_taken(toy, interval):
         LLaRAConfig("SASRec", "toy", config_dict={**toy, "item_inter_num_interval": interval})
 
 
-@pytest.mark.parametrize("interval", ["", "5", "[5,3]", "[5,inf", "[nan,3]", "[1,2,3]", "[1,2];[4,6)", 5, {"a": 1}])
+@pytest.mark.parametrize("interval", ["", "5", "[5,3]", "[5,inf", "[nan,3]", "[1,2,3]", 5, {"a": 1}])
 def test_what_is_no_interval_is_refused(toy, interval):
     with pytest.raises(UserError, match="item_inter_num_interval: found .*, expected an interval such as"):
         LLaRAConfig("SASRec", "toy", config_dict={**toy, "item_inter_num_interval": interval})

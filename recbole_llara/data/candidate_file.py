@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_llara.atomic import sole_writer, sweep, write_file
+from recbole_llara.data.atomic_files import readable
 from recbole_llara.errors import UserError
 
 _logger = logging.getLogger()
@@ -146,7 +147,8 @@ def load_candidate_file(path: Path, user_ids: dict[str, int], item_ids: dict[str
     if not path.is_file():
         raise UserError(f"No file {path}, expected the candidate sets that candidate_file names.")
     header = header_of(candidate_num)
-    fields = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    with readable(path, "utf-8"):
+        fields = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     if not fields or fields[0] != header:
         raise UserError(
             f"{path} (candidate_file) begins with {fields[:1]}, expected the header user_id, item_id, candidate_1, ... "

@@ -124,6 +124,30 @@ class CandidateSampler:
             candidates[part] = self._place(keys[part], negatives, targets[part])
         return candidates
 
+    def check_eligible(self, users: np.ndarray) -> None:
+        """Refuse users who have seen so much that too few items are left, before the first set is drawn.
+
+        Args:
+            users: [B] int64.
+
+        Raises:
+            UserError: fewer than C - 1 items are left to one of them.
+        """
+        if self.exclude != "user" or not len(users):
+            return
+        seen = np.bincount(self.seen.keys // self.seen.n_items, minlength=int(users.max()) + 1)  # [U]
+        worst = users[seen[users].argmax()]
+        self._check_enough(self.n_items - 1 - int(seen[worst]), int(worst))
+
+    def _check_enough(self, eligible: int, user: int) -> None:
+        count = self.candidate_num - 1
+        if eligible < count:
+            raise UserError(
+                f"Only {eligible} of {self.n_items - 1} items are left as negatives for user {user} "
+                f"(internal id), expected at least {count}: lower candidate_num (now {self.candidate_num}) or set "
+                f"candidate_exclude to 'window' (now '{self.exclude}')."
+            )
+
     def _draw_negatives(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
         """Distinct eligible items, [b, C - 1]: draw every slot, then redraw the refused ones under new counters."""
         slots = np.arange(self.candidate_num - 1)  # [C - 1]
@@ -171,13 +195,8 @@ class CandidateSampler:
         if self.exclude == "user":
             order[self.seen.pairs(users)] = _REFUSED
         eligible = (order != _REFUSED).sum(axis=1)
-        if eligible.min() < count:
-            worst = int(eligible.argmin())
-            raise UserError(
-                f"Only {eligible[worst]} of {self.n_items - 1} items are left as negatives for user {users[worst]} "
-                f"(internal id), expected at least {count}: lower candidate_num (now {self.candidate_num}) or set "
-                f"candidate_exclude to 'window' (now '{self.exclude}')."
-            )
+        worst = int(eligible.argmin())
+        self._check_enough(int(eligible[worst]), int(users[worst]))
         return np.argsort(order, axis=1, kind="stable")[:, :count]
 
     def _place(self, keys: np.ndarray, negatives: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType
 
+from recbole_llara.data.atomic_files import CheckedFiles, readable
 from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
 from recbole_llara.data.candidates import CandidateSampler, SeenItems
 from recbole_llara.data.hashing import sample_rows
@@ -34,7 +34,7 @@ MODELS_WITH_OWN_DATASET = ("DIEN", "GRU4RecKG", "KSR")
 _logger = logging.getLogger()
 
 
-class CandidateDataset(SequentialDataset):
+class CandidateDataset(CheckedFiles):
     """A SequentialDataset split by our protocols.
 
     After `build`, each split's `inter_feat` has the int64 column `row_id` [rows], counted before max_train_rows or
@@ -86,8 +86,6 @@ class CandidateDataset(SequentialDataset):
 
         RecBole's own sorts are stable and float32 keeps the order of float64, so what is sorted here stays sorted.
         """
-        if self.time_field not in self.inter_feat:
-            raise UserError(f"The interactions have no column '{self.time_field}' (TIME_FIELD): add it to load_col.inter.")
         self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
         users = self.inter_feat[self.uid_field].to_numpy(np.int64)
         items = self.inter_feat[self.iid_field].to_numpy(np.int64)
@@ -232,6 +230,7 @@ def prepare_data(config: Any) -> PreparedData:
         )
     dataset = CandidateDataset(config)
     splits = dict(zip(SPLITS, dataset.build(), strict=True))
+    _check_features(dataset, config)
     samplers = dict(zip(SPLITS, create_samplers(config, dataset, list(splits.values())), strict=True))
     loaders = {
         name: get_dataloader(config, name)(
@@ -244,7 +243,10 @@ def prepare_data(config: Any) -> PreparedData:
         files[name], sha256[name] = _freeze(splits[name], name, Path(config["checkpoint_dir"]) / "candidates")
         _logger.info(f"{name}: {len(splits[name])} rows, candidates {files[name]}, SHA-256 {sha256[name]}")
     _logger.info(f"train: {len(splits['train'])} rows")
-    catalogue = load_catalogue(dataset, config) if config["title_field"] else None
+    catalogue = None
+    if config["title_field"]:
+        with readable(Path(dataset.dataset_path) / f"{dataset.dataset_name}.item", config["encoding"] or "utf-8"):
+            catalogue = load_catalogue(dataset, config)
     if catalogue is not None:
         for name in ("valid", "test"):
             splits[name].order_by_text(catalogue)
@@ -258,6 +260,19 @@ def prepare_data(config: Any) -> PreparedData:
         candidate_sha256=sha256,
         candidate_files=files,
     )
+
+
+def _check_features(dataset: CandidateDataset, config: Any) -> None:
+    """Refuse features that a model reads and nobody loads, and places below the last item."""
+    for name in config["selected_features"] or ():
+        if name not in dataset.field2type:
+            raise UserError(
+                f"selected_features: found {name!r}, expected loaded columns of {config['dataset']}: {', '.join(dataset.field2type)}; "
+                f"add it to load_col.item, or change selected_features"
+            )
+    topk = config["topk"] or [1]
+    if max(topk) > dataset.item_num:
+        raise UserError(f"topk: found {max(topk)}, expected at most the {dataset.item_num - 1} items of {config['dataset']}")
 
 
 def _freeze(split: CandidateDataset, name: str, folder: Path) -> tuple[Path, str]:

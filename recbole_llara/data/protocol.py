@@ -4,6 +4,7 @@ RecBole's Config answers None for a key nobody set; here that is an error, so th
 defaults stand in properties/overall.yaml and properties/protocol/.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,20 +43,13 @@ class DataProtocol:
         Raises:
             UserError: a key is missing, of the wrong type or out of range, or RecBole's own keys contradict ours.
         """
-        split_ratio = config["split_ratio"]
-        if not (
-            isinstance(split_ratio, list | tuple)
-            and len(split_ratio) == 3
-            and all(isinstance(share, int | float) and share > 0 for share in split_ratio)
-        ):
-            raise UserError(f"split_ratio is {split_ratio!r}, expected three positive shares like [0.8, 0.1, 0.1].")
         seed = _whole_number(config, "seed", 0)
         candidate_file = config["candidate_file"]
         _check_recbole_keys(config)
         return cls(
             name=str(config["protocol"] or config["split_protocol"]),
             split_protocol=_one_of(config, "split_protocol", SPLIT_PROTOCOLS),
-            split_ratio=tuple(float(share) for share in split_ratio),
+            split_ratio=_shares(config["split_ratio"]),
             min_train_history=_whole_number(config, "min_train_history", 1),
             min_eval_history=_whole_number(config, "min_eval_history", 1),
             max_train_rows=_whole_number(config, "max_train_rows", 0),
@@ -66,6 +60,19 @@ class DataProtocol:
             candidate_file=None if candidate_file is None else Path(str(candidate_file)),
             seed=seed,
         )
+
+
+def _shares(split_ratio: Any) -> tuple[float, float, float]:
+    """Three shares: fractions of 1, or whole numbers such as [8, 1, 1]."""
+    is_three = isinstance(split_ratio, list | tuple) and len(split_ratio) == 3
+    if not is_three or not all(type(share) in (int, float) and 0 < share < math.inf for share in split_ratio):
+        raise UserError(f"split_ratio is {split_ratio!r}, expected three positive shares like [0.8, 0.1, 0.1].")
+    if not all(isinstance(share, int) for share in split_ratio) and not math.isclose(sum(split_ratio), 1, abs_tol=1e-6):
+        raise UserError(
+            f"split_ratio is {split_ratio!r}, expected shares that add up to 1 (found {sum(split_ratio):g}), or whole numbers "
+            "like [8, 1, 1]."
+        )
+    return tuple(float(share) for share in split_ratio)
 
 
 def _whole_number(config: Any, key: str, least: int) -> int:

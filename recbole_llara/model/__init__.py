@@ -86,7 +86,14 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
     Args:
         config: the run's LLaRAConfig.
         data: what ``prepare_data`` returned.
+
+    Raises:
+        UserError: ``checkpoint`` cannot be this model's, or what the model itself refuses.
     """
+    if config["checkpoint"] is not None:
+        from recbole_llara.trainer.given_checkpoint import check_given_checkpoint
+
+        check_given_checkpoint(config["checkpoint"], config["model"], is_ours(config["model"]))
     model_class = resolve_model(config["model"])
     model = model_class.from_data(config, data) if is_ours(config["model"]) else model_class(config, data.dataset)
     return model.to(config["device"])

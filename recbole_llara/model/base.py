@@ -8,6 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from recbole_llara.config_checks import check_titles
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.errors import UserError
@@ -23,14 +24,21 @@ from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
 from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import resolve_compute_dtype
+from recbole_llara.model.readiness import build_encoder, ready_encoder
 from recbole_llara.model.sharding import shard_frozen
 from recbole_llara.processes import processes_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import Part, Representation
-from recbole_llara.prompt.room import PromptRoom
-from recbole_llara.prompt.template import draw_templates, load_templates
+from recbole_llara.prompt.template import draw_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
-from recbole_llara.trainer.strategy import shown_parts, shown_representations, stages_of
+from recbole_llara.trainer.strategy import shown_parts, stages_of
+
+# RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
+REPLACED_KEYS = {
+    "learner": ("adam", "an LLM is trained by Adam"),
+    "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
+    "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         config: the run's LLaRAConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where the representation shows no item embedding.
+        encoder: of its prompts; None = made here.
 
     Raises:
         UserError: no titles, an LLM that cannot be loaded, or prompts that it cannot hold.
@@ -90,7 +99,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
 
-    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None) -> None:
+    def __init__(
+        self, config: Any, data: PreparedData, recommender: Recommender | None, encoder: PromptEncoder | None = None
+    ) -> None:
         super().__init__(config, data.dataset)
         if data.catalogue is None:
             raise UserError(
@@ -138,15 +149,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.is_compiled = llm_settings.torch_compile
         if self.is_compiled:
             compile_blocks(self.llm, config["device"])
-        held = max_positions(llm)
-        self.encoder = PromptEncoder(
-            self.tokenizer,
-            data.catalogue.titles,
-            load_templates(data.catalogue.domain, config["candidate_num"]),
-            prompt.max_title_tokens,
-            None if held is None else PromptRoom(held, config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]),
-            shown_representations(config),
-        )
+        self.encoder = encoder or build_encoder(config, data, self.tokenizer, max_positions(llm))
         self.item_tokens = ItemTokens(
             input_embeddings(llm).weight, self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
         )
@@ -164,6 +167,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def check(cls, config: Any) -> None:
         """Refuse stages that cannot be, and text where scores are to be averaged; see ``ChecksConfig``."""
+        check_titles(config)
+        for key, (value, instead) in REPLACED_KEYS.items():
+            if config[key] != value:
+                raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
         if prompt.test_prompt == "all" and decoding != "score":
@@ -175,9 +182,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained or taken from the cache where one is needed."""
+        encoder = ready_encoder(config, data)
         pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
-        return cls(config, data, prepare_recommender(config, data) if wanted else None)
+        return cls(config, data, prepare_recommender(config, data) if wanted else None, encoder)
 
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``TellsFacts``."""

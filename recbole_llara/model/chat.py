@@ -10,6 +10,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
 
+from recbole_llara.config_checks import check_titles
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.errors import UserError
@@ -65,7 +66,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse prompts that hold vectors, training, and a run without access."""
+        """Refuse a run without titles, prompts that hold vectors, training, and a run without access."""
+        check_titles(config)
         settings = ChatSettings.from_config(config)
         worded = [name for name, representation in REPRESENTATIONS.items() if not representation.has_slot]
         if settings.representation not in worded:

@@ -3,18 +3,19 @@
 Placement on a device is the caller's. RecBole-free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
-from recbole_llara.model.llm_path import describe_expected, first_line, resolve_llm_path
+from recbole_llara.model.llm_path import describe_expected, first_line, read_tokenizer, resolve_llm_path
 from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 from recbole_llara.model.quantization import quantization_config
@@ -68,38 +69,56 @@ def load_llm(
             f"llm_path is {llm_path!r}: its weights lack {sorted(loaded['missing_keys'])[:3]}, "
             "expected every tensor of the model"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"llm_path is {llm_path!r}: no tokenizer can be read there ({first_line(error)}), "
-            "expected tokenizer.json or tokenizer.model beside the weights"
-        ) from error
-    _prepare_tokenizer(llm_path, model, tokenizer)
+    tokenizer = load_tokenizer(llm_path, source, options)
+    check_vocabulary(llm_path, tokenizer, model.get_input_embeddings().num_embeddings)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model.eval(), tokenizer
 
 
-def _prepare_tokenizer(llm_path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that the tokenizer fits the model and give it a padding id."""
+def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """An LLM's tokenizer, its padding id set.
+
+    Args:
+        llm_path: for messages.
+        source: what ``resolve_llm_path`` found.
+        options: of ``from_pretrained``.
+
+    Raises:
+        UserError: no tokenizer there, an empty one, or one without EOS.
+    """
+    try:
+        tokenizer = read_tokenizer(source, options)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"llm_path is {llm_path!r}: no tokenizer can be read there ({first_line(error)}), "
+            "expected tokenizer.json or tokenizer.model beside the weights"
+        ) from error
     # Without its files, some architectures' tokenizers come back empty instead of failing.
     if tokenizer.decode(tokenizer.encode("title", add_special_tokens=False)).strip() != "title":
         raise UserError(
             f"llm_path is {llm_path!r}: its tokenizer has no vocabulary, "
             "expected tokenizer.json or tokenizer.model beside the weights"
         )
-    n_embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > n_embeddings:
-        raise UserError(
-            f"llm_path is {llm_path!r}: its tokenizer has {len(tokenizer)} tokens, "
-            f"its embedding table {n_embeddings} rows, expected a row for every token"
-        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"llm_path is {llm_path!r}: its tokenizer has no EOS token, expected one to end an answer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_vocabulary(llm_path: str, tokenizer: PreTrainedTokenizerBase, n_embeddings: int | None) -> None:
+    """Refuse a tokenizer with more tokens than the LLM has input embeddings; None = not known.
+
+    Raises:
+        UserError: it has.
+    """
+    if n_embeddings is not None and len(tokenizer) > n_embeddings:
+        raise UserError(
+            f"llm_path is {llm_path!r}: its tokenizer has {len(tokenizer)} tokens, "
+            f"its embedding table {n_embeddings} rows, expected a row for every token"
+        )
 
 
 def max_positions(model: nn.Module) -> int | None:

@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 
+from recbole_llara.config_checks import check_titles
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.model import resolve_model
 from recbole_llara.model.checked import ChecksConfig
@@ -103,7 +104,8 @@ class MoRec(ChecksConfig, SequentialRecommender):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse unknown or mistyped keys of the text encoder."""
+        """Refuse a run without titles, and unknown or mistyped keys of the text encoder."""
+        check_titles(config)
         TextEncoderSettings.from_config(config)
 
     def facts(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.atomic import sole_writer, write_file
 from recbole_llara.errors import UserError
 from recbole_llara.model.contrast import masked_mean
-from recbole_llara.model.llm_path import first_line, resolve_llm_path
+from recbole_llara.model.llm_path import first_line, read_tokenizer, resolve_llm_path
 
 POOLINGS = ("mean", "cls")
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.pooling = pooling
         self.path = path
-        self.source = resolve_llm_path(path)
+        self.source = resolve_llm_path(path, "text_encoder_path")
         self.model, self.tokenizer = _load(path, self.source)
         if pooling == "cls" and self.tokenizer.cls_token_id is None:
             raise UserError(
@@ -107,8 +107,8 @@ def _load(path: str, source: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
     options = {"local_files_only": isinstance(source, Path)}
     try:
         model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        tokenizer = read_tokenizer(source, options)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"text_encoder_path is {path!r}: no text encoder can be read there ({first_line(error)}); expected tiny, a folder "
             "with config.json, weights and tokenizer, or the id of a hub model"
@@ -117,6 +117,10 @@ def _load(path: str, source: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
         model = model.get_encoder()
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise UserError(
+            f"text_encoder_path is {path!r}: its tokenizer has neither a padding nor an EOS token, expected one of them"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer

@@ -116,7 +116,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         UserError: it is not there or of another version; DamagedCheckpoint: it is unreadable.
     """
     if not (path / META).is_file():
-        raise UserError(f"checkpoint: found no {META} in {path}, expected the folder of a run's checkpoint")
+        raise UserError(f"checkpoint: found no {META} in {path}, expected the folder checkpoint/ of a finished run")
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
     except ValueError as error:

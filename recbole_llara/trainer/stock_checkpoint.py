@@ -128,8 +128,10 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
     try:
         model.load_state_dict({name: value for name, value in tensors.items() if name not in other}, strict=True)
     except RuntimeError as error:
+        told = [line.strip() for line in str(error).splitlines()]
+        others = f" and {len(told) - 2} more" if len(told) > 2 else ""
         raise UserError(
-            f"{path} does not fit this {model_name}: {error}. Was it trained on other data or with other keys (a width, a "
+            f"{path} does not fit this {model_name}: {' '.join(told[:2])}{others} Was it trained on other data or with other keys (a width, a "
             "number of layers, MAX_ITEM_LIST_LENGTH)?"
         ) from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -148,7 +150,9 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
         UserError: no such file, or not one that ``save_stock_model`` wrote.
     """
     if not Path(path).is_file():
-        raise UserError(f"No checkpoint at {path}: expected a .safetensors file written by a training run.")
+        raise UserError(
+            f"No checkpoint at {path} (checkpoint, rec_checkpoint), expected a .safetensors file written by a training run."
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get(HEADER_KEY)
