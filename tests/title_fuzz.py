@@ -6,6 +6,7 @@ Everything is compared with a plain loop that puts a prompt together token by to
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -251,6 +252,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--examples", type=int, default=20_000, help="of all tokenizers together")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # tensors of a few numbers each
+    logging.disable(logging.WARNING)  # a line for every catalogue whose titles are cut
     tokenizers, total = make_tokenizers(), 0
     for name, tokenizer in tokenizers.items():
         count = fuzz(tokenizer, -(-arguments.examples // len(tokenizers)))

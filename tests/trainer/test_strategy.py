@@ -7,7 +7,7 @@ import pytest
 from recbole_llara.errors import UserError
 from recbole_llara.prompt.representation import Part
 from recbole_llara.settings import OptimSettings, PromptSettings
-from recbole_llara.trainer.strategy import CURRICULA, make_stages
+from recbole_llara.trainer.strategy import CURRICULA, make_stages, shown_representations
 
 TOTAL = 4000
 
@@ -94,3 +94,13 @@ def test_a_representation_without_embeddings_has_no_task_with_placeholders(stage
         assert {stage.representation(step, TOTAL).name for step in range(0, TOTAL, 100)} == {"textual"}
     first, second = stages("two_stage", representation="textual", easy="text_id")  # RSLLM without stage 2's item embedding
     assert Part.ITEM_ID in first.hard.parts and second.hard.name == "textual"
+
+
+def test_shown_representations_are_each_stages_own_once(stages, monkeypatch):
+    def shown(*arguments):
+        monkeypatch.setattr("recbole_llara.trainer.strategy.stages_of", lambda _: stages(*arguments))
+        return [representation.name for representation in shown_representations(None)]
+
+    assert shown("direct") == ["hybrid"]
+    assert shown("curriculum") == ["text_only", "hybrid"]
+    assert shown("two_stage", "numerical", "textual") == ["textual", "numerical"]
