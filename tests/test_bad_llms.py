@@ -106,7 +106,7 @@ FOLDERS = {
     "cut weights": (cut("model.safetensors", 0.6), ["llm_path is './llm'", "model.safetensors cannot be read", "expected a whole"]),
     "a tensor missing": (lose_a_tensor, ["llm_path is './llm'", "lack ['model.norm.weight']", "expected every tensor"]),
     "other widths": (edit("config.json", hidden_size=64), ["llm_path is './llm'", "size"]),
-    "a short context": (edit("config.json", max_position_embeddings=40), ["a prompt of", "but the LLM holds 40", "lower max_title_tokens"]),
+    "a short context": (edit("config.json", max_position_embeddings=40), ["a prompt may have", "but the LLM holds 40", "lower one of them"]),
 }  # fmt: skip
 FOUND_ON_LOADING = ("a tensor missing", "other widths")
 
@@ -188,7 +188,11 @@ def test_a_recommender_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("weights.pth", b"pickled", ["rec_checkpoint", "weights.pth is a pickle", "expected a model.safetensors"]),
+        (
+            "weights.pth",
+            b"pickled",
+            ["rec_checkpoint", "weights.pth is a pickle that no RecBole trainer wrote", "Expected a .pth of RecBole's"],
+        ),
         ("weights.safetensors", b"nonsense", ["weights.safetensors is no safetensors file", "expected one written by"]),
         ("weights.safetensors", b"", ["weights.safetensors is no safetensors file", "expected one written by"]),
     ],
@@ -202,14 +206,14 @@ def test_a_file_that_is_no_recommender_is_refused(
 
 def other_format(folder: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
-    meta["belongs_to"]["format"] = 99
+    meta["format"] = 99
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 CHECKPOINTS = {
     "no meta.json": (remove("meta.json"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
-    "a broken meta.json": (write("meta.json", "{"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
-    "a meta.json of something else": (write("meta.json", "[1]"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
+    "a broken meta.json": (write("meta.json", "{"), ["checkpoint", "meta.json is no JSON", "choose another checkpoint"]),
+    "a meta.json of something else": (write("meta.json", "[1]"), ["checkpoint", "found format None", "expected 2"]),
     "another format": (other_format, ["checkpoint", "format", "99", "expected"]),
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ def rows():
         targets=torch.tensor([10, 13, 10]),
         template_index=torch.tensor([0, 1, 2]),
         places=torch.arange(3),
+        row_ids=torch.arange(3),
     )
 
 
