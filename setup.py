@@ -56,7 +56,6 @@ setup(
             "pyarrow>=15,<22",
         ],
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
-        "kernels": ["liger-kernel>=0.5"],
         "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],
         "chat": ["openai>=1.40", "transformers[serving]"],

@@ -20,7 +20,7 @@ from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 STEPS = 12  # an epoch of 192 rows in steps of 16
 KEYS = {
-    "model": "RSLLM", "strategy": "two_stage", "epochs": 4, "stage_1_epochs": 2, "stopping_step": 9, "llm_tuning": "lora",
+    "model": "RSLLM", "strategy": "two_stage", "epochs": 12, "stage_1_epochs": 6, "stopping_step": 99, "llm_tuning": "lora",
     "max_train_rows": 16 * STEPS, "max_eval_rows": 40, "train_batch_size": 16, "micro_batch_size": 8, "eval_batch_size": 4,
     "llm_dtype": "float32", "lora_dropout": 0.1, "learning_rate": 1e-3, "rec_epochs": 2, "save_steps": 1, "checkpoint_dir": "saved",
 }  # fmt: skip

@@ -190,6 +190,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``TellsFacts``."""
         facts: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
+        facts["max_title_tokens"] = self.encoder.max_title_tokens  # fewer than asked for, where the LLM holds no more
         if self.recommender is None:
             return {**facts, "recommender": None}
         return {**facts, "rec_model": self.recommender.model, "recommender": self.recommender.facts()}
