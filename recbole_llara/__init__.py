@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recbole_llara.quick_start import run_recbole_llara
+    from recbole_llara.recommend import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "run_recbole_llara"]
+__all__ = ["__version__", "load", "run_recbole_llara"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the run function when it is first asked for, and RecBole with it."""
+    """Import what runs and loads runs when it is first asked for, and RecBole with it."""
     if name == "run_recbole_llara":
         from recbole_llara.quick_start import run_recbole_llara
 
         return run_recbole_llara
+    if name == "load":
+        from recbole_llara.recommend import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,10 +46,22 @@ def completed_request(
     wanted = {**keys, **parse_arguments(argv or ())}.get("resume")
     if not wanted or wanted == AUTO:
         return Request(model, dataset, keys)
-    asked = _read(_run_folder(wanted) / REQUEST)
+    asked = read_request(_run_folder(wanted))
+    return Request(model or asked.model, dataset or asked.dataset, {**asked.keys, **keys})
+
+
+def read_request(run: Path) -> Request:
+    """What a run was asked for, as its folder tells.
+
+    Raises:
+        UserError: the folder is no run's.
+    """
+    if not (run / REQUEST).is_file():
+        raise UserError(f"run: found no {REQUEST} in {run}, expected the folder of a run, such as saved/LLaRA-ml-100k-...")
+    asked = _read(run / REQUEST)
     # Values were parsed once; a quoted "1" of a config file must not become a number now.
-    before = {key: PlainText(value) if isinstance(value, str) else value for key, value in asked["keys"].items()}
-    return Request(model or asked["model"], dataset or asked["dataset"], {**before, **keys})
+    keys = {key: PlainText(value) if isinstance(value, str) else value for key, value in asked["keys"].items()}
+    return Request(asked["model"], asked["dataset"], keys)
 
 
 def folder_to_resume(config: Any) -> RunFolder | None:

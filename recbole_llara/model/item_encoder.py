@@ -76,6 +76,20 @@ def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommen
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
+    return _prepare(config, prepared)[0]
+
+
+def recommender_model(config: LLaRAConfig, prepared: PreparedData) -> tuple[nn.Module, LLaRAConfig]:
+    """The recommender of a run as a whole, as ``prepare_recommender`` gets it, and its own configuration.
+
+    Args:
+        config, prepared: as for ``prepare_recommender``.
+    """
+    return _prepare(config, prepared)[1].eval(), config.for_recommender()
+
+
+def _prepare(config: LLaRAConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
+    """What an LLM sees of its recommender, and the recommender."""
     rec_config = config.for_recommender()
     if config["rec_checkpoint"]:
         return _given_recommender(rec_config, prepared, Path(config["rec_checkpoint"]))
@@ -89,7 +103,7 @@ def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommen
         model = _build_model(rec_config, prepared)
         load_stock_model(model, path / WEIGHTS, rec_config["model"])
     table, digest = item_embedding_table(model), meta["weights_sha256"]
-    return Recommender(rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds)
+    return Recommender(rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds), model
 
 
 def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
@@ -179,24 +193,23 @@ def _train_into(folder: Path, rec_config: LLaRAConfig, sha256: str) -> None:
     getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(test)}")
 
 
-def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoint: Path) -> Recommender:
+def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.suffix == ".pth":
         model = _build_model(rec_config, prepared)
         facts = load_recbole_checkpoint(model, weights, rec_config["model"])
-        table = item_embedding_table(model)
-        return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
-    facts, _ = read_stock_model(weights)
-    n_items = prepared.dataset.item_num
-    if facts["n_items"] != n_items or facts["items_sha256"] != items_sha256(prepared.dataset):
-        raise UserError(
-            f"rec_checkpoint: {weights} knows {facts['n_items']} items of {facts['dataset']}, this run has {n_items} of "
-            f"{rec_config['dataset']}, or numbers them differently: train it with the same dataset, protocol and filters."
-        )
-    model = _build_model(rec_config, prepared)
-    load_stock_model(model, weights, rec_config["model"])
+    else:
+        facts, _ = read_stock_model(weights)
+        n_items = prepared.dataset.item_num
+        if facts["n_items"] != n_items or facts["items_sha256"] != items_sha256(prepared.dataset):
+            raise UserError(
+                f"rec_checkpoint: {weights} knows {facts['n_items']} items of {facts['dataset']}, this run has {n_items} of "
+                f"{rec_config['dataset']}, or numbers them differently: train it with the same dataset, protocol and filters."
+            )
+        model = _build_model(rec_config, prepared)
+        load_stock_model(model, weights, rec_config["model"])
     table = item_embedding_table(model)
-    return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0)
+    return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0), model
 
 
 def _rows_sha256(dataset: Any, rec_config: LLaRAConfig) -> str:

@@ -1,0 +1,74 @@
+"""What people call items: a title, or the id that the dataset has."""
+
+import unicodedata
+from collections.abc import Sequence
+
+from recbole_llara.errors import UserError, nearest
+
+ID_PREFIX = "id:"  # before an id that is also another item's title
+
+
+class ItemNames:
+    """Items by title and by external id.
+
+    Args:
+        ids: N external ids by internal ones; ``ids[0]`` belongs to the padding item.
+        titles: N titles by internal ids.
+    """
+
+    def __init__(self, ids: Sequence[str], titles: Sequence[str]) -> None:
+        self.ids, self.titles = [str(name) for name in ids], list(titles)
+        self._by_id = {name: item for item, name in enumerate(self.ids) if item}
+        self._by_title: dict[str, list[int]] = {}
+        for item, title in enumerate(self.titles):
+            if item:
+                self._by_title.setdefault(_folded(title), []).append(item)
+
+    def find(self, name: str | int) -> int:
+        """The internal id of an item.
+
+        Args:
+            name: a title, in any case; else an id; a number or ``id:NAME`` is an id in any case.
+
+        Raises:
+            UserError: no item is called that, and the message names near titles; or several are, and it names their ids.
+        """
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise UserError(f"item: found {name!r}, expected a title or an id")
+        text = str(name)
+        is_id = isinstance(name, int) or text.startswith(ID_PREFIX)
+        titled = [] if is_id else self._by_title.get(_folded(text), [])
+        exact = [item for item in titled if self.titles[item] == text]
+        if len(exact) == 1 or len(titled) == 1:
+            return (exact if len(exact) == 1 else titled)[0]
+        if titled:
+            ids = " or ".join(ID_PREFIX + self.ids[item] for item in titled[:5])
+            raise UserError(f"item: {len(titled)} items are called {text!r}, expected one: give {ids}")
+        wanted = text.removeprefix(ID_PREFIX)
+        found = self._by_id.get(wanted)
+        if found is None:
+            hint = nearest(wanted[:200], self.ids[1:] if is_id else self.titles[1:])
+            raise UserError(f"item: no item is called {text[:200]!r}; {hint}")
+        return found
+
+    def search(self, text: str, count: int = 20) -> list[int]:
+        """Items whose titles hold a text, in any case; those that begin with it first, then the shorter titles.
+
+        Args:
+            text: of any length; "" finds nothing.
+            count: at most so many.
+        """
+        wanted = _folded(text)
+        if not wanted:
+            return []
+        found = [
+            (not title.startswith(wanted), len(title), title, item)
+            for title, items in self._by_title.items()
+            for item in items
+            if wanted in title
+        ]
+        return [item for *_, item in sorted(found)[:count]]
+
+
+def _folded(title: str) -> str:
+    return unicodedata.normalize("NFKC", title).casefold().strip()

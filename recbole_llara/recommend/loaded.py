@@ -1,0 +1,210 @@
+"""A finished run as something to ask: its recommender proposes unseen items, its LLM ranks them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import nn
+
+from recbole_llara.compat import flush_denormals, silence_harmless_warnings
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.ranking import rank_candidates
+from recbole_llara.evaluator.run_folder import RESULT
+from recbole_llara.model import build_model, is_ours
+from recbole_llara.model.item_encoder import recommender_model
+from recbole_llara.recommend.item_names import ItemNames
+from recbole_llara.recommend.retrieval import Retriever, padded
+from recbole_llara.resume import read_request
+from recbole_llara.trainer.checkpoint import load_llm_recommender
+from recbole_llara.trainer.stock_checkpoint import load_stock_model
+
+Name = str | int
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item of an answer.
+
+    Args:
+        item_id: the dataset's.
+        title: as the dataset has it.
+        score: what ranks it: the log-likelihood of its title in nats under an LLM, a stock recommender's own score.
+        rank: from 1.
+        recommender_rank: its place, from 1, among all unseen items by the run's recommender; None where candidates were given.
+    """
+
+    item_id: str
+    title: str
+    score: float
+    rank: int
+    recommender_rank: int | None
+
+
+class LoadedRun:
+    """A run that answers questions about users it has never seen.
+
+    Args:
+        config: the run's LLaRAConfig.
+        data: its prepared data.
+        model: with the run's best checkpoint, in evaluation mode.
+        retriever: its recommender.
+    """
+
+    def __init__(self, config: Any, data: PreparedData, model: nn.Module, retriever: Retriever) -> None:
+        self.config, self.data, self.model, self.retriever = config, data, model, retriever
+        self.is_llm = is_ours(config["model"])
+        dataset = data.dataset
+        ids = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+        self.names = ItemNames(ids, ids if data.catalogue is None else data.catalogue.titles)
+        self.batch_size = config["eval_batch_size"]
+
+    def recommend(
+        self, history: Sequence[Name], k: int = 5, candidates: Sequence[Name] | None = None, retrieve_k: int | None = None
+    ) -> list[Recommendation]:
+        """The best items for one user.
+
+        Args:
+            history: titles or ids in order of time, at least one; prompts show the last MAX_ITEM_LIST_LENGTH of them.
+            k: (int, items) at most so many.
+            candidates: titles or ids to choose from; None = what the recommender proposes.
+            retrieve_k: (int, items) proposed; None = candidate_num.
+
+        Returns:
+            at most k items, best first.
+
+        Raises:
+            UserError: an item that does not exist, an empty history, or numbers out of range.
+        """
+        return self.recommend_batch([history], k, None if candidates is None else [candidates], retrieve_k)[0]
+
+    def recommend_batch(
+        self,
+        histories: Sequence[Sequence[Name]],
+        k: int = 5,
+        candidates: Sequence[Sequence[Name]] | None = None,
+        retrieve_k: int | None = None,
+    ) -> list[list[Recommendation]]:
+        """``recommend`` for many users at once.
+
+        Args:
+            histories: of B users.
+            k, retrieve_k: as for ``recommend``.
+            candidates: B lists, all of one length; None = what the recommender proposes.
+        """
+        retrieve_k = self.config["candidate_num"] if retrieve_k is None else retrieve_k
+        self._check_numbers(k, retrieve_k)
+        rows = [self._items("history", history) for history in histories]
+        if not rows:
+            return []
+        proposed = None
+        if candidates is None:
+            proposed = self.retriever.propose(rows, retrieve_k)  # [B, C]
+            asked = _in_own_order(proposed)
+        else:
+            chosen = [self._items("candidates", items) for items in candidates]
+            if len(chosen) != len(rows) or len({len(items) for items in chosen}) > 1:
+                raise UserError(
+                    "candidates: found lists of different lengths, expected one of the same length for each history"
+                )
+            asked = torch.tensor(chosen)
+        scores = torch.cat(
+            [self.scores(rows[first:end], asked[first:end]) for first, end in self._batches(len(rows))]
+        )  # [B, C]
+        return [
+            self._told(*row, k) for row in zip(asked, scores, [None] * len(rows) if proposed is None else proposed, strict=True)
+        ]
+
+    def scores(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> torch.Tensor:
+        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity."""
+        if self.is_llm:
+            history, _ = padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])
+            rows = torch.zeros(len(histories), dtype=torch.int64)
+            # A user who has seen nearly everything has fewer candidates: the first fills the gaps, where it is not counted.
+            shown = torch.where(candidates > 0, candidates, candidates[:, :1])
+            question = Interaction({self.model.ITEM_SEQ: history, CANDIDATE_FIELD: shown, ROW_FIELD: rows})
+            scores = self.model.answer_candidates(question.to(self.config["device"])).scores.cpu()
+        else:
+            scores = self.retriever.scores(histories, [0] * len(histories)).gather(1, candidates)
+        return scores.masked_fill(candidates == 0, -torch.inf)
+
+    def _told(self, asked: torch.Tensor, scores: torch.Tensor, proposed: torch.Tensor | None, k: int) -> list[Recommendation]:
+        """One user's answer out of candidates [C], their scores [C] and the recommender's order [C]."""
+        is_item = asked > 0
+        asked, scores = asked[is_item], scores[is_item]
+        ranking = rank_candidates(scores[None], asked[None], torch.zeros(1, dtype=torch.int64))[0, :k].tolist()
+        by_item = dict(zip(asked.tolist(), scores.tolist(), strict=True))
+        own = {} if proposed is None else {item: rank for rank, item in enumerate(proposed.tolist(), 1)}
+        return [
+            Recommendation(self.names.ids[item], self.names.titles[item], by_item[item], rank, own.get(item))
+            for rank, item in enumerate(ranking, 1)
+        ]
+
+    def _items(self, what: str, named: Sequence[Name]) -> list[int]:
+        if isinstance(named, str) or not named:
+            raise UserError(f"{what}: found {named!r}, expected a list of at least one title or id")
+        items = [self.names.find(name) for name in named]
+        if what == "candidates" and len(set(items)) < len(items):
+            raise UserError(f"candidates: found {len(items) - len(set(items))} items twice, expected each once")
+        return items
+
+    def _check_numbers(self, k: int, retrieve_k: int) -> None:
+        for name, value in (("k", k), ("retrieve_k", retrieve_k)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}: found {value!r}, expected a whole number of at least 1")
+        if retrieve_k >= self.retriever.n_known:
+            raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
+
+    def _batches(self, count: int) -> list[tuple[int, int]]:
+        return [(first, min(count, first + self.batch_size)) for first in range(0, count, self.batch_size)]
+
+
+def load(run: str | Path, **keys: Any) -> LoadedRun:
+    """Load a finished run.
+
+    Args:
+        run: its folder, as ``saved/LLaRA-ml-100k-llara-seed2020-...``.
+        keys: over the run's own, such as ``data_path`` or ``use_gpu``; those that change what was learned are refused by
+            the checkpoint.
+
+    Raises:
+        UserError: the folder is no finished run's, its data is not there, or it cannot rank (a chat model, decoding aside).
+    """
+    silence_harmless_warnings()
+    flush_denormals()
+    path = Path(run).expanduser()
+    request = read_request(path)
+    if not (path / RESULT).is_file():
+        raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
+    # Answers are ranked by their likelihood, whatever decoding the run was measured by.
+    settled = {"resume": None, "result_file": None, "show_progress": False, "checkpoint_dir": str(path.parent)}
+    decoding = {"decoding": "score"} if is_ours(request.model) else {}
+    config = LLaRAConfig(
+        request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **decoding, **keys}
+    )
+    if request.model == "ChatLLM":
+        raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
+    data = prepare_data(config)
+    model = build_model(config, data)
+    checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
+    if is_ours(request.model):
+        load_llm_recommender(model, checkpoint)
+        stock, stock_config = recommender_model(config, data)
+    else:
+        load_stock_model(model, checkpoint, request.model)
+        stock, stock_config = model, config
+    return LoadedRun(config, data, model.eval(), Retriever(stock, stock_config, data.sampler.n_items))
+
+
+def as_json(recommendations: Sequence[Recommendation]) -> list[dict[str, Any]]:
+    """What JSON can hold of an answer."""
+    return [asdict(recommendation) for recommendation in recommendations]
+
+
+def _in_own_order(items: torch.Tensor) -> torch.Tensor:
+    """[B, C] the same items by their number: a prompt must not tell the recommender's order, which training never showed."""
+    return torch.where(items > 0, items, torch.iinfo(torch.int64).max).sort(1).values.remainder(torch.iinfo(torch.int64).max)

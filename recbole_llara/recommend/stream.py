@@ -1,0 +1,91 @@
+"""JSON lines: one user a line in, one answer a line out, a batch at a time, however many there are."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TextIO
+
+from recbole_llara.errors import UserError
+from recbole_llara.recommend.loaded import LoadedRun, as_json
+
+KEYS = frozenset({"user", "history", "candidates", "k", "retrieve_k"})
+LONGEST_LINE = 1 << 20  # characters
+
+
+def answer_lines(run: LoadedRun, lines: Iterable[str], out: TextIO, k: int = 5, retrieve_k: int | None = None) -> None:
+    """Answer every line; one that cannot be answered gets an error of its own.
+
+    Args:
+        run: answers.
+        lines: JSON objects with ``history``, and ``user``, ``candidates``, ``k`` or ``retrieve_k`` where wanted.
+        out: gets a JSON object a line, in the order of the lines.
+        k, retrieve_k: for lines that say nothing of them.
+    """
+    defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
+    for batch in _batches(lines, run.batch_size):
+        for answer in _answers(run, [_parsed(line, defaults) for line in batch]):
+            out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        out.flush()
+
+
+def _answers(run: LoadedRun, asked: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Answers in the order of the questions; those that can be asked at once are."""
+    answers: list[dict[str, Any]] = [{}] * len(asked)
+    groups: dict[tuple, list[int]] = {}
+    for number, question in enumerate(asked):
+        if "error" in question:
+            answers[number] = dict(question)
+        else:
+            length = None if question["candidates"] is None else len(question["candidates"])
+            groups.setdefault((question["k"], question["retrieve_k"], length), []).append(number)
+    for (k, retrieve_k, length), numbers in groups.items():
+        for number, answer in zip(
+            numbers, _together(run, [asked[number] for number in numbers], k, retrieve_k, length), strict=True
+        ):
+            answers[number] = answer
+    return answers
+
+
+def _together(
+    run: LoadedRun, asked: list[Mapping[str, Any]], k: int, retrieve_k: int | None, length: int | None
+) -> list[dict[str, Any]]:
+    """Answers to questions of one kind; where one of them is wrong, each by itself."""
+    candidates = None if length is None else [question["candidates"] for question in asked]
+    try:
+        found = run.recommend_batch([question["history"] for question in asked], k, candidates, retrieve_k)
+    except UserError as error:
+        if len(asked) == 1:
+            return [{**_named(asked[0]), "error": str(error)}]
+        return [answer for question in asked for answer in _together(run, [question], k, retrieve_k, length)]
+    return [{**_named(question), "recommendations": as_json(items)} for question, items in zip(asked, found, strict=True)]
+
+
+def _parsed(line: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A line's question with defaults, or its error."""
+    if len(line) > LONGEST_LINE:
+        return {"error": f"line: found {len(line)} characters, expected at most {LONGEST_LINE}"}
+    try:
+        question = json.loads(line)
+    except ValueError as error:
+        return {"error": f"line: found no JSON ({error}), expected an object with history"}
+    if not isinstance(question, dict) or not isinstance(question.get("history"), list):
+        return {"error": 'line: found no list history, expected an object such as {"history": ["Toy Story"]}'}
+    unknown = sorted(question.keys() - KEYS)
+    if unknown:
+        return {**_named(question), "error": f"line: found {unknown[0]!r}, expected some of {', '.join(sorted(KEYS))}"}
+    if not isinstance(question.get("candidates"), list | None):
+        return {**_named(question), "error": "candidates: expected a list of titles or ids"}
+    if any(not isinstance(question.get(key), int | None) for key in ("k", "retrieve_k")):
+        return {**_named(question), "error": "k and retrieve_k: expected whole numbers"}
+    given = {key: value for key, value in question.items() if value is not None}
+    return {**defaults, **given}
+
+
+def _named(question: Mapping[str, Any]) -> dict[str, Any]:
+    return {"user": question["user"]} if "user" in question else {}
+
+
+def _batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    some = iter(lines)
+    while batch := list(islice((line for line in some if line.strip()), size)):
+        yield batch

@@ -1,0 +1,117 @@
+"""A finished run that answers for new users: the evaluator's own rankings, unseen items, names that people use."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import recbole_llara
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.recommend.item_names import ItemNames
+
+
+@pytest.mark.parametrize("model", ["LLaRA", "TALLRec", "SASRec", "Caser", "Popularity"])
+def test_the_ranking_is_the_evaluators(model, make_run):
+    folder = Path(make_run(model))
+    run = recbole_llara.load(folder)
+    for case in read_records(folder / "cases.jsonl"):
+        history = [f"id:{item}" for item in case["history"]]
+        candidates = [f"id:{item}" for item in case["candidates"]]
+        found = run.recommend(history, k=len(candidates), candidates=candidates)
+        scores = dict(zip(case["candidates"], case["scores"], strict=True))
+        if model == "Caser":  # it knows users, and this one is new to it
+            assert {item.item_id for item in found} == set(case["candidates"])
+            continue
+        assert found[0].item_id == case["answer"] or scores[found[0].item_id] == scores[case["answer"]]
+        assert [item.score for item in found] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-5)
+        for item in found:
+            assert item.score == pytest.approx(scores[item.item_id], abs=1e-5)
+        assert all(item.recommender_rank is None for item in found)
+
+
+def test_the_recommender_proposes_unseen_items_and_the_llm_ranks_them(run):
+    history = ["Title 3 é", "i4", "id:i5"]
+    found = run.recommend(history, k=10, retrieve_k=10)
+    assert [item.rank for item in found] == list(range(1, 11))
+    assert sorted(item.recommender_rank for item in found) == list(range(1, 11))
+    assert not {item.item_id for item in found} & {"i3", "i4", "i5"}
+    assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+    first = run.retriever.propose([[run.names.find(name) for name in history]], 10)[0].tolist()
+    assert {run.names.ids[item] for item in first} == {item.item_id for item in found}
+    by_rank = sorted(found, key=lambda item: item.recommender_rank)
+    assert [item.item_id for item in by_rank] == [run.names.ids[item] for item in first]
+    assert len(run.recommend(history)) == 5
+
+
+def test_a_batch_is_its_users(run):
+    histories = [["i1"], ["i2", "i3", "i4"], [f"i{item}" for item in range(30)]]
+    together = run.recommend_batch(histories, k=3)
+    for history, found in zip(histories, together, strict=True):
+        alone = run.recommend(history, k=3)
+        assert [item.item_id for item in alone] == [item.item_id for item in found]
+        assert [item.score for item in alone] == pytest.approx([item.score for item in found], abs=1e-4)
+    assert run.recommend_batch([]) == []
+
+
+def test_a_user_who_has_seen_nearly_everything(run):
+    items = list(range(1, run.retriever.n_known))
+    found = run.recommend([f"id:{run.names.ids[item]}" for item in items[:-3]], k=10)
+    assert {item.item_id for item in found} == {run.names.ids[item] for item in items[-3:]}
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ({"history": ["Titel 3 é"]}, r"no item is called 'Titel 3 é'; did you mean 'Title 3"),
+        ({"history": ["id:i999"]}, r"no item is called 'id:i999'; did you mean 'i"),
+        ({"history": []}, "history: found \\[\\], expected a list of at least one"),
+        ({"history": "i1"}, "history: found 'i1', expected a list"),
+        ({"history": [None]}, "item: found None, expected a title or an id"),
+        ({"history": ["i1"], "k": 0}, "k: found 0"),
+        ({"history": ["i1"], "retrieve_k": 61}, "retrieve_k: found 61, but there are 60 items"),
+        ({"history": ["i1"], "retrieve_k": "many"}, "retrieve_k: found 'many'"),
+        ({"history": ["i1"], "candidates": ["i2", "i2"]}, "candidates: found 1 items twice"),
+        ({"history": ["i1"], "candidates": []}, "candidates: found \\[\\], expected"),
+    ],
+)
+def test_wrong_questions(question, message, run):
+    with pytest.raises(UserError, match=message):
+        run.recommend(**question)
+
+
+def test_what_is_no_finished_run(make_run, tmp_path):
+    with pytest.raises(UserError, match=r"run: found no request\.yaml"):
+        recbole_llara.load(tmp_path)
+    folder = Path(make_run())
+    (folder / "result.json").rename(tmp_path / "result.json")
+    with pytest.raises(UserError, match="is not finished.*--resume="):
+        recbole_llara.load(folder)
+
+
+def test_a_moved_run_and_another_decoding(make_run, tmp_path):
+    """Runs may be measured by ``generate`` and still rank; the folder of all runs may have moved."""
+    folder = Path(make_run(decoding="generate"))
+    moved = tmp_path / "moved"
+    folder.parent.rename(moved)
+    assert len(recbole_llara.load(moved / folder.name).recommend(["i1"])) == 5
+
+
+def test_names():
+    names = ItemNames(["[PAD]", "1", "2", "3", "4"], ["", "Alien", "ALIEN", "2", "Café"])
+    assert names.find("Alien") == 1 and names.find("ALIEN") == 2  # in their own case they differ
+    with pytest.raises(UserError, match="2 items are called 'alien', expected one: give id:1 or id:2"):
+        names.find("alien")
+    assert names.find("2") == 3 and names.find(2) == 2 and names.find("id:2") == 2 and names.find("1") == 1
+    assert names.find("cafe\u0301") == 4
+    with pytest.raises(UserError, match="no item is called"):
+        names.find("id:[PAD]")
+    assert names.search("al") == [2, 1] or names.search("al") == [1, 2]
+    assert names.search("") == [] and names.search("fé") == [4] and names.search("zzz") == []
+
+
+def test_json_holds_it(run):
+    from recbole_llara.recommend.loaded import as_json
+
+    told = json.loads(json.dumps(as_json(run.recommend(["i1"], k=1))))
+    assert set(told[0]) == {"item_id", "title", "score", "rank", "recommender_rank"}
