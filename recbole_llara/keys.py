@@ -22,7 +22,9 @@ _UNLISTED = frozenset({"model", "dataset", "config_files", "encoding", "tail_rat
 # Rows and items are drawn once for an LLM and its recommender alike, so these take no prefix ...
 _SHARED_LISTS = frozenset([*general_arguments, *dataset_arguments, "eval_args", "repeatable"])
 # ... and these of ours describe the run of the LLM alone: the recommender learns from all rows.
-_OWN = frozenset({"max_train_rows", "max_eval_rows", "result_file", "decoding", "checkpoint", "resume"})
+_OWN = frozenset(
+    {"max_train_rows", "max_eval_rows", "result_file", "decoding", "checkpoint", "resume", "full_rank", "retrieve_k"}
+)
 _MEASURED = frozenset({"metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_step"})
 
 # Keys that say where a run computes and writes, what is shown of it and how often it is saved: they change no result.

@@ -21,6 +21,7 @@ from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.checked import TellsFacts
 from recbole_llara.processes import Processes, processes_of
 from recbole_llara.resume import completed_request, folder_to_resume
+from recbole_llara.settings import EvaluationSettings
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.training_state import remove_states
 
@@ -177,6 +178,7 @@ def _write(
     cases_file = folder.write_records("cases.jsonl", records)
     if is_ours(config["model"]) and trainer.progress.training_log:
         folder.write_records("training.jsonl", trainer.progress.training_log)
+    full_rank = _measure_full_rank(config, data, trainer.model, folder) if config["full_rank"] else {}
     result = build_result(
         config.final_config_dict,
         correct=cases.correct,
@@ -184,7 +186,7 @@ def _write(
         candidate_sha256=data.candidate_sha256,
         metrics=metrics,
         timings=timings,
-        facts=trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {},
+        facts={**(trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}), **full_rank},
         best_epoch=trainer.best_epoch,
     )
     result_file = folder.write_result(result, config["result_file"])
@@ -195,6 +197,21 @@ def _write(
         "cases_file": str(cases_file),
         "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
     }
+
+
+def _measure_full_rank(config: LLaRAConfig, data: PreparedData, model: Any, folder: RunFolder) -> dict[str, Any]:
+    """Rank the whole catalogue for the test rows; writes ``full_rank.jsonl``."""
+    from recbole_llara.recommend.full_rank import full_rank_records, full_rank_result, rank_test_rows
+    from recbole_llara.recommend.loaded import loaded_run
+
+    settings = EvaluationSettings.from_config(config)
+    ranks = rank_test_rows(loaded_run(config, data, model), settings.retrieve_k, max(settings.topk))
+    folder.write_records("full_rank.jsonl", full_rank_records(ranks, data.dataset.field2id_token[data.dataset.iid_field]))
+    result = full_rank_result(ranks, settings.topk)
+    for name in ("retriever", "reranker"):
+        shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
+        logging.getLogger().info(f"whole catalogue, {name}: {shares}")
+    return {"full_rank": result}
 
 
 class _NoBoard:

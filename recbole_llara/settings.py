@@ -59,8 +59,14 @@ class EvaluationSettings(Settings):
     metric_decimal_place: int = within(0)
     checkpoint: str | None
     resume: str | None
+    full_rank: bool
+    retrieve_k: int = within(1)
 
     def __post_init__(self) -> None:
+        if self.full_rank and self.decoding != "score":
+            raise UserError(
+                f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
+            )
         if self.checkpoint is not None and self.resume is not None:
             raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
 

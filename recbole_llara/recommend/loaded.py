@@ -104,7 +104,7 @@ class LoadedRun:
         proposed = None
         if candidates is None:
             proposed = self.retriever.propose(rows, retrieve_k)  # [B, C]
-            asked = _in_own_order(proposed)
+            asked = in_own_order(proposed)
         else:
             chosen = [self._items("candidates", items) for items in candidates]
             if len(chosen) != len(rows) or len({len(items) for items in chosen}) > 1:
@@ -112,15 +112,21 @@ class LoadedRun:
                     "candidates: found lists of different lengths, expected one of the same length for each history"
                 )
             asked = torch.tensor(chosen)
-        scores = torch.cat(
-            [self.scores(rows[first:end], asked[first:end]) for first, end in self._batches(len(rows))]
-        )  # [B, C]
+        scores = torch.cat([self.scores(rows[first:end], asked[first:end]) for first, end in self.batches(len(rows))])  # [B, C]
         return [
             self._told(*row, k) for row in zip(asked, scores, [None] * len(rows) if proposed is None else proposed, strict=True)
         ]
 
-    def scores(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> torch.Tensor:
-        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity."""
+    def scores(
+        self, histories: Sequence[Sequence[int]], candidates: torch.Tensor, users: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity.
+
+        Args:
+            histories: B lists of items.
+            candidates: [B, C].
+            users: B ids, as for ``Retriever.propose``.
+        """
         if self.is_llm:
             history, _ = padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])
             rows = torch.zeros(len(histories), dtype=torch.int64)
@@ -129,7 +135,7 @@ class LoadedRun:
             question = Interaction({self.model.ITEM_SEQ: history, CANDIDATE_FIELD: shown, ROW_FIELD: rows})
             scores = self.model.answer_candidates(question.to(self.config["device"])).scores.cpu()
         else:
-            scores = self.retriever.scores(histories, [0] * len(histories)).gather(1, candidates)
+            scores = self.retriever.scores(histories, users or [0] * len(histories)).gather(1, candidates)
         return scores.masked_fill(candidates == 0, -torch.inf)
 
     def _told(self, asked: torch.Tensor, scores: torch.Tensor, proposed: torch.Tensor | None, k: int) -> list[Recommendation]:
@@ -159,7 +165,8 @@ class LoadedRun:
         if retrieve_k >= self.retriever.n_known:
             raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
 
-    def _batches(self, count: int) -> list[tuple[int, int]]:
+    def batches(self, count: int) -> list[tuple[int, int]]:
+        """Where batches of so many rows begin and end."""
         return [(first, min(count, first + self.batch_size)) for first in range(0, count, self.batch_size)]
 
 
@@ -193,10 +200,20 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
     if is_ours(request.model):
         load_llm_recommender(model, checkpoint)
-        stock, stock_config = recommender_model(config, data)
     else:
         load_stock_model(model, checkpoint, request.model)
-        stock, stock_config = model, config
+    return loaded_run(config, data, model)
+
+
+def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
+    """A run whose model is trained already; a stock recommender is its own retriever.
+
+    Args:
+        config: the run's LLaRAConfig.
+        data: what ``prepare_data`` returned.
+        model: as trained.
+    """
+    stock, stock_config = recommender_model(config, data) if is_ours(config["model"]) else (model, config)
     return LoadedRun(config, data, model.eval(), Retriever(stock, stock_config, data.sampler.n_items))
 
 
@@ -205,6 +222,6 @@ def as_json(recommendations: Sequence[Recommendation]) -> list[dict[str, Any]]:
     return [asdict(recommendation) for recommendation in recommendations]
 
 
-def _in_own_order(items: torch.Tensor) -> torch.Tensor:
+def in_own_order(items: torch.Tensor) -> torch.Tensor:
     """[B, C] the same items by their number: a prompt must not tell the recommender's order, which training never showed."""
     return torch.where(items > 0, items, torch.iinfo(torch.int64).max).sort(1).values.remainder(torch.iinfo(torch.int64).max)

@@ -1,0 +1,141 @@
+"""Over the whole catalogue: the recommender proposes unseen items, the model ranks them; was the user's next item near the top?
+
+The retriever ranks all items; the re-ranker reorders its first ``retrieve_k`` and leaves those behind them. What the re-ranker
+cannot mend is said too: how often the target was proposed at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_llara.evaluator.significance import paired_t, wilson_interval
+from recbole_llara.recommend.loaded import LoadedRun, in_own_order
+
+
+@dataclass(frozen=True)
+class FullRanks:
+    """Places of the targets of R test rows.
+
+    Args:
+        rows: [R] row numbers of the test split.
+        targets: [R] item ids.
+        retriever, reranker: [R] the target's place, from 1, by each; 0 where it is beyond ``depth``.
+        depth: (int, items) how far rankings were looked at.
+        retrieve_k: (int, items) that the re-ranker reordered.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    retriever: np.ndarray
+    reranker: np.ndarray
+    depth: int
+    retrieve_k: int
+
+
+def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int) -> FullRanks:
+    """Rank the whole catalogue for each test row.
+
+    Items that the user interacted with are not proposed, save the target: a test row is its user's last.
+
+    Args:
+        run: with the model and the retriever.
+        retrieve_k: (int, items) that the model reorders.
+        depth: (int, items) how far to look, the largest K of the metrics.
+    """
+    dataset = run.data.test_data.dataset
+    feat = dataset.inter_feat
+    targets = feat[dataset.iid_field].numpy()
+    users = feat[dataset.uid_field].numpy()
+    window = feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]]
+    histories = [[item for item in row if item] for row in window.tolist()]
+    seen = _seen_but_target(run, users, targets)
+    depth = min(max(depth, retrieve_k), run.retriever.n_known - 1)
+    proposed = run.retriever.propose(histories, depth, users.tolist(), seen)  # [R, depth]
+    reranked = _reranked(run, histories, proposed, retrieve_k) if run.is_llm else proposed
+    wanted = torch.from_numpy(targets)[:, None]
+    rows = feat["row_id"].numpy()
+    return FullRanks(rows, targets, _place(proposed == wanted), _place(reranked == wanted), depth, retrieve_k)
+
+
+def full_rank_result(ranks: FullRanks, topk: Sequence[int]) -> dict[str, Any]:
+    """Hit@K and NDCG@K of both, with 95 % intervals, and the re-ranker's gain over its own retriever.
+
+    One item is relevant a row, so ``NDCG = 1 / log2(1 + place)`` within K and 0 beyond. Hits have Wilson's interval; means of
+    NDCG and gains that of a t-test over rows, gains over the rows' differences.
+
+    Args:
+        ranks: of the test rows.
+        topk: the K.
+
+    Returns:
+        what ``result.json`` tells.
+    """
+    n = len(ranks.targets)
+    proposed = int(((ranks.retriever > 0) & (ranks.retriever <= ranks.retrieve_k)).sum())
+    told: dict[str, Any] = {"n": n, "retrieve_k": ranks.retrieve_k, "target_proposed": asdict(wilson_interval(proposed, n))}
+    for name, places in (("retriever", ranks.retriever), ("reranker", ranks.reranker)):
+        told[name] = {}
+        for k in topk:
+            told[name][f"hit@{k}"] = asdict(wilson_interval(int(_hits(places, k).sum()), n))
+            told[name][f"ndcg@{k}"] = _mean(_ndcg(places, k))
+    told["gain"] = {
+        f"{metric}@{k}": _difference(measure(ranks.reranker, k), measure(ranks.retriever, k))
+        for k in topk
+        for metric, measure in (("hit", _hits), ("ndcg", _ndcg))
+    }
+    return told
+
+
+def full_rank_records(ranks: FullRanks, item_tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """A record a row: its target's places, null beyond the depth."""
+    columns = (ranks.rows.tolist(), ranks.targets.tolist(), ranks.retriever.tolist(), ranks.reranker.tolist())
+    return [
+        {"row": row, "target": str(item_tokens[target]), "retriever": first or None, "reranker": second or None}
+        for row, target, first, second in zip(*columns, strict=True)
+    ]
+
+
+def _reranked(run: LoadedRun, histories: Sequence[Sequence[int]], proposed: torch.Tensor, retrieve_k: int) -> torch.Tensor:
+    """[R, depth] the first ``retrieve_k`` of each row in the model's order, the others behind them as they were."""
+    head = in_own_order(proposed[:, :retrieve_k])
+    scores = torch.cat([run.scores(histories[first:end], head[first:end]) for first, end in run.batches(len(histories))])
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return torch.cat([head.gather(1, order), proposed[:, retrieve_k:]], dim=1)
+
+
+def _seen_but_target(run: LoadedRun, users: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
+    """What each row's user interacted with, less its target."""
+    position, items = run.data.sampler.seen.pairs(users)
+    keep = items != targets[position]
+    bounds = np.searchsorted(position[keep], np.arange(1, len(users)))
+    return np.split(items[keep], bounds)
+
+
+def _place(is_target: torch.Tensor) -> np.ndarray:
+    """Where a row [depth] is true, from 1; 0 where it is nowhere."""
+    place = is_target.int().argmax(1) + 1
+    return torch.where(is_target.any(1), place, 0).numpy()
+
+
+def _hits(places: np.ndarray, k: int) -> np.ndarray:
+    return ((places > 0) & (places <= k)).astype(float)
+
+
+def _ndcg(places: np.ndarray, k: int) -> np.ndarray:
+    return _hits(places, k) / np.log2(1 + np.maximum(places, 1))
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    found = _difference(values, np.zeros_like(values))
+    return {"share": found["mean"], "low": found["low"], "high": found["high"]}
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    found = paired_t(a, b)
+    if found is None:  # one row
+        mean = float((a - b).mean())
+        return {"mean": mean, "low": mean, "high": mean, "p_value": 1.0}
+    return asdict(found)

@@ -1,0 +1,74 @@
+"""Retrieval and re-ranking over the whole catalogue, against plain loops."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.recommend import load
+from recbole_llara.recommend.full_rank import FullRanks, full_rank_result, rank_test_rows
+
+
+@pytest.mark.parametrize("model", ["LLaRA", "SASRec", "Caser", "Popularity"])
+def test_places_are_those_of_a_plain_loop(model, make_run):
+    folder = Path(make_run(model, protocol="full_rank", retrieve_k=7, topk=[1, 5, 10]))
+    run = load(folder)
+    records = read_records(folder / "full_rank.jsonl")
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))["full_rank"]
+    assert result["n"] == len(records) == len(read_records(folder / "cases.jsonl"))
+    lines = (Path(run.config["data_path"]) / "toy.inter").read_text(encoding="utf-8").splitlines()[1:]
+    watched: dict[str, list[str]] = {}
+    for line in sorted(lines, key=lambda line: float(line.split("\t")[2])):
+        user, item, _ = line.split("\t")
+        watched.setdefault(user, []).append(item)
+    cases = {case["row"]: case for case in read_records(folder / "cases.jsonl")}
+    hits = 0
+    for record in records:
+        case = cases[record["row"]]
+        *before, last = watched[case["user"]]
+        assert record["target"] == last == case["target"]
+        seen = [run.names.find(f"id:{item}") for item in before if item != last]
+        user = run.data.dataset.field2token_id["user_id"][case["user"]]
+        history = [run.names.find(f"id:{item}") for item in case["history"]]
+        scores = run.retriever.scores([history], [user])[0].tolist()
+        ranked = sorted((item for item in range(1, run.retriever.n_known) if item not in seen), key=lambda item: -scores[item])
+        place = ranked.index(run.names.find(f"id:{last}")) + 1
+        assert record["retriever"] == (place if place <= 10 else None) or model == "Popularity"  # whose scores tie
+        if model == "LLaRA" and place <= 7:
+            head = [run.names.ids[item] for item in sorted(ranked[:7])]  # prompts show them so
+            found = run.recommend([f"id:{item}" for item in case["history"]], k=7, candidates=[f"id:{item}" for item in head])
+            assert record["reranker"] == next(item.rank for item in found if item.item_id == last)
+        elif model == "LLaRA":
+            assert record["reranker"] == record["retriever"]  # nothing behind the proposed items moves
+        hits += place <= 5
+    if model != "Popularity":
+        assert result["retriever"]["hit@5"]["share"] == pytest.approx(hits / len(records))
+    if model != "LLaRA":
+        assert all(record["retriever"] == record["reranker"] for record in records)
+        assert result["gain"]["hit@5"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+
+
+def test_numbers_by_hand():
+    """Places 1, 3 and beyond by the retriever, 2, 1 and beyond by the re-ranker."""
+    ranks = FullRanks(np.arange(3), np.arange(1, 4), np.array([1, 3, 0]), np.array([2, 1, 0]), depth=5, retrieve_k=3)
+    result = full_rank_result(ranks, [1, 3])
+    assert result["retriever"]["hit@1"]["share"] == result["reranker"]["hit@1"]["share"] == pytest.approx(1 / 3)
+    assert result["retriever"]["ndcg@3"]["share"] == pytest.approx((1 + 1 / math.log2(4)) / 3)
+    assert result["reranker"]["ndcg@3"]["share"] == pytest.approx((1 + 1 / math.log2(3)) / 3)
+    assert result["gain"]["ndcg@3"]["mean"] == pytest.approx((1 / math.log2(3) - 1 / math.log2(4)) / 3)
+    assert result["target_proposed"]["share"] == pytest.approx(2 / 3)
+    assert result["gain"]["hit@3"]["mean"] == 0 and result["gain"]["hit@3"]["p_value"] == 1
+
+
+def test_what_ranks_nothing_is_refused(make_run):
+    with pytest.raises(UserError, match="full_rank: found True with decoding generate"):
+        make_run(protocol="full_rank", decoding="generate")
+
+
+def test_more_than_there_is(run):
+    ranks = rank_test_rows(run, retrieve_k=10_000, depth=20)
+    assert ranks.depth == run.retriever.n_known - 1 and (ranks.reranker > 0).all()
