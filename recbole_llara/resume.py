@@ -61,7 +61,8 @@ def read_request(run: Path) -> Request:
     asked = _read(run / REQUEST)
     # Values were parsed once; a quoted "1" of a config file must not become a number now.
     keys = {key: PlainText(value) if isinstance(value, str) else value for key, value in asked["keys"].items()}
-    return Request(asked["model"], asked["dataset"], keys)
+    placed = {key: str(run / name) for key, name in asked.get("relative", {}).items()}  # of an exported run
+    return Request(asked["model"], asked["dataset"], {**keys, **placed})
 
 
 def folder_to_resume(config: Any) -> RunFolder | None:

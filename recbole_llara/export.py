@@ -1,0 +1,237 @@
+"""``python -m recbole_llara.export``: a finished run as a folder that others can use without its training machine.
+
+It holds ``llm/`` (with ``--merge`` or full tuning: a plain Hugging Face folder) or PEFT's adapter, the projector and its like
+(``checkpoint/``), the recommender, the items, and a model card. ``recbole_llara.load`` reads it, and ``run.yaml`` measures it again.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_llara.atomic import write_folder
+from recbole_llara.errors import UserError, exit_status
+
+DTYPES = ("float32", "bfloat16", "float16")
+LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS = "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml"
+
+
+def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
+    """Write a run's folder for others.
+
+    Args:
+        run: the folder of a finished run of an LLM recommender.
+        output: a folder that is not there yet.
+        merge: fold LoRA's adapter into the LLM's weights.
+        dtype: of the merged weights; less than float32 rounds them.
+        keys: over the run's own, such as ``data_path``.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
+    """
+    from recbole_llara.model.base import LLMRecommender
+    from recbole_llara.recommend import load
+
+    path, output = Path(run).expanduser(), Path(output).expanduser()
+    if output.exists():
+        raise UserError(f"output: {output} is there already, expected a folder to be made")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    loaded = load(path, **keys)
+    model = loaded.model
+    if not isinstance(model, LLMRecommender):
+        raise UserError(f"run: {path} is one of {loaded.config['model']}, expected a run of an LLM recommender")
+    if merge and model.llm_quantization != "none":
+        raise UserError(f"merge: the LLM is held in {model.llm_quantization}, expected whole weights; export without merge")
+    is_whole = model.llm_tuning == "full" or (merge and model.llm_tuning == "lora")
+    source = Path(loaded.config["checkpoint"] or path / CHECKPOINT)
+
+    def fill(folder: Path) -> None:
+        if is_whole:
+            _write_llm(model, source, folder / LLM, dtype)
+        _write_checkpoint(model, source, folder, is_whole)
+        if model.recommender is not None:
+            (folder / RECOMMENDER).parent.mkdir()
+            weights = model.recommender.path
+            shutil.copyfile(weights / "model.safetensors" if weights.is_dir() else weights, folder / RECOMMENDER)
+        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
+        relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
+        relative |= {"rec_checkpoint": RECOMMENDER} if model.recommender is not None else {}
+        settled = _settled(loaded.config, is_whole)
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        shutil.copyfile(path / "result.json", folder / "result.json")
+        shutil.copyfile(path / "config.yaml", folder / "config.yaml")
+        head = {"model": loaded.config["model"], "dataset": loaded.config["dataset"]}
+        _write_yaml(
+            folder / "request.yaml",
+            {"version": result["versions"]["recbole_llara"], **head, "keys": settled, "relative": relative},
+        )
+        absolute = {key: str(output.resolve() / name) for key, name in relative.items()}
+        _write_yaml(folder / KEYS, {**head, **settled, **absolute})
+        (folder / CARD).write_text(
+            model_card(result, model.llm_path, model.llm_tuning, merge, dtype, settled), encoding="utf-8"
+        )
+
+    return write_folder(output, fill)
+
+
+def _write_llm(model: Any, source: Path, folder: Path, dtype: str) -> None:
+    """The tuned LLM as a plain Hugging Face folder."""
+    import torch
+    from peft import PeftModel
+
+    from recbole_llara.model.llm import load_llm
+
+    kind = getattr(torch, dtype)
+    if model.llm_tuning == "full":
+        llm = model.llm
+    else:
+        base, _ = load_llm(model.llm_path, dtype="float32", llm_tuning="full")
+        llm = PeftModel.from_pretrained(base, source / "adapter").merge_and_unload()
+    llm.to(kind).save_pretrained(folder)
+    llm.to(torch.float32)
+    model.tokenizer.save_pretrained(folder)
+
+
+def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool) -> None:
+    """The checkpoint as it is, or for an LLM of its own what lies beside it."""
+    from recbole_llara.model.identity import llm_digest, tokenizer_digest
+    from recbole_llara.model.llm import load_llm
+    from recbole_llara.trainer.checkpoint import META, OWN_WEIGHTS, read_meta
+
+    if not is_whole:
+        shutil.copytree(source, folder / CHECKPOINT)
+        return
+    meta = read_meta(source)
+    llm, tokenizer = load_llm(str(folder / LLM))
+    (folder / CHECKPOINT).mkdir()
+    shutil.copyfile(source / OWN_WEIGHTS, folder / CHECKPOINT / OWN_WEIGHTS)
+    meta["belongs_to"] |= {
+        "llm_tuning": "frozen", "llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer),
+    }  # fmt: skip
+    meta["sha256"] = {OWN_WEIGHTS: meta["sha256"][OWN_WEIGHTS]}
+    (folder / CHECKPOINT / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
+    """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
+    from recbole_llara.evaluator.result import json_ready
+    from recbole_llara.masking import without_secrets
+    from recbole_llara.settings import (
+        DataSettings,
+        EvaluationSettings,
+        LLMSettings,
+        OptimSettings,
+        PromptSettings,
+        RecommenderSettings,
+    )
+
+    kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
+    names = {setting.name for kind in kinds for setting in fields(kind)} - {"resume", "checkpoint", "rec_checkpoint"}
+    given = {key: value for key, value in config.external_config_dict.items() if key not in ("resume", "result_file", "state")}
+    keys = json_ready(without_secrets({**given, **{name: config[name] for name in names}}))
+    for place in ("checkpoint_dir", "checkpoint", "rec_checkpoint", "show_progress"):
+        keys.pop(place, None)
+    return keys | ({"llm_tuning": "frozen"} if is_whole else {})
+
+
+def _write_items(ids: Sequence[str], titles: Sequence[str], path: Path) -> None:
+    lines = [f"{item}\t{title}" for item, title in list(zip(ids, titles, strict=True))[1:]]
+    path.write_text("\n".join(["item_id\ttitle", *lines]) + "\n", encoding="utf-8")
+
+
+def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+def model_card(
+    result: Mapping[str, Any], llm_path: str, llm_tuning: str, is_merged: bool, dtype: str, keys: Mapping[str, Any]
+) -> str:
+    """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads.
+
+    Args:
+        result: of ``result.json``.
+        llm_path: of the base LLM.
+        llm_tuning: lora, frozen or full.
+        is_merged, dtype: as exported.
+        keys: of the run.
+    """
+    interval = result["interval_95"]
+    base = "the Llama that recbole-llara ships" if llm_path == "tiny" else f"`{llm_path}`"
+    held = (
+        f"adapter merged, {dtype}"
+        if is_merged and llm_tuning == "lora"
+        else {"full": f"tuned whole, {dtype}"}.get(llm_tuning, "as it is")
+    )
+    metrics = "\n".join(f"| {name} | {value} |" for name, value in result["metrics"]["test"].items())
+    return f"""---
+library_name: recbole-llara
+tags: [recommendation, sequential-recommendation, recbole]
+---
+# {result["model"]} on {result["dataset"]}
+
+Names the next item among {keys.get("candidate_num", 20)} candidates from a history of titles. Made by
+recbole-llara {result["versions"]["recbole_llara"]}.
+
+| | |
+|---|---|
+| base LLM | {base}, {held} |
+| recommender | {result.get("rec_model") or "none"} |
+| representation | {result.get("representation")} |
+| dataset, protocol | {result["dataset"]}, {result["protocol"]} |
+| seed | {result["seed"]}, candidates {result["candidate_seed"]} |
+
+## Measured
+
+HitRatio@1 {interval["share"]:.4f} (95 % interval {interval["low"]:.4f} to {interval["high"]:.4f}), n = {result["n"]} test rows;
+{result["valid_answers"]} answers named a candidate. Candidates of the test rows: SHA-256 `{result["candidate_sha256"]["test"]}`.
+
+| metric | test |
+|---|---|
+{metrics}
+
+## Use
+
+    import recbole_llara
+    recbole_llara.load("this folder").recommend(history=["a title", "another"], k=5)
+
+    python run_recbole_llara.py --config_files=this_folder/{KEYS}   # measures it again; paths stand in {KEYS}
+
+Both need the dataset `{result["dataset"]}` in `data_path`.
+
+## Licence
+
+The licence of the base LLM goes with its weights, and that of the dataset with the titles in `items.tsv` and with what was
+learned from its interactions: read both before you pass this on.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is that of ``exit_status``."""
+    parser = argparse.ArgumentParser(prog="python -m recbole_llara.export", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--run", required=True, help="the folder of a finished run")
+    parser.add_argument("--output", required=True, help="the folder to make")
+    parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
+    parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
+    arguments, keys = parser.parse_known_args(argv)
+
+    def run() -> None:
+        from recbole_llara.yaml_files import parse_arguments
+
+        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
+        sys.stdout.write(f"written: {written}\n")
+
+    return exit_status("recbole-llara", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
