@@ -27,6 +27,7 @@ from recbole_llara.model.sharding import held_here
 from recbole_llara.processes import processes_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import OptimSettings
+from recbole_llara.trainer.boards import BoardsMixin
 from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.divergence import diverged
 from recbole_llara.trainer.progress import Progress
@@ -35,7 +36,7 @@ from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.trainer.strategy import stages_of
 
 
-class LLMTrainer(ResumableMixin, CandidateEvaluationMixin, Trainer):
+class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer):
     """RecBole's Trainer for an ``LLMRecommender``.
 
     Args:
@@ -182,12 +183,13 @@ class LLMTrainer(ResumableMixin, CandidateEvaluationMixin, Trainer):
             group["lr"] = rate
         hard = self.stage.hard_probability(progress.step, self.total_steps)
         parts = self._train_step(self.model.training_rows(interaction, epoch))
-        self._write_step(parts, rate, hard)
+        seconds = perf_counter() - started
+        self._write_step(parts, rate, hard, len(interaction) / seconds)
         progress.epoch_losses.append(sum(parts.values()))
         progress.step += 1
         progress.batches += 1
         progress.rows_trained += len(interaction)
-        progress.seconds_trained += perf_counter() - started
+        progress.seconds_trained += seconds
         recent = progress.epoch_losses[-50:]
         return f"loss {sum(recent) / len(recent):.4f} lr {rate:.1e} p(hard) {hard:.2f}"
 
@@ -284,18 +286,3 @@ class LLMTrainer(ResumableMixin, CandidateEvaluationMixin, Trainer):
         """Make dropout a function of (seed, step, forward pass), whichever process makes the pass."""
         key = np.random.SeedSequence((self.config["seed"], self.progress.all_steps, number))
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-
-    def _write_step(self, losses: dict[str, float], rate: float, hard: float) -> None:
-        """Tell the boards and the log of an optimiser step."""
-        values = {"loss": sum(losses.values()), "learning_rate": rate, "hard_probability": hard}
-        if len(losses) > 1:
-            values |= {f"loss_{name}": value for name, value in losses.items()}
-        step = self.progress.all_steps
-        for name, value in values.items():
-            self.tensorboard.add_scalar(f"step/{name}", value, step)
-        self.progress.training_log.append({"step": step, **values})
-
-    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
-        score, result = super()._valid_epoch(valid_data, show_progress)
-        self.progress.training_log.append({"step": self.progress.all_steps, "valid": dict(result)})
-        return score, result

@@ -262,6 +262,28 @@ def test_an_interrupt_keeps_the_best_checkpoint(keys, monkeypatch, make_trainer)
     trainer.evaluate(data.test_data)  # loads the checkpoint that was kept
 
 
+def test_the_boards_are_told_of_every_step_and_validation(keys, make_trainer, monkeypatch):
+    """TensorBoard and Weights & Biases, RecBole's own loggers: losses apart, rate, curriculum, speed; ValidRatio."""
+    trainer, data = make_trainer({**keys, "strategy": "curriculum"}, "RSLLM")
+    scalars, logged = [], []
+    monkeypatch.setattr(trainer.tensorboard, "add_scalar", lambda name, value, step: scalars.append((name, float(value), step)))
+    monkeypatch.setattr(
+        trainer.wandblogger, "log_metrics", lambda values, head="train", commit=True: logged.append((head, values))
+    )
+    trainer.fit(data.train_data, data.valid_data)
+    told = {name for name, _, _ in scalars}
+    wanted = {"loss", "loss_answer", "loss_user_item", "loss_item_item", "learning_rate", "hard_probability", "rows_per_second"}
+    assert {f"step/{name}" for name in wanted} <= told and {"valid/validratio", "valid/hit@1"} <= told
+    steps = [values for head, values in logged if head == "step"]
+    assert [values["optimiser_step"] for values in steps] == [0, 1, 2] and wanted <= steps[0].keys()
+    assert any("validratio" in values for head, values in logged if head == "valid")
+    assert [value for name, value, _ in scalars if name == "step/hard_probability"] == [
+        0.0,
+        pytest.approx(1 / 3),
+        pytest.approx(2 / 3),
+    ]
+
+
 def test_learning_rate_warms_up_and_falls_by_cosine():
     names = {
         "epochs": 1, "train_batch_size": 1, "learning_rate": 1.0, "weight_decay": 0.0, "micro_batch_size": 1,
