@@ -1,7 +1,9 @@
 """A finished run as something to ask: its recommender proposes unseen items, its LLM ranks them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +191,9 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
     # Answers are ranked by their likelihood, whatever decoding the run was measured by.
     settled = {"resume": None, "result_file": None, "show_progress": False, "checkpoint_dir": str(path.parent)}
-    decoding = {"decoding": "score"} if is_ours(request.model) else {}
-    config = LLaRAConfig(
-        request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **decoding, **keys}
-    )
+    if is_ours(request.model):
+        settled |= {"decoding": "score", **_own_recommender(path, {**request.keys, **keys})}
+    config = LLaRAConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     if request.model == "ChatLLM":
         raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
     data = prepare_data(config)
@@ -203,6 +204,24 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     else:
         load_stock_model(model, checkpoint, request.model)
     return loaded_run(config, data, model)
+
+
+def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
+    """The key that names the recommender whose embeddings a run read; to train another would be minutes for nothing."""
+    read = json.loads((run / RESULT).read_text(encoding="utf-8")).get("recommender")
+    if keys.get("rec_checkpoint"):
+        return {}
+    if not read:
+        getLogger().warning("run: it read no recommender; items are proposed by rec_model, from the cache or trained now")
+        return {}
+    path = Path(read["path"])
+    beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
+    for place in (beside, path):
+        if place.exists():
+            return {"rec_checkpoint": str(place)}
+    raise UserError(
+        f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by rec_checkpoint"
+    )
 
 
 def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:

@@ -97,6 +97,17 @@ def test_a_moved_run_and_another_decoding(make_run, tmp_path):
     assert len(recbole_llara.load(moved / folder.name).recommend(["i1"])) == 5
 
 
+def test_a_recommender_that_has_gone_is_not_trained_again(make_run, tmp_path):
+    folder = Path(make_run())
+    cache = folder.parent / "recommenders"
+    cache.rename(tmp_path / "away")
+    with pytest.raises(UserError, match="the recommender that .* read is neither at"):
+        recbole_llara.load(folder)
+    assert not cache.exists()
+    (given,) = (tmp_path / "away").glob("SASRec-*")
+    assert len(recbole_llara.load(folder, rec_checkpoint=str(given)).recommend(["i1"])) == 5
+
+
 def test_names():
     names = ItemNames(["[PAD]", "1", "2", "3", "4"], ["", "Alien", "ALIEN", "2", "Café"])
     assert names.find("Alien") == 1 and names.find("ALIEN") == 2  # in their own case they differ
