@@ -61,7 +61,8 @@ class DemoApi:
         return {
             "dataset": self.first.config["dataset"],
             "candidate_num": self.first.config["candidate_num"],
-            "limits": {"history": MAX_HISTORY, "query": MAX_QUERY, "k": MAX_CANDIDATES},
+            "history_read": max(run.run.config["MAX_ITEM_LIST_LENGTH"] for run in self.demo_runs),
+            "limits": {"history": MAX_HISTORY, "query": MAX_QUERY, "found": MAX_FOUND, "k": MAX_CANDIDATES},
             "runs": [run.facts for run in self.demo_runs],
         }
 

@@ -78,6 +78,5 @@ def check_same_items(paths: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
 
 def _facts(name: str, path: Path, run: LoadedRun) -> dict[str, Any]:
     result = json.loads((path / RESULT).read_text(encoding="utf-8"))
-    flat = {**result, **{key: value for part in result.values() if isinstance(part, dict) for key, value in part.items()}}
-    told = {key: flat.get(field) for key, field in _TOLD.items()}
+    told = {key: result.get(key) for key in _TOLD}
     return {"name": name, "model": run.config["model"], "folder": path.name, "is_llm": run.is_llm, **told}

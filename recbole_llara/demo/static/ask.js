@@ -3,7 +3,8 @@
 import { byId, element, fill, request, rounded, showError } from "./dom.js";
 
 const PAUSE = 120; // ms without a key before titles are searched
-const SCORES = { true: "log-likelihood, nats", false: "own score" };
+const SCORES = { true: "Score: log-likelihood in nats.", false: "Score: the recommender's own." };
+const SHARE = "Share: the softmax of the scores over all candidates.";
 const PARTS = {
   item_embedding: { short: "emb", long: "behavioural token" },
   item_id: { short: "id", long: "item-id token" },
@@ -16,10 +17,11 @@ export function startAsking(known) {
   const state = { history: [], candidates: null, from: "", asked: 0 };
   const redraw = () => drawHistory(state, known, redraw);
   fill(byId("runs"), byId("runs").firstElementChild, ...known.runs.map(runBox));
+  byId("history-read").textContent = `the last ${known.history_read} are read`;
   startSearch((item) => {
     if (state.history.length < known.limits.history) state.history.push(item);
     redraw();
-  }, known.limits.query);
+  }, known.limits);
   byId("go").addEventListener("click", () => ask(state, known));
   byId("clear").addEventListener("click", () => {
     Object.assign(state, { history: [], candidates: null });
@@ -51,13 +53,19 @@ function runBox(run) {
     facts ? element("span", { class: "hint" }, ` ${facts}`) : null);
 }
 
-function startSearch(add, most) {
+/** What was found, in words; where there is no room for more, that there may be. */
+function tell(count, most) {
+  if (!count) return "No title holds that.";
+  return count < most ? `${count} found` : `The first ${count}; write more to see others.`;
+}
+
+function startSearch(add, limits) {
   const query = byId("query");
   const found = byId("found");
   const hint = byId("found-status").textContent;
   let timer = 0;
   let running = null;
-  query.maxLength = most;
+  query.maxLength = limits.query;
 
   const search = async () => {
     running?.abort();
@@ -68,7 +76,7 @@ function startSearch(add, most) {
       return;
     }
     const { items } = await request(`/api/items?query=${encodeURIComponent(query.value)}`, null, running.signal);
-    byId("found-status").textContent = items.length ? `${items.length} found` : "No title holds that.";
+    byId("found-status").textContent = tell(items.length, limits.found);
     fill(found, ...items.map((item) => element("li", {}, element("button", {
       type: "button", "aria-label": `Add ${item.title}`, on: { click: () => add(item) },
     }, element("span", {}, item.title), element("span", { class: "hint" }, item.item_id)))));
@@ -139,6 +147,7 @@ async function ask(state, known) {
     status.textContent = `Each run ranked the same ${candidates.length} candidates. What the LLMs write freely follows.`;
     const cards = new Map(runs.map((name) => [name, card(facts.get(name), answers[name])]));
     fill(byId("answers"), ...[...cards.values()].map((made) => made.root));
+    if (status.getBoundingClientRect().top > 0.7 * innerHeight) status.scrollIntoView();
     const free = await request("/api/write", { ...question, candidates });
     if (asked !== state.asked) return;
     for (const [name, made] of cards) fill(made.free, ...freeAnswer(free.answers[name]));
@@ -166,12 +175,12 @@ function card(run, answer) {
       element("td", { class: "number" }, `${(100 * item.share).toFixed(0)} %`));
   });
   const table = element("table", {},
-    element("caption", {}, SCORES[run.is_llm]),
+    element("caption", {}, `${SCORES[run.is_llm]} ${SHARE}`),
     element("thead", {}, element("tr", {}, ...["", "Item", "Score", "Share"].map((name, index) =>
       index ? element("th", { scope: "col", class: index > 1 ? "number" : null }, name) : element("td", {})))),
     element("tbody", {}, ...rows));
   const root = element("article", { class: "card", "aria-label": run.name },
-    element("h3", {}, run.name, run.hit === null ? null : element("span", { class: "hint" }, ` HitRatio@1 ${run.hit.toFixed(3)} of ${run.n}`)),
+    element("h3", {}, run.name, element("span", { class: "hint", title: "correct answers to its test rows" }, ` ${run.correct} of ${run.n} test rows right`)),
     table, run.is_llm ? free : null, answer.prompt ? prompt(answer.prompt) : null);
   return { root, free };
 }
@@ -181,7 +190,7 @@ function freeAnswer(answer) {
   const verdict = answer.valid ? "valid: names one candidate" : "invalid: names no single candidate";
   return [
     element("h4", {}, "Written freely"),
-    element("p", { class: "written" }, answer.text || "(nothing)"),
+    element("p", { class: "written" }, answer.text.trim() || "(nothing)"),
     element("p", { class: answer.valid ? "right" : "wrong" }, `${answer.valid ? "✓" : "✗"} ${verdict}`),
   ];
 }
@@ -196,9 +205,12 @@ function prompt({ tokens, segments }) {
     element("p", { class: "prompt", tabindex: "0", role: "group", "aria-label": "Prompt" }, ...segments.map(segmentNode)));
 }
 
-function segmentNode(segment) {
+/** A segment; a mark that no title stands before says whose vector it is. */
+function segmentNode(segment, index, segments) {
   if (!segment.part) return segment.text;
   const { short, long } = PARTS[segment.part];
-  const of = segment.item_id === null ? long : `${long} of ${segment.title}`;
-  return element("mark", { class: segment.part, title: of }, segment.item_id === null ? short : `${short} ${segment.item_id}`);
+  if (segment.item_id === null) return element("mark", { class: segment.part, title: long }, short);
+  const before = segments.slice(0, index).findLast((other) => !other.part)?.text ?? "";
+  const title = before.endsWith(segment.title) ? null : element("span", {}, ` ${segment.title}`);
+  return element("mark", { class: segment.part, title: `${long} of ${segment.title}` }, `${short} ${segment.item_id}`, title);
 }

@@ -74,7 +74,7 @@ function answers(found) {
   const rows = Object.entries(found.answers).map(([name, answer]) => element("tr", {},
     element("th", { scope: "row" }, name),
     element("td", { class: "title" }, answer.answer_text ?? answer.answer_title ?? "(nothing)"),
-    element("td", { class: answer.correct ? "right" : "wrong" },
+    element("td", { class: `verdict ${answer.correct ? "right" : "wrong"}` },
       answer.correct ? "✓ right" : answer.valid ? "✗ wrong" : "✗ invalid")));
   return element("table", {}, element("tbody", {}, ...rows));
 }
