@@ -10,15 +10,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import RESULT
 from recbole_llara.recommend import LoadedRun, load
 
-# What the page says of a run, out of its result.json where that has it.
-_TOLD = {
-    "rec_model": "rec_model",
-    "representation": "representation",
-    "llm": "llm",
-    "hit": "hit@1",
-    "valid": "validratio",
-    "n": "n",
-}
+_TOLD = ("rec_model", "representation", "n", "correct")  # of result.json, where that has it
 
 
 @dataclass(frozen=True)

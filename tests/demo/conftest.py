@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvicorn
+from fastapi.testclient import TestClient
 from toy_run import toy_keys
 
-pytest.importorskip("fastapi", reason="the demo needs fastapi")
-uvicorn = pytest.importorskip("uvicorn", reason="the demo needs uvicorn")
-
-from fastapi.testclient import TestClient  # noqa: E402
-
-from recbole_llara.demo.app import DemoApi, create_app  # noqa: E402
-from recbole_llara.demo.runs import load_runs  # noqa: E402
-from recbole_llara.quick_start import run_recbole_llara  # noqa: E402
+from recbole_llara.demo.app import DemoApi, create_app
+from recbole_llara.demo.runs import load_runs
+from recbole_llara.quick_start import run_recbole_llara
 
 ATTACK = "<img src=x onerror=window.harmed=1> Title 7"
 SHARED = ("data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress")

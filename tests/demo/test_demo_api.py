@@ -10,8 +10,10 @@ import pytest
 from recbole_llara.demo.__main__ import main
 from recbole_llara.demo.app import MAX_BODY, MAX_CANDIDATES, MAX_HISTORY, MAX_QUERY, STATIC, Asked, DemoApi, create_app
 from recbole_llara.demo.batching import BatchQueue
+from recbole_llara.demo.cases import CASES
 from recbole_llara.demo.runs import check_same_items, load_runs
 from recbole_llara.errors import UserError
+from recbole_llara.evaluator.run_folder import read_records
 
 HISTORY = ["i3", "i4", "i7"]
 
@@ -20,11 +22,13 @@ def _ask(client, path="/api/recommend", **changes):
     return client.post(path, json={"history": HISTORY, **changes})
 
 
-def test_the_runs_are_told(client):
+def test_the_runs_are_told(client, toy):
     told = client.get("/api/runs").json()
     assert [(run["name"], run["is_llm"]) for run in told["runs"]] == [("LLaRA", True), ("SASRec", False)]
     assert told["runs"][0]["rec_model"] == "SASRec"
-    assert told["runs"][0]["n"] == 12
+    for run, folder in zip(told["runs"], toy.folders.values(), strict=True):
+        correct = [case["correct"] for case in read_records(folder / CASES)]
+        assert (run["n"], run["correct"]) == (12, sum(correct))
     assert (told["dataset"], told["candidate_num"]) == ("toy", 10)
 
 

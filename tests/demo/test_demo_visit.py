@@ -62,9 +62,13 @@ def test_a_visit(page, toy):
     expect(page.locator("#case tr.target")).to_have_count(1)
     expect(page.locator("#case-body .wide tbody tr")).to_have_count(10)
     expect(page.locator("#case-title")).to_be_focused()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.get_by_role("button", name="Ask this now").click()
     expect(page.locator("#given-text")).to_contain_text("the 10 candidates of row")
     expect(page.get_by_role("article", name="LLaRA").locator(".free")).to_contain_text(re.compile("valid"))
 
+    text = page.locator("main").inner_text()
+    assert not re.search("undefined|NaN|\\[object", text)
     assert page.evaluate("window.harmed") is None
     assert page.locator("main img").count() == 0

@@ -212,5 +212,5 @@ function segmentNode(segment, index, segments) {
   if (segment.item_id === null) return element("mark", { class: segment.part, title: long }, short);
   const before = segments.slice(0, index).findLast((other) => !other.part)?.text ?? "";
   const title = before.endsWith(segment.title) ? null : element("span", {}, ` ${segment.title}`);
-  return element("mark", { class: segment.part, title: `${long} of ${segment.title}` }, `${short} ${segment.item_id}`, title);
+  return element("mark", { class: segment.part, title: `${long} of ${segment.title}` }, `${short}\u00a0${segment.item_id}`, title);
 }
