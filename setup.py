@@ -21,7 +21,7 @@ setup(
     packages=[*find_packages(include=["recbole_llara", "recbole_llara.*"]), "recbole_llara.properties"],
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
-        "recbole_llara": ["tiny_llama/weights/*", "study/page.css"],
+        "recbole_llara": ["tiny_llama/weights/*", "study/page.css", "demo/static/*"],
         "recbole_llara.properties": [str(path.relative_to(PROPERTIES)) for path in sorted(PROPERTIES.rglob("*.yaml"))],
     },
     include_package_data=False,
@@ -59,6 +59,8 @@ setup(
         "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],
         "chat": ["openai>=1.40", "transformers[serving]"],
+        "demo": ["fastapi>=0.115", "uvicorn>=0.30"],
+        "browser": ["playwright>=1.45"],  # drives the demo in a Chromium that is installed already
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},
     classifiers=[

@@ -70,6 +70,7 @@ build_meta.build_wheel({str(tmp_path)!r})
     weights = ROOT / "recbole_llara" / "tiny_llama" / "weights"
     wanted |= {f"recbole_llara/tiny_llama/weights/{path.name}" for path in weights.glob("*") if path.is_file()}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara").rglob("*.py")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara" / "demo" / "static").iterdir()}
     assert wanted <= names, wanted - names
     assert (
         "recbole-llara = recbole_llara.cli:main"

@@ -12,27 +12,32 @@ from recbole_llara.trainer import get_trainer
 TITLES = [f" Title {item} é" for item in range(60)]
 
 
+def _save(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def save_llm():
     """Writes an LLM and its tokenizer to a folder, and returns its path."""
-
-    def save(folder, model, tokenizer):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return str(folder)
-
-    return save
+    return _save
 
 
 @pytest.fixture
-def keys(tmp_path, monkeypatch, make_llm, make_tokenizer, save_llm):
+def keys(tmp_path, monkeypatch, make_llm, make_tokenizer):
     """The keys of a small run of one epoch."""
     monkeypatch.chdir(tmp_path)
+    return toy_keys(tmp_path, make_llm, make_tokenizer)
+
+
+def toy_keys(folder, make_llm, make_tokenizer):
+    """The same for a folder that lives longer than one test."""
     tokenizer = make_tokenizer([*TITLES, "This user has chosen in the previous. Choose one of these items:"], 400)
     return {
-        **write_toy_dataset(tmp_path),
+        **write_toy_dataset(folder),
         "rec_epochs": 1,
-        "llm_path": save_llm(tmp_path / "llm", make_llm("llama", vocab_size=len(tokenizer)), tokenizer),
+        "llm_path": _save(folder / "llm", make_llm("llama", vocab_size=len(tokenizer)), tokenizer),
         "epochs": 1,
         "max_train_rows": 48,
         "max_eval_rows": 12,

@@ -33,11 +33,9 @@ def answer_rows(
     if model.test_prompt == "all":
         scores = score_under_every_template(model, history, candidates, rows)
     else:
-        is_first = model.test_prompt == "first"
-        template_index = torch.zeros_like(rows) if is_first else model.template_index(rows, "evaluation", 0)
-        prompts = _encode(model, history, candidates, template_index)
+        prompts = shown_prompts(model, history, candidates, rows)
         if model.decoding == "generate":
-            return _generate(model, prompts, candidates)
+            return generate_answers(model, prompts, candidates)
         if model.decoding == "constrained":
             context = _context(model, prompts, candidates)
             chosen, answer_ids = decode_constrained(*context).cpu(), context[-1].cpu()  # [B], [B, C, A]
@@ -47,6 +45,19 @@ def answer_rows(
         scores = score_candidates(*_context(model, prompts, candidates)).cpu()  # [B, C]
     items = rank_candidates(scores, candidates, rows)[:, 0]
     return CandidateAnswers(items=items, scores=scores, texts=_texts(model, items.tolist()))
+
+
+def shown_prompts(
+    model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor
+) -> EncodedPrompts:
+    """The prompts of an evaluation, on the model's device; under test_prompt ``all`` those of the first template.
+
+    Args:
+        model, history, candidates, rows: as for ``answer_rows``.
+    """
+    is_drawn = model.test_prompt == "sampled"
+    template_index = model.template_index(rows, "evaluation", 0) if is_drawn else torch.zeros_like(rows)
+    return _encode(model, history, candidates, template_index)
 
 
 def score_under_every_template(
@@ -88,7 +99,14 @@ def _context(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch
     return model.llm, model.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids
 
 
-def _generate(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch.Tensor) -> CandidateAnswers:
+def generate_answers(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch.Tensor) -> CandidateAnswers:
+    """Let the LLM write, greedily, and see which of the candidates [B, C] each text names.
+
+    Args:
+        model: in evaluation mode.
+        prompts: of B rows, as from ``shown_prompts``.
+        candidates: the items of those prompts.
+    """
     llm, inputs, attention_mask, _, answer_ids = _context(model, prompts, candidates)
     lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
     end, pad = model.tokenizer.eos_token_id, model.tokenizer.pad_token_id

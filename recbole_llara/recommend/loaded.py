@@ -15,10 +15,14 @@ from recbole_llara.compat import flush_denormals, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.errors import UserError
+from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import rank_candidates
 from recbole_llara.evaluator.run_folder import RESULT
 from recbole_llara.model import build_model, is_ours
+from recbole_llara.model.answering import generate_answers, shown_prompts
+from recbole_llara.model.compilation import uncompiled
 from recbole_llara.model.item_encoder import recommender_model
+from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
 from recbole_llara.resume import read_request
@@ -130,15 +134,28 @@ class LoadedRun:
             users: B ids, as for ``Retriever.propose``.
         """
         if self.is_llm:
-            history, _ = padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])
-            rows = torch.zeros(len(histories), dtype=torch.int64)
             # A user who has seen nearly everything has fewer candidates: the first fills the gaps, where it is not counted.
             shown = torch.where(candidates > 0, candidates, candidates[:, :1])
-            question = Interaction({self.model.ITEM_SEQ: history, CANDIDATE_FIELD: shown, ROW_FIELD: rows})
+            question = Interaction(
+                {self.model.ITEM_SEQ: self._history(histories), CANDIDATE_FIELD: shown, ROW_FIELD: _no_rows(histories)}
+            )
             scores = self.model.answer_candidates(question.to(self.config["device"])).scores.cpu()
         else:
             scores = self.retriever.scores(histories, users or [0] * len(histories)).gather(1, candidates)
         return scores.masked_fill(candidates == 0, -torch.inf)
+
+    def prompts(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> EncodedPrompts:
+        """What the LLM reads of histories and candidates [B, C], internal ids throughout; for runs that have an LLM."""
+        return shown_prompts(self.model, self._history(histories), candidates, _no_rows(histories))
+
+    @torch.no_grad()
+    def write(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> CandidateAnswers:
+        """What the LLM writes when nothing holds it to the candidates [B, C]; for runs that have an LLM."""
+        with uncompiled(self.model.is_compiled):
+            return generate_answers(self.model, self.prompts(histories, candidates), candidates).cpu()
+
+    def _history(self, histories: Sequence[Sequence[int]]) -> torch.Tensor:
+        return padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])[0]
 
     def _told(self, asked: torch.Tensor, scores: torch.Tensor, proposed: torch.Tensor | None, k: int) -> list[Recommendation]:
         """One user's answer out of candidates [C], their scores [C] and the recommender's order [C]."""
@@ -239,6 +256,11 @@ def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
 def as_json(recommendations: Sequence[Recommendation]) -> list[dict[str, Any]]:
     """What JSON can hold of an answer."""
     return [asdict(recommendation) for recommendation in recommendations]
+
+
+def _no_rows(histories: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[B] the row number of questions that are rows of no split."""
+    return torch.zeros(len(histories), dtype=torch.int64)
 
 
 def in_own_order(items: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,243 @@
+"""The demo's JSON: the runs' own answers to the same candidates, bounds with clear words, and nothing from elsewhere."""
+
+import asyncio
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from recbole_llara.demo.__main__ import main
+from recbole_llara.demo.app import MAX_BODY, MAX_CANDIDATES, MAX_HISTORY, MAX_QUERY, STATIC, Asked, DemoApi, create_app
+from recbole_llara.demo.batching import BatchQueue
+from recbole_llara.demo.cases import CASES
+from recbole_llara.demo.runs import check_same_items, load_runs
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.run_folder import read_records
+
+HISTORY = ["i3", "i4", "i7"]
+
+
+def _ask(client, path="/api/recommend", **changes):
+    return client.post(path, json={"history": HISTORY, **changes})
+
+
+def test_the_runs_are_told(client, toy):
+    told = client.get("/api/runs").json()
+    assert [(run["name"], run["is_llm"]) for run in told["runs"]] == [("LLaRA", True), ("SASRec", False)]
+    assert told["runs"][0]["rec_model"] == "SASRec"
+    for run, folder in zip(told["runs"], toy.folders.values(), strict=True):
+        correct = [case["correct"] for case in read_records(folder / CASES)]
+        assert (run["n"], run["correct"]) == (12, sum(correct))
+    assert (told["dataset"], told["candidate_num"]) == ("toy", 10)
+
+
+def test_titles_are_searched(client):
+    found = client.get("/api/items", params={"query": "TITLE 5"}).json()["items"]
+    assert found[0] == {"item_id": "i5", "title": "Title 5 é"}
+    assert {item["item_id"] for item in found} == {"i5", *(f"i{item}" for item in range(50, 60))}
+    assert client.get("/api/items", params={"query": " "}).json()["items"] == []
+
+
+def test_every_run_ranks_the_same_candidates(client, demo_runs):
+    told = _ask(client, k=4).json()
+    candidates = told["candidates"]
+    assert len(set(candidates)) == 10
+    assert not set(candidates) & set(HISTORY)
+    for run in demo_runs:
+        own = run.run.recommend([f"id:{item}" for item in HISTORY], 10, [f"id:{item}" for item in candidates])
+        items = told["answers"][run.name]["items"]
+        assert [item["item_id"] for item in items] == [item.item_id for item in own][:4]
+        assert [item["score"] for item in items] == pytest.approx([item.score for item in own[:4]], abs=1e-4)
+        assert sum(item["share"] for item in items) <= 1 + 1e-9
+    assert _ask(client, candidates=candidates, k=4).json()["candidates"] == candidates
+    assert set(_ask(client, runs=["SASRec"]).json()["answers"]) == {"SASRec"}
+
+
+def test_the_prompt_holds_every_title_and_marks_every_embedding(client, demo_runs, toy):
+    told = _ask(client).json()
+    assert told["answers"]["SASRec"]["prompt"] is None
+    segments = told["answers"]["LLaRA"]["prompt"]["segments"]
+    marks = [segment for segment in segments if "part" in segment]
+    assert [mark["item_id"] for mark in marks] == [*HISTORY, *told["candidates"]]
+    text = "".join(segment.get("text", "") for segment in segments)
+    names = demo_runs[0].run.names
+    assert all(mark["title"] in text and mark["title"] == names.titles[names.find(f"id:{mark['item_id']}")] for mark in marks)
+    assert toy.attack in text
+
+
+def test_what_is_written_freely_is_told_valid_or_not(client, demo_runs):
+    answers = _ask(client, "/api/write").json()["answers"]
+    assert answers["SASRec"] is None
+    assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["item_id"] is not None)
+    assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["title"] in demo_runs[0].run.names.titles)
+
+
+def test_questions_at_once_are_one_call(demo_runs, monkeypatch):
+    calls = []
+    for run in demo_runs:
+        whole = run.run.recommend_batch
+        monkeypatch.setattr(
+            run.run, "recommend_batch", lambda *args, whole=whole: calls.append(len(args[0])) or whole(*args), raising=True
+        )
+    api = DemoApi(demo_runs)
+    api.queue = BatchQueue(api.answerer.answer, gather=0.3)
+    histories = [["i1"], ["i2", "i3"], HISTORY, ["nothing"], ["i9", "i8"]]
+
+    async def visit():
+        return await asyncio.gather(*(api.recommend(Asked(history=one)) for one in histories), return_exceptions=True)
+
+    together = asyncio.run(visit())
+    api.queue.close()
+    assert calls == [4, 4]  # one call of each run; the mistaken question never got there
+    assert isinstance(together[3], UserError)
+    alone = DemoApi(demo_runs)
+    for history, found in zip(histories, together, strict=True):
+        if history != ["nothing"]:
+            again = asyncio.run(alone.recommend(Asked(history=history)))
+            assert again["candidates"] == found["candidates"]
+            for name, answer in again["answers"].items():
+                scores = [item["score"] for item in answer["items"]]
+                assert [item["score"] for item in found["answers"][name]["items"]] == pytest.approx(scores, abs=1e-4)
+    alone.queue.close()
+
+
+def test_one_mistake_in_a_group_is_its_own(demo_runs):
+    api = DemoApi(demo_runs)
+    api.queue = BatchQueue(api.answerer.answer, gather=0.3)
+
+    async def visit():
+        asked = [Asked(history=HISTORY, candidates=["i10", other]) for other in ("i11", "i10", "none", "i12")]
+        return await asyncio.gather(*map(api.recommend, asked), return_exceptions=True)
+
+    answers = asyncio.run(visit())
+    api.queue.close()
+    assert [isinstance(answer, UserError) for answer in answers] == [False, True, True, False]
+    assert answers[3]["candidates"] == ["i10", "i12"]
+
+
+def test_a_full_queue_is_429(demo_runs):
+    from fastapi.testclient import TestClient
+
+    api = DemoApi(demo_runs, BatchQueue(lambda questions: questions, capacity=0))
+    with TestClient(create_app(api), base_url="http://localhost") as client:
+        full = _ask(client)
+        assert full.status_code == 429
+        assert int(full.headers["Retry-After"]) >= 1
+        assert "too many" in full.json()["error"]
+        assert client.get("/api/runs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "says"),
+    [
+        ({"history": []}, 422, "history"),
+        ({"history": ["i1"] * (MAX_HISTORY + 1)}, 422, f"history.*{MAX_HISTORY}"),
+        ({"history": "i1"}, 422, "history.*list"),
+        ({"history": ["i" * 1000]}, 422, "history.0"),
+        ({"history": ["nothing"]}, 400, "no item is called 'id:nothing'"),
+        ({"history": ["[PAD]"]}, 400, "no item"),
+        ({"history": ["id:i1"]}, 400, "no item"),
+        ({"k": 0}, 422, "k:"),
+        ({"k": MAX_CANDIDATES + 1}, 422, "k:"),
+        ({"candidates": ["i1"]}, 422, "candidates"),
+        ({"candidates": ["i1", "i1"]}, 400, "twice"),
+        ({"candidates": [f"i{item}" for item in range(MAX_CANDIDATES + 1)]}, 422, "candidates"),
+        ({"runs": ["GPT"]}, 400, "found 'GPT', expected some of LLaRA, SASRec"),
+        ({"runs": []}, 422, "runs"),
+        ({"other": 1}, 422, "other"),
+    ],
+)
+def test_questions_out_of_bounds_are_refused_in_words(client, changes, status, says):
+    refused = _ask(client, **changes)
+    assert refused.status_code == status, refused.text
+    assert re.search(says, refused.json()["error"]), refused.text
+
+
+def test_requests_out_of_bounds_are_refused_in_words(client):
+    long = client.get("/api/items", params={"query": "a" * (MAX_QUERY + 1)})
+    assert (long.status_code, long.json()["error"].split(":")[0]) == (422, "query")
+    assert client.get("/api/items").status_code == 422
+    body = b'{"history": ["' + b" " * MAX_BODY + b'"]}'
+    json_type = {"Content-Type": "application/json"}
+    assert client.post("/api/recommend", content=body, headers=json_type).status_code == 413
+    assert client.post("/api/recommend", content=iter([body]), headers=json_type).status_code == 413  # of no announced length
+    assert client.post("/api/recommend", content=b"{", headers=json_type).status_code == 422
+    assert (
+        client.post("/api/recommend", content=b'{"history": ["i1"]}', headers={"Content-Type": "text/plain"}).status_code == 422
+    )
+    assert client.get("/api/cases", params={"limit": 1000}).status_code == 422
+    assert client.get("/api/cases", params={"offset": -1}).status_code == 422
+    assert client.get("/api/cases/one").status_code == 422
+    assert client.get("/api/cases/99999").status_code == 400
+    assert client.get("/static/../app.py").status_code == 404
+    for method in ("PUT", "DELETE", "PATCH", "POST"):
+        assert client.request(method, "/api/cases").status_code == 405
+
+
+def test_cases_are_found_and_opened(client):
+    found = client.get("/api/cases", params={"right": "LLaRA", "wrong": "SASRec"}).json()
+    assert all(case["correct"] == {"LLaRA": True, "SASRec": False} for case in found["cases"])
+    everything = client.get("/api/cases").json()
+    assert everything["count"] == everything["n"] == 12
+    case = client.get(f"/api/cases/{everything['cases'][0]['row']}").json()
+    assert len(case["candidates"]) == 10
+    assert set(case["candidates"][0]["scores"]) == {"LLaRA", "SASRec"}
+
+
+def test_only_loopbacks_names_are_answered(client, api):
+    from fastapi.testclient import TestClient
+
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/api/runs", headers={"Host": host}).status_code == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", ""):
+        assert client.get("/api/runs", headers={"Host": host}).status_code == 400
+    public = TestClient(create_app(api, "0.0.0.0"), base_url="http://demo.example")
+    assert public.get("/api/runs").status_code == 200
+
+
+def test_pages_may_run_nothing_but_the_packages_files(client):
+    for path in ("/", "/static/demo.js", "/api/runs", "/nothing"):
+        policy = client.get(path).headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert client.get(path).headers["X-Content-Type-Options"] == "nosniff"
+    assert client.get("/api/items", params={"query": "<img"}).headers["Content-Type"] == "application/json"
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_never_writes_markup():
+    for path in STATIC.iterdir():
+        text = path.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"https?://|@import|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), path
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script(?! type=\"module\" src=\"/static/)|<style| style=| on\w+=", page)
+    named = set(re.findall(r"/static/([\w.]+)", page))
+    assert named <= {path.name for path in STATIC.iterdir()}
+
+
+def test_runs_of_other_items_are_refused_by_name():
+    def run(dataset, *ids):
+        return SimpleNamespace(names=SimpleNamespace(ids=["[PAD]", *ids]), config={"dataset": dataset})
+
+    paths = [Path("saved/one"), Path("saved/two")]
+    check_same_items(paths, [run("a", "1", "2"), run("a", "2", "1")])
+    with pytest.raises(UserError, match=r"saved/two \(dataset b\) and saved/one \(dataset a\) .* 1 differ, such as '3'"):
+        check_same_items(paths, [run("a", "1", "2"), run("b", "1", "2", "3")])
+
+
+def test_a_run_is_not_compared_with_itself(toy):
+    folder = str(toy.folders["SASRec"])
+    with pytest.raises(UserError, match="same run twice"):
+        load_runs([folder, folder + "/"])
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
+    import socket
+
+    assert main([f"--run={tmp_path}", "--port=0"]) == 2
+    assert "expected the folder of a run" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main([f"--run={tmp_path}", f"--port={port}"]) == 2
+    assert f"127.0.0.1:{port} cannot be listened to" in capsys.readouterr().err
+    assert main([f"--run={tmp_path}", "--port=99999"]) == 2

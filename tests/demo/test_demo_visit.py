@@ -1,0 +1,74 @@
+"""One visit in a real Chromium: search, a history of three, two runs side by side, a case; nothing in its console."""
+
+import re
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def page(address):
+    """The page in a browser; fails on any word of its console, any uncaught error, any request to elsewhere."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install "recbole-llara[browser]"')
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    said, asked = [], []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        made = browser.new_page()
+        made.on("console", lambda message: said.append(message.text))
+        made.on("pageerror", lambda error: said.append(str(error)))
+        made.on("request", lambda request: asked.append(request.url))
+        made.goto(address)
+        yield made
+        browser.close()
+    assert said == []
+    assert all(url.startswith(address) for url in asked)
+
+
+def test_a_visit(page, toy):
+    from playwright.sync_api import expect
+
+    search = page.get_by_role("searchbox", name="Search titles")
+    search.fill("title 3")
+    page.get_by_role("button", name="Add Title 3 é", exact=True).click()
+    search.fill("title 4")
+    search.press("Enter")
+    expect(page.locator("#history li")).to_have_count(2)
+    search.fill("img")  # an attack, added by the keyboard
+    expect(page.get_by_role("button", name=f"Add {toy.attack}")).to_be_visible()
+    search.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator("#history li")).to_have_count(3)
+    expect(page.locator("#history .title").last).to_have_text(toy.attack)
+
+    page.get_by_role("button", name="Ask", exact=True).click()
+    for run in ("LLaRA", "SASRec"):
+        expect(page.get_by_role("article", name=run).locator("tbody tr")).to_have_count(5)
+    llara = page.get_by_role("article", name="LLaRA")
+    expect(llara.locator(".free")).to_contain_text(re.compile("valid"))
+    llara.locator("summary").click()
+    expect(llara.locator(".prompt mark")).to_have_count(13)  # three of the history, ten candidates
+    expect(llara.locator(".prompt")).to_contain_text(toy.attack)
+
+    page.get_by_role("link", name="Test cases").click()
+    page.get_by_label("SASRec").last.select_option("wrong")
+    expect(page.locator("#cases-status")).to_contain_text("of 12 rows")
+    page.get_by_label("SASRec").last.select_option("any")
+    expect(page.locator("#case-list li")).to_have_count(12)
+    page.locator("#case-list a").first.click()
+    expect(page.locator("#case tr.target")).to_have_count(1)
+    expect(page.locator("#case-body .wide tbody tr")).to_have_count(10)
+    expect(page.locator("#case-title")).to_be_focused()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.get_by_role("button", name="Ask this now").click()
+    expect(page.locator("#given-text")).to_contain_text("the 10 candidates of row")
+    expect(page.get_by_role("article", name="LLaRA").locator(".free")).to_contain_text(re.compile("valid"))
+
+    text = page.locator("main").inner_text()
+    assert not re.search("undefined|NaN|\\[object", text)
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("main img").count() == 0
