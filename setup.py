@@ -22,7 +22,11 @@ setup(
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
         "recbole_llara": ["tiny_llama/weights/*", "study/page.css"],
-        "recbole_llara.properties": [str(path.relative_to(PROPERTIES)) for path in sorted(PROPERTIES.rglob("*.yaml"))],
+        "recbole_llara.properties": [
+            str(path.relative_to(PROPERTIES))
+            for ending in ("yaml", "hyper")
+            for path in sorted(PROPERTIES.rglob(f"*.{ending}"))
+        ],
     },
     include_package_data=False,
     install_requires=[
@@ -54,10 +58,12 @@ setup(
             "openai>=1.40",
             "transformers[serving]",
             "pyarrow>=15,<22",
+            "optuna>=4",
         ],
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
         "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],
+        "search": ["optuna>=4"],
         "chat": ["openai>=1.40", "transformers[serving]"],
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},
