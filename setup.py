@@ -48,6 +48,7 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.66",
         "plotly>=5.20",
+        "optuna>=4",
     ],
     extras_require={
         "test": [
@@ -58,12 +59,10 @@ setup(
             "openai>=1.40",
             "transformers[serving]",
             "pyarrow>=15,<22",
-            "optuna>=4",
         ],
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
         "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],
-        "search": ["optuna>=4"],
         "chat": ["openai>=1.40", "transformers[serving]"],
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},

@@ -58,13 +58,12 @@ def run_search(argv: Sequence[str]) -> int:
     Raises:
         UserError: an argument, a key or a value cannot be used.
     """
-    arguments, keys = build_parser().parse_known_args(argv)
     index, gpu = go_alone() if launched() > 1 else (0, None)
-    search = _defined(arguments, keys)
+    search, processes = read_command(argv)
     if gpu is not None and "gpu_id" not in search.fixed:
         search = replace(search, fixed={**search.fixed, "gpu_id": gpu})
-    if arguments.processes > 1:
-        return run_beside(argv, arguments.processes)
+    if processes > 1:
+        return run_beside(argv, processes)
     run = SearchRun(search)
     run.run()
     if index != 0:
@@ -74,12 +73,18 @@ def run_search(argv: Sequence[str]) -> int:
     return FAILED if best_of(search, trials) is None else 0
 
 
-def _defined(arguments: argparse.Namespace, keys: Sequence[str]) -> Search:
+def read_command(argv: Sequence[str]) -> tuple[Search, int]:
+    """The search that a command line asks for, and in how many processes.
+
+    Raises:
+        UserError: an argument, a key or a value cannot be used.
+    """
+    arguments, keys = build_parser().parse_known_args(argv)
     if arguments.params_file is None:
         raise UserError(f"params_file: found none, expected a file or one of {', '.join(known_files())}")
     if arguments.processes < 1:
         raise UserError(f"processes: found {arguments.processes}, expected a whole number from 1")
-    return define(
+    search = define(
         arguments.model,
         arguments.dataset,
         arguments.params_file,
@@ -89,6 +94,7 @@ def _defined(arguments: argparse.Namespace, keys: Sequence[str]) -> Search:
         argv=keys,
         output=arguments.output,
     )
+    return search, arguments.processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:

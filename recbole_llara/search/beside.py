@@ -9,6 +9,7 @@ from time import sleep
 
 from recbole_llara.errors import Stopped
 
+COMMAND = (sys.executable, "-m", "recbole_llara.search")
 LOOK_AGAIN = 0.2  # seconds
 
 
@@ -25,7 +26,7 @@ def run_beside(argv: Sequence[str], count: int) -> int:
     Raises:
         Stopped: by a signal, which has been passed on.
     """
-    command = [sys.executable, "-m", "recbole_llara.search", *argv, "--processes=1"]
+    command = [*COMMAND, *argv, "--processes=1"]
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
     children = []
     for index in range(count):

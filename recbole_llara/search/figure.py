@@ -25,18 +25,19 @@ def draw(search: Search, trials: Sequence[Trial]) -> go.Figure:
         trials: that are finished; failed ones stand as crosses below the others.
     """
     scored = [trial for trial in trials if trial.score is not None]
-    rows = 1 + math.ceil(len(search.parameters) / COLUMNS)
+    columns = min(COLUMNS, len(search.parameters))
+    rows = 1 + math.ceil(len(search.parameters) / columns)
     titles = [f"{search.valid_metric} on the validation rows, by trial", *(parameter.key for parameter in search.parameters)]
     figure = make_subplots(
         rows=rows,
-        cols=COLUMNS,
-        specs=[[{"colspan": COLUMNS}, *[None] * (COLUMNS - 1)], *([{}] * COLUMNS for _ in range(rows - 1))],
+        cols=columns,
+        specs=[[{"colspan": columns}, *[None] * (columns - 1)], *([{}] * columns for _ in range(rows - 1))],
         subplot_titles=titles,
         vertical_spacing=0.2 / rows,
     )
     _add_history(figure, search, scored, [trial for trial in trials if trial.score is None])
     for place, parameter in enumerate(search.parameters):
-        _add_panel(figure, parameter, scored, row=2 + place // COLUMNS, col=1 + place % COLUMNS)
+        _add_panel(figure, parameter, scored, row=2 + place // columns, col=1 + place % columns)
     return finished(figure, f"Search of {search.model} on {search.dataset}, {search.algo}", 160 + 260 * rows)
 
 
@@ -54,7 +55,6 @@ def _add_history(figure: go.Figure, search: Search, scored: Sequence[Trial], fai
         texts = [_told(trial) for trial in failed]
         x = [trial.number for trial in failed]
         figure.add_scatter(x=x, y=floor, mode="markers", name="failed", marker=cross, text=texts, row=1, col=1)
-    figure.update_xaxes(title="trial", row=1, col=1)
 
 
 def _add_panel(figure: go.Figure, parameter: Parameter, scored: Sequence[Trial], row: int, col: int) -> None:
@@ -64,7 +64,13 @@ def _add_panel(figure: go.Figure, parameter: Parameter, scored: Sequence[Trial],
         x=[json.dumps(value, ensure_ascii=False) for value in values] if is_choice else values,
         y=[trial.score for trial in scored],
         mode="markers",
-        marker={"color": [trial.number for trial in scored], "colorscale": "Blues", "cmin": -len(scored), "size": 8},
+        marker={
+            "color": [trial.number for trial in scored],
+            "colorscale": "Blues",
+            "cmin": -len(scored),
+            "cmax": len(scored),
+            "size": 8,
+        },
         text=[_told(trial) for trial in scored],
         showlegend=False,
         row=row,
