@@ -13,6 +13,7 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.keys import known_keys
 from recbole_llara.model import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.search.__main__ import build_parser as build_search_parser
 from recbole_llara.search.__main__ import read_command as read_search_command
 from recbole_llara.study.__main__ import read_command
 from recbole_llara.study.definition import STUDIES
@@ -64,7 +65,7 @@ def test_a_study_command_is_a_study(command, monkeypatch, tmp_path):
 @pytest.mark.parametrize("command", SEARCH_COMMANDS)
 def test_a_search_command_is_a_search(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    search, _ = read_search_command(shlex.split(command))
+    search = read_search_command(*build_search_parser().parse_known_args(shlex.split(command)))
     assert search.max_evals >= 12
 
 
@@ -73,7 +74,8 @@ def test_the_readmes_parameter_file_can_be_searched(monkeypatch, tmp_path):
     block = README.split("### Searching hyper-parameters")[1].split("###")[0]
     lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
     Path("own.hyper").write_text("\n".join(lines), encoding="utf-8")
-    search, _ = read_search_command(["--model=LLaRA", "--dataset=ml-100k", "--params_file=own.hyper", "--algo=bayes"])
+    command = ["--model=LLaRA", "--dataset=ml-100k", "--params_file=own.hyper", "--algo=bayes"]
+    search = read_search_command(*build_search_parser().parse_known_args(command))
     assert len(search.parameters) == 4
 
 

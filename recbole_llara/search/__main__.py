@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from recbole_llara.errors import UserError, exit_status
 from recbole_llara.processes import go_alone, launched
-from recbole_llara.search.beside import run_beside
+from recbole_llara.search.beside import environments_of, run_beside
 from recbole_llara.search.definition import Search, define
 from recbole_llara.search.parameters import known_files
 from recbole_llara.search.report import write_report
@@ -58,12 +58,14 @@ def run_search(argv: Sequence[str]) -> int:
     Raises:
         UserError: an argument, a key or a value cannot be used.
     """
+    arguments, keys = build_parser().parse_known_args(argv)
     index, gpu = go_alone() if launched() > 1 else (0, None)
-    search, processes = read_command(argv)
+    environments = environments_of(arguments.processes)
+    search = read_command(arguments, keys)
     if gpu is not None and "gpu_id" not in search.fixed:
         search = replace(search, fixed={**search.fixed, "gpu_id": gpu})
-    if processes > 1:
-        return run_beside(argv, processes)
+    if environments:
+        return run_beside(argv, environments)
     run = SearchRun(search)
     run.run()
     if index != 0:
@@ -73,18 +75,21 @@ def run_search(argv: Sequence[str]) -> int:
     return FAILED if best_of(search, trials) is None else 0
 
 
-def read_command(argv: Sequence[str]) -> tuple[Search, int]:
-    """The search that a command line asks for, and in how many processes.
+def read_command(arguments: argparse.Namespace, keys: Sequence[str]) -> Search:
+    """The search that a command line asks for.
+
+    Args:
+        arguments: the named ones.
+        keys: ``--key=value`` for all trials.
 
     Raises:
         UserError: an argument, a key or a value cannot be used.
     """
-    arguments, keys = build_parser().parse_known_args(argv)
     if arguments.params_file is None:
         raise UserError(f"params_file: found none, expected a file or one of {', '.join(known_files())}")
     if arguments.processes < 1:
         raise UserError(f"processes: found {arguments.processes}, expected a whole number from 1")
-    search = define(
+    return define(
         arguments.model,
         arguments.dataset,
         arguments.params_file,
@@ -94,7 +99,6 @@ def read_command(argv: Sequence[str]) -> tuple[Search, int]:
         argv=keys,
         output=arguments.output,
     )
-    return search, arguments.processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:

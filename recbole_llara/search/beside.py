@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import sleep
+
+import torch
 
 from recbole_llara.errors import Stopped
 
@@ -13,12 +15,31 @@ COMMAND = (sys.executable, "-m", "recbole_llara.search")
 LOOK_AGAIN = 0.2  # seconds
 
 
-def run_beside(argv: Sequence[str], count: int) -> int:
-    """Start a search in several processes, numbered as a launcher would, and wait for them.
+def environments_of(count: int) -> list[dict[str, str]]:
+    """The environment of each of several processes, numbered as a launcher would; to be asked for before a Config is built,
+    since RecBole's writes CUDA_VISIBLE_DEVICES.
+
+    Args:
+        count: of processes; they share the GPUs, and the CPU's cores unless OMP_NUM_THREADS says otherwise.
+    """
+    if count < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(visible.split(",")) if visible else torch.cuda.device_count()
+    cores = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    numbers = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [
+        {**cores, **os.environ, **numbers, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))}
+        for index in range(count)
+    ]
+
+
+def run_beside(argv: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
+    """Start a search in several processes and wait for them.
 
     Args:
         argv: of the search's command.
-        count: of processes; they share the CPU's cores, unless OMP_NUM_THREADS says otherwise.
+        environments: of the processes.
 
     Returns:
         0, or the exit status of the first that failed, after the others were ended.
@@ -27,13 +48,8 @@ def run_beside(argv: Sequence[str], count: int) -> int:
         Stopped: by a signal, which has been passed on.
     """
     command = [*COMMAND, *argv, "--processes=1"]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    children = []
-    for index in range(count):
-        numbers = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        environment = {"OMP_NUM_THREADS": threads, **os.environ, **{name: str(number) for name, number in numbers.items()}}
-        # A session of its own: Ctrl-C reaches it once, from here.
-        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    # Each in a session of its own: Ctrl-C reaches it once, from here.
+    children = [subprocess.Popen(command, env=environment, start_new_session=True) for environment in environments]
     try:
         return _wait(children)
     except KeyboardInterrupt as stop:

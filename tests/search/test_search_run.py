@@ -121,7 +121,7 @@ def test_the_test_rows_choose_nothing_and_stand_nowhere_but_at_the_best(make_sea
     with sqlite3.connect(search.folder / "trials.sqlite") as database:
         kept = [text for (text,) in database.execute("select value_json from trial_user_attributes")]
         values = [value for (value,) in database.execute("select value from trial_values order by trial_id")]
-    assert len(kept) == 12 and "test" not in "".join(kept) and values == [trial.score for trial in trials]
+    assert len(kept) == 10 and "test" not in "".join(kept) and values == [trial.score for trial in trials]
     report = write_report(search, trials)
     assert report.count(f"hit@1 {1 - best.score}") == 1
     assert "test" not in (search.folder / "trials.csv").read_text()
