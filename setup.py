@@ -48,7 +48,7 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.66",
         "plotly>=5.20",
-        "optuna>=4",
+        "optuna>=5",
     ],
     extras_require={
         "test": [

@@ -96,10 +96,7 @@ def define(
     Raises:
         UserError: an argument, the file, a key or a value cannot be used.
     """
-    fixed: dict[str, Any] = {}
-    for path in config_files:
-        fixed |= read_yaml(path)
-    fixed |= parse_arguments(argv)
+    fixed = _given(config_files, argv)
     model, dataset = model or fixed.get("model"), dataset or fixed.get("dataset")
     parameters = read_parameters(params_file)
     _check_algo(algo, parameters)
@@ -107,16 +104,14 @@ def define(
     searched = {"model", "dataset", *(parameter.key for parameter in parameters)}
     fixed = {key: value for key, value in fixed.items() if key not in searched}
     config = _checked(model, dataset, config_files, argv, parameters)
-    wanted = _wanted(parameters, algo, max_evals)
-    digest = hashlib.sha256(json.dumps(_facts(model, dataset, fixed, parameters, algo), sort_keys=True).encode()).hexdigest()
-    place = Path(config["checkpoint_dir"]) / "search" / f"{config['model']}-{config['dataset']}-{algo}-{digest[:8]}"
+    place = _place(config, algo, _facts(model, dataset, fixed, parameters, algo))
     return Search(
         model=config["model"],
         dataset=config["dataset"],
         fixed=fixed,
         parameters=parameters,
         algo=algo,
-        max_evals=wanted,
+        max_evals=_wanted(parameters, algo, max_evals),
         folder=place if output is None else Path(output),
         valid_metric=config["valid_metric"],
         is_bigger_better=bool(config["valid_metric_bigger"]),
@@ -134,9 +129,23 @@ def spoken_values(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value:.4g}" if type(value) is float else f"{key}={value}" for key, value in values.items())
 
 
+def _given(config_files: Sequence[str | Path], argv: Sequence[str]) -> dict[str, Any]:
+    """All keys of files and command line."""
+    given: dict[str, Any] = {}
+    for path in config_files:
+        given |= read_yaml(path)
+    return given | parse_arguments(argv)
+
+
+def _place(config: LLaRAConfig, algo: str, facts: Mapping[str, Any]) -> Path:
+    """The folder of a search that was given none."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Path(config["checkpoint_dir"]) / "search" / f"{config['model']}-{config['dataset']}-{algo}-{digest[:8]}"
+
+
 def _facts(model: Any, dataset: Any, fixed: Mapping[str, Any], parameters: Sequence[Parameter], algo: str) -> dict[str, Any]:
     keys = {key: value for key, value in without_secrets(fixed).items() if key not in WITHOUT_EFFECT}
-    searched = [str(parameter) for parameter in parameters]
+    searched = [f"{parameter.key} {parameter.distribution}" for parameter in parameters]
     facts = {"model": model, "dataset": dataset, "keys": keys, "parameters": searched, "algo": algo, "version": __version__}
     return json_ready(facts)
 

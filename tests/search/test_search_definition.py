@@ -61,6 +61,8 @@ def test_the_folder_is_that_of_the_facts(make_search):
     assert make_search(argv=["--epochs=2"]).folder != first
     assert make_search("learning_rate choice [1]").folder != first
     assert make_search(algo="random").folder != first
+    near = [make_search(f"learning_rate uniform 0.1,0.{end}", "random").folder for end in ("2", "20000001")]
+    assert near[0] != near[1]
     assert make_search(output="here").folder == Path("here")
 
 

@@ -183,7 +183,9 @@ def test_an_llms_trial_goes_on_from_its_own_states(make_search, runs):
 
 def test_a_folder_holds_one_search(make_search, runs):
     finished(make_search(FEW, argv=ARGV, output="mine"))
-    with pytest.raises(UserError, match=r"output: mine holds another search: parameters: .*0.1, 0.01, 0.001.*choose another"):
+    with pytest.raises(
+        UserError, match=r"output: mine holds another search: parameters: .*0.1', '0.01', '0.001.*choose another"
+    ):
         SearchRun(make_search("learning_rate choice [0.1]", argv=ARGV, output="mine"))
     with pytest.raises(UserError, match="holds another search: keys"):
         SearchRun(make_search(FEW, argv=[*ARGV, "--epochs=9"], output="mine"))
