@@ -22,7 +22,11 @@ setup(
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
         "recbole_llara": ["tiny_llama/weights/*", "study/page.css", "demo/static/*"],
-        "recbole_llara.properties": [str(path.relative_to(PROPERTIES)) for path in sorted(PROPERTIES.rglob("*.yaml"))],
+        "recbole_llara.properties": [
+            str(path.relative_to(PROPERTIES))
+            for ending in ("yaml", "hyper")
+            for path in sorted(PROPERTIES.rglob(f"*.{ending}"))
+        ],
     },
     include_package_data=False,
     install_requires=[
@@ -44,6 +48,7 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.66",
         "plotly>=5.20",
+        "optuna>=5",
     ],
     extras_require={
         "test": [

@@ -19,6 +19,10 @@ class RunError(RuntimeError):
     """What broke a run that was asked for rightly: the message says what happened, what is kept and how to go on."""
 
 
+class Diverged(RunError):
+    """A training whose numbers are finite no more: its keys are to blame, not the machine."""
+
+
 class Stopped(KeyboardInterrupt):
     """A run that a signal has ended.
 

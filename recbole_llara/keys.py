@@ -26,6 +26,9 @@ _OWN = frozenset(
     {"max_train_rows", "max_eval_rows", "result_file", "decoding", "checkpoint", "resume", "full_rank", "retrieve_k"}
 )
 _MEASURED = frozenset({"metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_step"})
+# Of the shared ones those that change what a model sees of a row, but neither the rows nor the candidates it is measured on.
+_OF_HISTORIES = frozenset({"MAX_ITEM_LIST_LENGTH", "min_train_history"})
+_OWN_QUESTIONS = frozenset({"model", "dataset", "config_files", "max_eval_rows"})
 
 # Keys that say where a run computes and writes, what is shown of it and how often it is saved: they change no result.
 WITHOUT_EFFECT = frozenset(
@@ -55,6 +58,11 @@ def shared_keys() -> frozenset[str]:
     ours = _file_keys(PROPERTIES / "overall.yaml") | _folder_keys("dataset") | _folder_keys("protocol")
     recbole_data = _file_keys(RECBOLE_PROPERTIES / "dataset" / "sample.yaml")
     return (_SHARED_LISTS | ours | recbole_data | {"worker", "shuffle"}) - _OWN - _MEASURED
+
+
+def question_keys() -> frozenset[str]:
+    """Keys that say what is asked, how answers are measured and where: scores under two values of one are no comparison."""
+    return (shared_keys() | _MEASURED | _OWN_QUESTIONS | WITHOUT_EFFECT) - _OF_HISTORIES
 
 
 def recommender_keys(rec_model: str) -> frozenset[str]:

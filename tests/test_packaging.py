@@ -65,7 +65,9 @@ build_meta.build_wheel({str(tmp_path)!r})
     (wheel,) = tmp_path.glob("*.whl") or pytest.fail(done.stderr)
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
-        f"recbole_llara/properties/{path.relative_to(ROOT / 'properties')}" for path in (ROOT / "properties").rglob("*.yaml")
+        f"recbole_llara/properties/{path.relative_to(ROOT / 'properties')}"
+        for path in (ROOT / "properties").rglob("*")
+        if path.suffix in (".yaml", ".hyper")
     }
     weights = ROOT / "recbole_llara" / "tiny_llama" / "weights"
     wanted |= {f"recbole_llara/tiny_llama/weights/{path.name}" for path in weights.glob("*") if path.is_file()}

@@ -13,6 +13,8 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.keys import known_keys
 from recbole_llara.model import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.search.__main__ import build_parser as build_search_parser
+from recbole_llara.search.__main__ import read_command as read_search_command
 from recbole_llara.study.__main__ import read_command
 from recbole_llara.study.definition import STUDIES
 from recbole_llara.study.run import StudyRun
@@ -31,10 +33,11 @@ def _arguments(program):
 
 COMMANDS = [arguments for arguments in _arguments("run_recbole_llara.py") if "--model" in arguments]
 STUDY_COMMANDS = _arguments("-m recbole_llara.study")
+SEARCH_COMMANDS = _arguments("-m recbole_llara.search")
 
 
 def test_there_are_commands_to_follow():
-    assert len(COMMANDS) >= 4 and len(STUDY_COMMANDS) >= 8
+    assert len(COMMANDS) >= 4 and len(STUDY_COMMANDS) >= 8 and len(SEARCH_COMMANDS) >= 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,6 +60,23 @@ def test_a_study_command_is_a_study(command, monkeypatch, tmp_path):
     (tmp_path / "dataset" / "lastfm" / "lastfm.inter").touch()
     study, _ = read_command(shlex.split(command))
     StudyRun(study).check()
+
+
+@pytest.mark.parametrize("command", SEARCH_COMMANDS)
+def test_a_search_command_is_a_search(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    search = read_search_command(*build_search_parser().parse_known_args(shlex.split(command)))
+    assert search.max_evals >= 12
+
+
+def test_the_readmes_parameter_file_can_be_searched(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    block = README.split("### Searching hyper-parameters")[1].split("###")[0]
+    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
+    Path("own.hyper").write_text("\n".join(lines), encoding="utf-8")
+    command = ["--model=LLaRA", "--dataset=ml-100k", "--params_file=own.hyper", "--algo=bayes"]
+    search = read_search_command(*build_search_parser().parse_known_args(command))
+    assert len(search.parameters) == 4
 
 
 def test_every_key_of_the_table_exists():

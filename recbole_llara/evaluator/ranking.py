@@ -7,6 +7,8 @@ come in, and the order is the same alone and in any batch.
 
 import torch
 
+from recbole_llara.errors import Diverged
+
 # Odd 64-bit multipliers of splitmix64 (Steele, Lea and Flood, 2014), as the signed numbers torch holds.
 _ROW_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -36,12 +38,13 @@ def rank_candidates(
         [B, C] int64 item ids, best first: scores [.1, .9, .9] of items [4, 5, 6] give [5, 6, 4] or [6, 5, 4].
 
     Raises:
-        ValueError: a score is NaN or infinite, or ``named`` is not a best candidate of its row.
+        Diverged: a score is NaN or infinite.
+        ValueError: ``named`` is not a best candidate of its row.
     """
     finite = torch.isfinite(scores)
     if not finite.all():
         row = int((~finite).any(dim=1).nonzero()[0])
-        raise ValueError(
+        raise Diverged(
             f"the scores of row {int(rows[row])} hold NaN or infinity: {scores[row].tolist()}; "
             "did training diverge? a lower learning_rate may help"
         )

@@ -68,7 +68,7 @@ def bars(summary: Summary) -> go.Figure:
         figure.add_scatter(x=x, y=y, mode="markers", name="published", marker=marker)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
-    return _finished(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(names))
+    return finished(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(names))
 
 
 def validity(summary: Summary) -> go.Figure:
@@ -82,7 +82,7 @@ def validity(summary: Summary) -> go.Figure:
             figure.add_scatter(x=[system.hit], y=[valid], mode="markers", name=system.name, marker=marker)
     figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
     figure.update_yaxes(title="ValidRatio", range=[-0.03, 1.05])
-    return _finished(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
+    return finished(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
 
 
 def curves(summary: Summary) -> go.Figure | None:
@@ -110,7 +110,7 @@ def curves(summary: Summary) -> go.Figure | None:
             figure.add_scatter(x=x, y=probability, mode="lines", row=3, col=1, **group)
             figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
     figure.update_xaxes(title="optimiser step", row=rows, col=1)
-    return _finished(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
+    return finished(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
 
 
 def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
@@ -133,7 +133,7 @@ def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.
     if not figure.data:
         return None
     figure.update_polars(radialaxis={"range": [0, 1.12], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
-    return _finished(figure, f"Over {title}", 520)
+    return finished(figure, f"Over {title}", 520)
 
 
 PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {"bars": bars, "validity": validity, "curves": curves}
@@ -169,7 +169,8 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _finished(figure: go.Figure, title: str, height: int) -> go.Figure:
+def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
+    """A figure in the manner of all others; ``height`` in pixels."""
     return figure.update_layout(
         title=title,
         height=height,

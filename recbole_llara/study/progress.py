@@ -22,10 +22,11 @@ class Progress:
 
     Args:
         count: of runs.
+        name: before the bar.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count, self.done, self.started = count, 0, perf_counter()
+    def __init__(self, count: int, name: str = "Study") -> None:
+        self.count, self.name, self.done, self.started = count, name, 0, perf_counter()
 
     def begin(self, arm: str, seconds_left: float | None) -> None:
         """Say what runs now, and how long this and the rest may take."""
@@ -46,4 +47,4 @@ class Progress:
     def _write(self, text: str) -> None:
         bar = "#" * (WIDTH * self.done // self.count)
         so_far = spoken(perf_counter() - self.started)
-        sys.stderr.write(f"Study [{bar:<{WIDTH}}] {self.done}/{self.count}, {so_far}: {text}\n")
+        sys.stderr.write(f"{self.name} [{bar:<{WIDTH}}] {self.done}/{self.count}, {so_far}: {text}\n")

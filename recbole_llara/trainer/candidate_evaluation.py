@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score, get_trainer
 
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
-from recbole_llara.errors import UserError
+from recbole_llara.errors import Diverged, UserError
 from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.ranking import rank_candidates, score_rows
@@ -69,7 +69,8 @@ class CandidateEvaluationMixin:
             load_best_model: whether to load ``model_file``, or the best checkpoint of this training, first.
 
         Raises:
-            ValueError: scores that are not finite, or an answer that is no candidate.
+            Diverged: scores that are not finite.
+            ValueError: an answer that is no candidate.
         """
         if load_best_model:
             self.load_checkpoint(model_file or self.saved_model_file)
@@ -188,6 +189,10 @@ def stock_trainer_class(config: Any) -> type:
             if isinstance(self.model, GroupsParameters):
                 kwargs.setdefault("params", self.model.parameter_groups())
             return super()._build_optimizer(**kwargs)
+
+        def _check_nan(self, loss: torch.Tensor) -> None:
+            if torch.isnan(loss):
+                raise Diverged(f"training: the loss is {loss.item()}, expected a number; try a smaller learning_rate")
 
     return StockTrainer
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from logging import getLogger
 
-from recbole_llara.errors import RunError
+from recbole_llara.errors import Diverged
 from recbole_llara.model.base import TrainingRows
 
 SHOWN = 5  # rows; the log names them all
 
 
-def diverged(what: str, value: float, step: int, rows: TrainingRows, titles: Sequence[str], kept: str) -> RunError:
+def diverged(what: str, value: float, step: int, rows: TrainingRows, titles: Sequence[str], kept: str) -> Diverged:
     """The error that ends the training.
 
     Args:
@@ -23,7 +23,7 @@ def diverged(what: str, value: float, step: int, rows: TrainingRows, titles: Seq
     named = [f"{row} ({titles[item]!r})" for row, item in zip(rows.row_ids.tolist(), rows.targets.tolist(), strict=True)]
     getLogger().error(f"Training rows and their targets where the {what} is {value}: {', '.join(named)}")
     more = f" and {len(named) - SHOWN} more, in the log" if len(named) > SHOWN else ""
-    return RunError(
+    return Diverged(
         f"training: the {what} is {value} at step {step}, expected a finite number; of the training rows "
         f"{', '.join(named[:SHOWN])}{more}. {kept}. Try a smaller learning_rate or max_grad_norm, or llm_dtype: float32"
     )

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from recbole_llara.errors import Diverged
 from recbole_llara.evaluator.ranking import rank_candidates, score_rows
 
 
@@ -41,7 +42,7 @@ def test_a_named_answer_precedes_its_equals_and_must_be_a_best_one():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_scores_that_are_not_finite_are_an_error(bad):
-    with pytest.raises(ValueError, match="row 12 hold NaN or infinity"):
+    with pytest.raises(Diverged, match="row 12 hold NaN or infinity"):
         rank_candidates(torch.tensor([[0.0, bad]]), torch.tensor([[1, 2]]), torch.tensor([12]))
 
 

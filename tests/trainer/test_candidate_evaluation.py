@@ -8,7 +8,7 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
-from recbole_llara.errors import UserError
+from recbole_llara.errors import Diverged, UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model import resolve_model
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
@@ -132,8 +132,14 @@ def test_scores_that_are_not_a_number_are_an_error(make_trainer):
     trainer, data = make_trainer()
     with torch.no_grad():
         trainer.model.item_embedding.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(Diverged, match="NaN or infinity"):
         trainer.evaluate(data.test_data, load_best_model=False)
+
+
+def test_a_loss_that_is_not_a_number_names_the_key_to_change(make_trainer):
+    trainer, data = make_trainer(learning_rate=1e30)
+    with pytest.raises(Diverged, match="loss is nan.*learning_rate"):
+        trainer.fit(data.train_data, data.valid_data, saved=True)
 
 
 def test_the_best_checkpoint_is_what_evaluation_loads(make_trainer):

@@ -1,0 +1,70 @@
+"""Processes beside each other: numbered, ended with the one that fails, stopped with the command."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from recbole_llara.errors import exit_status
+from recbole_llara.search import beside
+
+# Each writes a file when it begins, and another when SIGTERM has ended it.
+CHILD = """
+import os, signal, sys, time
+name = os.environ["RANK"]
+def end(number, frame):
+    open("ended-" + name, "w").close()
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, end)
+with open("begun-" + name, "w") as file:
+    file.write(" ".join([os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"], os.environ["OMP_NUM_THREADS"], *sys.argv[1:]]))
+time.sleep({"0": 0, "1": 60}[name] if "wait" in sys.argv else 0)
+sys.exit(3 if "fail" in sys.argv and name == "0" else 0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch):
+    monkeypatch.setattr(beside, "COMMAND", (sys.executable, "-S", "-c", CHILD))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+
+
+def test_each_knows_its_number_and_its_share_of_the_cores():
+    assert beside.run_beside(["--model=A", "--processes=2"], beside.environments_of(2)) == 0
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    for index in range(2):
+        assert Path(f"begun-{index}").read_text() == f"2 0 {threads} --model=A --processes=2 --processes=1"
+
+
+def test_processes_share_the_gpus_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [one["LOCAL_RANK"] for one in beside.environments_of(3)] == ["0", "1", "0"]
+    assert [one["RANK"] for one in beside.environments_of(3)] == ["0", "1", "2"]
+    assert beside.environments_of(1) == []
+
+
+def test_one_that_fails_ends_the_others():
+    begun = time.monotonic()
+    assert beside.run_beside(["wait", "fail"], beside.environments_of(2)) == 3
+    assert time.monotonic() - begun < 50
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_told(number, capsys):
+    def send():
+        while not Path("begun-1").exists() or not Path("begun-1").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert exit_status("search", lambda: beside.run_beside(["wait"], beside.environments_of(2))) == 128 + number
+    sender.join()
+    assert "the same command goes on" in capsys.readouterr().err
+    assert Path("ended-1").exists() == (number == signal.SIGTERM)  # the stand-in knows SIGTERM alone
