@@ -1,6 +1,7 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test, lint: what they say. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe. bench-gpu: the same at Llama-2-7B's size.
+# test, lint: what they say. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
+# bench-gpu: the same at Llama-2-7B's size.
 # bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
 # thousands of catalogues of odd titles.

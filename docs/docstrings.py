@@ -35,6 +35,7 @@ def rewritten(lines: Iterable[str]) -> Iterator[str]:
             yield line
             continue
         literal = indent if line.endswith("::") else None
+        line = line.removesuffix(":") if literal is not None else line
         line = _BRACKETS.sub(r"]\g<space>\\[", line)
         shared = _SHARED.match(line)
         if shared is None:

@@ -90,6 +90,15 @@ def test_every_link_leads_somewhere(site: Path) -> None:
             assert not parts.fragment or unquote(parts.fragment) in pages[target].places, f"{path.name}: {link}"
 
 
+@pytest.mark.parametrize(
+    "name", ["README.md", "RESULTS.md", "docs/CHANGELOG.md", "docs/CONTRIBUTING.md", *(f"docs/pages/{page}" for page in PAGES)]
+)
+def test_links_between_files_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        assert urlsplit(link).netloc or not urlsplit(link).path or (path.parent / urlsplit(link).path).exists(), link
+
+
 def _public_modules() -> set[str]:
     names = set()
     for path in (ROOT / "recbole_llara").rglob("*.py"):
@@ -201,5 +210,5 @@ def test_docstrings_become_markdown() -> None:
     spec.loader.exec_module(module)
     lines = ["Args:", "    a, b: [B] [T]", "Shapes::", "", "    a, b: [B] [T]", "", "c, d end [it]."]
     assert list(module.rewritten(lines)) == [
-        "Args:", "    a: [B] \\[T]", "    b: [B] \\[T]", "Shapes::", "", "    a, b: [B] [T]", "", "c, d end [it].",
+        "Args:", "    a: [B] \\[T]", "    b: [B] \\[T]", "Shapes:", "", "    a, b: [B] [T]", "", "c, d end [it].",
     ]  # fmt: skip
