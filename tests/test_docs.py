@@ -1,6 +1,9 @@
 """The pages of docs/: they build without a warning and load nothing from elsewhere, their commands exist, and the tour runs."""
 
+import contextlib
 import importlib.util
+import io
+import json
 import os
 import re
 import shlex
@@ -164,34 +167,71 @@ def _small(words: list[str]) -> list[str]:
     return kept + [f"--{key}={value}" for key, value in keys.items()]
 
 
-def test_the_tour_runs_as_it_stands(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    followed = []
-    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", PAGES["tour.md"], re.DOTALL | re.MULTILINE):
-        if language == "python":
-            exec(compile(block, "tour.md", "exec"), {})
-            followed.append("python")
-            continue
-        for line in block.splitlines():
-            words = shlex.split(line)
-            if words[0] == "pip":
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which the tour was followed line by line, and what it printed."""
+    folder, printed, followed = tmp_path_factory.mktemp("tour"), io.StringIO(), []
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", PAGES["tour.md"], re.DOTALL | re.MULTILINE):
+            if language == "python":
+                _execute(block)
+                followed.append("python")
                 continue
-            if words[1] == "run_recbole_llara.py":
-                assert cli.main(_small(words[2:])) == 0
-                followed.append(words[2])
-            else:
-                assert words[1:3] == ["-m", "recbole_llara.recommend"]
-                (run,) = Path("saved").glob("LLaRA-ml-100k-leave_one_out-*")
-                assert recommend.main([word.replace("saved/RUN", str(run)) for word in words[3:]]) == 0
-                followed.append("recommend")
+            for words in map(shlex.split, block.splitlines()):
+                if words[0] == "pip":
+                    continue
+                if words[1] == "run_recbole_llara.py":
+                    assert cli.main(_small(words[2:])) == 0
+                    followed.append(words[2])
+                else:
+                    assert words[1:3] == ["-m", "recbole_llara.recommend"]
+                    assert recommend.main([word.replace("saved/RUN", str(_run_of("LLaRA"))) for word in words[3:]]) == 0
+                    followed.append("recommend")
     assert followed == ["--model=SASRec", "--model=LLaRA", "python", "recommend"]
-    printed = capsys.readouterr().out
+    return folder, printed.getvalue()
+
+
+def _execute(code: str) -> None:
+    exec(compile(code, "a page", "exec"), {})
+
+
+def _run_of(model: str) -> Path:
+    """The folder of the only run of a model."""
+    (run,) = Path("saved").glob(f"{model}-ml-100k-leave_one_out-*")
+    return run
+
+
+def test_the_tour_compares_and_recommends(toured: tuple[Path, str]) -> None:
+    printed = toured[1]
     assert re.search(r"\| SASRec .*\n\| LLaRA\(SASRec\) ", printed)
     ranked = re.findall(r"^ +([1-5])  (.*?)  ", printed, re.MULTILINE)
     assert [rank for rank, _ in ranked] == ["1", "2", "3", "4", "5"]
     assert not {title for _, title in ranked} & {"Toy Story", "GoldenEye", "Four Rooms"}
+
+
+def test_two_runs_are_compared_as_the_page_says(
+    toured: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(toured[0])
+    code = _block("compare.md", "python")
+    _execute(code.replace("saved/RUN_A", str(_run_of("SASRec"))).replace("saved/RUN_B", str(_run_of("LLaRA"))))
+    assert f"Of n = {TINY['max_eval_rows']} rows" in capsys.readouterr().out
+
+
+def test_a_run_recommends_as_the_page_says(
+    toured: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(toured[0])
+    _execute(_block("recommend.md", "python").replace("saved/RUN", str(_run_of("LLaRA"))))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]
+    asked = json.loads(_block("recommend.md", "json"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked) + '\n{"user": "u2"}\n'))
+    assert recommend.main(["--run", str(_run_of("LLaRA")), "--jsonl"]) == 0
+    answer, refused = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer["user"] == "u1" and len(answer["recommendations"]) == asked["k"]
+    assert {"item_id", "title", "score", "rank", "recommender_rank"} == answer["recommendations"][0].keys()
+    assert {item["title"] for item in answer["recommendations"]} <= set(asked["candidates"])
+    assert "error" in refused
 
 
 def test_citation_and_changelog_are_of_this_version() -> None:
