@@ -1,6 +1,7 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test, lint: what they say. bench: minutes, speed against the floor and a plain recipe. bench-gpu: the same at Llama-2-7B's size.
+# test, lint: what they say. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
+# bench-gpu: the same at Llama-2-7B's size.
 # bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
 # thousands of catalogues of odd titles.
@@ -15,7 +16,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers test test-fuzz test-kill lint accuracy bench bench-gpu bench-growth install clean
+.PHONY: quickstart study papers test test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara.study quickstart
@@ -40,6 +41,9 @@ test-fuzz: $(STAMP)
 lint: $(STAMP)
 	$(RUN) -m ruff check --config .ci/ruff.toml .
 	$(RUN) -m ruff format --check --config .ci/ruff.toml .
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f docs/mkdocs.yml
 
 accuracy: $(STAMP)
 	$(RUN) -m recbole_llara.study accuracy --seeds=2020,2021,2022

@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 PROPERTIES = HERE / "properties"
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
 
 setup(
     name="recbole-llara",
@@ -59,7 +60,9 @@ setup(
             "openai>=1.40",
             "transformers[serving]",
             "pyarrow>=15,<22",
+            *DOCS,  # a test builds the pages
         ],
+        "docs": DOCS,
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
         "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
         "png": ["kaleido>=1"],

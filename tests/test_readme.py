@@ -1,23 +1,19 @@
 """The commands and keys of the README and of RESULTS.md exist, and what the README says of the embedded LLM is so."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from commands import arguments_of, check_run, check_study
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from recbole_llara.cli import build_parser
-from recbole_llara.config import LLaRAConfig
 from recbole_llara.keys import known_keys
 from recbole_llara.model import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.search.__main__ import build_parser as build_search_parser
 from recbole_llara.search.__main__ import read_command as read_search_command
-from recbole_llara.study.__main__ import read_command
 from recbole_llara.study.definition import STUDIES
-from recbole_llara.study.run import StudyRun
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,15 +21,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [*README.splitlines(), *(ROOT / "RESULTS.md").read_text(encoding="utf-8").splitlines()]
 
 
-def _arguments(program):
-    """What follows a program's name in the lines that run it, under a launcher or not."""
-    begins = re.compile(rf"(?:python|torchrun|accelerate launch)[^#]*? ?{re.escape(program)} (.*)")
-    return sorted({found[1] for line in LINES if (found := begins.match(line))})
-
-
-COMMANDS = [arguments for arguments in _arguments("run_recbole_llara.py") if "--model" in arguments]
-STUDY_COMMANDS = _arguments("-m recbole_llara.study")
-SEARCH_COMMANDS = _arguments("-m recbole_llara.search")
+COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
+STUDY_COMMANDS = arguments_of("-m recbole_llara.study", LINES)
+SEARCH_COMMANDS = arguments_of("-m recbole_llara.search", LINES)
 
 
 def test_there_are_commands_to_follow():
@@ -44,22 +34,13 @@ def test_there_are_commands_to_follow():
 def test_a_command_is_a_configuration(command, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", "of the test")
     monkeypatch.chdir(tmp_path)
-    arguments, keys = build_parser().parse_known_args(shlex.split(command))
-    if arguments.dataset != "ml-100k":  # as if it had been converted
-        (tmp_path / "dataset" / arguments.dataset).mkdir(parents=True)
-        for part in ("", ".train", ".valid", ".test"):
-            (tmp_path / "dataset" / arguments.dataset / f"{arguments.dataset}{part}.inter").touch()
-    config = LLaRAConfig(arguments.model, arguments.dataset, argv=keys)
-    assert config["model"] == arguments.model
+    check_run(command, tmp_path)
 
 
 @pytest.mark.parametrize("command", STUDY_COMMANDS)
 def test_a_study_command_is_a_study(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dataset" / "lastfm").mkdir(parents=True)  # as if it had been converted
-    (tmp_path / "dataset" / "lastfm" / "lastfm.inter").touch()
-    study, _ = read_command(shlex.split(command))
-    StudyRun(study).check()
+    check_study(command, tmp_path)
 
 
 @pytest.mark.parametrize("command", SEARCH_COMMANDS)

@@ -7,6 +7,7 @@ text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 from collections.abc import Iterable, Sequence
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.errors import UserError
 from recbole_llara.prompt.catalogue import cut_titles, longest, tokenise_items
@@ -48,7 +49,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         titles: Sequence[str],
         templates: Sequence[PromptTemplate],
         max_title_tokens: int = 64,

@@ -17,6 +17,7 @@ is the comparison of slots and not one projector.
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.prompt.encoding import EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
@@ -64,7 +65,13 @@ class TaskMaker:
     """
 
     def __init__(
-        self, tokenizer, catalogue: list[CatalogueText], seed: int, themes: int = 1500, refresh: int = 250, tokens: int = 6000
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        catalogue: list[CatalogueText],
+        seed: int,
+        themes: int = 1500,
+        refresh: int = 250,
+        tokens: int = 6000,
     ) -> None:
         self.tokenizer, self.catalogue, self.seed = tokenizer, catalogue, seed
         self.themes, self.refresh, self.tokens = themes, refresh, tokens

@@ -1,0 +1,37 @@
+"""The commands that pages tell people to type: finding them, and looking at one as far as its configuration."""
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from recbole_llara.cli import build_parser
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.study.__main__ import read_command
+from recbole_llara.study.run import StudyRun
+
+
+def arguments_of(program: str, lines: Iterable[str]) -> list[str]:
+    """What follows a program's name in the lines that run it, under a launcher or not."""
+    begins = re.compile(rf"(?:python|torchrun|accelerate launch)[^#]*? ?{re.escape(program)} (.*)")
+    return sorted({found[1] for line in lines if (found := begins.match(line))})
+
+
+def check_run(command: str, folder: Path) -> None:
+    """Refuse a run's arguments that are no configuration; ``folder`` is the working folder, empty."""
+    arguments, keys = build_parser().parse_known_args(shlex.split(command))
+    if arguments.dataset != "ml-100k":  # as if it had been converted
+        (folder / "dataset" / arguments.dataset).mkdir(parents=True)
+        for part in ("", ".train", ".valid", ".test"):
+            (folder / "dataset" / arguments.dataset / f"{arguments.dataset}{part}.inter").touch()
+    files = (arguments.config_files or "").split()
+    config = LLaRAConfig(arguments.model, arguments.dataset, files, argv=keys)
+    assert config["model"] == arguments.model
+
+
+def check_study(command: str, folder: Path) -> None:
+    """Refuse a study's arguments that are no study; ``folder`` is the working folder, empty."""
+    (folder / "dataset" / "lastfm").mkdir(parents=True)  # as if it had been converted
+    (folder / "dataset" / "lastfm" / "lastfm.inter").touch()
+    study, _ = read_command(shlex.split(command))
+    StudyRun(study).check()
