@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from killing import kill_until_done, outcome, start
+from killing import kill_until_done, outcome, share_recommender, start
 from synthetic_data import write_toy_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -41,6 +41,7 @@ def main() -> int:
         if start(folders[0]).wait():
             sys.stderr.write((folders[0] / "printed.txt").read_text(encoding="utf-8"))
             return 1
+        share_recommender(*folders)
         killed = kill_until_done(folders[1], arguments.kills, STEPS, arguments.seed)
         one, other = map(outcome, folders)
     differing = [key for key in one if one[key] != other[key]]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,14 @@ def start(folder: Path, *arguments: str, hears: bool = False) -> subprocess.Pope
         return subprocess.Popen(
             command, cwd=folder, env=environment, stdout=printed, stderr=printed, preexec_fn=_hear if hears else None
         )
+
+
+def share_recommender(one: Path, other: Path) -> None:
+    """Give a run the recommender that another one trained.
+
+    RecBole's own training is not the same to the last bit every time: on a busy machine two SASRecs of one seed may differ.
+    """
+    shutil.copytree(one / "saved" / "recommenders", other / "saved" / "recommenders")
 
 
 def run_folder(folder: Path) -> Path | None:

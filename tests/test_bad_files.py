@@ -131,7 +131,7 @@ DATASETS = {
     ),
     "titles of another encoding": (
         "LLaRA", rewrite("toy.item", lambda lines: lines, "latin-1"), [],
-        ["toy.item: found the byte 0xe9", "expected utf-8 (key encoding)"],
+        ["toy.item is not in utf-8", "byte 0xe9", "set encoding"],
     ),
     "an empty item file": ("LLaRA", lambda folder: (folder / "toy.item").write_text(""), [], ["toy.item", "expected 'item_id'"]),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The commands and keys of the README and of RESULTS.md exist, and what the README says of the embedded LLM is so."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest

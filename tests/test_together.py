@@ -51,4 +51,4 @@ def test_eight_runs_share_one_empty_cache(start, keys, tmp_path):  # noqa: F811
     saved = tmp_path / "saved"
     assert len(list((saved / "candidates").glob("*.tsv"))) == 4  # of LLaRA's twelve rows, and of all
     assert len(list((saved / "text_features").glob("*.safetensors"))) == 1
-    assert not [path for path in saved.rglob(".*") if path.suffix != ".lock"]  # nothing half-written
+    assert not [path for path in saved.rglob(".*") if not path.name.endswith(".lock")]  # nothing half-written

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from killing import kill_until_done, outcome, run_folder, start
+from killing import kill_until_done, outcome, run_folder, share_recommender, start
 
 from recbole_llara.errors import RunError, Stopped, UserError
 from recbole_llara.quick_start import run_recbole_llara
@@ -45,6 +45,7 @@ def make_folder(tmp_path):
 def test_killed_runs_end_as_if_they_had_not_been(long_keys, make_folder):
     undisturbed, killed = make_folder("undisturbed", long_keys), make_folder("killed", long_keys)
     assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "printed.txt").read_text(encoding="utf-8")[-3000:]
+    share_recommender(undisturbed, killed)
     assert kill_until_done(killed, kills=3, steps_an_epoch=STEPS, seed=0).total() == 3
     assert outcome(killed) == outcome(undisturbed)
 
