@@ -53,7 +53,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTER_KEYS}
     return {
         "dataset": config["dataset"],
-        "protocol": protocol.name,
+        "split_protocol": protocol.split_protocol,
         "split_digest": facts_digest(split),
         "items_digest": items_sha256(data.dataset)[:DIGITS],
         "n_items": data.dataset.item_num,

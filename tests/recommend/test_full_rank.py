@@ -72,3 +72,13 @@ def test_what_ranks_nothing_is_refused(make_run):
 def test_more_than_there_is(run):
     ranks = rank_test_rows(run, retrieve_k=10_000, depth=20)
     assert ranks.depth == run.retriever.n_known - 1 and (ranks.reranker > 0).all()
+
+
+def test_a_finished_run_of_the_same_split_is_measured_without_training(make_run):
+    folder = Path(make_run())
+    again = Path(make_run(protocol="full_rank", checkpoint=str(folder / "checkpoint")))
+    before, after = (json.loads((path / "result.json").read_text(encoding="utf-8")) for path in (folder, again))
+    assert before["metrics"]["test"] == after["metrics"]["test"] and after["full_rank"]["n"] == before["n"]
+    assert "training_seconds" not in after["timings"]
+    with pytest.raises(UserError, match="split_protocol: 'leave_one_out' there, 'user_time' here"):
+        make_run(protocol="llara", checkpoint=str(folder / "checkpoint"))
