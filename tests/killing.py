@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 300.0  # seconds until a run is taken to hang
 MOMENTS = ("step", "checkpoint", "evaluation")
-TIMES = ("training_rows_per_second", "seconds")
 
 
 def start(folder: Path, *arguments: str, hears: bool = False) -> subprocess.Popen:
