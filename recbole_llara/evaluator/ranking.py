@@ -1,37 +1,76 @@
 """From scores of the candidates to the score rows [B, N] that RecBole's collector reads.
 
-Exact ties (popularity makes many, an untrained model only ties) are ordered by a hash of (row, item): it knows
+Exact ties (popularity makes many, an untrained model only ties) are ordered by a hash of (history, item): it knows
 neither the target nor the positions, so a model without an opinion scores chance whichever order the candidates
-come in, and the order is the same alone and in any batch.
+come in. Near ties are decided by the row's scores alone. Both give a question one order, alone and in any batch.
 """
+
+from collections.abc import Callable
 
 import torch
 
 from recbole_llara.errors import Diverged
 
 # Odd 64-bit multipliers of splitmix64 (Steele, Lea and Flood, 2014), as the signed numbers torch holds.
-_ROW_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
+# Scores are near where they differ by less than this share of the row's largest. What stands beside a row in its batch was
+# seen to move float32 scores by 2e-6 of it.
+NEAR = 2e-5
 
-def tie_keys(rows: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Pseudo-random [B, C] int64 keys of (row, item), for rows [B] and candidates [B, C], both int64."""
-    key = (rows.unsqueeze(1) + 1) * _ROW_FACTOR + candidates  # [B, C], wraps around
-    key = (key ^ (key >> 30)) * _MIX_1
-    key = (key ^ (key >> 27)) * _MIX_2
-    return key ^ (key >> 31)
+
+def question_keys(history: torch.Tensor) -> torch.Tensor:
+    """A hash of each history, by which ``rank_candidates`` orders equal scores: the same whatever the padding.
+
+    Args:
+        history: [B, L] int64 item ids, 0 = padding.
+
+    Returns:
+        [B] int64.
+    """
+    places = torch.arange(1, history.shape[1] + 1, device=history.device)
+    return _mixed(history * _GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
+
+
+def settle_near_ties(scores: torch.Tensor, score_alone: Callable[[int], torch.Tensor], ties_too: bool = False) -> torch.Tensor:
+    """Score again, alone, the rows whose order could turn on the rows beside them.
+
+    Matrix products round by the shape of the batch. Where scores are not near, that cannot turn their order; where they
+    are, those of the row alone decide, which are the same wherever the question is asked.
+
+    Args:
+        scores: [B, C] float32 of a batch.
+        score_alone: [C] scores of a row by its number in the batch, none beside it.
+        ties_too: whether rows of equal scores are near too; else they are taken as truly equal.
+
+    Returns:
+        [B, C], other rows as they were.
+    """
+    ordered = scores.sort(1).values
+    gaps = ordered.diff(dim=1)  # [B, C - 1]
+    is_near = gaps < NEAR * scores.abs().amax(1, keepdim=True)
+    if not ties_too:
+        is_near &= gaps > 0
+    near = is_near.any(1).nonzero()[:, 0].tolist()
+    if not near:
+        return scores
+    settled = scores.clone()
+    for row in near:
+        settled[row] = score_alone(row)
+    return settled
 
 
 def rank_candidates(
-    scores: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor, named: torch.Tensor | None = None
+    scores: torch.Tensor, candidates: torch.Tensor, questions: torch.Tensor, named: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Order each row's candidates from best to worst.
 
     Args:
         scores: [B, C], finite.
         candidates: [B, C] int64 item ids.
-        rows: [B] int64, index of each row in its split.
+        questions: [B] int64, as from ``question_keys``.
         named: [B] int64, an answer already chosen, which precedes its equals; None = no answer chosen yet.
 
     Returns:
@@ -45,10 +84,10 @@ def rank_candidates(
     if not finite.all():
         row = int((~finite).any(dim=1).nonzero()[0])
         raise Diverged(
-            f"the scores of row {int(rows[row])} hold NaN or infinity: {scores[row].tolist()}; "
+            f"the scores of items {candidates[row].tolist()} hold NaN or infinity: {scores[row].tolist()}; "
             "did training diverge? a lower learning_rate may help"
         )
-    keys = tie_keys(rows, candidates)  # [B, C]
+    keys = _mixed(questions.unsqueeze(1) * _GAMMA + candidates)  # [B, C]
     if named is not None:
         keys = keys.masked_fill(candidates == named.unsqueeze(1), torch.iinfo(torch.int64).min)
     by_key = keys.argsort(dim=1)
@@ -57,10 +96,17 @@ def rank_candidates(
     if named is not None and not torch.equal(ranking[:, 0], named):
         row = int((ranking[:, 0] != named).nonzero()[0])
         raise ValueError(
-            f"row {int(rows[row])} names item {int(named[row])} but scores item {int(ranking[row, 0])} higher: "
+            f"item {int(named[row])} is named but item {int(ranking[row, 0])} has a higher score: "
             "an answer that comes with scores names a best one"
         )
     return ranking
+
+
+def _mixed(key: torch.Tensor) -> torch.Tensor:
+    """splitmix64's finaliser of int64 keys."""
+    key = (key ^ (key >> 30)) * _MIX_1
+    key = (key ^ (key >> 27)) * _MIX_2
+    return key ^ (key >> 31)
 
 
 def score_rows(ranking: torch.Tensor, n_items: int) -> torch.Tensor:

@@ -8,8 +8,9 @@ import torch
 from recbole_llara.data.hashing import numbers, row_keys
 from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
-from recbole_llara.evaluator.ranking import rank_candidates
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.evaluator.scoring import score_candidates
+from recbole_llara.model.llm import input_embeddings
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def answer_rows(
     """Answer each row by the model's decoding.
 
     Candidates of one answer, as items of one title are, cannot be told apart: ``score`` and ``constrained`` take the one
-    that a hash of (row, item) puts first, which knows neither target nor place; under ``generate`` none of them is named.
+    that a hash of (history, item) puts first, which knows neither target nor place; under ``generate`` none of them is named.
 
     Args:
         model: in evaluation mode.
@@ -30,21 +31,32 @@ def answer_rows(
         candidates: [B, C] item ids.
         rows: [B] row numbers, for draws.
     """
-    if model.test_prompt == "all":
-        scores = score_under_every_template(model, history, candidates, rows)
-    else:
-        prompts = shown_prompts(model, history, candidates, rows)
-        if model.decoding == "generate":
-            return generate_answers(model, prompts, candidates)
-        if model.decoding == "constrained":
-            context = _context(model, prompts, candidates)
-            chosen, answer_ids = decode_constrained(*context).cpu(), context[-1].cpu()  # [B], [B, C, A]
-            is_chosen = (answer_ids == answer_ids[torch.arange(len(rows)), chosen][:, None]).all(2)  # [B, C]
-            items = rank_candidates(is_chosen.float(), candidates, rows)[:, 0]
-            return CandidateAnswers(items=items, scores=None, texts=_texts(model, items.tolist()))
-        scores = score_candidates(*_context(model, prompts, candidates)).cpu()  # [B, C]
-    items = rank_candidates(scores, candidates, rows)[:, 0]
+    questions = question_keys(history)
+    if model.decoding == "generate":
+        return generate_answers(model, shown_prompts(model, history, candidates, rows), candidates)
+    if model.decoding == "constrained":
+        context = _context(model, shown_prompts(model, history, candidates, rows), candidates)
+        chosen, answer_ids = decode_constrained(*context).cpu(), context[-1].cpu()  # [B], [B, C, A]
+        is_chosen = (answer_ids == answer_ids[torch.arange(len(rows)), chosen][:, None]).all(2)  # [B, C]
+        items = rank_candidates(is_chosen.float(), candidates, questions)[:, 0]
+        return CandidateAnswers(items=items, scores=None, texts=_texts(model, items.tolist()))
+    scores = _scores(model, history, candidates, rows)  # [B, C]
+    # Where weights are dealt out, every process must pass as often; where they are halves, their own grain is coarser.
+    if not model.is_sharded and input_embeddings(model.llm).weight.dtype == torch.float32:
+        scores = settle_near_ties(
+            scores,
+            lambda row: _scores(model, *(rows_of[row : row + 1] for rows_of in (history, candidates, rows)))[0],
+            ties_too=True,
+        )
+    items = rank_candidates(scores, candidates, questions)[:, 0]
     return CandidateAnswers(items=items, scores=scores, texts=_texts(model, items.tolist()))
+
+
+def _scores(model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[B, C] nats, as ``test_prompt`` says."""
+    if model.test_prompt == "all":
+        return score_under_every_template(model, history, candidates, rows)
+    return score_candidates(*_context(model, shown_prompts(model, history, candidates, rows), candidates)).cpu()
 
 
 def shown_prompts(

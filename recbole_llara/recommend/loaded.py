@@ -16,7 +16,7 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.evaluator.ranking import rank_candidates
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.evaluator.run_folder import RESULT
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.answering import generate_answers, shown_prompts
@@ -119,9 +119,9 @@ class LoadedRun:
                 )
             asked = torch.tensor(chosen)
         scores = torch.cat([self.scores(rows[first:end], asked[first:end]) for first, end in self.batches(len(rows))])  # [B, C]
-        return [
-            self._told(*row, k) for row in zip(asked, scores, [None] * len(rows) if proposed is None else proposed, strict=True)
-        ]
+        questions = question_keys(self._history(rows))  # [B]
+        orders = [None] * len(rows) if proposed is None else proposed
+        return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
 
     def scores(
         self, histories: Sequence[Sequence[int]], candidates: torch.Tensor, users: Sequence[int] | None = None
@@ -141,7 +141,11 @@ class LoadedRun:
             )
             scores = self.model.answer_candidates(question.to(self.config["device"])).scores.cpu()
         else:
-            scores = self.retriever.scores(histories, users or [0] * len(histories)).gather(1, candidates)
+            users = users or [0] * len(histories)
+            scores = settle_near_ties(
+                self.retriever.scores(histories, users).gather(1, candidates),
+                lambda row: self.retriever.scores([histories[row]], [users[row]])[0, candidates[row]],
+            )
         return scores.masked_fill(candidates == 0, -torch.inf)
 
     def prompts(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> EncodedPrompts:
@@ -157,11 +161,13 @@ class LoadedRun:
     def _history(self, histories: Sequence[Sequence[int]]) -> torch.Tensor:
         return padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])[0]
 
-    def _told(self, asked: torch.Tensor, scores: torch.Tensor, proposed: torch.Tensor | None, k: int) -> list[Recommendation]:
-        """One user's answer out of candidates [C], their scores [C] and the recommender's order [C]."""
+    def _told(
+        self, question: torch.Tensor, asked: torch.Tensor, scores: torch.Tensor, proposed: torch.Tensor | None, k: int
+    ) -> list[Recommendation]:
+        """One user's answer out of the question's key, candidates [C], their scores [C] and the recommender's order [C]."""
         is_item = asked > 0
         asked, scores = asked[is_item], scores[is_item]
-        ranking = rank_candidates(scores[None], asked[None], torch.zeros(1, dtype=torch.int64))[0, :k].tolist()
+        ranking = rank_candidates(scores[None], asked[None], question[None])[0, :k].tolist()
         by_item = dict(zip(asked.tolist(), scores.tolist(), strict=True))
         own = {} if proposed is None else {item: rank for rank, item in enumerate(proposed.tolist(), 1)}
         return [

@@ -18,7 +18,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.errors import Diverged, UserError
 from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
-from recbole_llara.evaluator.ranking import rank_candidates, score_rows
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
 from recbole_llara.processes import Processes
 from recbole_llara.trainer.stock_checkpoint import StockCheckpointMixin
 
@@ -101,19 +101,21 @@ class CandidateEvaluationMixin:
         item_field = self.config["ITEM_ID_FIELD"]
         targets = interaction[item_field]  # [B]
         _check_targets(rows, candidates, targets)
-        answers = self._answer(interaction, rows, candidates)
+        histories = interaction[item_field + self.config["LIST_SUFFIX"]]  # [B, L]
+        questions = question_keys(histories)  # [B]
+        answers = self._answer(interaction, questions, candidates)
         items = answers.items.to(self.device)  # [B]
         if answers.scores is None:
             scores, ranking = None, items.unsqueeze(1)  # [B, 1]
             _check_named(rows, candidates, items)
         else:
             scores = answers.scores.to(self.device)  # [B, C]
-            ranking = rank_candidates(scores, candidates, rows, named=items)  # [B, C]
+            ranking = rank_candidates(scores, candidates, questions, named=items)  # [B, C]
         self._collector.add(
             EvaluatedCases(
                 rows=rows.cpu(),
                 users=interaction[self.config["USER_ID_FIELD"]].cpu(),
-                histories=interaction[item_field + self.config["LIST_SUFFIX"]].cpu(),
+                histories=histories.cpu(),
                 candidates=candidates.cpu(),
                 targets=targets.cpu(),
                 answers=items.cpu(),
@@ -128,15 +130,18 @@ class CandidateEvaluationMixin:
         """Whether every process must pass through the model equally often."""
         return getattr(self.model, "is_sharded", False)
 
-    def _answer(self, interaction: Interaction, rows: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
+    def _answer(self, interaction: Interaction, questions: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
         if isinstance(self.model, AnswersCandidates):
             first, end = self.processes.bounds(len(interaction))
             own = self._answer_within_memory(interaction[first:end]) if first < end else None
             if own is None and self._in_step:
                 self.model.answer_candidates(interaction[:1])  # every process passes through the blocks equally often
             return joined([part for part in self.processes.gather(own) if part is not None])
-        scores = self._candidate_scores(interaction, candidates)  # [B, C]
-        return CandidateAnswers(items=rank_candidates(scores, candidates, rows)[:, 0], scores=scores, texts=None)
+        scores = settle_near_ties(
+            self._candidate_scores(interaction, candidates),
+            lambda row: self._candidate_scores(interaction[row : row + 1], candidates[row : row + 1])[0],
+        )  # [B, C]
+        return CandidateAnswers(items=rank_candidates(scores, candidates, questions)[:, 0], scores=scores, texts=None)
 
     def _answer_within_memory(self, interaction: Interaction) -> CandidateAnswers:
         """The model's own answers; where memory runs out, of half as many rows at once from now on."""

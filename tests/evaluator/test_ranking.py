@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from recbole_llara.errors import Diverged
-from recbole_llara.evaluator.ranking import rank_candidates, score_rows
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
 
 
 def random_candidates(rows: int, width: int, n_items: int, seed: int = 0) -> torch.Tensor:
@@ -36,14 +36,38 @@ def test_a_named_answer_precedes_its_equals_and_must_be_a_best_one():
     candidates, scores = torch.tensor([[4, 5, 6]]), torch.tensor([[1.0, 1.0, 0.0]])
     for item in (4, 5):
         assert rank_candidates(scores, candidates, torch.tensor([0]), torch.tensor([item]))[0, 0] == item
-    with pytest.raises(ValueError, match="names item 6"):
+    with pytest.raises(ValueError, match="item 6 is named"):
         rank_candidates(scores, candidates, torch.tensor([0]), torch.tensor([6]))
+
+
+def test_a_question_is_its_history_whatever_the_padding():
+    histories = torch.tensor([[3, 4, 0, 0], [4, 3, 0, 0], [3, 4, 5, 0], [3, 0, 0, 0]])
+    keys = question_keys(histories)
+    assert len(set(keys.tolist())) == 4
+    assert torch.equal(question_keys(histories[:, :3]), keys)
+    assert torch.equal(question_keys(histories[2:3]), keys[2:3])
+
+
+def test_rows_of_near_scores_are_scored_alone_and_others_are_not():
+    scores = torch.tensor([[-3.0, -9.0, -3.00001], [-3.0, -9.0, -3.1], [-3.0, -3.0, -9.0], [torch.nan, -3.0, -3.0]])
+    asked = []
+
+    def alone(row: int) -> torch.Tensor:
+        asked.append(row)
+        return torch.tensor([-1.0, -2.0, -3.0])
+
+    assert settle_near_ties(scores, alone)[:2].tolist() == [[-1.0, -2.0, -3.0], scores[1].tolist()]
+    assert asked == [0]
+    assert scores[0, 0] == -3.0  # the batch's own stay as they were
+    asked.clear()
+    assert settle_near_ties(scores, alone, ties_too=True)[2].tolist() == [-1.0, -2.0, -3.0]
+    assert asked[:2] == [0, 2]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_scores_that_are_not_finite_are_an_error(bad):
-    with pytest.raises(Diverged, match="row 12 hold NaN or infinity"):
-        rank_candidates(torch.tensor([[0.0, bad]]), torch.tensor([[1, 2]]), torch.tensor([12]))
+    with pytest.raises(Diverged, match=r"items \[1, 2\] hold NaN or infinity"):
+        rank_candidates(torch.tensor([[0.0, bad]]), torch.tensor([[1, 2]]), torch.tensor([0]))
 
 
 def test_score_rows_hold_ranks_at_candidates_and_minus_infinity_elsewhere():

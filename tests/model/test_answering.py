@@ -41,16 +41,16 @@ def make_model(make_llm, make_tokenizer):
 
 
 def answered(model, candidates):
-    """The items named where every row asks about the same candidates."""
+    """The items named where every row, each of another history, asks about the same candidates."""
     shown, rows = torch.tensor([candidates]).expand(ROWS, -1), torch.arange(ROWS)
     with torch.no_grad():
-        return answer_rows(model, torch.tensor([[3]]).expand(ROWS, -1), shown, rows).items
+        return answer_rows(model, 3 + (rows[:, None] >> torch.arange(9) & 1), shown, rows).items
 
 
 @pytest.mark.parametrize("decoding", ["score", "constrained"])
 @pytest.mark.parametrize(("twins", "max_title_tokens"), [([1, 2], 64), ([6, 7], 2)])
 def test_neither_place_nor_target_decides_between_twins(make_model, decoding, twins, max_title_tokens):
-    """Twins by title, or by what is left of it: the row decides, whichever stands first."""
+    """Twins by title, or by what is left of it: the history decides, whichever stands first."""
     model = make_model(decoding, max_title_tokens=max_title_tokens)
     first, second = twins
     found = answered(model, [first, second])
