@@ -126,7 +126,13 @@ def _train_and_measure(
     if is_ours(config["model"]):
         _add_training_times(trainer, timings)
     metrics = {"valid": best_valid_result or {}, "test": test_result}
-    paths = processes.from_main(lambda: _write(config, data, trainer, folder, metrics, timings))
+    facts = trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}
+    if config["full_rank"]:
+        full_rank, full_rank_records = _measure_full_rank(config, data, trainer, logger)
+        facts = {**facts, "full_rank": full_rank}
+    else:
+        full_rank_records = None
+    paths = processes.from_main(lambda: _write(config, data, trainer, folder, metrics, timings, facts, full_rank_records))
     logger.info(f"best valid: {dict(best_valid_result or {})}")
     logger.info(f"test result: {dict(test_result)}")
     logger.info(f"written: {folder.path}")
@@ -169,6 +175,8 @@ def _write(
     folder: RunFolder,
     metrics: Mapping[str, Mapping[str, float]],
     timings: Mapping[str, float],
+    facts: Mapping[str, Any],
+    full_rank_records: list[dict[str, Any]] | None,
 ) -> dict[str, str]:
     """Write ``cases.jsonl`` and ``result.json``; returns the paths of all that the run wrote."""
     cases, dataset = trainer.last_cases, data.dataset
@@ -178,7 +186,8 @@ def _write(
     cases_file = folder.write_records("cases.jsonl", records)
     if is_ours(config["model"]) and trainer.progress.training_log:
         folder.write_records("training.jsonl", trainer.progress.training_log)
-    full_rank = _measure_full_rank(config, data, trainer.model, folder) if config["full_rank"] else {}
+    if full_rank_records is not None:
+        folder.write_records("full_rank.jsonl", full_rank_records)
     result = build_result(
         config.final_config_dict,
         correct=cases.correct,
@@ -186,7 +195,7 @@ def _write(
         candidate_sha256=data.candidate_sha256,
         metrics=metrics,
         timings=timings,
-        facts={**(trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}), **full_rank},
+        facts=facts,
         best_epoch=trainer.best_epoch,
     )
     result_file = folder.write_result(result, config["result_file"])
@@ -199,19 +208,21 @@ def _write(
     }
 
 
-def _measure_full_rank(config: LLaRAConfig, data: PreparedData, model: Any, folder: RunFolder) -> dict[str, Any]:
-    """Rank the whole catalogue for the test rows; writes ``full_rank.jsonl``."""
+def _measure_full_rank(
+    config: LLaRAConfig, data: PreparedData, trainer: Any, logger: logging.Logger
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
     from recbole_llara.recommend.full_rank import full_rank_records, full_rank_result, rank_test_rows
     from recbole_llara.recommend.loaded import loaded_run
 
     settings = EvaluationSettings.from_config(config)
-    ranks = rank_test_rows(loaded_run(config, data, model), settings.retrieve_k, max(settings.topk))
-    folder.write_records("full_rank.jsonl", full_rank_records(ranks, data.dataset.field2id_token[data.dataset.iid_field]))
+    run = loaded_run(config, data, trainer.model)
+    ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), trainer.processes)
     result = full_rank_result(ranks, settings.topk)
     for name in ("retriever", "reranker"):
         shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
-        logging.getLogger().info(f"whole catalogue, {name}: {shares}")
-    return {"full_rank": result}
+        logger.info(f"whole catalogue, {name}: {shares}")
+    return result, full_rank_records(ranks, data.dataset.field2id_token[data.dataset.iid_field])
 
 
 class _NoBoard:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from recbole_llara.evaluator.significance import paired_t, wilson_interval
+from recbole_llara.processes import Processes
 from recbole_llara.recommend.loaded import LoadedRun, in_own_order
 
 
@@ -35,7 +36,7 @@ class FullRanks:
     retrieve_k: int
 
 
-def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int) -> FullRanks:
+def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Processes) -> FullRanks:
     """Rank the whole catalogue for each test row.
 
     Items that the user interacted with are not proposed, save the target: a test row is its user's last.
@@ -44,6 +45,7 @@ def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int) -> FullRanks:
         run: with the model and the retriever.
         retrieve_k: (int, items) that the model reorders.
         depth: (int, items) how far to look, the largest K of the metrics.
+        processes: among which the model's batches are dealt out.
     """
     dataset = run.data.test_data.dataset
     feat = dataset.inter_feat
@@ -54,7 +56,7 @@ def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int) -> FullRanks:
     seen = _seen_but_target(run, users, targets)
     depth = min(max(depth, retrieve_k), run.retriever.n_known - 1)
     proposed = run.retriever.propose(histories, depth, users.tolist(), seen)  # [R, depth]
-    reranked = _reranked(run, histories, proposed, retrieve_k) if run.is_llm else proposed
+    reranked = _reranked(run, histories, proposed, retrieve_k, processes) if run.is_llm else proposed
     wanted = torch.from_numpy(targets)[:, None]
     rows = feat["row_id"].numpy()
     return FullRanks(rows, targets, _place(proposed == wanted), _place(reranked == wanted), depth, retrieve_k)
@@ -98,10 +100,17 @@ def full_rank_records(ranks: FullRanks, item_tokens: Sequence[str]) -> list[dict
     ]
 
 
-def _reranked(run: LoadedRun, histories: Sequence[Sequence[int]], proposed: torch.Tensor, retrieve_k: int) -> torch.Tensor:
+def _reranked(
+    run: LoadedRun, histories: Sequence[Sequence[int]], proposed: torch.Tensor, retrieve_k: int, processes: Processes
+) -> torch.Tensor:
     """[R, depth] the first ``retrieve_k`` of each row in the model's order, the others behind them as they were."""
     head = in_own_order(proposed[:, :retrieve_k])
-    scores = torch.cat([run.scores(histories[first:end], head[first:end]) for first, end in run.batches(len(histories))])
+    batches = run.batches(len(histories))
+    own = [run.scores(histories[first:end], head[first:end]) for first, end in processes.share(batches)]
+    if run.model.is_sharded and len(own) * processes.count < len(batches):
+        run.scores(histories[:1], head[:1])  # every process passes through the blocks equally often
+    parts = processes.gather(own)
+    scores = torch.cat([parts[number % processes.count][number // processes.count] for number in range(len(batches))])
     order = scores.argsort(dim=1, descending=True, stable=True)
     return torch.cat([head.gather(1, order), proposed[:, retrieve_k:]], dim=1)
 

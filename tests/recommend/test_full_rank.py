@@ -9,6 +9,7 @@ import pytest
 
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.processes import Processes
 from recbole_llara.recommend import load
 from recbole_llara.recommend.full_rank import FullRanks, full_rank_result, rank_test_rows
 
@@ -70,7 +71,7 @@ def test_what_ranks_nothing_is_refused(make_run):
 
 
 def test_more_than_there_is(run):
-    ranks = rank_test_rows(run, retrieve_k=10_000, depth=20)
+    ranks = rank_test_rows(run, retrieve_k=10_000, depth=20, processes=Processes())
     assert ranks.depth == run.retriever.n_known - 1 and (ranks.reranker > 0).all()
 
 

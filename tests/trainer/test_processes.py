@@ -82,6 +82,15 @@ def test_rsllms_stages_and_contrasts(run):
     assert two[3].count("Stage 2 of 2") == 1  # one tells of it
 
 
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_the_whole_catalogue(run, fsdp):
+    """Three batches for two processes, the last of one row."""
+    keys = {"model": "LLaRA", "full_rank": True, "max_train_rows": 16, "max_eval_rows": 9, "eval_batch_size": 4, "topk": [1, 5]}
+    (one, *_), (two, *_) = run("one", **keys), run("two", fsdp=fsdp, **keys)
+    assert one["full_rank"]["n"] == 9 and one["full_rank"]["reranker"].keys() == {"hit@1", "ndcg@1", "hit@5", "ndcg@5"}
+    assert two["full_rank"] == one["full_rank"]
+
+
 @pytest.mark.parametrize("decoding", ["score", "generate"])
 def test_frozen_weights_dealt_out(run, make_llm, decoding):
     """FSDP over LoRA: one row is left for two processes in training as in evaluation, and generation ends at different steps."""
