@@ -61,6 +61,7 @@ setup(
             "transformers[serving]",
             "pyarrow>=15,<22",
             *DOCS,  # a test builds the pages
+            "playwright>=1.45",  # drives the demo in a Chromium that is installed already
         ],
         "docs": DOCS,
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
@@ -68,7 +69,6 @@ setup(
         "png": ["kaleido>=1"],
         "chat": ["openai>=1.40", "transformers[serving]"],
         "demo": ["fastapi>=0.115", "uvicorn>=0.30"],
-        "browser": ["playwright>=1.45"],  # drives the demo in a Chromium that is installed already
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},
     classifiers=[

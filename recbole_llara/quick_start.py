@@ -11,7 +11,7 @@ from typing import Any
 import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.compat import flush_denormals, silence_harmless_warnings
+from recbole_llara.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.errors import Stopped
@@ -52,7 +52,7 @@ def run_recbole_llara(
         UserError: the configuration or the data cannot be used; the message says which key to change.
     """
     silence_harmless_warnings()
-    flush_denormals()
+    prepare_cpu()
     request = completed_request(model, dataset, config_dict, argv)
     config = LLaRAConfig(request.model, request.dataset, config_file_list, request.keys, argv)
     check_writable(config["checkpoint_dir"])

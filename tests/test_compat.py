@@ -1,8 +1,11 @@
 """What importing RecBole must not leave behind."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CODE = """
 import torch
@@ -35,6 +38,30 @@ def test_numbers_below_the_normal_ones_are_zero_in_a_run():
     code = "import torch\nprint(float(torch.tensor([1e-30]) * torch.tensor([1e-9])))"
     assert 0 < float(printed_by(code).split()[-1]) < 1.2e-38
     assert float(printed_by(begin + code).split()[-1]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="an allocator of another kind")
+def test_a_run_keeps_the_memory_that_its_tensors_give_back():
+    """By default glibc returns 120 MB to the kernel each time, and gets them again by 30,000 page faults."""
+    begin = "from recbole_llara.compat import prepare_cpu\nprepare_cpu()\n"
+    code = (
+        "import os, resource\nos.environ['THP_MEM_ALLOC_ENABLE'] = '0'\nimport torch\n{}"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "use = lambda: ([torch.ones(30 << 18) for _ in range(4)], None)[1]\n"
+        "[use() for _ in range(3)]\nbefore = faults()\n[use() for _ in range(5)]\nprint(faults() - before)"
+    )
+    assert int(printed_by(code.format("")).split()[-1]) > 50_000
+    assert int(printed_by(code.format(begin)).split()[-1]) < 5_000
+
+
+def test_large_tensors_are_in_huge_pages_where_the_kernel_gives_them():
+    assert printed_by("import recbole_llara, os; print(os.environ['THP_MEM_ALLOC_ENABLE'])").split()[-1] == "1"
+    assert (
+        printed_by(
+            "import os; os.environ['THP_MEM_ALLOC_ENABLE'] = '0'; import recbole_llara; print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+        ).split()[-1]
+        == "0"
+    )
 
 
 def test_recbole_s_folders_may_be_made_by_another_run_meanwhile(tmp_path, monkeypatch):

@@ -8,6 +8,9 @@ from recbole_llara.errors import UserError
 from recbole_llara.evaluator.trie import IGNORED_LABEL, AnswerTrie, build_trie
 from recbole_llara.model.llm import causal_lm, input_embeddings
 
+# Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
+_LOGITS_AT_ONCE = 1 << 24
+
 
 def score_candidates(
     llm: nn.Module,
@@ -112,9 +115,14 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
         [B, C, M], 0 where nothing is asked.
     """
     is_asked = tokens != IGNORED_LABEL
-    rows = torch.arange(logits.shape[0], device=logits.device)[:, None, None]
-    places = torch.where(is_asked, places, 0)
-    picked = logits[rows, places, tokens.clamp(min=0)].float() - torch.logsumexp(logits.float(), 2)[rows, places]
+    places, tokens = torch.where(is_asked, places, 0), tokens.clamp(min=0)
+    picked = torch.empty(tokens.shape, device=logits.device)
+    at_once = max(1, _LOGITS_AT_ONCE // logits[0].numel())
+    for first in range(0, len(logits), at_once):
+        part = slice(first, first + at_once)
+        log_probs = logits[part].float().log_softmax(2)
+        rows = torch.arange(len(log_probs), device=logits.device)[:, None, None]
+        picked[part] = log_probs[rows, places[part], tokens[part]]
     return torch.where(is_asked, picked, 0.0)
 
 

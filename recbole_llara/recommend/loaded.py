@@ -11,7 +11,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_llara.compat import flush_denormals, silence_harmless_warnings
+from recbole_llara.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.errors import UserError
@@ -207,7 +207,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         UserError: the folder is no finished run's, its data is not there, or it cannot rank (a chat model, decoding aside).
     """
     silence_harmless_warnings()
-    flush_denormals()
+    prepare_cpu()
     path = Path(run).expanduser()
     request = read_request(path)
     if not (path / RESULT).is_file():

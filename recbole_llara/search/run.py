@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from recbole_llara.compat import flush_denormals
+from recbole_llara.compat import prepare_cpu
 from recbole_llara.errors import Diverged, Stopped, UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import check_writable
@@ -66,7 +66,7 @@ class SearchRun:
             UserError: a trial's keys cannot be used together.
             Stopped: by a signal; it says how to go on.
         """
-        flush_denormals()
+        prepare_cpu()
         progress = Progress(self.search.max_evals, "Search")
         try:
             while True:

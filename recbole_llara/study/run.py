@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
-from recbole_llara.compat import flush_denormals
+from recbole_llara.compat import prepare_cpu
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
@@ -71,7 +71,7 @@ class StudyRun:
 
     def run(self) -> dict[Arm, Entry | Failure]:
         """Run every arm; Ctrl-C passes through, and what is finished is kept."""
-        flush_denormals()  # before any recommender is trained
+        prepare_cpu()  # before any recommender is trained
         self.check()
         arms = arms_of(self.study)
         for arm in arms if self.fresh else ():

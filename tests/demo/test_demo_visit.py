@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -11,11 +12,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture
 def page(address):
     """The page in a browser; fails on any word of its console, any uncaught error, any request to elsewhere."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install "recbole-llara[browser]"')
     if CHROMIUM is None:
-        pytest.skip("needs chromium")
+        pytest.skip("needs chromium: apt-get install chromium, or Chrome")
     said, asked = [], []
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         made = browser.new_page()
         made.on("console", lambda message: said.append(message.text))
@@ -29,8 +29,6 @@ def page(address):
 
 
 def test_a_visit(page, toy):
-    from playwright.sync_api import expect
-
     search = page.get_by_role("searchbox", name="Search titles")
     search.fill("title 3")
     page.get_by_role("button", name="Add Title 3 é", exact=True).click()
