@@ -94,6 +94,7 @@ class LLMSettings(Settings):
 
     llm_path: str
     llm_dtype: str = one_of("auto", "float32", "bfloat16", "float16")
+    eval_dtype: str = one_of("auto", "float32", "bfloat16", "float16")
     llm_quantization: str = one_of("none", "8bit", "4bit")
     llm_trust_remote_code: bool
     llm_tuning: str = one_of("lora", "frozen", "full")

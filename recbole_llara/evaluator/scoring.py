@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.trie import IGNORED_LABEL, AnswerTrie, build_trie
@@ -75,32 +75,18 @@ def trie_log_probs(
     """``answer_log_probs`` of a tree that is built already."""
     check_prompts(llm, attention_mask)
     _check_attention(causal_lm(llm), attention_mask.shape[1] + trie.answer_ids.shape[2])
-    # Without the model's config every layer keeps all keys, so that one mask fits them all.
-    cache = DynamicCache()
-    prompt_logits = llm(
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits  # [B, 1, V]
-    log_probs = torch.zeros(trie.answer_ids.shape, device=inputs_embeds.device)  # [B, C, A]
-    log_probs[:, :, 0] = _log_softmax_at(prompt_logits, torch.zeros_like(trie.path[:, :, :1]), trie.answer_ids[:, :, :1])[
-        :, :, 0
-    ]
-    if trie.node_ids.shape[1] == 0:
-        return log_probs
-    node_logits = llm(
-        inputs_embeds=input_embeddings(llm)(trie.node_ids).to(inputs_embeds.dtype),
-        attention_mask=_tree_mask(causal_lm(llm), attention_mask, trie.visible, inputs_embeds.dtype),
-        position_ids=position_ids[:, -1:] + 1 + trie.node_depth,
-        past_key_values=cache,
-        use_cache=True,
-    ).logits  # [B, Q, V]
-    # A token is predicted by the node of the one before it.
-    log_probs[:, :, 1:] = _log_softmax_at(node_logits, trie.path[:, :, :-1], trie.answer_ids[:, :, 1:])
-    return log_probs
+    n_nodes = trie.node_ids.shape[1]
+    nodes = input_embeddings(llm)(trie.node_ids).to(inputs_embeds.dtype)  # [B, Q, D]
+    logits = llm(
+        inputs_embeds=torch.cat([inputs_embeds, nodes], 1),
+        attention_mask=_block_mask(causal_lm(llm), attention_mask, trie.visible, inputs_embeds.dtype),
+        position_ids=torch.cat([position_ids, position_ids[:, -1:] + 1 + trie.node_depth], 1),
+        use_cache=False,
+        logits_to_keep=1 + n_nodes,
+    ).logits  # [B, 1 + Q, V]
+    # An answer's first token is predicted by the prompt's end, each further one by the node of the one before it.
+    places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
+    return _log_softmax_at(logits, places, trie.answer_ids)
 
 
 def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -126,21 +112,30 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
     return torch.where(is_asked, picked, 0.0)
 
 
-def _tree_mask(model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mask under which nodes read the prompt, their ancestors and themselves.
+def _block_mask(
+    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The mask under which prompts read what comes before, and nodes the prompt, their ancestors and themselves.
 
     Args:
         attention_mask: [B, T] of the prompts.
         visible: [B, Q, Q]
 
     Returns:
-        [B, 1, Q, T + Q] bool, or what is added to the attention scores for eager attention.
+        [B, 1, T + Q, T + Q] bool, or what is added to the attention scores for eager attention.
     """
-    prompt = attention_mask.bool()[:, None].expand(-1, visible.shape[1], -1)  # [B, Q, T]
-    mask = torch.cat([prompt, visible], 2)[:, None]  # [B, 1, Q, T + Q]
+    n_rows, n_prompt = attention_mask.shape
+    n_nodes = visible.shape[1]
+    mask = torch.zeros(n_rows, n_prompt + n_nodes, n_prompt + n_nodes, dtype=torch.bool, device=attention_mask.device)
+    mask[:, :, :n_prompt] = attention_mask.bool()[:, None]
+    mask[:, :n_prompt, :n_prompt].tril_()
+    mask[:, n_prompt:, n_prompt:] = visible
+    mask.diagonal(dim1=1, dim2=2).fill_(
+        True
+    )  # padding reads itself: a softmax over nothing is NaN, which no zero weight undoes
     if model.config._attn_implementation != "eager":
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask[:, None]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
 
 
 def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.evaluator.scoring import score_candidates
-from recbole_llara.model.llm import input_embeddings
+from recbole_llara.model.compilation import uncompiled
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def answer_rows(
         items = rank_candidates(is_chosen.float(), candidates, questions)[:, 0]
         return CandidateAnswers(items=items, scores=None, texts=_texts(model, items.tolist()))
     scores = _scores(model, history, candidates, rows)  # [B, C]
-    # Where weights are dealt out, every process must pass as often; where they are halves, their own grain is coarser.
-    if not model.is_sharded and input_embeddings(model.llm).weight.dtype == torch.float32:
-        scores = settle_near_ties(
-            scores,
-            lambda row: _scores(model, *(rows_of[row : row + 1] for rows_of in (history, candidates, rows)))[0],
-            ties_too=True,
-        )
+    if model.settles_near_ties:
+        with uncompiled(model.is_compiled):  # code of its own for one row would cost more than it saves
+            scores = settle_near_ties(
+                scores,
+                lambda row: _scores(model, *(rows_of[row : row + 1] for rows_of in (history, candidates, rows)))[0],
+                ties_too=True,
+            )
     items = rank_candidates(scores, candidates, questions)[:, 0]
     return CandidateAnswers(items=items, scores=scores, texts=_texts(model, items.tolist()))
 
@@ -122,7 +122,8 @@ def generate_answers(model: "LLMRecommender", prompts: EncodedPrompts, candidate
     llm, inputs, attention_mask, _, answer_ids = _context(model, prompts, candidates)
     lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
     end, pad = model.tokenizer.eos_token_id, model.tokenizer.pad_token_id
-    tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
+    with uncompiled(model.is_compiled):  # with a cache, every block would be compiled by itself
+        tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
     texts = answer_texts(model.tokenizer, tokens)
     items = match_titles(texts, _spelt_answers(model, answer_ids), candidates)
     return CandidateAnswers(items=items, scores=None, texts=texts)

@@ -16,14 +16,14 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.model.compilation import compile_blocks, uncompiled
+from recbole_llara.model.compilation import compile_blocks
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.identity import data_facts, llm_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
 from recbole_llara.model.losses import AnswerPass, answer_pass
-from recbole_llara.model.precision import resolve_compute_dtype
+from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.readiness import build_encoder, ready_encoder
 from recbole_llara.model.sharding import shard_frozen
 from recbole_llara.processes import processes_of
@@ -126,6 +126,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         )
         self.llm_digest, self.tokenizer_digest = llm_digest(llm), tokenizer_digest(self.tokenizer)
         self.data_facts = data_facts(config, data)
+        self._weight_dtype = input_embeddings(llm).weight.dtype
+        self.eval_dtype = evaluation_dtype(llm_settings.eval_dtype, self._weight_dtype)
         self._attention = {
             True: training_attention(llm, self.compute_dtype, config["device"]),
             False: llm.config._attn_implementation,
@@ -252,6 +254,18 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     # --- evaluation ----------------------------------------------------------------------------
 
+    @property
+    def settles_near_ties(self) -> bool:
+        """Whether rows whose order could turn on the rows beside them are scored again, alone.
+
+        In halves nearly all rows would be; where weights are dealt out, every process must pass as often.
+        """
+        return self.eval_dtype == torch.float32 and not self.is_sharded
+
+    def evaluation_arithmetic(self) -> torch.autocast:
+        """The arithmetic of ``eval_dtype``, as a context."""
+        return torch.autocast(self.device.type, dtype=self.eval_dtype, enabled=self.eval_dtype != self._weight_dtype)
+
     @torch.no_grad()
     def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
         """Answer each row by the configured decoding.
@@ -260,5 +274,5 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             interaction: rows with histories and candidates.
         """
         candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()  # [B, C], [B]
-        with uncompiled(self.is_compiled):
+        with self.evaluation_arithmetic():
             return answer_rows(self, interaction[self.ITEM_SEQ].cpu(), candidates, rows)

@@ -34,5 +34,5 @@ def compile_blocks(llm: nn.Module, device: str | torch.device) -> None:
 
 
 def uncompiled(is_compiled: bool) -> AbstractContextManager:
-    """Within, compiled blocks run as they were written: evaluation has too few batches to pay for code of its own."""
+    """Within, compiled blocks run as they were written, for passes too few to pay for code of their own."""
     return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()

@@ -32,6 +32,26 @@ def resolve_compute_dtype(dtype: str, device: str | torch.device) -> torch.dtype
     return torch.bfloat16 if native else torch.float32
 
 
+def evaluation_dtype(dtype: str, weights: torch.dtype) -> torch.dtype:
+    """The type of an evaluation's matrix products: for "auto" that of the weights, which is float32 on a CPU.
+
+    Args:
+        dtype: auto, float32, bfloat16 or float16.
+        weights: the type in which they are held.
+
+    Raises:
+        UserError: finer than the weights.
+    """
+    if dtype == "auto":
+        return weights
+    if DTYPES[dtype].itemsize > weights.itemsize:
+        held = str(weights).removeprefix("torch.")
+        raise UserError(
+            f"eval_dtype: found {dtype}, but the LLM's weights are held in {held}; expected auto, or llm_dtype {dtype} too"
+        )
+    return DTYPES[dtype]
+
+
 def weight_dtype(compute_dtype: torch.dtype, llm_tuning: str, device: str | torch.device) -> torch.dtype:
     """The type in which the LLM's own weights are held; where it differs from the compute type, run under autocast.
 

@@ -20,7 +20,6 @@ from recbole_llara.evaluator.ranking import question_keys, rank_candidates, sett
 from recbole_llara.evaluator.run_folder import RESULT
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.answering import generate_answers, shown_prompts
-from recbole_llara.model.compilation import uncompiled
 from recbole_llara.model.item_encoder import recommender_model
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
@@ -155,7 +154,7 @@ class LoadedRun:
     @torch.no_grad()
     def write(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> CandidateAnswers:
         """What the LLM writes when nothing holds it to the candidates [B, C]; for runs that have an LLM."""
-        with uncompiled(self.model.is_compiled):
+        with self.model.evaluation_arithmetic():
             return generate_answers(self.model, self.prompts(histories, candidates), candidates).cpu()
 
     def _history(self, histories: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -212,10 +211,10 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     request = read_request(path)
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
-    # Answers are ranked by their likelihood, whatever decoding the run was measured by.
+    # Answers are ranked by their likelihood, whatever decoding the run was measured by; one question should not wait for a compiler.
     settled = {"resume": None, "result_file": None, "show_progress": False, "checkpoint_dir": str(path.parent)}
     if is_ours(request.model):
-        settled |= {"decoding": "score", **_own_recommender(path, {**request.keys, **keys})}
+        settled |= {"decoding": "score", "torch_compile": False, **_own_recommender(path, {**request.keys, **keys})}
     config = LLaRAConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     if request.model == "ChatLLM":
         raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")

@@ -13,7 +13,7 @@ from recbole_llara.settings import OptimSettings, PromptSettings
 
 # p(progress): the probability that a step trains the hard task.
 CURRICULA: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: progress,  # p(tau) = tau / T, LLaRA eq. 10
+    "linear": lambda progress: progress,  # p(tau) = tau / T, LLaRA eq. 9
     "cosine": lambda progress: 0.5 * (1 - math.cos(math.pi * progress)),
     "step": lambda progress: float(progress >= 0.5),
 }

@@ -23,7 +23,9 @@ import torch
 from measure import matrix_rate, seconds
 from plain_recipe import PlainRecipe, PlainRow
 from recbole.data.interaction import Interaction
+from torch.profiler import ProfilerActivity, profile
 
+from recbole_llara.compat import prepare_cpu
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.trie import build_trie
@@ -41,6 +43,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_compiled": {"llm_tuning": "lora", "torch_compile": True},
     "full_compiled": {"llm_tuning": "full", "torch_compile": True},
 }
+EVAL_DTYPES = {"": torch.float32, "bf16_": torch.bfloat16}
+# What multiplies matrices, as the profiler names it; all else of a step passes through memory or is Python.
+PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"})
 TOLERANCE = 1e-5  # by which the two losses of a step may differ, in float32
 
 
@@ -168,6 +173,8 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
             ours.append(own), theirs.append(other), operations.append(training_operations(setup, rows))
     rate = matrix_rate(model.compute_dtype)
     size = trainer.settings.train_batch_size
+    model.train()
+    share = share_of_products(partial(our_step, setup, interaction))
     floor = [count / rate for count in operations]
     return {
         "rows_per_second": size / median(ours),
@@ -175,18 +182,29 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
         "ratio": median(other / own for own, other in zip(ours, theirs, strict=True)),
         "of_floor": median(least / own for own, least in zip(ours, floor, strict=True)),
         "plain_of_floor": median(least / other for other, least in zip(theirs, floor, strict=True)),
+        "share_of_products": share,
+        "products_of_rate": median(operations) / (share * median(ours)) / rate,
         "operations_per_row": median(operations) / size,
         "matrix_operations_per_second": rate,
         "loss_difference": difference,
     }
 
 
-def evaluate(setup: Setup, rounds: int) -> dict[str, float]:
-    """All rows answered by scores, by generation and by the recipe, in turn.
+def share_of_products(step: Callable[[], None]) -> float:
+    """Of a step's time, what is spent in matrix products."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    return sum(spent[name] for name in PRODUCTS & spent.keys()) / sum(spent.values())
+
+
+def evaluate(setup: Setup, rounds: int, dtype: torch.dtype) -> dict[str, float]:
+    """All rows answered by scores, by generation and by the recipe, in turn, all in the arithmetic of ``dtype``.
 
     Ours come as the loader gives them, by the length of their texts; the recipe's in random order.
     """
     model = setup.model.eval()
+    model.eval_dtype = dtype
     batches: list[Interaction] = [batch[0] for batch in setup.data.test_data]
     listed = [row for batch in batches for row in _plain_rows_of(model, batch)]
     order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(0)).tolist()
@@ -200,7 +218,8 @@ def evaluate(setup: Setup, rounds: int) -> dict[str, float]:
 
     def plain(stops: bool, some: list[list[PlainRow]]) -> None:
         for rows in some:
-            setup.plain.answers(rows, stops)
+            with model.evaluation_arithmetic(), uncompiled(model.is_compiled):
+                setup.plain.answers(rows, stops)
 
     ways: dict[str, tuple[Callable[[Any], None], list[Any]]] = {
         **{name: (partial(ours, name), batches) for name in ("score", "constrained", "generate")},
@@ -219,7 +238,7 @@ def evaluate(setup: Setup, rounds: int) -> dict[str, float]:
             pairs = zip(taken[name], taken[against], strict=True)
             found[f"{name}_ratio{suffix}"] = median(other / own for own, other in pairs)
     operations = sum(answer_operations(setup, batch) for batch in batches)
-    found["score_of_floor"] = operations / matrix_rate(torch.float32) / median(taken["score"])
+    found["score_of_floor"] = operations / matrix_rate(dtype) / median(taken["score"])
     return found
 
 
@@ -251,18 +270,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     arguments, words = parser.parse_known_args(argv)
     torch.manual_seed(0)
+    prepare_cpu()  # as every run does; the recipe gains by it too
     keys = parse_arguments(words)
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": arguments.rounds}
     for name, changes in VARIANTS.items():
         setup = set_up({**changes, **keys})
         found[name] = train(setup, arguments.rounds)
-        if not setup.model.is_compiled:  # evaluation is the same
-            answered = evaluate(setup, max(1, arguments.rounds // 2))
-            found[name] |= {f"eval_{key}": value for key, value in answered.items()}
+        for prefix, dtype in EVAL_DTYPES.items():
+            answered = evaluate(setup, max(1, arguments.rounds // 2), dtype)
+            found[name] |= {f"eval_{prefix}{key}": value for key, value in answered.items()}
     for suffix, of in (("", found["lora"]), ("_compiled", found["lora_compiled"])):
         found |= {f"train_ratio{suffix}": of["ratio"], f"train_of_floor{suffix}": of["of_floor"]}
-    for name in ("eval_score_ratio", "eval_generate_ratio", "eval_score_ratio_64", "eval_generate_ratio_64"):
-        found[name] = found["lora"][name]
+    for prefix in EVAL_DTYPES:
+        for name in ("score_ratio", "generate_ratio", "score_ratio_64", "generate_ratio_64"):
+            found[f"eval_{prefix}{name}"] = found["lora"][f"eval_{prefix}{name}"]
     arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
     head = "".join(f"{name:>16}" for name in VARIANTS)
     sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{head}\n")

@@ -34,6 +34,8 @@ def make_model(make_llm, make_tokenizer):
             decoding=decoding,
             test_prompt="first",
             is_sharded=False,
+            is_compiled=False,
+            settles_near_ties=True,
             device="cpu",
         )
 

@@ -19,7 +19,7 @@ from recbole_llara.model.llm import (
     max_positions,
     tune,
 )
-from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
+from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 TITLES = ["The Matrix", "Alien", "M", "Léon: The Professional", "千と千尋の神隠し"]
@@ -214,3 +214,11 @@ def test_trained_weights_are_held_in_float32_everywhere():
     assert weight_dtype(torch.bfloat16, "full", "cuda") == torch.float32
     assert weight_dtype(torch.bfloat16, "frozen", "cuda") == torch.bfloat16
     assert weight_dtype(torch.bfloat16, "lora", "cpu") == torch.float32
+
+
+def test_answers_are_computed_in_the_weights_type_or_a_coarser_one():
+    assert evaluation_dtype("auto", torch.float32) == torch.float32
+    assert evaluation_dtype("auto", torch.bfloat16) == torch.bfloat16
+    assert evaluation_dtype("bfloat16", torch.float32) == torch.bfloat16
+    with pytest.raises(UserError, match="eval_dtype: found float32, but the LLM's weights are held in bfloat16"):
+        evaluation_dtype("float32", torch.bfloat16)
