@@ -1,0 +1,87 @@
+"""What a finished run answers, and how fast: its ranking against the evaluator's, users a second, memory by their number.
+
+    python tests/benchmarks/bench_recommend.py --run=saved/RUN [--users 300,3000] [--out recommend.json] [--key=value ...]
+
+The ranking is asked for every test row of the run and compared with the order of the scores in ``cases.jsonl``; items of equal
+scores, as two of one title have, may stand either way. Users are made up, of 3 to 20 random items each; their lines go through
+the command line of recommend from a pipe, a process for each number of users, and what is told is its whole time and its
+largest resident memory.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import recbole_llara
+from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.recommend.loaded import LoadedRun
+from recbole_llara.yaml_files import parse_arguments
+
+SEED = 0
+
+
+def compare_rankings(run: LoadedRun, folder: Path) -> dict[str, int]:
+    """Test rows, those whose best item is the evaluator's answer, and those whose whole order is the evaluator's."""
+    cases = read_records(folder / "cases.jsonl")
+    histories, candidates = ([[f"id:{item}" for item in case[key]] for case in cases] for key in ("history", "candidates"))
+    found = run.recommend_batch(histories, len(candidates[0]), candidates)
+    told = [dict(zip(case["candidates"], case["scores"], strict=True)) for case in cases]
+    answers = sum(items[0].item_id == case["answer"] for items, case in zip(found, cases, strict=True))
+    orders = [[scores[item.item_id] for item in items] for items, scores in zip(found, told, strict=True)]
+    return {"rows": len(cases), "equal_answers": answers, "equal_rankings": sum(map(_descends, orders))}
+
+
+def _descends(scores: list[float]) -> bool:
+    return all(first >= second for first, second in pairwise(scores))
+
+
+def answer_users(run: LoadedRun, folder: Path, users: int, keys: list[str]) -> dict[str, float]:
+    """Answer made-up users by the command line."""
+    draw, ids = random.Random(SEED), run.names.ids[1 : run.retriever.n_known]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered = Path(scratch, "users.jsonl"), Path(scratch, "answers.jsonl")
+        with asked.open("w", encoding="utf-8") as out:
+            for user in range(users):
+                history = [f"id:{item}" for item in draw.sample(ids, draw.randint(3, 20))]
+                out.write(json.dumps({"user": user, "history": history}) + "\n")
+        command = [sys.executable, "-m", "recbole_llara.recommend", f"--run={folder}", "--jsonl", *keys]
+        started = perf_counter()
+        with asked.open("rb") as lines, answered.open("wb") as out:
+            subprocess.run(command, stdin=lines, stdout=out, check=True)
+        spent = perf_counter() - started
+        with answered.open(encoding="utf-8") as lines:
+            answers = sum("recommendations" in json.loads(line) for line in lines)
+    assert answers == users, f"{answers} of {users} users were answered"
+    # The largest of all processes so far: call with growing numbers of users.
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    return {"users": users, "seconds": spent, "users_per_second": users / spent, "peak_memory_mb": memory / 1e6}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--users", default="300,3000", help="numbers of users, ascending (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("recommend.json"))
+    arguments, words = parser.parse_known_args(argv)
+    run = recbole_llara.load(arguments.run, **parse_arguments(words))
+    found: dict[str, Any] = {"ranking": compare_rankings(run, arguments.run), "users": []}
+    sys.stdout.write("{equal_answers} answers and {equal_rankings} rankings of {rows} equal\n".format(**found["ranking"]))
+    for users in sorted(map(int, arguments.users.split(","))):
+        found["users"].append(answer_users(run, arguments.run, users, words))
+        told = "{users:,} users: {users_per_second:.1f} a second, {peak_memory_mb:,.0f} MB\n"
+        sys.stdout.write(told.format(**found["users"][-1]))
+        sys.stdout.flush()
+    arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    sys.stdout.write(f"written: {arguments.out}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
