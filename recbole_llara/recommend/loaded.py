@@ -117,7 +117,7 @@ class LoadedRun:
                     "candidates: found lists of different lengths, expected one of the same length for each history"
                 )
             asked = torch.tensor(chosen)
-        scores = torch.cat([self.scores(rows[first:end], asked[first:end]) for first, end in self.batches(len(rows))])  # [B, C]
+        scores = self._scores_by_length(rows, asked)
         questions = question_keys(self._history(rows))  # [B]
         orders = [None] * len(rows) if proposed is None else proposed
         return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
@@ -146,6 +146,15 @@ class LoadedRun:
                 lambda row: self.retriever.scores([histories[row]], [users[row]])[0, candidates[row]],
             )
         return scores.masked_fill(candidates == 0, -torch.inf)
+
+    def _scores_by_length(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> torch.Tensor:
+        """``scores`` of any number of histories, those with prompts of like length in one batch."""
+        order = torch.arange(len(histories))
+        if self.is_llm:
+            order = self.model.encoder.prompt_lengths(self._history(histories), candidates).argsort(stable=True)
+        parts = [order[first:end] for first, end in self.batches(len(histories))]
+        scores = torch.cat([self.scores([histories[row] for row in part.tolist()], candidates[part]) for part in parts])
+        return torch.empty_like(scores).index_copy_(0, order, scores)
 
     def prompts(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> EncodedPrompts:
         """What the LLM reads of histories and candidates [B, C], internal ids throughout; for runs that have an LLM."""

@@ -10,6 +10,7 @@ from recbole_llara.recommend.loaded import LoadedRun, as_json
 
 KEYS = frozenset({"user", "history", "candidates", "k", "retrieve_k"})
 LONGEST_LINE = 1 << 20  # characters
+BATCHES_AT_ONCE = 8  # read before they are answered, so that prompts of like length come together
 
 
 def answer_lines(run: LoadedRun, lines: Iterable[str], out: TextIO, k: int = 5, retrieve_k: int | None = None) -> None:
@@ -22,7 +23,7 @@ def answer_lines(run: LoadedRun, lines: Iterable[str], out: TextIO, k: int = 5, 
         k, retrieve_k: for lines that say nothing of them.
     """
     defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
-    for batch in _batches(lines, run.batch_size):
+    for batch in _batches(lines, BATCHES_AT_ONCE * run.batch_size):
         for answer in _answers(run, [_parsed(line, defaults) for line in batch]):
             out.write(json.dumps(answer, ensure_ascii=False) + "\n")
         out.flush()

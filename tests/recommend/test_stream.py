@@ -6,7 +6,7 @@ import json
 import pytest
 
 from recbole_llara.recommend.__main__ import main
-from recbole_llara.recommend.stream import answer_lines
+from recbole_llara.recommend.stream import BATCHES_AT_ONCE, answer_lines
 
 
 def test_lines_are_answered_in_their_order(run):
@@ -33,13 +33,13 @@ def test_lines_are_read_as_they_are_answered(run):
     read, out = [], io.StringIO()
 
     def lines():
-        for number in range(5 * run.batch_size):
+        for number in range(3 * BATCHES_AT_ONCE * run.batch_size):
             read.append(number)
-            assert len(read) - out.getvalue().count("\n") <= run.batch_size + 1
+            assert len(read) - out.getvalue().count("\n") <= BATCHES_AT_ONCE * run.batch_size + 1
             yield '{"history": ["i1"]}\n'
 
     answer_lines(run, lines(), out, k=1)
-    assert out.getvalue().count("\n") == 5 * run.batch_size
+    assert out.getvalue().count("\n") == 3 * BATCHES_AT_ONCE * run.batch_size
 
 
 def test_the_command_line(make_run, capsys, monkeypatch):
