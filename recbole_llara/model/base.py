@@ -18,7 +18,7 @@ from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.compilation import compile_blocks
 from recbole_llara.model.hybrid import merge_item_embeddings
-from recbole_llara.model.identity import data_facts, llm_digest, tokenizer_digest
+from recbole_llara.model.identity import data_facts, llm_digest, rows_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
@@ -125,7 +125,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             quantization=llm_settings.llm_quantization,
         )
         self.llm_digest, self.tokenizer_digest = llm_digest(llm), tokenizer_digest(self.tokenizer)
-        self.data_facts = data_facts(config, data)
+        self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
         self._weight_dtype = input_embeddings(llm).weight.dtype
         self.eval_dtype = evaluation_dtype(llm_settings.eval_dtype, self._weight_dtype)
         self._attention = {

@@ -60,6 +60,18 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     }
 
 
+def rows_digest(data: PreparedData) -> str:
+    """Digest of the training rows and of the candidates of validation and test: what a training may not change under way.
+
+    Args:
+        data: what ``prepare_data`` returned.
+    """
+    digest = hashlib.sha256(facts_digest(data.candidate_sha256).encode())
+    for field in (data.dataset.uid_field, data.dataset.iid_field):
+        digest.update(data.dataset.inter_feat[field].numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
 def facts_digest(facts: Any) -> str:
     """Digest of what JSON can hold; anything else counts by its text."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from recbole_llara.atomic import sweep
-from recbole_llara.errors import RunError, Stopped
+from recbole_llara.errors import RunError, Stopped, UserError
 from recbole_llara.stopping import StopRequest
 from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
 from recbole_llara.trainer.progress import Progress, restore_generators
@@ -80,6 +80,7 @@ class ResumableMixin:
             "best_epoch": self.best_epoch,
             "micro_batch_size": self.micro_batch_size,
             "scaler": self.scaler.state_dict(),
+            "rows_digest": self.model.rows_digest,
         }
         if self.processes.is_main:
             self._check_folder()
@@ -99,6 +100,11 @@ class ResumableMixin:
         state = load_state(self.model, Path(resume_file), [stage.hard for stage in self.stages])
         if state is None:
             return
+        if state.facts["rows_digest"] != self.model.rows_digest:
+            raise UserError(
+                f"resume: the interactions or candidates of {self.config['dataset']} are not those that {resume_file} began with; "
+                "bring them back (data_path, candidate_file), or start again without resume"
+            )
         self.progress, self._resumed = state.progress, True
         self.seconds_before, self._began = state.progress.seconds, perf_counter()
         facts = state.facts

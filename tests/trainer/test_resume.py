@@ -120,6 +120,25 @@ def test_other_keys_and_other_folders_are_refused(stopped_run, long_keys, tmp_pa
         run_recbole_llara("LLaRA", "toy", config_dict={**long_keys, "resume": "auto", "checkpoint": "x"})
 
 
+def test_other_interactions_are_refused(long_keys, monkeypatch):
+    """One test row's item gone from the file, all items still known: no recommender's checksum tells."""
+    from recbole_llara.trainer.trainer import LLMTrainer
+
+    keys = {**long_keys, "model": "TALLRec"}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+        _stop_at(patch, LLMTrainer, STEPS + 1)
+        run_recbole_llara(dataset="toy", config_dict=keys)
+    (run,) = Path(keys["checkpoint_dir"]).glob("TALLRec-*")
+    (file,) = Path(keys["data_path"]).glob("**/toy.inter")
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="interactions or candidates of toy are not those that .* began with"):
+        run_recbole_llara(argv=[f"--resume={run}"])
+    file.write_text("".join(lines), encoding="utf-8")
+    assert Path(run_recbole_llara(argv=[f"--resume={run}"])["run_dir"]) == run
+
+
 def test_auto_takes_the_unfinished_run_of_the_same_keys_only(stopped_run, long_keys):
     other = run_recbole_llara(dataset="toy", config_dict={**long_keys, "seed": 7, "resume": "auto", "epochs": 1})
     assert Path(other["run_dir"]) != stopped_run
