@@ -1,4 +1,4 @@
-"""Likelihoods of the candidates' answers: one pass over the prompts, one over all answers. RecBole-free."""
+"""Likelihoods of the candidates' answers: one pass over prompts and answers. RecBole-free."""
 
 import torch
 from torch import nn
@@ -43,9 +43,9 @@ def answer_log_probs(
 ) -> torch.Tensor:
     """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
 
-    One pass over the prompts fills a key-value cache; one pass over the packed tree of the row's answers reads
-    it under a block mask. The cost is that of T + Q tokens a row, Q the number of distinct beginnings of its
-    answers, instead of C (T + A); the second pass makes logits of B x Q x V.
+    One pass reads each prompt and, behind it, the packed tree of the row's answers, under a block mask. The cost is that of
+    T + Q tokens a row, Q the number of distinct beginnings of its answers, instead of C (T + A); logits are made for
+    B x (1 + Q) tokens. No key-value cache: nothing is read twice, and compiled blocks see what they see in training.
 
     Args:
         llm: a causal LM in evaluation mode, wrapped by peft or not.

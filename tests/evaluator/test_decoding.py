@@ -89,7 +89,7 @@ def test_equal_answers_have_exactly_equal_scores(llm, prompts):
     assert scores[0, 3] == scores[0, 4]
 
 
-def test_one_token_answers_need_no_second_pass(llm, prompts):
+def test_one_token_answers_have_no_tree(llm, prompts):
     answers = torch.arange(2, 2 + len(LENGTHS) * 4).reshape(len(LENGTHS), 4, 1)
     scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
     assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
