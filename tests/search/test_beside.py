@@ -55,6 +55,15 @@ def test_one_that_fails_ends_the_others():
     assert time.monotonic() - begun < 50
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT does what it does by default, also where the tests run as a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_told(number, capsys):
     def send():
