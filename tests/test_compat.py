@@ -41,8 +41,9 @@ def test_numbers_below_the_normal_ones_are_zero_in_a_run():
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="an allocator of another kind")
-def test_a_run_keeps_the_memory_that_its_tensors_give_back():
-    """By default glibc returns 120 MB to the kernel each time, and gets them again by 30,000 page faults."""
+def test_a_run_keeps_the_memory_that_its_tensors_give_back(monkeypatch):
+    """Where glibc maps every tensor by itself, 120 MB go back to the kernel each time, and come again by 30,000 page faults."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))  # by default it depends on what else lies on the heap
     begin = "from recbole_llara.compat import prepare_cpu\nprepare_cpu()\n"
     code = (
         "import os, resource\nos.environ['THP_MEM_ALLOC_ENABLE'] = '0'\nimport torch\n{}"
@@ -50,8 +51,9 @@ def test_a_run_keeps_the_memory_that_its_tensors_give_back():
         "use = lambda: ([torch.ones(30 << 18) for _ in range(4)], None)[1]\n"
         "[use() for _ in range(3)]\nbefore = faults()\n[use() for _ in range(5)]\nprint(faults() - before)"
     )
-    assert int(printed_by(code.format("")).split()[-1]) > 50_000
-    assert int(printed_by(code.format(begin)).split()[-1]) < 5_000
+    given_back, kept = (int(printed_by(code.format(start)).split()[-1]) for start in ("", begin))
+    assert given_back > 100_000
+    assert kept < given_back / 3  # none, or one of the five rounds where the heap had to grow once more
 
 
 def test_large_tensors_are_in_huge_pages_where_the_kernel_gives_them():
