@@ -1,10 +1,11 @@
-"""Candidate sets: the target and C - 1 items the user never interacted with, in an order that says nothing.
+"""Candidate sets: the target and C - 1 items that the split knows no interaction of the user with, in an order that says nothing.
 
 Plain numpy on internal item ids 1..N-1 (0 = padding). Every number is `hashing.numbers` at (seed, purpose, epoch, row,
 counter): a row's set is the same in any batch, order or process, and the target neither seeds nor places anything.
 Only seen items are stored, as sorted keys; there is no rows x N matrix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ _REDRAWS = 16
 _CHUNK_CELLS = 2**18
 # Exact draws count from here on, so that they share no number with the rounds of redrawing.
 _EXACT_COUNTERS = 2**40
+# Likewise which slots hold items of the user's own past, and which of its items.
+_OWN_SLOTS = 2**41
+_OWN_ITEMS = 2**42
 _REFUSED = np.uint64(2**64 - 1)
 
 
@@ -49,25 +53,69 @@ class SeenItems:
 
     def pairs(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All items of `users` [B], as (position in `users`, item), both [pairs]."""
+        position, place = self.places(users)
+        return position, self.keys[place] % self.n_items
+
+    def places(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `pairs`, with the items' places in `keys` instead of the items."""
         start = np.searchsorted(self.keys, users * self.n_items)
         length = np.searchsorted(self.keys, (users + 1) * self.n_items) - start
         position = np.repeat(np.arange(len(users)), length)
         within = np.arange(len(position)) - np.repeat(np.cumsum(length) - length, length)
-        return position, self.keys[start[position] + within] % self.n_items
+        return position, start[position] + within
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split, in internal ids.
+
+    Attributes:
+        users: [B] int64.
+        targets: [B] int64.
+        history: [B, L] int64, 0-padded on the right.
+        places: [B] int64, where the target stands among the interactions; None for ready-made rows, which have no such place.
+    """
+
+    users: np.ndarray
+    targets: np.ndarray
+    history: np.ndarray
+    places: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class OwnPast:
+    """Negatives out of the user's own past, as often as targets are.
+
+    Attributes:
+        share: of the split's rows whose target is an item that the user had before, in [0, 1].
+        items: of rows -> the past of each, as pairs of (position in the rows, item), ascending and distinct.
+    """
+
+    share: float
+    items: Callable[[Rows], tuple[np.ndarray, np.ndarray]]
 
 
 class CandidateSampler:
     """Draws candidate sets for rows; holds no state that a draw would change.
 
     Args:
-        seen: of all users.
+        seen: what the rows' split knows of all users.
         n_items: N; items 1..N-1 are drawn.
         candidate_num: C, the target included.
         seed: of the draws.
-        exclude: "user": negatives are items the user never interacted with; "window": items outside the row's history.
+        exclude: "user": negatives are items that `seen` lacks for the user; "window": items outside the row's history.
+        own_past: where some negatives come from the user's own past; None = none do.
     """
 
-    def __init__(self, seen: SeenItems, n_items: int, candidate_num: int, seed: int, exclude: str = "user") -> None:
+    def __init__(
+        self,
+        seen: SeenItems,
+        n_items: int,
+        candidate_num: int,
+        seed: int,
+        exclude: str = "user",
+        own_past: OwnPast | None = None,
+    ) -> None:
         if exclude not in EXCLUDE_RULES:
             raise UserError(f"candidate_exclude is '{exclude}', expected one of {', '.join(EXCLUDE_RULES)}.")
         if candidate_num < 2:
@@ -77,6 +125,7 @@ class CandidateSampler:
         self.candidate_num = candidate_num
         self.seed = seed
         self.exclude = exclude
+        self.own_past = own_past
 
     def draw(
         self,
@@ -86,6 +135,7 @@ class CandidateSampler:
         purpose: str,
         epoch: int = 0,
         history: np.ndarray | None = None,
+        places: np.ndarray | None = None,
     ) -> np.ndarray:
         """The candidate sets of some rows.
 
@@ -98,7 +148,8 @@ class CandidateSampler:
             targets: [B] int64.
             purpose: "train", "valid" or "test".
             epoch: raises new sets for training; 0 for what is drawn once.
-            history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window".
+            history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window" and `own_past`.
+            places: [B] int64, where the targets stand among the interactions; only of use to `own_past`.
 
         Returns:
             [B, C] int64.
@@ -109,6 +160,8 @@ class CandidateSampler:
         rows, users, targets = (np.asarray(values, dtype=np.int64) for values in (rows, users, targets))
         if self.exclude == "window" and history is None:
             raise ValueError("candidate_exclude 'window' needs the history of the rows.")
+        if self.own_past is not None and history is None:
+            raise ValueError("Negatives of the user's own past need the history of the rows.")
         refused = targets[:, None]
         if self.exclude == "window":
             refused = np.concatenate([np.asarray(history, dtype=np.int64), refused], axis=1)  # [B, L + 1]
@@ -121,6 +174,9 @@ class CandidateSampler:
         for start in range(0, len(rows), step):
             part = order[start : start + step]
             negatives = self._draw_negatives(keys[part], users[part], refused[part])
+            if self.own_past is not None:
+                asked = Rows(users[part], targets[part], history[part], None if places is None else places[part])
+                self._put_own(keys[part], asked, negatives)
             candidates[part] = self._place(keys[part], negatives, targets[part])
         return candidates
 
@@ -198,6 +254,27 @@ class CandidateSampler:
         worst = int(eligible.argmin())
         self._check_enough(int(eligible[worst]), int(users[worst]))
         return np.argsort(order, axis=1, kind="stable")[:, :count]
+
+    def _put_own(self, keys: np.ndarray, rows: Rows, negatives: np.ndarray) -> None:
+        """Put items of the users' own past into slots [b, C - 1], each slot with the probability `own_past.share`.
+
+        A user whose past is too short for the slots gives all of it. With C = 4, slots 0 and 2 drawn and a past of items
+        5, 6 and 8, a row of negatives 7, 3, 9 becomes 8, 3, 5.
+        """
+        position, item = self.own_past.items(rows)
+        keep = item != rows.targets[position]
+        position, item = position[keep], item[keep]
+        slots = np.arange(self.candidate_num - 1)
+        drawn = numbers(keys[:, None], slots[None] + _OWN_SLOTS) >> np.uint64(11)  # [b, C - 1] of 53 bits, as floats hold them
+        is_own = drawn * 2.0**-53 < self.own_past.share
+        order = np.lexsort((numbers(keys[position], item + _OWN_ITEMS), position))
+        position, item = position[order], item[order]
+        start = np.searchsorted(position, np.arange(len(keys)))
+        rank = np.arange(len(position)) - start[position]  # of each item within its row
+        kept = rank < is_own.sum(axis=1)[position]
+        position, item, rank = position[kept], item[kept], rank[kept]
+        slot = np.argsort(~is_own, axis=1, kind="stable")  # [b, C - 1] the drawn slots first
+        negatives[position, slot[position, rank]] = item
 
     def _place(self, keys: np.ndarray, negatives: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Put each target into a column of its own number, the negatives around it; [b, C]."""

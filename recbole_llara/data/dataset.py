@@ -18,8 +18,9 @@ from recbole.utils import ModelType
 
 from recbole_llara.data.atomic_files import CheckedFiles, readable
 from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
-from recbole_llara.data.candidates import CandidateSampler, SeenItems
+from recbole_llara.data.candidates import CandidateSampler, OwnPast, Rows
 from recbole_llara.data.hashing import sample_rows
+from recbole_llara.data.knowledge import SPLITS, Knowledge, repeat_message
 from recbole_llara.data.protocol import READY_MADE, DataProtocol
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
@@ -27,7 +28,7 @@ from recbole_llara.errors import UserError
 
 ROW_FIELD = "row_id"
 CANDIDATE_FIELD = "candidate_id_list"
-SPLITS = ("train", "valid", "test")
+PLACE_FIELD = "target_place"  # among all interactions, by user and time
 # These bring a dataset class of their own into RecBole's create_dataset, for columns that ours does not make.
 MODELS_WITH_OWN_DATASET = ("DIEN", "GRU4RecKG", "KSR")
 
@@ -38,11 +39,19 @@ class CandidateDataset(CheckedFiles):
     """A SequentialDataset split by our protocols.
 
     After `build`, each split's `inter_feat` has the int64 column `row_id` [rows], counted before max_train_rows or
-    max_eval_rows thin the split, and valid and test have `candidate_id_list` [rows, C].
+    max_eval_rows thin the split, and valid and test have `candidate_id_list` [rows, C]. Rows cut out of sequences have
+    `target_place` [rows] too.
+
+    Attributes:
+        knowledge: what each split knows of the users; after `build`, of every split too.
     """
+
+    knowledge: Knowledge
+    _interactions: tuple[np.ndarray, np.ndarray]  # [M] users and [M] items, by user and time
 
     def __init__(self, config: Any) -> None:
         self.protocol = DataProtocol.from_config(config)
+        self.repeat_share: dict[str, float] = {}  # of the rows of each split
         super().__init__(config)
 
     @property
@@ -65,16 +74,10 @@ class CandidateDataset(CheckedFiles):
         field, length = self.item_id_list_field, self.item_list_length_field
         histories = [np.asarray(items, dtype=np.int64)[-self.max_item_list_len :] for items in self.inter_feat[field]]
         lengths = np.array([len(items) for items in histories])
-        users = self.inter_feat[self.uid_field].to_numpy(np.int64)
-        targets = self.inter_feat[self.iid_field].to_numpy(np.int64)
         if not lengths.all():
             row = int((lengths == 0).argmax())
             raise UserError(f"row {row + 1} of the windows of {self.dataset_name} has no history, expected at least one item")
-        items = np.concatenate([*histories, targets])
-        self.seen = SeenItems.from_interactions(
-            np.concatenate([np.repeat(users, lengths), users]), items, int(items.max(initial=0)) + 1
-        )
-        self.users_in_order = np.unique(users)
+        self.users_in_order = np.unique(self.inter_feat[self.uid_field].to_numpy(np.int64))
         self.inter_feat[field], self.inter_feat[length] = histories, lengths
         self.field2seqlen[field] = self.max_item_list_len
         super()._change_feat_format()
@@ -87,10 +90,6 @@ class CandidateDataset(CheckedFiles):
         RecBole's own sorts are stable and float32 keeps the order of float64, so what is sorted here stays sorted.
         """
         self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
-        users = self.inter_feat[self.uid_field].to_numpy(np.int64)
-        items = self.inter_feat[self.iid_field].to_numpy(np.int64)
-        # Items that only the .item file knows come last in RecBole's numbering; they are never candidates.
-        self.seen = SeenItems.from_interactions(users, items, int(items.max(initial=0)) + 1)
         self.users_in_order = self.inter_feat[self.uid_field].unique().astype(np.int64)
         super()._change_feat_format()
 
@@ -104,6 +103,8 @@ class CandidateDataset(CheckedFiles):
         is_padding = torch.arange(self.max_item_list_len)[None] >= torch.from_numpy(windows.length)[:, None]  # [R, L]
         columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
         columns[self.item_list_length_field] = torch.from_numpy(windows.length)
+        columns[PLACE_FIELD] = target
+        self._interactions = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.iid_field].numpy()
         for field, values in self.inter_feat.interaction.items():
             if field != self.uid_field:
                 columns[field + self.config["LIST_SUFFIX"]] = values[history]  # [R, L, ...]
@@ -117,11 +118,42 @@ class CandidateDataset(CheckedFiles):
             UserError: a split is left without rows, or candidates cannot be drawn.
         """
         splits = self._build_by_user() if self.protocol.split_protocol == "user_time" else super().build()
+        knowledge = self._knowledge([self.rows_of(split.inter_feat) for split in splits])
+        self.knowledge = knowledge
         if self.is_ready_made:
             splits = [split.copy(split.inter_feat[rows]) for split, rows in zip(splits, self._long_enough(splits), strict=True)]
         for name, split in zip(SPLITS, splits, strict=True):
-            split.inter_feat = self._finish(split.inter_feat, name)
+            split.knowledge = knowledge
+            split.inter_feat = self._finish(self._settle_repeats(split.inter_feat, name), name)
         return splits
+
+    def rows_of(self, inter_feat: Interaction) -> Rows:
+        """What candidates are drawn by, of rows of a split."""
+        places = inter_feat[PLACE_FIELD].numpy() if PLACE_FIELD in inter_feat else None
+        history = inter_feat[self.iid_field + self.config["LIST_SUFFIX"]].numpy()
+        return Rows(inter_feat[self.uid_field].numpy(), inter_feat[self.iid_field].numpy(), history, places)
+
+    def _knowledge(self, splits: list[Rows]) -> Knowledge:
+        """What the splits know; items that only the .item file has come last in RecBole's numbering and are never candidates."""
+        if not self.is_ready_made:
+            users, items = self._interactions
+            return Knowledge.from_interactions(users, items, splits, int(items.max(initial=0)) + 1)
+        n_items = 1 + max(int(values.max(initial=0)) for rows in splits for values in (rows.targets, rows.history))
+        return Knowledge.from_windows(splits, n_items)
+
+    def _settle_repeats(self, inter_feat: Interaction, split: str) -> Interaction:
+        """Look for targets that the user had before; leave them out, or tell of them, as `repeated_targets` says."""
+        rows = self.rows_of(inter_feat)
+        is_repeat = self.knowledge.is_repeat(split, rows)
+        self.repeat_share[split] = float(is_repeat.mean()) if len(is_repeat) else 0.0
+        if not is_repeat.any():
+            return inter_feat
+        if self.protocol.repeated_targets == "drop":
+            _logger.info(f"{split}: {int(is_repeat.sum())} of {len(is_repeat)} rows left out, repeated_targets is drop")
+            return inter_feat[torch.from_numpy(~is_repeat)]
+        if self.protocol.repeated_targets == "keep" and split != "train":
+            _logger.warning(repeat_message(split, int(is_repeat.sum()), len(is_repeat)))
+        return inter_feat
 
     def _build_by_user(self) -> list["CandidateDataset"]:
         self._change_feat_format()
@@ -149,7 +181,7 @@ class CandidateDataset(CheckedFiles):
         protocol, is_train = self.protocol, split == "train"
         if len(inter_feat) == 0:
             raise UserError(
-                f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.seen.keys)} different "
+                f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.knowledge.known['test'].keys)} different "
                 f"interactions are left by the filters, under split_protocol {protocol.split_protocol}, split_ratio "
                 f"{list(protocol.split_ratio)}, min_train_history {protocol.min_train_history} and min_eval_history "
                 f"{protocol.min_eval_history}."
@@ -166,14 +198,13 @@ class CandidateDataset(CheckedFiles):
 
     def _candidates(self, inter_feat: Interaction, split: str) -> np.ndarray:
         """The candidate sets of a split, [rows, C]: the user's own, else drawn."""
-        users, targets = inter_feat[self.uid_field].numpy(), inter_feat[self.iid_field].numpy()
+        rows = self.rows_of(inter_feat)
         if self.protocol.candidate_file is not None:
             user_ids, item_ids = self.field2token_id[self.uid_field], self.field2token_id[self.iid_field]
             own = load_candidate_file(self.protocol.candidate_file, user_ids, item_ids, self.protocol.candidate_num)
-            return own.look_up(users, targets, split)
-        history = inter_feat[self.iid_field + self.config["LIST_SUFFIX"]].numpy()
-        sampler = self.candidate_sampler(self.protocol.candidate_seed)
-        return sampler.draw(inter_feat[ROW_FIELD].numpy(), users, targets, split, history=history)
+            return own.look_up(rows.users, rows.targets, split)
+        sampler, numbers = self.candidate_sampler(split, self.protocol.candidate_seed), inter_feat[ROW_FIELD].numpy()
+        return sampler.draw(numbers, rows.users, rows.targets, split, history=rows.history, places=rows.places)
 
     def order_by_text(self, catalogue: Catalogue) -> None:
         """Put the rows of an evaluation in the order of their texts' length, so that prompts of one batch need little padding.
@@ -185,10 +216,13 @@ class CandidateDataset(CheckedFiles):
         length = characters[history].sum(1) + characters[self.inter_feat[CANDIDATE_FIELD]].sum(1)  # [R]
         self.inter_feat = self.inter_feat[length.argsort(stable=True)]
 
-    def candidate_sampler(self, seed: int) -> CandidateSampler:
-        """A sampler over the items that have interactions; only after `build`."""
-        protocol = self.protocol
-        return CandidateSampler(self.seen, self.seen.n_items, protocol.candidate_num, seed, protocol.candidate_exclude)
+    def candidate_sampler(self, split: str, seed: int) -> CandidateSampler:
+        """A sampler for the rows of a split, over the items that have interactions; only after `build`."""
+        protocol, known = self.protocol, self.knowledge.known[split]
+        own_past = None
+        if protocol.repeated_targets == "match":
+            own_past = OwnPast(self.repeat_share[split], lambda rows: self.knowledge.past(split, rows))
+        return CandidateSampler(known, known.n_items, protocol.candidate_num, seed, protocol.candidate_exclude, own_past)
 
 
 @dataclass(frozen=True)
@@ -256,7 +290,7 @@ def prepare_data(config: Any) -> PreparedData:
         valid_data=loaders["valid"],
         test_data=loaders["test"],
         catalogue=catalogue,
-        sampler=dataset.candidate_sampler(dataset.protocol.seed),
+        sampler=dataset.candidate_sampler("train", dataset.protocol.seed),
         candidate_sha256=sha256,
         candidate_files=files,
     )

@@ -13,6 +13,7 @@ from recbole_llara.data.candidates import EXCLUDE_RULES
 from recbole_llara.errors import UserError
 
 READY_MADE = "benchmark"
+REPEATED_TARGETS = ("keep", "drop", "match")
 SPLIT_PROTOCOLS = ("user_time", "leave_one_out", READY_MADE)
 
 
@@ -29,6 +30,7 @@ class DataProtocol:
     max_eval_rows: int
     candidate_num: int
     candidate_exclude: str
+    repeated_targets: str
     candidate_seed: int
     candidate_file: Path | None
     seed: int
@@ -46,6 +48,15 @@ class DataProtocol:
         seed = _whole_number(config, "seed", 0)
         candidate_file = config["candidate_file"]
         _check_recbole_keys(config)
+        exclude, repeated = (
+            _one_of(config, "candidate_exclude", EXCLUDE_RULES),
+            _one_of(config, "repeated_targets", REPEATED_TARGETS),
+        )
+        if repeated == "match" and exclude != "user":
+            raise UserError(
+                f"repeated_targets: found 'match' with candidate_exclude {exclude!r}, expected candidate_exclude 'user': match adds "
+                "negatives of the user's past to those that the user never had"
+            )
         return cls(
             name=str(config["protocol"] or config["split_protocol"]),
             split_protocol=_one_of(config, "split_protocol", SPLIT_PROTOCOLS),
@@ -55,7 +66,8 @@ class DataProtocol:
             max_train_rows=_whole_number(config, "max_train_rows", 0),
             max_eval_rows=_whole_number(config, "max_eval_rows", 0),
             candidate_num=_whole_number(config, "candidate_num", 2),
-            candidate_exclude=_one_of(config, "candidate_exclude", EXCLUDE_RULES),
+            candidate_exclude=exclude,
+            repeated_targets=repeated,
             candidate_seed=seed if config["candidate_seed"] is None else _whole_number(config, "candidate_seed", 0),
             candidate_file=None if candidate_file is None else Path(str(candidate_file)),
             seed=seed,

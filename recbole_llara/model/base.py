@@ -10,7 +10,7 @@ from recbole.utils import InputType
 
 from recbole_llara.config_checks import check_titles
 from recbole_llara.data.candidates import CandidateSampler
-from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData
+from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.answering import answer_rows
@@ -213,7 +213,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         """Histories and targets of training rows with this epoch's candidates and templates."""
         rows, users = interaction[ROW_FIELD].cpu(), interaction[self.USER_ID].cpu()
         history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
-        candidates = self.sampler.draw(rows.numpy(), users.numpy(), targets.numpy(), "train", epoch, history=history.numpy())
+        places = interaction[PLACE_FIELD].cpu().numpy() if PLACE_FIELD in interaction else None
+        drawn_for = (rows.numpy(), users.numpy(), targets.numpy())
+        candidates = self.sampler.draw(*drawn_for, "train", epoch, history=history.numpy(), places=places)
         templates, places = self.template_index(rows, "train", epoch), torch.arange(len(rows))
         return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places, rows)
 

@@ -11,7 +11,7 @@ from recbole_llara.data.dataset import PreparedData
 from recbole_llara.trainer.stock_checkpoint import items_sha256
 
 # What decides which rows are training rows.
-SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history")
+SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
 FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
 DIGITS = 16

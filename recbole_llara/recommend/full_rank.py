@@ -39,7 +39,8 @@ class FullRanks:
 def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Processes) -> FullRanks:
     """Rank the whole catalogue for each test row.
 
-    Items that the user interacted with are not proposed, save the target: a test row is its user's last.
+    Items that the user had before the row are not proposed, save the target; what came later is. Under ``repeated_targets: match``
+    all items are proposed.
 
     Args:
         run: with the model and the retriever.
@@ -53,7 +54,7 @@ def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Proce
     users = feat[dataset.uid_field].numpy()
     window = feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]]
     histories = [[item for item in row if item] for row in window.tolist()]
-    seen = _seen_but_target(run, users, targets)
+    seen = _past_but_target(run)
     depth = min(max(depth, retrieve_k), run.retriever.n_known - 1)
     proposed = run.retriever.propose(histories, depth, users.tolist(), seen)  # [R, depth]
     reranked = _reranked(run, histories, proposed, retrieve_k, processes) if run.is_llm else proposed
@@ -115,11 +116,15 @@ def _reranked(
     return torch.cat([head.gather(1, order), proposed[:, retrieve_k:]], dim=1)
 
 
-def _seen_but_target(run: LoadedRun, users: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
-    """What each row's user interacted with, less its target."""
-    position, items = run.data.sampler.seen.pairs(users)
-    keep = items != targets[position]
-    bounds = np.searchsorted(position[keep], np.arange(1, len(users)))
+def _past_but_target(run: LoadedRun) -> list[np.ndarray]:
+    """What each test row's user had before its target, less the target itself; nothing where users take items again."""
+    dataset = run.data.test_data.dataset
+    rows = dataset.rows_of(dataset.inter_feat)
+    if dataset.protocol.repeated_targets == "match":
+        return [np.empty(0, np.int64)] * len(rows.users)
+    position, items = dataset.knowledge.past("test", rows)
+    keep = items != rows.targets[position]
+    bounds = np.searchsorted(position[keep], np.arange(1, len(rows.users)))
     return np.split(items[keep], bounds)
 
 

@@ -108,7 +108,8 @@ class LoadedRun:
             return []
         proposed = None
         if candidates is None:
-            proposed = self.retriever.propose(rows, retrieve_k)  # [B, C]
+            takes_again = self.data.dataset.protocol.repeated_targets == "match"
+            proposed = self.retriever.propose(rows, retrieve_k, seen=[[]] * len(rows) if takes_again else None)  # [B, C]
             asked = in_own_order(proposed)
         else:
             chosen = [self._items("candidates", items) for items in candidates]

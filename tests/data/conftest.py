@@ -14,6 +14,7 @@ DATA_KEYS = {
     "max_eval_rows": 0,
     "candidate_num": 20,
     "candidate_exclude": "user",
+    "repeated_targets": "keep",
     "train_neg_sample_args": None,
     "seed": 2020,
     "use_gpu": False,

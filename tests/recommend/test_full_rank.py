@@ -83,3 +83,38 @@ def test_a_finished_run_of_the_same_split_is_measured_without_training(make_run)
     assert "training_seconds" not in after["timings"]
     with pytest.raises(UserError, match="split_protocol: 'leave_one_out' there, 'user_time' here"):
         make_run(protocol="llara", checkpoint=str(folder / "checkpoint"))
+
+
+def test_only_what_came_before_a_row_is_left_out(make_run):
+    """Under a ratio split the items of a user's later test rows are proposed for its earlier ones."""
+    split = {"split": {"RS": [0.5, 0.2, 0.3]}, "group_by": "user", "order": "TO", "mode": "full"}
+    folder = Path(make_run("SASRec", protocol="full_rank", eval_args=split, topk=[1, 5, 10]))
+    run = load(folder)
+    dataset = run.data.test_data.dataset
+    feat = dataset.inter_feat
+    watched: dict[str, list[str]] = {}
+    for line in (Path(run.config["data_path"]) / "toy.inter").read_text(encoding="utf-8").splitlines()[1:]:
+        user, item, _ = line.split("\t")  # the file is in the order of time
+        watched.setdefault(user, []).append(item)
+    records = {record["row"]: record["retriever"] for record in read_records(folder / "full_rank.jsonl")}
+    rows_of_user: dict[int, int] = {}
+    differ = 0
+    for row, user, target, history, length in zip(
+        *(feat[name].tolist() for name in ("row_id", "user_id", "item_id", "item_id_list", "item_length")), strict=True
+    ):
+        rows_of_user[user] = rows_of_user.get(user, 0) + 1
+        sequence = [run.names.find(f"id:{item}") for item in watched[dataset.id2token("user_id", user)]]
+        before, later = sequence[: sequence.index(target)], sequence[sequence.index(target) + 1 :]
+        assert before[-length:] == history[:length]
+        scores = run.retriever.scores([history[:length]], [user])[0].tolist()
+
+        def place(left_out, scores=scores, target=target):
+            ranked = sorted(
+                (item for item in range(1, run.retriever.n_known) if item not in left_out), key=lambda i: -scores[i]
+            )
+            return ranked.index(target) + 1
+
+        expected = place(before)
+        assert records[row] == (expected if expected <= 20 else None)
+        differ += place(before + later) != expected
+    assert max(rows_of_user.values()) > 1 and differ

@@ -1,0 +1,297 @@
+"""Rules that answer without a model: what the draws, their order and the history tell of a target.
+
+    python -m recbole_llara.data.leaks --dataset=ml-100k --protocol=leave_one_out
+
+Each rule scores the candidates of every row; the best is its answer, and where several are best it is right by its share of
+them. A rule that says nothing is right in 1 / C of the rows. One that differs from this by more than three standard errors
+is a leak, unless the nature of the data explains it: then the reason stands beside it. The command takes the keys of a run,
+and --epochs, the training epochs whose draws are looked at; it exits with 1 where it finds a leak.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.stats import binomtest
+
+from recbole_llara.compat import silence_harmless_warnings
+from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.candidates import Rows
+from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
+from recbole_llara.data.knowledge import Knowledge
+from recbole_llara.errors import exit_status
+
+_DRAWN_AT_ONCE = 1 << 16  # training rows
+SIGMAS = 3.0
+
+POPULARITY = "popular items are targets more often and negatives are uniform: any recommender may know it"
+NUMBERING = "items are numbered by the file's order, which goes with popularity and time"
+REPEATS = "users take items again (repeated_targets: keep)"
+HABIT = "users take again one of the few items that they had before: behaviour that any recommender may know"
+WINDOW = "negatives exclude the visible history alone (candidate_exclude: window)"
+TOGETHER = "negatives of a user's test rows exclude the targets of the others: only a system that reads test rows together could use it"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Candidates of training rows, over some epochs.
+
+    Attributes:
+        users, targets: [D] int64, of the rows.
+        candidates: [D, C] int64.
+    """
+
+    users: np.ndarray
+    targets: np.ndarray
+    candidates: np.ndarray
+
+
+class Evidence:
+    """All that a rule may look at: the rows asked, and what a system meets before them.
+
+    Args:
+        split: "valid" or "test".
+        rows: [B] asked.
+        candidates: [B, C].
+        knowledge: of the data.
+        before: rows whose candidates and targets a system has met: the training draws, and for test the validation rows.
+    """
+
+    def __init__(
+        self, split: str, rows: Rows, candidates: np.ndarray, knowledge: Knowledge, before: Mapping[str, Sequence[Draws]]
+    ) -> None:
+        self.split, self.rows, self.candidates, self.knowledge, self.before = split, rows, candidates, knowledge, before
+        self.n_items = knowledge.known["test"].n_items
+
+    def negatives(self, what: str) -> np.ndarray:
+        """[B, C] how often each candidate was a negative of its row's user in the draws of ``what``."""
+        wanted, place = np.unique(self.rows.users[:, None] * self.n_items + self.candidates, return_inverse=True)
+        counts = np.zeros(len(wanted) + 1, dtype=np.int64)
+        for draws in self.before.get(what, ()):
+            met = np.isin(draws.users, self.rows.users)
+            users, targets, candidates = draws.users[met], draws.targets[met], draws.candidates[met]
+            drawn = (users[:, None] * self.n_items + candidates)[candidates != targets[:, None]]
+            found = np.minimum(np.searchsorted(wanted, drawn), len(wanted) - 1)
+            counts += np.bincount(np.where(wanted[found] == drawn, found, len(wanted)), minlength=len(counts))
+        return counts[place].reshape(self.candidates.shape)
+
+    @cached_property
+    def negatives_of_all(self) -> np.ndarray:
+        """[B, C] how often each candidate was a negative of anybody in training."""
+        counts = np.zeros(self.n_items, dtype=np.int64)
+        for draws in self.before["train"]:
+            counts += np.bincount(draws.candidates[draws.candidates != draws.targets[:, None]], minlength=self.n_items)
+        return counts[self.candidates]
+
+    @cached_property
+    def last_column(self) -> np.ndarray:
+        """[N] the column where each item stood when it was last a target; -1 = never."""
+        column = np.full(self.n_items, -1)
+        for draws in self.before["train"]:
+            column[draws.targets] = (draws.candidates == draws.targets[:, None]).argmax(axis=1)
+        return column
+
+    @cached_property
+    def in_past(self) -> np.ndarray:
+        """[B, C] whether the user had each candidate before."""
+        position, item = self.knowledge.past(self.split, self.rows)
+        had = position * self.n_items + item
+        asked = np.arange(len(self.candidates))[:, None] * self.n_items + self.candidates
+        return np.isin(asked, had)
+
+    @cached_property
+    def in_other_rows(self) -> np.ndarray:
+        """[B, C] in how many other rows of the user each candidate stands."""
+        keys = self.rows.users[:, None] * self.n_items + self.candidates
+        _, place, count = np.unique(keys, return_inverse=True, return_counts=True)
+        return count[place].reshape(keys.shape) - 1
+
+
+def _commonest_column(evidence: Evidence) -> np.ndarray:
+    shown = [(draws.candidates == draws.targets[:, None]).sum(axis=0) for draws in evidence.before["train"]]
+    return np.broadcast_to(np.arange(evidence.candidates.shape[1]) == np.sum(shown, axis=0).argmax(), evidence.candidates.shape)
+
+
+def _column_of_the_item(evidence: Evidence) -> np.ndarray:
+    return evidence.last_column[evidence.candidates] == np.arange(evidence.candidates.shape[1])
+
+
+def _popularity(evidence: Evidence) -> np.ndarray:
+    known = evidence.knowledge.known["train"]
+    return np.bincount(known.keys % known.n_items, minlength=evidence.n_items)[evidence.candidates]
+
+
+def _next_number(evidence: Evidence) -> np.ndarray:
+    last = np.take_along_axis(evidence.rows.history, (evidence.rows.history > 0).sum(1, keepdims=True) - 1, axis=1)  # [B, 1]
+    beyond = evidence.candidates - last
+    return -np.where(beyond > 0, beyond, evidence.n_items)
+
+
+# Of each rule what it scores candidates by, higher for the likelier target, and what in the nature of the data may explain it.
+RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
+    "column: where training targets stand most": (_commonest_column, None),
+    "column: where the item stood as a training target": (_column_of_the_item, None),
+    "training: least often the user's negative": (lambda found: -found.negatives("train"), None),
+    "training: most often the user's negative": (lambda found: found.negatives("train"), None),
+    "validation: not the user's negative": (lambda found: -found.negatives("valid"), None),
+    "validation: the user's negative": (lambda found: found.negatives("valid"), None),
+    "training: least often anybody's negative": (lambda found: -found.negatives_of_all, POPULARITY),
+    "training interactions: most": (_popularity, POPULARITY),
+    "history: had before": (lambda found: found.in_past, None),
+    "history: not had before": (lambda found: ~found.in_past, None),
+    "other rows of the user: in fewest": (lambda found: -found.in_other_rows, None),
+    "item number: lowest": (lambda found: -found.candidates, NUMBERING),
+    "item number: next above the newest item": (_next_number, NUMBERING),
+}
+
+
+def credits(scores: np.ndarray, candidates: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The probability that a rule names each row's target, ties broken by chance.
+
+    Scores 3, 5, 5, 1 are right by 1/2 where the target is the second candidate, and by 0 where it is the first.
+
+    Args:
+        scores: [B, C].
+        candidates: [B, C].
+        targets: [B].
+
+    Returns:
+        [B] in [0, 1].
+    """
+    best = scores == scores.max(axis=1, keepdims=True)
+    return (best & (candidates == targets[:, None])).any(axis=1) / best.sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How often a rule is right.
+
+    Attributes:
+        split, rule: what was asked, and of whom.
+        n: rows.
+        share: of them answered rightly; low, high: its Wilson interval of 95 %.
+        chance: 1 / C.
+        reason: what in the nature of the data explains a share beyond chance; None = nothing does.
+    """
+
+    split: str
+    rule: str
+    n: int
+    share: float
+    low: float
+    high: float
+    chance: float
+    reason: str | None
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the share lies within three standard errors of chance."""
+        return abs(self.share - self.chance) <= SIGMAS * (self.chance * (1 - self.chance) / self.n) ** 0.5
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether the share is beyond chance and nothing explains it."""
+        return not self.is_chance and self.reason is None
+
+
+def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
+    """Let every rule answer the validation and the test rows.
+
+    Args:
+        data: what ``prepare_data`` returned.
+        epochs: of training, whose draws the rules see.
+    """
+    train = data.dataset
+    drawn = _training_draws(train, data, epochs)
+    before: dict[str, Sequence[Draws]] = {"train": drawn}
+    found = []
+    for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
+        dataset: CandidateDataset = loader.dataset
+        rows, candidates = dataset.rows_of(dataset.inter_feat), dataset.inter_feat[CANDIDATE_FIELD].numpy()
+        evidence = Evidence(split, rows, candidates, dataset.knowledge, before)
+        reasons = _reasons(dataset, split)
+        for rule, (score, reason) in RULES.items():
+            credit = credits(score(evidence), candidates, rows.targets)
+            interval = binomtest(round(credit.sum()), len(credit)).proportion_ci(method="wilson")
+            chance = 1 / candidates.shape[1]
+            bounds = float(interval.low), float(interval.high)
+            found.append(Finding(split, rule, len(credit), float(credit.mean()), *bounds, chance, reasons.get(rule, reason)))
+        before = {**before, split: [Draws(rows.users, rows.targets, candidates)]}
+    return found
+
+
+def _training_draws(train: CandidateDataset, data: PreparedData, epochs: int) -> list[Draws]:
+    rows, numbers, drawn = train.rows_of(train.inter_feat), train.inter_feat[ROW_FIELD].numpy(), []
+    for epoch in range(epochs):
+        for first in range(0, len(numbers), _DRAWN_AT_ONCE):
+            part = slice(first, first + _DRAWN_AT_ONCE)
+            users, targets = rows.users[part], rows.targets[part]
+            places = None if rows.places is None else rows.places[part]
+            candidates = data.sampler.draw(
+                numbers[part], users, targets, "train", epoch, history=rows.history[part], places=places
+            )
+            drawn.append(Draws(users, targets, candidates))
+    return drawn
+
+
+def _reasons(dataset: CandidateDataset, split: str) -> dict[str, str]:
+    """What the data and keys explain of rules that are chance elsewhere."""
+    protocol, reasons = dataset.protocol, {}
+    # Rules that see the user's own past, by itself or by what is drawn of it.
+    of_the_past = [rule for rule in RULES if rule.startswith("history:") or "the user's negative" in rule]
+    if dataset.repeat_share[split] > 0 and protocol.repeated_targets != "drop":
+        reasons |= dict.fromkeys(of_the_past, REPEATS if protocol.repeated_targets == "keep" else HABIT)
+    if protocol.candidate_exclude == "window":
+        reasons |= dict.fromkeys(of_the_past, WINDOW)
+    users = dataset.inter_feat[dataset.uid_field].numpy()
+    if len(np.unique(users)) < len(users):
+        reasons["other rows of the user: in fewest"] = TOGETHER
+    return reasons
+
+
+def describe(findings: Sequence[Finding]) -> str:
+    """A line for each finding."""
+    width = max(len(found.rule) for found in findings)
+    lines = [f"{'split':5}  {'rule':{width}}  {'share':>5}  {'95 %':^12}  {'n':>6}"]
+    for found in findings:
+        verdict = "chance" if found.is_chance else "LEAK" if found.is_leak else f"explained: {found.reason}"
+        interval = f"{found.low:.3f}-{found.high:.3f}"
+        lines.append(f"{found.split:5}  {found.rule:{width}}  {found.share:5.3f}  {interval:^12}  {found.n:6}  {verdict}")
+    return "\n".join(lines)
+
+
+def check(argv: Sequence[str] | None = None) -> list[Finding]:
+    """Print what the rules find in the data of a run.
+
+    Args:
+        argv: ``--epochs=5`` and a run's keys; None = the process's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_llara.data.leaks",
+        description="What rules without a model find in the draws of a run; further arguments are the run's keys.",
+    )
+    parser.add_argument("--epochs", type=int, default=5, help="training epochs whose draws the rules see")
+    own, keys = parser.parse_known_args(argv)
+    config = LLaRAConfig("Popularity", config_dict={"state": "WARNING"}, argv=keys)
+    findings = find_leaks(prepare_data(config), own.epochs)
+    sys.stdout.write(f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {own.epochs} training epochs\n")
+    sys.stdout.write(describe(findings) + "\n")
+    sys.stdout.write(f"{sum(found.is_leak for found in findings)} leaks among {len(findings)} answers of rules\n")
+    return findings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what the rules find; returns the exit status, 1 where one of them is a leak."""
+    silence_harmless_warnings()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    found: list[Finding] = []
+    status = exit_status("leaks", lambda: found.extend(check(argv)))
+    return status or int(any(finding.is_leak for finding in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Rules without a model over every protocol: chance, or explained; and each of them finds the leak that it is for."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from recbole_llara.data import leaks
+from recbole_llara.data.candidates import CandidateSampler
+from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
+
+LEAST_DRAWN = "training: least often the user's negative"
+RATIO = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO", "mode": "full"}
+
+
+@pytest.fixture(scope="module")
+def windows(prepared, tmp_path_factory):
+    """The rows of 300 users of ml-100k under leave_one_out as ready-made files, by user, for protocol windows."""
+    folder = tmp_path_factory.mktemp("ready") / "rows"
+    folder.mkdir()
+    data = prepared["leave_one_out"]
+    for name in ("train", "valid", "test"):
+        feat = getattr(data, f"{name}_data").dataset.inter_feat
+        lines = ["user_id:token\titem_id_list:token_seq\titem_id:token"]
+        columns = (feat["user_id"], feat["item_id_list"], feat["item_length"], feat["item_id"])
+        for user, history, length, item in zip(*(column.tolist() for column in columns), strict=True):
+            if user <= 300:
+                lines.append(f"u{user}\t{' '.join(f'i{number}' for number in history[:length])}\ti{item}")
+        (folder / f"rows.{name}.inter").write_text("\n".join(lines) + "\n")
+    return {"dataset": "rows", "data_path": str(folder.parent)}
+
+
+@pytest.mark.parametrize("protocol", ["leave_one_out", "llara", "full_rank", "windows", "ratio"])
+def test_no_rule_beats_chance_unless_the_data_explain_it(protocol, prepared, make_config, windows, tmp_path):
+    if protocol in prepared:
+        data = prepared[protocol]
+    elif protocol == "ratio":
+        data = prepare_data(make_config("leave_one_out", checkpoint_dir=str(tmp_path), eval_args=RATIO, max_eval_rows=3000))
+    else:
+        data = prepare_data(make_config(protocol, checkpoint_dir=str(tmp_path), **(windows if protocol == "windows" else {})))
+    found = {(finding.split, finding.rule): finding for finding in leaks.find_leaks(data, epochs=5)}
+    assert not [finding for finding in found.values() if finding.is_leak]
+    assert len(found) == 2 * len(leaks.RULES)
+    if protocol == "leave_one_out":
+        assert found["test", LEAST_DRAWN].share <= 0.07 and found["test", LEAST_DRAWN].n == 943
+    # Popularity is there to be found, and is said to be that.
+    popular = found["test", "training interactions: most"]
+    assert popular.share > 0.15 and not popular.is_chance and popular.reason == leaks.POPULARITY
+    if protocol == "ratio":
+        together = found["test", "other rows of the user: in fewest"]
+        assert together.is_chance or together.reason == leaks.TOGETHER
+
+
+def test_training_draws_that_exclude_test_targets_are_found(prepared):
+    """The draws of an implementation that excludes all of a user's interactions, before and after."""
+    data = prepared["leave_one_out"]
+    everything = data.dataset.knowledge.known["test"]
+    leaking = CandidateSampler(everything, everything.n_items, 20, seed=2020)
+    found = leaks.find_leaks(dataclasses.replace(data, sampler=leaking), epochs=2)
+    rule = next(finding for finding in found if finding.split == "test" and finding.rule == LEAST_DRAWN)
+    assert rule.is_leak and rule.share > 0.3
+
+
+def test_a_column_that_tells_is_found(prepared):
+    data = prepared["leave_one_out"]
+
+    class SeededByTarget(CandidateSampler):
+        """Stands the target at a column of its own."""
+
+        def draw(self, rows, users, targets, *arguments, **keys):
+            return _moved(super().draw(rows, users, targets, *arguments, **keys), targets, targets % 20)
+
+    sampler = SeededByTarget(data.sampler.seen, data.sampler.n_items, 20, seed=1)
+    feat = data.test_data.dataset.inter_feat
+    before = feat[CANDIDATE_FIELD].clone()
+    try:
+        feat[CANDIDATE_FIELD][:] = feat[CANDIDATE_FIELD].new_tensor(
+            _moved(before.numpy(), feat["item_id"].numpy(), feat["item_id"].numpy() % 20)
+        )
+        found = leaks.find_leaks(dataclasses.replace(data, sampler=sampler), epochs=1)
+    finally:
+        feat[CANDIDATE_FIELD][:] = before
+    rule = next(f for f in found if f.split == "test" and f.rule == "column: where the item stood as a training target")
+    assert rule.is_leak and rule.share > 0.3
+
+
+def _moved(candidates, targets, columns):
+    """Candidates with each target swapped into a column."""
+    candidates, rows = candidates.copy(), np.arange(len(candidates))
+    at = (candidates == targets[:, None]).argmax(axis=1)
+    candidates[rows, at] = candidates[rows, columns]
+    candidates[rows, columns] = targets
+    return candidates
+
+
+def test_credits_by_hand():
+    scores = np.array([[3, 5, 5, 1], [3, 5, 5, 1], [0, 0, 0, 0], [9, 1, 1, 1]])
+    candidates = np.array([[4, 5, 6, 7]] * 4)
+    assert leaks.credits(scores, candidates, np.array([5, 4, 7, 4])).tolist() == [0.5, 0, 0.25, 1]
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """The keys of a shop whose users buy the same things again, and a function that runs the command on it."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(60):
+        usual = rng.permutation(60)[:6]
+        items = [*usual, *(int(rng.choice(usual)) if rng.random() < 0.9 else int(rng.integers(60)) for _ in range(8))]
+        lines += [f"u{user}\ti{item}\t{second}" for second, item in enumerate(items)]
+    (folder / "shop.inter").write_text("\n".join(lines) + "\n")
+
+    def command(*keys):
+        shown = ["--dataset=shop", f"--data_path={tmp_path}", "--protocol=leave_one_out", f"--checkpoint_dir={tmp_path}/saved"]
+        shown += ["--load_col={inter: [user_id, item_id, timestamp]}", *keys]
+        done = subprocess.run(
+            [sys.executable, "-m", "recbole_llara.data.leaks", *shown], capture_output=True, text=True, timeout=300
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return command
+
+
+def test_the_command_tells_of_repeat_purchases_and_of_both_mends(shop):
+    def had_before(out):
+        return next(line for line in out.splitlines() if line.startswith("test") and "history: had before" in line)
+
+    status, out, err = shop()
+    assert status == 0 and "repeated_targets: drop" in err and "explained: users take items again" in had_before(out)
+    assert float(had_before(out).split()[4]) > 0.7
+    status, out, err = shop("--repeated_targets=drop")
+    assert status == 0 and not err and "chance" in had_before(out)
+    status, out, err = shop("--repeated_targets=match")
+    assert status == 0 and not err and float(had_before(out).split()[4]) < 0.3
+    status, out, err = shop("--repeated_targets=often")
+    assert status == 2 and "repeated_targets is 'often', expected one of keep, drop, match" in err
