@@ -54,12 +54,11 @@ class _PlainLoop:
         return self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"][len(anchor) :]
 
     def item(self, item):
-        """Vectors of an item, and which of them are its title's."""
+        """Vectors of an item: of its title's tokens, of [DSR] and of its own token."""
         slots = self.model.item_tokens
         vectors = [self.embeddings(torch.tensor(token)) for token in self.tokens(" " + self.model.encoder.titles[item])]
-        is_title = [True] * len(vectors) + [False, False]
         last = slots.item_ids[item] if self.name == "text_id" else slots.projector(slots.item_embeddings[item])
-        return [*vectors, slots.description, last], is_title
+        return [*vectors, slots.description, last]
 
     def states(self, vectors):
         return self.model.llm(inputs_embeds=torch.stack(vectors)[None], output_hidden_states=True)
@@ -73,9 +72,9 @@ class _PlainLoop:
                     if place:
                         vectors += [self.embeddings(torch.tensor(token)) for token in self.tokens(",")]
                         in_history += [False] * len(self.tokens(","))
-                    parts, is_title = self.item(item)
+                    parts = self.item(item)
                     vectors += parts
-                    in_history += [segment == HISTORY and title for title in is_title]
+                    in_history += [segment == HISTORY] * len(parts)
             else:
                 ids = self.tokenizer(segment)["input_ids"] if number == 0 else self.tokens(segment)
                 vectors += [self.embeddings(torch.tensor(token)) for token in ids]
@@ -90,7 +89,7 @@ class _PlainLoop:
         user = sum(states[place] for place, here in enumerate(in_history) if here) / sum(in_history)
         given = sum(states[len(vectors) + offset] for offset in range(len(title))) / len(title)
         opening = [self.embeddings(torch.tensor(token)) for token in self.tokenizer("")["input_ids"]]
-        alone = self.states(opening + self.item(target)[0]).hidden_states[-1][0][len(opening) :]
+        alone = self.states(opening + self.item(target)).hidden_states[-1][0][len(opening) :]
         return loss.item(), len(answer), user.tolist(), given.tolist(), alone.mean(0).tolist()
 
 
@@ -127,6 +126,17 @@ def test_the_three_losses_equal_plain_loops(keys, make_trainer, rows, name):
     assert found["answer"].item() == pytest.approx(sum(losses) / tokens, abs=1e-5)
     assert found["item_item"].item() == pytest.approx(0.3 * _info_nce(item, given, targets, 0.5), abs=1e-5)
     assert found["user_item"].item() == pytest.approx(0.4 * _info_nce(user, item, targets, 0.5), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["text_id", "described_hybrid"])
+def test_the_user_tower_sees_the_newest_item_s_token(keys, make_trainer, rows, name):
+    """Nothing of the history follows it, so in a causal model its own states alone can tell of it."""
+    trainer, _ = make_trainer({**keys, **TWO_STAGES, "item_embeddings": "random"}, "RSLLM")
+    model = trainer.model.eval()
+    _losses(model, rows, name)["user_item"].backward()
+    table = model.item_tokens.item_ids if name == "text_id" else model.item_tokens.item_embeddings
+    for newest in (5, 6, 8):
+        assert table.grad[newest].abs().max() > 0
 
 
 @pytest.mark.parametrize(("stage", "learning"), [("text_id", {"item_ids"}), ("described_hybrid", {"projector"})])
