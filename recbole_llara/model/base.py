@@ -17,6 +17,7 @@ from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.compilation import compile_blocks
+from recbole_llara.model.dropout import TokenKeys, key_dropout, token_keys
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.identity import data_facts, llm_digest, rows_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
@@ -39,6 +40,8 @@ REPLACED_KEYS = {
     "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
     "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
 }
+
+ROWS = "training rows"  # what dropout calls the passes over prompts and answers
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,25 @@ class Step:
         representation: how items stand in its prompts.
         tokens: answer tokens of all its rows, over which the answers' loss is averaged.
         targets: [B] of all its rows.
+        number: of the step, counted over the whole training: dropout's draws differ from step to step.
     """
 
     representation: Representation
     tokens: int
     targets: torch.Tensor
+    number: int
+
+    def with_previews(self, places: torch.Tensor, previews: torch.Tensor) -> "Step":
+        """The step once every row has been previewed; see ``LLMRecommender.preview``.
+
+        Args:
+            places: [B] of the rows in the step; a row may come twice.
+            previews: [B, D].
+        """
+        raise NotImplementedError
 
     def finish(self) -> None:
-        """Once every pass has been taken back: take back what they shared."""
+        """Backpropagate through what the passes share, after the backward pass of each."""
 
 
 class LLMRecommender(ChecksConfig, SequentialRecommender):
@@ -132,8 +146,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             True: training_attention(llm, self.compute_dtype, config["device"]),
             False: llm.config._attn_implementation,
         }
+        self._token_keys = TokenKeys()
         if llm_settings.gradient_checkpointing:
-            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            again = {"use_reentrant": False, "context_fn": self._token_keys.for_checkpoint}
+            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
         self.llm_path, self.llm_tuning = llm_settings.llm_path, llm_settings.llm_tuning
         self.llm_quantization = llm_settings.llm_quantization
         self.llm = tune(
@@ -144,6 +160,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             llm_settings.lora_dropout,
             llm_settings.lora_target_modules,
         )
+        key_dropout(self.llm, self.seed, self._token_keys)
         processes = processes_of(config)
         self.is_sharded = llm_settings.fsdp and processes.count > 1
         if self.is_sharded:
@@ -239,10 +256,44 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         inputs = self.embed(prompts)
         return answer_pass(self.llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels, with_states)
 
-    def begin_step(self, rows: TrainingRows, representation: Representation) -> Step:
-        """What the passes of an optimiser step over these rows share."""
+    def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, prompts: EncodedPrompts) -> None:
+        """Tell dropout which tokens the next pass holds; see ``model.dropout``.
+
+        Args:
+            purpose: what the pass is.
+            step: number of the optimiser step.
+            rows: [B] what its rows are called, on the CPU.
+            prompts: what it reads.
+        """
+        self._token_keys.values = token_keys(self.seed, purpose, step, rows, prompts.position_ids)
+
+    @property
+    def needs_previews(self) -> bool:
+        """Whether the losses of a pass read something of the rows of all other passes of the step."""
+        return False
+
+    def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
+        """[B, D] what the losses of other passes read of these rows, by a pass without gradients.
+
+        Args:
+            rows: of this pass.
+            step: what ``begin_step`` gave.
+        """
+        raise NotImplementedError
+
+    def begin_step(
+        self, rows: TrainingRows, representation: Representation, number: int = 0, pass_rows: int | None = None
+    ) -> Step:
+        """What the passes of an optimiser step share.
+
+        Args:
+            rows: all rows of the step.
+            representation: how items stand in its prompts.
+            number: of the step, counted over the whole training.
+            pass_rows: how many rows a pass holds at most, by which memory is kept bounded; None = all.
+        """
         tokens = int((self.encoder.answer_ids(rows.targets, representation) != IGNORED_LABEL).sum())
-        return Step(representation, tokens, rows.targets)
+        return Step(representation, tokens, rows.targets, number)
 
     def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:
         """What one forward pass adds to the loss of its optimiser step, by name; their sum is what is minimised.
@@ -251,7 +302,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             rows: of this pass.
             step: what ``begin_step`` gave.
         """
-        answers = self.answer_pass(self.encode_training(rows, step.representation))
+        prompts = self.encode_training(rows, step.representation)
+        self.key_dropout(ROWS, step.number, rows.row_ids, prompts)
+        answers = self.answer_pass(prompts)
         return {"answer": answers.sums.sum() / step.tokens}
 
     # --- evaluation ----------------------------------------------------------------------------

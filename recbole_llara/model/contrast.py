@@ -46,9 +46,11 @@ def in_batch_contrast(
     Example, three rows that are their own others (own 0, 1, 2), targets 7, 4, 7: rows 0 and 2 have row 1 alone as
     negative, row 1 has rows 0 and 2.
 
+    All of it is computed in float32, under autocast too.
+
     Args:
-        anchors: [B, D] float32.
-        others: [M, D] float32, the other view of these rows, and of more.
+        anchors: [B, D].
+        others: [M, D], the other view of these rows, and of more.
         targets: [B] the rows' target items.
         other_targets: [M] those of the others.
         own: [B] which of the others is the row's own.
@@ -57,7 +59,9 @@ def in_batch_contrast(
     Returns:
         [B] float32, nats.
     """
-    cosines = F.normalize(anchors, dim=1) @ F.normalize(others, dim=1).T / temperature  # [B, M]
-    same = targets[:, None] == other_targets[None]
+    same = targets[:, None] == other_targets[None]  # [B, M]
     same = same.scatter(1, own[:, None], False)
-    return F.cross_entropy(cosines.masked_fill(same, -torch.inf), own, reduction="none")
+    # Autocast would round the cosines to its 8 or 11 bits, and the division by t magnifies what was rounded off.
+    with torch.autocast(anchors.device.type, enabled=False):
+        cosines = F.normalize(anchors.float(), dim=1) @ F.normalize(others.float(), dim=1).T  # [B, M]
+        return F.cross_entropy((cosines / temperature).masked_fill(same, -torch.inf), own, reduction="none")

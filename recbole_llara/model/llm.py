@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
@@ -21,6 +21,7 @@ from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 from recbole_llara.model.quantization import quantization_config
 
 LLM_TUNINGS = ("lora", "frozen", "full")
+NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # in the names by which LLMs' configurations call what they draw
 
 
 def load_llm(
@@ -35,7 +36,8 @@ def load_llm(
     """Load a causal LM and its tokenizer, in evaluation mode, on the CPU; a quantised one on its device.
 
     The tokenizer's padding id is its own or, without one, that of its EOS token: the vocabulary never grows.
-    Sampling settings that come with the model are dropped, so that greedy decoding is greedy.
+    Sampling settings that come with the model are dropped, so that greedy decoding is greedy; so is its own dropout, see
+    ``without_noise``.
 
     Args:
         llm_path: "tiny" (the embedded Llama), a folder, or the id of a model of the Hugging Face hub.
@@ -58,8 +60,15 @@ def load_llm(
     quantized = quantization_config(quantization, compute_dtype)
     placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(device)}}
     try:
+        config = without_noise(AutoConfig.from_pretrained(source, **options))
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=held_in, attn_implementation=attn_implementation, output_loading_info=True, **placed, **options
+            source,
+            config=config,
+            dtype=held_in,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **placed,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"
@@ -75,6 +84,19 @@ def load_llm(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model.eval(), tokenizer
+
+
+def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Set an LLM's own dropout and noise to 0, in place, and return its configuration.
+
+    They draw from the device's generator inside a pass, so a loss would depend on how a step is cut into passes, and on the
+    device. The Llama family has none; GPT-2 and OPT drop 0.1, PhiMoE's router adds noise. ``lora_dropout`` is what remains.
+    """
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if isinstance(value, float) and value > 0 and any(word in name for word in NOISE):
+                setattr(part, name, 0.0)
+    return config
 
 
 def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:

@@ -19,8 +19,8 @@ class EncodedPrompts:
         slot_rows, slot_columns: [S] where the slots are.
         slot_parts: [S] what each slot holds, as its place in ``SLOT_PARTS``.
         slot_items: [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is.
-        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: its titles, or its slots where
-            no title is shown) or for the item (``encode_items``: all of it). RSLLM's two towers average them.
+        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: all parts of its items) or for the
+            item (``encode_items``: all parts of it). RSLLM's two towers average them.
     """
 
     input_ids: torch.Tensor

@@ -168,7 +168,7 @@ class PromptEncoder:
             of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
             pieces.append(torch.where(present, of_items, -1))
             slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
-            pooled.append(present & (part in representation.pooled_parts))
+            pooled.append(present)
         return Pieces(*(torch.stack(columns, 2).flatten(1) for columns in (pieces, slot_items, pooled)))
 
     def encode(

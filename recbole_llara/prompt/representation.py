@@ -45,11 +45,6 @@ class Representation:
         return frozenset({*self.parts, self.answer}.difference(SLOT_PARTS))
 
     @property
-    def pooled_parts(self) -> tuple[Part, ...]:
-        """The parts whose states stand for an item of the history: its title, or all of it where no title is shown."""
-        return (Part.TITLE,) if Part.TITLE in self.parts else self.parts
-
-    @property
     def has_item_embedding(self) -> bool:
         """Whether the recommender's embedding reaches the prompt."""
         return Part.ITEM_EMBEDDING in self.parts

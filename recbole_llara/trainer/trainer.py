@@ -1,20 +1,20 @@
 """Training an LLM recommender inside RecBole's Trainer: its epochs, validation, early stopping, logs and boards stay.
 
 An optimiser step reads ``train_batch_size`` rows, in forward passes of ``micro_batch_size`` rows of like length;
-the answers' loss is the mean over all answer tokens of the step, however it is cut. Where several processes train, the
-passes are dealt out among them and their gradients added up: the step is the same. A training that was stopped goes on
+the answers' loss is the mean over all answer tokens of the step, and other losses too are those of the whole step, however it
+is cut. Where several processes train, the passes are dealt out among them and their gradients added up: the step is the
+same. Where a pass's losses read something of all rows of the step, every row is previewed first. A training that was stopped goes on
 from its last state and ends as if it had not been.
 """
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.trainer import Trainer
@@ -22,7 +22,7 @@ from recbole.utils import set_color
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_llara.model.base import LLMRecommender, TrainingRows
+from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.model.sharding import held_here
 from recbole_llara.processes import processes_of
 from recbole_llara.prompt.representation import Representation
@@ -34,6 +34,8 @@ from recbole_llara.trainer.progress import Progress
 from recbole_llara.trainer.resumable import ResumableMixin
 from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.trainer.strategy import stages_of
+
+T = TypeVar("T")
 
 
 class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer):
@@ -222,9 +224,24 @@ class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer)
         return totals
 
     def _passes(self, rows: TrainingRows, representation: Representation) -> dict[str, float] | None:
-        """This process's forward and backward passes of a step; returns their losses by name, None where memory ran out."""
+        """This process's forward and backward passes of a step.
+
+        Returns:
+            their losses by name; None where memory ran out, in this process or in one whose previews all wait for.
+        """
+        parts = list(self._micro_batches(rows))
+        dealt = [(part, 1.0) for part in self.processes.share(parts)]
+        if self.model.is_sharded and len(dealt) * self.processes.count < len(parts):
+            dealt.append((parts[0], 0.0))  # every process passes through the blocks equally often
+        step = self._within_memory(lambda: self._begin_step(rows, representation))
+        if self.model.needs_previews and len(parts) > 1:
+            step = self._with_previews(step, [part for part, _ in dealt])
+        return None if step is None else self._within_memory(lambda: self._take_passes(step, dealt))
+
+    def _within_memory(self, compute: Callable[[], T]) -> T | None:
+        """What is computed; None where memory ran out and passes can be made smaller."""
         try:
-            return self._passes_whole(rows, representation)
+            return compute()
         except RuntimeError as error:
             # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
             if not should_reduce_batch_size(error) or self.micro_batch_size == 1 or self.model.is_sharded:
@@ -232,18 +249,35 @@ class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer)
         clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
         return None
 
-    def _passes_whole(self, rows: TrainingRows, representation: Representation) -> dict[str, float]:
-        """As ``_passes``; memory that runs out is an error."""
-        own: dict[str, float] = {}
-        self._seed_pass(0)
+    def _begin_step(self, rows: TrainingRows, representation: Representation) -> Step:
         with self._autocast():
-            step = self.model.begin_step(rows, representation)
-        parts = list(enumerate(self._micro_batches(rows), 1))
-        dealt = [(number, part, 1.0) for number, part in self.processes.share(parts)]
-        if self.model.is_sharded and len(dealt) * self.processes.count < len(parts):
-            dealt.append((*parts[0], 0.0))  # every process passes through the blocks equally often
-        for number, part, weight in dealt:
-            self._seed_pass(number)
+            return self.model.begin_step(rows, representation, self.progress.all_steps, self.micro_batch_size)
+
+    def _with_previews(self, step: Step | None, parts: Sequence[TrainingRows]) -> Step | None:
+        """A step whose passes know what they read of each other's rows; None where memory ran out in any process.
+
+        Args:
+            step: None where memory ran out in this process, which the others learn here.
+            parts: the rows of this process's passes.
+        """
+        every = self.processes.gather(None if step is None else self._within_memory(lambda: self._preview(step, parts)))
+        if any(previews is None for previews in every):
+            return None
+        places, previews = zip(*(preview for own in every for preview in own), strict=True)
+        return step.with_previews(torch.cat(places), torch.cat(previews))
+
+    def _preview(self, step: Step, parts: Sequence[TrainingRows]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Places [B] and previews [B, D] of each part, on the CPU, so that processes can hand them round."""
+        found = []
+        for part in parts:
+            with self._autocast():
+                found.append((part.places, self.model.preview(part, step).cpu()))
+        return found
+
+    def _take_passes(self, step: Step, dealt: Sequence[tuple[TrainingRows, float]]) -> dict[str, float]:
+        """Each pass forward and backward, with the weight of its losses; returns their sums by name."""
+        own: dict[str, float] = {}
+        for part, weight in dealt:
             with self._autocast():
                 losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
             loss = torch.stack(list(losses.values())).sum()
@@ -281,8 +315,3 @@ class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer)
         parts = math.ceil(len(length) / (self.micro_batch_size * count)) * count
         for part in length.argsort().tensor_split(min(parts, len(length))):
             yield rows.take(part)
-
-    def _seed_pass(self, number: int) -> None:
-        """Make dropout a function of (seed, step, forward pass), whichever process makes the pass."""
-        key = np.random.SeedSequence((self.config["seed"], self.progress.all_steps, number))
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))

@@ -52,6 +52,21 @@ def test_a_row_without_negatives_has_no_gradient_and_no_nan():
     assert anchors.grad.eq(0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cosines_are_float32_under_autocast(dtype):
+    """The same loss and gradients as without, to the last digits of float32."""
+    found = []
+    for enabled in (False, True):
+        generator = torch.Generator().manual_seed(2)
+        anchors, others = (torch.randn(6, 5, generator=generator, requires_grad=True) for _ in range(2))
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            loss = _among_themselves(anchors, others, torch.tensor([7, 4, 7, 1, 4, 2])).sum()
+        loss.backward()
+        assert loss.dtype == torch.float32
+        found.append(torch.cat([loss.detach()[None], anchors.grad.flatten(), others.grad.flatten()]))
+    assert torch.allclose(*found, rtol=1e-6, atol=1e-6)
+
+
 def test_masked_mean_equals_a_plain_loop():
     states = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]).bool()

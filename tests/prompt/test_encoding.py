@@ -11,7 +11,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.losses import answer_loss
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
-from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS
+from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 
@@ -168,21 +168,21 @@ def test_slots_tell_their_parts_and_items(encoder, name):
 
 @pytest.mark.parametrize("name", ["text_id", "textual", "item_id"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_pooled_tokens_are_the_titles_of_the_history(encoder, name, padding_side):
-    """Counted through the text: the history's titles where titles are shown, its slots where none is."""
+def test_pooled_tokens_are_all_parts_of_the_history_s_items(encoder, name, padding_side):
+    """Counted through the text: titles and slots, no separators; the candidates hold none."""
     representation, template = REPRESENTATIONS[name], torch.tensor([1, 0, 3])
     prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, representation, template, padding_side)
     for row in range(3):
         history = HISTORY_ITEMS[row][HISTORY_ITEMS[row] > 0]
-        found = prompts.input_ids[row][prompts.pooled[row]].tolist()
-        if name == "item_id":
-            is_slot = torch.zeros_like(prompts.pooled[row])
-            is_slot[prompts.slot_columns[prompts.slot_rows == row]] = True
-            assert len(found) == 2 * len(history) and is_slot[prompts.pooled[row]].all()
-            continue
-        titles = encoder.answer_ids(history, representation)
-        eos = encoder.tokenizer.eos_token_id
-        expected = [token for title in titles.tolist() for token in title if token not in (IGNORED_LABEL, eos)]
+        is_slot = torch.zeros_like(prompts.pooled[row])
+        is_slot[prompts.slot_columns[prompts.slot_rows == row]] = True
+        found = [
+            None if is_slot[column] else int(prompts.input_ids[row, column]) for column in prompts.pooled[row].nonzero()[:, 0]
+        ]
+        eos, expected = encoder.tokenizer.eos_token_id, []
+        for title in encoder.answer_ids(history, representation).tolist():
+            for part in representation.parts:
+                expected += [t for t in title if t not in (IGNORED_LABEL, eos)] if part is Part.TITLE else [None]
         assert found == expected
 
 
