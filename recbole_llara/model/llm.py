@@ -5,6 +5,7 @@ Placement on a device is the caller's. RecBole-free.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
-from recbole_llara.model.llm_path import describe_expected, first_line, read_tokenizer, resolve_llm_path
+from recbole_llara.model.llm_path import check_no_code, describe_expected, read_tokenizer, resolve_llm_path, why
 from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 from recbole_llara.model.quantization import quantization_config
+from recbole_llara.settings import TRUST
 
 LLM_TUNINGS = ("lora", "frozen", "full")
 
@@ -58,12 +60,13 @@ def load_llm(
     quantized = quantization_config(quantization, compute_dtype)
     placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(device)}}
     try:
+        check_no_code(source, options)
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source, dtype=held_in, attn_implementation=attn_implementation, output_loading_info=True, **placed, **options
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"
-        raise UserError(f"llm_path is {llm_path!r}: {found} ({first_line(error)}). {describe_expected(llm_path)}") from error
+        raise UserError(f"llm_path is {llm_path!r}: {found} ({why(error, TRUST)}). {describe_expected(llm_path)}") from error
     if loaded["missing_keys"]:
         raise UserError(
             f"llm_path is {llm_path!r}: its weights lack {sorted(loaded['missing_keys'])[:3]}, "
@@ -92,7 +95,7 @@ def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]
         tokenizer = read_tokenizer(source, options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"llm_path is {llm_path!r}: no tokenizer can be read there ({first_line(error)}), "
+            f"llm_path is {llm_path!r}: no tokenizer can be read there ({why(error, TRUST)}), "
             "expected tokenizer.json or tokenizer.model beside the weights"
         ) from error
     # Without its files, some architectures' tokenizers come back empty instead of failing.
