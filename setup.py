@@ -38,7 +38,9 @@ setup(
         # RecBole's own quick_start imports ray, and ray 2.6.3 pkg_resources, gone in setuptools 82.
         "ray<=2.6.3",
         "setuptools<81",
-        "torch>=2.4",
+        # transformers 5 takes no older torch; torch.load(weights_only=True) of older ones can be made to run code
+        # (CVE-2025-32434); torch.compiler.set_stance is of 2.6. The key fsdp needs 2.7.
+        "torch>=2.6",
         "transformers>=5,<6",
         "peft>=0.17",
         "accelerate>=1.10",

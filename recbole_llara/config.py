@@ -37,6 +37,7 @@ from recbole_llara.processes import launched, local_count, local_index
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.recbole_settings import check_column_lists, check_recbole_keys
 from recbole_llara.settings import (
+    TRUST,
     DataSettings,
     LLMSettings,
     OptimSettings,
@@ -45,6 +46,8 @@ from recbole_llara.settings import (
     TrainingSettings,
 )
 from recbole_llara.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
+
+CALLER_DICT, CALLER_LINE = "config_dict", "command line"
 
 
 class LLaRAConfig(Config):
@@ -78,6 +81,12 @@ class LLaRAConfig(Config):
         self._sources: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
         super().__init__(model, dataset, config_file_list, config_dict)
+        source = self._sources.get(TRUST)
+        if self.final_config_dict.get(TRUST) and source not in (CALLER_DICT, CALLER_LINE):
+            raise UserError(
+                f"{TRUST}: found True in {source}, expected it on the command line or in the config dict: files are passed on, and "
+                f"whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
+            )
         if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
         ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
@@ -140,12 +149,12 @@ class LLaRAConfig(Config):
 
     def _load_variable_config_dict(self, config_dict: Mapping[str, Any] | None) -> dict[str, Any]:
         values = {key: parse_value(value) if isinstance(value, str) else value for key, value in (config_dict or {}).items()}
-        self._sources.update(dict.fromkeys(values, "config_dict"))
+        self._sources.update(dict.fromkeys(values, CALLER_DICT))
         return values
 
     def _load_cmd_line(self) -> dict[str, Any]:
         values = parse_arguments(self._argv)
-        self._sources.update(dict.fromkeys(values, "command line"))
+        self._sources.update(dict.fromkeys(values, CALLER_LINE))
         return values
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:

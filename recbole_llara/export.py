@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 from recbole_llara.atomic import write_folder
 from recbole_llara.errors import UserError, exit_status
 
+COPIED = ("result.json", "config.yaml")
 DTYPES = ("float32", "bfloat16", "float16")
 LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS = "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml"
 
@@ -38,6 +40,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     Raises:
         UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
     """
+    from recbole_llara.evaluator.run_folder import read_result
     from recbole_llara.model.base import LLMRecommender
     from recbole_llara.recommend import load
 
@@ -52,13 +55,16 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         raise UserError(f"run: {path} is one of {loaded.config['model']}, expected a run of an LLM recommender")
     if merge and model.llm_quantization != "none":
         raise UserError(f"merge: the LLM is held in {model.llm_quantization}, expected whole weights; export without merge")
+    for name in COPIED:
+        if (path / name).is_symlink():  # it would carry a file of this machine along
+            raise UserError(f"run: {path / name} is a link, expected a file of the run")
     is_whole = model.llm_tuning == "full" or (merge and model.llm_tuning == "lora")
-    source = Path(loaded.config["checkpoint"] or path / CHECKPOINT)
+    source, trusts = Path(loaded.config["checkpoint"] or path / CHECKPOINT), loaded.config["llm_trust_remote_code"]
 
     def fill(folder: Path) -> None:
         if is_whole:
-            _write_llm(model, source, folder / LLM, dtype)
-        _write_checkpoint(model, source, folder, is_whole)
+            _write_llm(model, source, folder / LLM, dtype, trusts)
+        _write_checkpoint(model, source, folder, is_whole, trusts)
         if model.recommender is not None:
             (folder / RECOMMENDER).parent.mkdir()
             weights = model.recommender.path
@@ -67,9 +73,9 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
         relative |= {"rec_checkpoint": RECOMMENDER} if model.recommender is not None else {}
         settled = _settled(loaded.config, is_whole)
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        shutil.copyfile(path / "result.json", folder / "result.json")
-        shutil.copyfile(path / "config.yaml", folder / "config.yaml")
+        result = read_result(path)
+        for name in COPIED:
+            shutil.copyfile(path / name, folder / name)
         head = {"model": loaded.config["model"], "dataset": loaded.config["dataset"]}
         _write_yaml(
             folder / "request.yaml",
@@ -84,25 +90,28 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     return write_folder(output, fill)
 
 
-def _write_llm(model: Any, source: Path, folder: Path, dtype: str) -> None:
+def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool) -> None:
     """The tuned LLM as a plain Hugging Face folder."""
     import torch
-    from peft import PeftModel
+    from peft import get_peft_model
 
     from recbole_llara.model.llm import load_llm
+    from recbole_llara.trainer.checkpoint import ADAPTER, load_adapter
 
     kind = getattr(torch, dtype)
     if model.llm_tuning == "full":
         llm = model.llm
     else:
-        base, _ = load_llm(model.llm_path, dtype="float32", llm_tuning="full")
-        llm = PeftModel.from_pretrained(base, source / "adapter").merge_and_unload()
+        base, _ = load_llm(model.llm_path, dtype="float32", trust_remote_code=trusts, llm_tuning="full")
+        llm = get_peft_model(base, deepcopy(model.llm.peft_config["default"]))
+        load_adapter(llm, source / ADAPTER)
+        llm = llm.merge_and_unload()
     llm.to(kind).save_pretrained(folder)
     llm.to(torch.float32)
     model.tokenizer.save_pretrained(folder)
 
 
-def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool) -> None:
+def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.model.identity import llm_digest, tokenizer_digest
     from recbole_llara.model.llm import load_llm
@@ -112,7 +121,7 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool) ->
         shutil.copytree(source, folder / CHECKPOINT)
         return
     meta = read_meta(source)
-    llm, tokenizer = load_llm(str(folder / LLM))
+    llm, tokenizer = load_llm(str(folder / LLM), trust_remote_code=trusts)
     (folder / CHECKPOINT).mkdir()
     shutil.copyfile(source / OWN_WEIGHTS, folder / CHECKPOINT / OWN_WEIGHTS)
     meta["belongs_to"] |= {
@@ -125,6 +134,7 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool) ->
 def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
     from recbole_llara.evaluator.result import json_ready
+    from recbole_llara.keys import FromRun, from_run
     from recbole_llara.masking import without_secrets
     from recbole_llara.settings import (
         DataSettings,
@@ -139,8 +149,9 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
     names = {setting.name for kind in kinds for setting in fields(kind)} - {"resume", "checkpoint", "rec_checkpoint"}
     given = {key: value for key, value in config.external_config_dict.items() if key not in ("resume", "result_file", "state")}
     keys = json_ready(without_secrets({**given, **{name: config[name] for name in names}}))
-    for place in ("checkpoint_dir", "checkpoint", "rec_checkpoint", "show_progress"):
+    for place in ("checkpoint", "rec_checkpoint", "show_progress"):
         keys.pop(place, None)
+    keys = {key: value for key, value in keys.items() if from_run(key) is not FromRun.NEVER}  # no folder could set them
     return keys | ({"llm_tuning": "frozen"} if is_whole else {})
 
 

@@ -4,6 +4,7 @@ RecBole swallows an unknown key; here a typo is an error that names the nearest 
 """
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_llara.errors import UserError, nearest
+from recbole_llara.model import stock_models
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.yaml_files import read_yaml
 
@@ -39,6 +41,65 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+class FromRun(Enum):
+    """Whether the folder of a run, which a stranger may have written, can set a key."""
+
+    VALUE = "it can: a value of the computation"
+    PATH = "only to a place within the folder or the working directory: what lies there is read as data"
+    NEVER = "it cannot: the key runs code, reaches the network, or names where files are written"
+
+
+# Every key but RecBole's hyper-parameters of models, which are values; a key that stands nowhere here is NEVER.
+FROM_RUN: dict[FromRun, frozenset[str]] = {
+    FromRun.VALUE: frozenset(
+        {
+            # what a run is of, and of which rows
+            *("model", "dataset", "protocol", "domain", "seed", "reproducibility", "repeatable"),
+            *("max_train_rows", "max_eval_rows", "min_train_history", "min_eval_history", "MAX_ITEM_LIST_LENGTH"),
+            *("candidate_num", "candidate_exclude", "candidate_seed", "split_protocol", "split_ratio", "eval_args"),
+            *("title_field", "title_rules", "dataset_warning", "train_neg_sample_args"),
+            # how columns are read; none of these names a file outside data_path/dataset
+            *("field_separator", "seq_separator", "encoding", "USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD"),
+            *("LABEL_FIELD", "NEG_PREFIX", "ITEM_LIST_LENGTH_FIELD", "LIST_SUFFIX", "POSITION_FIELD", "HEAD_ENTITY_ID_FIELD"),
+            *("TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "ENTITY_ID_FIELD", "load_col", "unload_col", "unused_col"),
+            *("additional_feat_suffix", "benchmark_filename", "rm_dup_inter", "val_interval", "filter_inter_by_user_or_item"),
+            *("user_inter_num_interval", "item_inter_num_interval", "alias_of_user_id", "alias_of_item_id"),
+            *("alias_of_entity_id", "alias_of_relation_id", "entity_kg_num_interval", "relation_kg_num_interval"),
+            *("kg_reverse_r", "seq_len", "threshold", "preload_weight", "normalize_field", "normalize_all", "discretization"),
+            *("numerical_features", "token_num_threshold", "tail_ratio"),
+            # what is measured, and how an LLM answers
+            *("metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_batch_size", "eval_step"),
+            *("eval_dtype", "decoding", "full_rank", "retrieve_k", "test_prompt"),
+            # the recommender, the LLM, the prompts
+            *("rec_model", "item_embeddings", "item_embedding_size", "shuffle_item_embeddings"),
+            *("llm_dtype", "llm_quantization", "llm_tuning", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+            *("gradient_checkpointing", "torch_compile", "fsdp"),
+            *("representation", "stage_1_representation", "strategy", "curriculum", "max_title_tokens", "chat_instruction"),
+            *("item_item_weight", "user_item_weight", "contrast_temperature"),
+            *("text_encoder_tuning", "text_encoder_learning_rate", "text_pooling", "text_batch_size"),
+            # training
+            *("epochs", "stage_1_epochs", "stopping_step", "train_batch_size", "micro_batch_size", "learner", "learning_rate"),
+            *("stage_1_learning_rate", "min_learning_rate_ratio", "warmup_learning_rate_ratio", "warmup_ratio"),
+            *("weight_decay", "weight_decay_on", "max_grad_norm", "clip_grad_norm", "enable_amp", "enable_scaler"),
+            *("require_pow", "loss_decimal_place", "shuffle", "save_steps", "save_total_limit"),
+            # where it computes and what is shown
+            *("use_gpu", "gpu_id", "worker", "state", "show_progress"),
+        }
+    ),
+    FromRun.PATH: frozenset({"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint"}),
+    FromRun.NEVER: frozenset(
+        {
+            "llm_trust_remote_code",
+            *("api_base", "api_key_env", "api_model", "api_options", "api_concurrency", "api_timeout", "api_max_retries"),
+            *("api_max_requests", "api_price_prompt", "api_price_completion"),
+            *("checkpoint_dir", "result_file", "log_wandb", "wandb_project", "resume"),
+            # RecBole pickles to these and unpickles from them, and reads further keys from config files
+            *("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_file", "config_files"),
+        }
+    ),
+}
+
+
 @cache
 def _file_keys(path: Path) -> frozenset[str]:
     return frozenset(read_yaml(path)) if path.is_file() else frozenset()
@@ -51,6 +112,23 @@ def _folder_keys(folder: str) -> frozenset[str]:
 def model_keys(model: str) -> frozenset[str]:
     """Keys that RecBole's file of a model and ours name."""
     return _file_keys(RECBOLE_PROPERTIES / "model" / f"{model}.yaml") | _file_keys(PROPERTIES / "model" / f"{model}.yaml")
+
+
+@cache
+def _recbole_hyper_parameters() -> frozenset[str]:
+    """Keys that RecBole's files of its sequential models name."""
+    return frozenset().union(*(_file_keys(RECBOLE_PROPERTIES / "model" / f"{name}.yaml") for name in stock_models()))
+
+
+def from_run(key: str) -> FromRun:
+    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without."""
+    for name in (key, key.removeprefix(REC_PREFIX)):
+        for answer, names in FROM_RUN.items():
+            if name in names:
+                return answer
+        if name in _recbole_hyper_parameters():
+            return FromRun.VALUE
+    return FromRun.NEVER
 
 
 def shared_keys() -> frozenset[str]:

@@ -20,7 +20,7 @@ from recbole_llara.evaluator.run_folder import RunFolder, check_writable
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.checked import TellsFacts
 from recbole_llara.processes import Processes, processes_of
-from recbole_llara.resume import completed_request, folder_to_resume
+from recbole_llara.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.settings import EvaluationSettings
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.training_state import remove_states
@@ -53,7 +53,7 @@ def run_recbole_llara(
     """
     silence_harmless_warnings()
     prepare_cpu()
-    request = completed_request(model, dataset, config_dict, argv)
+    request = completed_request(model, dataset, config_dict, argv, config_file_list)
     config = LLaRAConfig(request.model, request.dataset, config_file_list, request.keys, argv)
     check_writable(config["checkpoint_dir"])
     processes = processes_of(config)
@@ -104,7 +104,8 @@ def _opened(resumed: RunFolder | None, config: LLaRAConfig, processes: Processes
             if str(stop) or not is_ours(config["model"]):
                 raise
             number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
-            raise Stopped(number, f"stopped; --resume={folder.path} goes on from the last state") from None
+            command = resume_command(folder.path, config.external_config_dict)
+            raise Stopped(number, f"stopped; {command} goes on from the last state") from None
 
 
 def _train_and_measure(

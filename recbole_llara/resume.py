@@ -1,5 +1,12 @@
-"""Which run goes on: the folder that ``resume`` names or finds, and what its command was."""
+"""Which run goes on: the folder that ``resume`` names or finds, and what its command was.
 
+The folder of a run may come from a stranger. Of what it asks for only the keys that ``keys.FROM_RUN`` lets it set are taken;
+whatever runs code, reaches the network, names where files are written or leads elsewhere the caller gives.
+"""
+
+import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -12,11 +19,17 @@ from recbole_llara import __version__
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready, without_secrets
 from recbole_llara.evaluator.run_folder import CONFIG, REQUEST, RESULT, RunFolder
-from recbole_llara.keys import WITHOUT_EFFECT
+from recbole_llara.keys import WITHOUT_EFFECT, FromRun, from_run
+from recbole_llara.masking import shown
 from recbole_llara.model import is_ours
-from recbole_llara.yaml_files import PlainText, parse_arguments
+from recbole_llara.model.llm_path import HUB_ID
+from recbole_llara.settings import TRUST
+from recbole_llara.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 
 AUTO = "auto"
+
+_OF_HUB = ("llm_path", "text_encoder_path")  # may name the embedded LLM or a model of the hub as well as a folder
+_NOT_ASKED = ("resume", "checkpoint_dir")  # the caller names the run's folder, which tells both
 
 
 @dataclass(frozen=True)
@@ -29,40 +42,145 @@ class Request:
 
 
 def completed_request(
-    model: str | None, dataset: str | None, config_dict: Mapping[str, Any] | None, argv: Sequence[str] | None
+    model: str | None,
+    dataset: str | None,
+    config_dict: Mapping[str, Any] | None,
+    argv: Sequence[str] | None,
+    config_file_list: Sequence[str | Path] | None = None,
 ) -> Request:
     """Add to a request, where it names a run's folder to resume, what that run was asked for.
 
     Args:
-        model, dataset, config_dict, argv: of this command.
+        model, dataset, config_dict, argv, config_file_list: of this command.
 
     Returns:
-        this command's words over those of the run; argv is not among its keys.
+        this command's words over those of the run; neither argv nor those of the files are among its keys.
 
     Raises:
-        UserError: the folder is no run's.
+        UserError: the folder is no run's, or asks for what the caller must give.
     """
     keys = dict(config_dict or {})
-    wanted = {**keys, **parse_arguments(argv or ())}.get("resume")
+    given = {**keys, **parse_arguments(argv or ())}
+    wanted = given.get("resume")
     if not wanted or wanted == AUTO:
         return Request(model, dataset, keys)
-    asked = read_request(_run_folder(wanted))
-    return Request(model or asked.model, dataset or asked.dataset, {**asked.keys, **keys})
+    for path in config_file_list or ():
+        given = {**read_yaml(path), **given}
+    folder = _run_folder(wanted)
+    asked = read_request(folder, given)
+    placed = {} if "checkpoint_dir" in given else {"checkpoint_dir": PlainText(folder.parent)}
+    return Request(model or asked.model, dataset or asked.dataset, {**asked.keys, **placed, **keys})
 
 
-def read_request(run: Path) -> Request:
-    """What a run was asked for, as its folder tells.
+def read_request(run: Path, given: Mapping[str, Any]) -> Request:
+    """What a run was asked for, as far as its folder can tell.
+
+    Args:
+        run: the folder, which a stranger may have written.
+        given: the caller's keys; what the folder says of them does not count.
+
+    Raises:
+        UserError: the folder is no run's; or it asks for what only the caller can give, and the caller does not.
+    """
+    asked = _asked(run)
+    keys = {key: value for key, value in asked["keys"].items() if key not in given and key not in _NOT_ASKED}
+    placed = {key: str(run / name) for key, name in asked["relative"].items() if key not in given}  # of an exported run
+    refused = _refused(run, {**keys, **placed}, _is_true(given.get(TRUST)))
+    refused |= {key: value for key, value in placed.items() if not _leads_into(value, run)}
+    if refused:
+        raise UserError(
+            f"run: {run / REQUEST} sets {', '.join(f'{key} to {shown(value)}' for key, value in refused.items())}, expected from "
+            "the caller: the folder of a run may come from a stranger, and these keys run code, reach the network, write files or "
+            "lead out of the folder and the working directory. If you want them so, give them yourself: "
+            f"{_arguments(refused)}; else give others"
+        )
+    # Values were parsed once; a quoted "1" of a config file must not become a number now.
+    taken = {key: value for key, value in {**keys, **placed}.items() if from_run(key) is not FromRun.NEVER}
+    taken = {key: PlainText(value) if isinstance(value, str) else value for key, value in taken.items()}
+    return Request(asked["model"], asked["dataset"], taken)
+
+
+def model_of(run: Path) -> str:
+    """The name of the model that a run's folder tells.
 
     Raises:
         UserError: the folder is no run's.
     """
+    return _asked(run)["model"]
+
+
+def resume_command(run: Path, keys: Mapping[str, Any]) -> str:
+    """The arguments by which a run goes on.
+
+    Args:
+        run: its folder.
+        keys: that it was given; those that its folder cannot set stand among the arguments.
+    """
+    again = {key: value for key, value in keys.items() if key not in _NOT_ASKED}
+    again = _refused(run, again, _is_true(again.get(TRUST)))
+    return " ".join([f"--resume={run}", *([_arguments(again)] if again else [])])
+
+
+def leads_inside(value: str | Path, run: Path) -> bool:
+    """Whether a path leads into a run's folder or the working directory, links followed."""
+    return any(_leads_into(value, root) for root in (run, Path()))
+
+
+def _leads_into(value: str | Path, root: Path) -> bool:
+    try:
+        path = os.path.expanduser(value)
+        # First by name alone: to look at a share of a network is to call upon it.
+        names = (os.path.abspath(path), os.path.abspath(root))
+        return os.path.commonpath(names) == names[1] and Path(path).resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _refused(run: Path, keys: Mapping[str, Any], trusts: bool) -> dict[str, Any]:
+    """Those of a run's keys that its folder cannot set; ``trusts``: the caller lets code of the LLM's folder run."""
+    return {key: value for key, value in keys.items() if not _can_set(run, key, value, trusts)}
+
+
+def _can_set(run: Path, key: str, value: Any, trusts: bool) -> bool:
+    answer = from_run(key)
+    if answer is FromRun.VALUE or value is None:
+        return True
+    if answer is FromRun.NEVER:
+        return value is False  # it asks for nothing
+    if not isinstance(value, str):
+        return True  # refused by its type, where it is read
+    if key in _OF_HUB and value == "tiny":
+        return True
+    if key == "llm_path" and trusts:
+        return False  # whose code is run, the caller says
+    is_of_hub = key in _OF_HUB and HUB_ID.fullmatch(value) and not Path(value).exists()
+    return bool(is_of_hub) or leads_inside(value, run)
+
+
+def _is_true(value: Any) -> bool:
+    return bool(parse_value(value) if isinstance(value, str) else value)
+
+
+def _arguments(keys: Mapping[str, Any]) -> str:
+    texts = {key: value if isinstance(value, str) else json.dumps(json_ready(value)) for key, value in keys.items()}
+    return " ".join(shlex.quote(f"--{key}={text}") for key, text in texts.items())
+
+
+def _asked(run: Path) -> dict[str, Any]:
+    """The contents of ``request.yaml``: ``model``, ``dataset``, ``keys`` and ``relative``, of the right types."""
     if not (run / REQUEST).is_file():
         raise UserError(f"run: found no {REQUEST} in {run}, expected the folder of a run, such as saved/LLaRA-ml-100k-...")
-    asked = _read(run / REQUEST)
-    # Values were parsed once; a quoted "1" of a config file must not become a number now.
-    keys = {key: PlainText(value) if isinstance(value, str) else value for key, value in asked["keys"].items()}
-    placed = {key: str(run / name) for key, name in asked.get("relative", {}).items()}  # of an exported run
-    return Request(asked["model"], asked["dataset"], {**keys, **placed})
+    asked = {"relative": {}, **_read(run / REQUEST)}
+    for name, kind in (("model", str), ("dataset", str), ("keys", dict), ("relative", dict)):
+        if not isinstance(asked.get(name), kind):
+            raise UserError(f"run: {run / REQUEST} has {name} {shown(asked.get(name))}, expected a {kind.__name__}")
+    for key in asked["keys"]:
+        if not isinstance(key, str):
+            raise UserError(f"run: {run / REQUEST} has the key {key!r}, expected a text")
+    for key, name in asked["relative"].items():
+        if not isinstance(key, str) or from_run(key) is not FromRun.PATH or not isinstance(name, str):
+            raise UserError(f"run: {run / REQUEST} places {key!r} at {shown(name)}, expected a path within the folder")
+    return asked
 
 
 def folder_to_resume(config: Any) -> RunFolder | None:

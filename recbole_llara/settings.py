@@ -11,6 +11,8 @@ from recbole_llara.checked import Settings, named_in, one_of, within
 from recbole_llara.errors import UserError
 from recbole_llara.properties_path import PROPERTIES
 
+TRUST = "llm_trust_remote_code"
+
 
 def _representations() -> Iterable[str]:
     from recbole_llara.prompt.representation import REPRESENTATIONS

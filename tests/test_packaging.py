@@ -1,11 +1,14 @@
 """What an install holds, and what importing the package does not pull in."""
 
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_CHECKOUT = (ROOT / "setup.py").is_file()
@@ -15,6 +18,14 @@ def _python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+@pytest.mark.skipif(not IN_CHECKOUT, reason="needs the sources")
+@pytest.mark.parametrize("library", ["transformers", "peft", "accelerate"])
+def test_no_library_asks_for_a_newer_torch_than_the_package(library: str) -> None:
+    asked = [Requirement(text) for text in requires(library) if Requirement(text).name == "torch"]
+    (ours,) = re.findall(r'"torch>=([\d.]+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert asked and all(requirement.specifier.contains(ours) for requirement in asked)
 
 
 def test_importing_the_package_is_light() -> None:

@@ -1,13 +1,12 @@
 """The runs that a demo shows: loaded, named, and of the same items."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recbole_llara.errors import UserError
-from recbole_llara.evaluator.run_folder import RESULT
+from recbole_llara.evaluator.run_folder import read_result
 from recbole_llara.recommend import LoadedRun, load
 
 _TOLD = ("rec_model", "representation", "n", "correct")  # of result.json, where that has it
@@ -69,6 +68,6 @@ def check_same_items(paths: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
 
 
 def _facts(name: str, path: Path, run: LoadedRun) -> dict[str, Any]:
-    result = json.loads((path / RESULT).read_text(encoding="utf-8"))
+    result = read_result(path)
     told = {key: result.get(key) for key in _TOLD}
     return {"name": name, "model": run.config["model"], "folder": path.name, "is_llm": run.is_llm, **told}

@@ -9,12 +9,8 @@ from collections.abc import Callable
 
 import torch
 
+from recbole_llara.data.hashing import GAMMA, mixed
 from recbole_llara.errors import Diverged
-
-# Odd 64-bit multipliers of splitmix64 (Steele, Lea and Flood, 2014), as the signed numbers torch holds.
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 # Scores are near where they differ by less than this share of the row's largest. What stands beside a row in its batch was
 # seen to move float32 scores by up to 1.2e-6 of it.
@@ -31,7 +27,7 @@ def question_keys(history: torch.Tensor) -> torch.Tensor:
         [B] int64.
     """
     places = torch.arange(1, history.shape[1] + 1, device=history.device)
-    return _mixed(history * _GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
+    return mixed(history * GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
 
 
 def settle_near_ties(scores: torch.Tensor, score_alone: Callable[[int], torch.Tensor], ties_too: bool = False) -> torch.Tensor:
@@ -87,7 +83,7 @@ def rank_candidates(
             f"the scores of items {candidates[row].tolist()} hold NaN or infinity: {scores[row].tolist()}; "
             "did training diverge? a lower learning_rate may help"
         )
-    keys = _mixed(questions.unsqueeze(1) * _GAMMA + candidates)  # [B, C]
+    keys = mixed(questions.unsqueeze(1) * GAMMA + candidates)  # [B, C]
     if named is not None:
         keys = keys.masked_fill(candidates == named.unsqueeze(1), torch.iinfo(torch.int64).min)
     by_key = keys.argsort(dim=1)
@@ -100,13 +96,6 @@ def rank_candidates(
             "an answer that comes with scores names a best one"
         )
     return ranking
-
-
-def _mixed(key: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finaliser of int64 keys."""
-    key = (key ^ (key >> 30)) * _MIX_1
-    key = (key ^ (key >> 27)) * _MIX_2
-    return key ^ (key >> 31)
 
 
 def score_rows(ranking: torch.Tensor, n_items: int) -> torch.Tensor:

@@ -155,6 +155,21 @@ def write_atomically(path: Path, write: Callable[[TextIO], object]) -> Path:
         ) from error
 
 
+def read_result(run: Path) -> dict[str, Any]:
+    """The content of a run's ``result.json``.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON object.
+    """
+    try:
+        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"run: {run / RESULT} cannot be read ({error}), expected the result of a finished run") from error
+    if not isinstance(result, dict):
+        raise UserError(f"run: {run / RESULT} holds a {type(result).__name__}, expected the result of a finished run")
+    return result
+
+
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """Read a file of one record a line back."""
     with open(path, encoding="utf-8") as file:

@@ -5,6 +5,7 @@ Placement on a device is the caller's. RecBole-free.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
-from recbole_llara.model.llm_path import describe_expected, first_line, read_tokenizer, resolve_llm_path
+from recbole_llara.model.llm_path import check_no_code, describe_expected, read_tokenizer, resolve_llm_path, why
 from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 from recbole_llara.model.quantization import quantization_config
+from recbole_llara.settings import TRUST
 
 LLM_TUNINGS = ("lora", "frozen", "full")
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # in the names by which LLMs' configurations call what they draw
@@ -60,6 +62,7 @@ def load_llm(
     quantized = quantization_config(quantization, compute_dtype)
     placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(device)}}
     try:
+        check_no_code(source, options)
         config = without_noise(AutoConfig.from_pretrained(source, **options))
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source,
@@ -70,9 +73,9 @@ def load_llm(
             **placed,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"
-        raise UserError(f"llm_path is {llm_path!r}: {found} ({first_line(error)}). {describe_expected(llm_path)}") from error
+        raise UserError(f"llm_path is {llm_path!r}: {found} ({why(error, TRUST)}). {describe_expected(llm_path)}") from error
     if loaded["missing_keys"]:
         raise UserError(
             f"llm_path is {llm_path!r}: its weights lack {sorted(loaded['missing_keys'])[:3]}, "
@@ -114,7 +117,7 @@ def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]
         tokenizer = read_tokenizer(source, options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"llm_path is {llm_path!r}: no tokenizer can be read there ({first_line(error)}), "
+            f"llm_path is {llm_path!r}: no tokenizer can be read there ({why(error, TRUST)}), "
             "expected tokenizer.json or tokenizer.model beside the weights"
         ) from error
     # Without its files, some architectures' tokenizers come back empty instead of failing.

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.masking import shown
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+NEEDS_CODE = "it needs code that does not come with transformers"
 
 
 def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Path | str:
@@ -70,6 +71,54 @@ def read_tokenizer(source: Path | str, options: Mapping[str, Any]) -> PreTrained
         if type(error) is Exception:  # the Rust code of tokenizers knows no other kind
             raise ValueError(str(error)) from error
         raise
+
+
+def check_no_code(source: Path | str, options: Mapping[str, Any]) -> None:
+    """Refuse a model whose config.json needs, or asks for, code that transformers does not bring.
+
+    ``auto_map`` names files beside the weights; an ``attn_implementation`` with a slash is a kernel of the hub, which is compiled
+    code that transformers would fetch and run.
+
+    Args:
+        source: what ``resolve_llm_path`` found.
+        options: of ``from_pretrained``; with a true ``trust_remote_code`` nothing is refused.
+
+    Raises:
+        ValueError: it does. OSError: there is no config.json that can be read.
+    """
+    if options["trust_remote_code"]:
+        return
+    config, _ = PretrainedConfig.get_config_dict(source, local_files_only=options["local_files_only"])
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(f"{NEEDS_CODE}: model_type {config.get('model_type')!r}, auto_map {config['auto_map']!r}")
+    kernels = [name for name in _attention_names(config) if "/" in name]
+    if kernels:
+        raise ValueError(f"{NEEDS_CODE}: attn_implementation {kernels[0]!r}")
+
+
+def _attention_names(config: Any) -> list[str]:
+    """Every text that stands, at any depth, below a key that chooses how attention or experts are computed."""
+    if not isinstance(config, dict):
+        return []
+    chosen = [
+        value for key, value in config.items() if "attn_implementation" in str(key) or "experts_implementation" in str(key)
+    ]
+    names = [str(name) for value in chosen for name in (value.values() if isinstance(value, dict) else [value])]
+    return names + [name for value in config.values() for name in _attention_names(value)]
+
+
+def why(error: Exception, trust_key: str | None = None) -> str:
+    """Why a model cannot be read, in a line.
+
+    Args:
+        error: of transformers.
+        trust_key: the key by which the user lets code of the folder run; None = there is none.
+    """
+    text = str(error)
+    if not any(sign in text for sign in (NEEDS_CODE, "trust_remote_code", "custom code")):
+        return first_line(error)
+    unless = "" if trust_key is None else f" unless you give --{trust_key}=True"
+    return f"{text if text.startswith(NEEDS_CODE) else NEEDS_CODE}; such code is not run{unless}"
 
 
 def first_line(error: Exception) -> str:

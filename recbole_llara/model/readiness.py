@@ -11,11 +11,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.errors import UserError
 from recbole_llara.model.llm import check_vocabulary, load_tokenizer
-from recbole_llara.model.llm_path import describe_expected, first_line, resolve_llm_path
+from recbole_llara.model.llm_path import check_no_code, describe_expected, first_line, resolve_llm_path, why
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import load_templates
-from recbole_llara.settings import LLMSettings, OptimSettings, PromptSettings
+from recbole_llara.settings import TRUST, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.trainer.strategy import shown_representations
 
 
@@ -73,10 +73,11 @@ def build_encoder(
 
 def _read_config(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PretrainedConfig:
     try:
+        check_no_code(source, options)
         return AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"llm_path is {llm_path!r}: no model's config.json can be read there ({first_line(error)}). "
+            f"llm_path is {llm_path!r}: no model's config.json can be read there ({why(error, TRUST)}). "
             f"{describe_expected(llm_path)}"
         ) from error
 

@@ -4,6 +4,8 @@ What is trained beside them, adapters and item tokens, is small: every process h
 as without shards. RecBole-free.
 """
 
+from inspect import signature
+
 import torch
 from torch import nn
 
@@ -24,11 +26,11 @@ def shard_frozen(llm: nn.Module, device: str | torch.device, count: int) -> None
     Raises:
         UserError: a torch without FSDP2's ``ignored_params``.
     """
-    try:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-    except ImportError as error:
-        raise UserError(f"fsdp: True needs torch 2.7 or later, found {torch.__version__}") from error
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if "ignored_params" not in signature(fully_shard).parameters:  # torch 2.6
+        raise UserError(f"fsdp: True needs torch 2.7 or later, found {torch.__version__}")
     mesh = init_device_mesh(torch.device(device).type, (count,))
     model = causal_lm(llm)
     frozen = {p for block in decoder_blocks(model) for p in block.parameters() if not p.requires_grad}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from recbole_llara.atomic import sole_writer, write_file
 from recbole_llara.errors import UserError
 from recbole_llara.model.contrast import masked_mean
-from recbole_llara.model.llm_path import first_line, read_tokenizer, resolve_llm_path
+from recbole_llara.model.llm_path import check_no_code, first_line, read_tokenizer, resolve_llm_path, why
 
 POOLINGS = ("mean", "cls")
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
@@ -104,13 +105,19 @@ class TextEncoder(nn.Module):
 
 
 def _load(path: str, source: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options = {"local_files_only": isinstance(source, Path)}
+    options = {
+        "local_files_only": isinstance(source, Path),
+        "trust_remote_code": False,
+    }  # left out, transformers may ask on the screen
     try:
+        check_no_code(source, options)
         model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
         tokenizer = read_tokenizer(source, options)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError,
+    ) as error:  # fmt: skip
         raise UserError(
-            f"text_encoder_path is {path!r}: no text encoder can be read there ({first_line(error)}); expected tiny, a folder "
+            f"text_encoder_path is {path!r}: no text encoder can be read there ({why(error)}); expected tiny, a folder "
             "with config.json, weights and tokenizer, or the id of a hub model"
         ) from error
     if getattr(model.config, "is_encoder_decoder", False):

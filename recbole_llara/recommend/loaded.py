@@ -1,6 +1,5 @@
 """A finished run as something to ask: its recommender proposes unseen items, its LLM ranks them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from logging import getLogger
@@ -17,16 +16,17 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData,
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.evaluator.run_folder import RESULT
+from recbole_llara.evaluator.run_folder import RESULT, read_result
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.item_encoder import recommender_model
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
-from recbole_llara.resume import read_request
+from recbole_llara.resume import leads_inside, model_of, read_request
 from recbole_llara.trainer.checkpoint import load_llm_recommender
 from recbole_llara.trainer.stock_checkpoint import load_stock_model
+from recbole_llara.yaml_files import PlainText
 
 Name = str | int
 
@@ -208,26 +208,29 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     """Load a finished run.
 
     Args:
-        run: its folder, as ``saved/LLaRA-ml-100k-llara-seed2020-...``.
+        run: its folder, as ``saved/LLaRA-ml-100k-llara-seed2020-...``. It may come from a stranger: none of its code is run, and
+            what it asks for beside the values of the computation (``keys.FROM_RUN``) is refused.
         keys: over the run's own, such as ``data_path`` or ``use_gpu``; those that change what was learned are refused by
-            the checkpoint.
+            the checkpoint. ``llm_trust_remote_code=True`` with ``llm_path`` runs the code that comes with that LLM.
 
     Raises:
-        UserError: the folder is no finished run's, its data is not there, or it cannot rank (a chat model, decoding aside).
+        UserError: the folder is no finished run's, asks for what the caller must give, its data is not there, or it cannot
+            rank (a chat model, decoding aside).
     """
     silence_harmless_warnings()
     prepare_cpu()
     path = Path(run).expanduser()
-    request = read_request(path)
+    if model_of(path) == "ChatLLM":
+        raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
+    # Answers are ranked by their likelihood, whatever decoding the run was measured by; one question should not wait for a compiler.
+    settled = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
+    settled["checkpoint_dir"] = PlainText(path.parent)
+    request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
-    # Answers are ranked by their likelihood, whatever decoding the run was measured by; one question should not wait for a compiler.
-    settled = {"resume": None, "result_file": None, "show_progress": False, "checkpoint_dir": str(path.parent)}
     if is_ours(request.model):
         settled |= {"decoding": "score", "torch_compile": False, **_own_recommender(path, {**request.keys, **keys})}
     config = LLaRAConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
-    if request.model == "ChatLLM":
-        raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
     data = prepare_data(config)
     model = build_model(config, data)
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
@@ -240,19 +243,20 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
 
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     """The key that names the recommender whose embeddings a run read; to train another would be minutes for nothing."""
-    read = json.loads((run / RESULT).read_text(encoding="utf-8")).get("recommender")
+    read = read_result(run).get("recommender")
     if keys.get("rec_checkpoint"):
         return {}
-    if not read:
+    if not isinstance(read, dict) or not isinstance(read.get("path"), str):
         getLogger().warning("run: it read no recommender; items are proposed by rec_model, from the cache or trained now")
         return {}
     path = Path(read["path"])
     beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
     for place in (beside, path):
-        if place.exists():
-            return {"rec_checkpoint": str(place)}
+        if (place == beside or leads_inside(place, run)) and place.exists():
+            return {"rec_checkpoint": PlainText(place)}
     raise UserError(
-        f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by rec_checkpoint"
+        f"run: the recommender that {run} read is neither at {beside} nor within the working directory at {path}; bring it back, or "
+        "name it by rec_checkpoint"
     )
 
 

@@ -103,7 +103,7 @@ def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
     _check_files(path, meta)
     model.item_tokens.load_state_dict(load_file(path / OWN_WEIGHTS))
     if model.llm_tuning == "lora":
-        _load_adapter(model.llm, path / ADAPTER)
+        load_adapter(model.llm, path / ADAPTER)
     elif model.llm_tuning == "full":
         _load_whole(model, path / LLM)
     return meta
@@ -148,8 +148,16 @@ def _check_files(path: Path, meta: Mapping[str, Any]) -> None:
         raise DamagedCheckpoint(f"checkpoint {path}: found {foreign[0]}, which was not written with it; remove it")
 
 
-def _load_adapter(llm: PeftModel, folder: Path) -> None:
-    """PEFT's adapter file into the model's adapter: every tensor there, of its shape, and no other."""
+def load_adapter(llm: PeftModel, folder: Path) -> None:
+    """PEFT's adapter file into the model's adapter: every tensor there, of its shape, and no other; its config is not read.
+
+    Args:
+        llm: with an adapter of the same keys.
+        folder: that ``save_pretrained`` wrote.
+
+    Raises:
+        UserError: the file's tensors are others.
+    """
     saved = load_file(folder / "adapter_model.safetensors")
     expected = get_peft_model_state_dict(llm)
     shapes, wanted = ({name: tensor.shape for name, tensor in each.items()} for each in (saved, expected))
@@ -164,8 +172,10 @@ def _load_adapter(llm: PeftModel, folder: Path) -> None:
 
 def _load_whole(model: LLMRecommender, folder: Path) -> None:
     """A Hugging Face folder into an LLM that is tuned whole: every tensor there, of its shape, and no other."""
+    # By the config of the LLM that stands: that of the folder might name another model, or code.
+    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     saved, loaded = type(model.llm).from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        folder, config=model.llm.config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     wrong = {key: sorted(map(str, names)) for key, names in loaded.items() if names}
     if wrong:

@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_llara.atomic import sweep
 from recbole_llara.errors import RunError, Stopped, UserError
+from recbole_llara.resume import resume_command
 from recbole_llara.stopping import StopRequest
 from recbole_llara.trainer.checkpoint import load_llm_recommender, save_llm_recommender
 from recbole_llara.trainer.progress import Progress, restore_generators
@@ -120,8 +121,12 @@ class ResumableMixin:
         if not self.run_folder.is_dir():
             raise RunError(
                 f"checkpoint_dir: the run's folder {self.run_folder} has gone since the run began; bring it back (was a disk "
-                f"unmounted?) and go on with --resume={self.run_folder}, or start again"
+                f"unmounted?) and go on with {self._resume_command}, or start again"
             )
+
+    @property
+    def _resume_command(self) -> str:
+        return resume_command(self.run_folder, self.config.external_config_dict)
 
     @property
     def run_folder(self) -> Path:
@@ -130,7 +135,7 @@ class ResumableMixin:
 
     def _what_is_kept(self) -> str:
         kept = "no checkpoint yet" if self.best_epoch is None else f"the best checkpoint is {self.saved_model_file}"
-        return f"{kept}; --resume={self.run_folder} goes on from the last state"
+        return f"{kept}; {self._resume_command} goes on from the last state"
 
     def _stop_if_asked(self) -> None:
         """End the training between two steps, its state saved, where a signal came to some process."""
