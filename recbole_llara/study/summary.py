@@ -77,7 +77,7 @@ class Comparison:
         one, other: their names.
         difference: of the mean HitRatio@1, one less other.
         rows: McNemar's test of the first seed's answers.
-        seeds: paired t-test over seeds, or None for one seed.
+        seeds: paired t-test over seeds; None with too few of them, or where all differ by the same.
         rows_holm, seeds_holm: p values corrected for all comparisons of the study on this dataset.
     """
 
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What may be said: over seeds where there are enough, else of the two trained models alone."""
+        """What may be said: over seeds where these can be tested, else of the two trained models alone."""
         if self.seeds_holm is not None:
             return "a difference" if self.seeds_holm < ALPHA else "no difference beyond the noise"
         return "these two models differ" if self.rows_holm < ALPHA else "no difference beyond the noise"
@@ -208,7 +208,8 @@ def _comparisons(pairs: list[tuple[Measured, Measured]]) -> tuple[Comparison, ..
     enough = bool(pairs) and all(len(one.hits) == len(other.hits) >= T_TEST_SEEDS for one, other in pairs)
     seeds = [paired_t(one.hits, other.hits) if enough else None for one, other in pairs]
     rows_holm = holm([test.p_value for test in rows])
-    seeds_holm = holm([test.p_value for test in seeds if test is not None]) if enough else [None] * len(pairs)
+    corrected = iter(holm([test.p_value for test in seeds if test is not None]))
+    seeds_holm = [None if test is None else next(corrected) for test in seeds]
     return tuple(
         Comparison(one.name, other.name, one.hit - other.hit, *tests)
         for (one, other), *tests in zip(pairs, rows, seeds, rows_holm, seeds_holm, strict=True)

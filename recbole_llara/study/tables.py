@@ -58,8 +58,8 @@ def comparisons_table(summary: Summary) -> Table:
     for c in summary.comparisons:
         cells = [f"{c.one} against {c.other}", f"{c.difference:+.4f}", str(c.rows.only_a), str(c.rows.only_b)]
         cells += [f"{c.rows.p_value:.2g}", f"{c.rows_holm:.2g}"]
-        if over_seeds and c.seeds is not None:
-            cells += [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
+        if over_seeds:
+            cells += [ABSENT, ABSENT] if c.seeds is None else [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
         rows.append([*cells, c.verdict])
     return header, rows
 
@@ -84,7 +84,8 @@ def notes(study: Study, summary: Summary) -> list[str]:
     if summary.comparisons:
         lines.append(
             "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. "
-            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems."
+            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
+            f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")

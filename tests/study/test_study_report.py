@@ -16,7 +16,7 @@ from recbole_llara.study.figures import draw, write_pngs
 from recbole_llara.study.page import page
 from recbole_llara.study.report import write_report
 from recbole_llara.study.summary import summarise
-from recbole_llara.study.tables import comparisons_csv, latex, markdown, runs_csv
+from recbole_llara.study.tables import comparisons_csv, comparisons_table, latex, markdown, runs_csv
 
 ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
 
@@ -46,6 +46,16 @@ def test_tables_hold_what_was_measured(study, outcomes_of):
     assert len(rows) == 6 and rows[0]["system"] == "A" and float(rows[0]["test_hit@1"]) == 0.5
     (comparison,) = csv.DictReader(io.StringIO(comparisons_csv(summaries)))
     assert float(comparison["difference"]) == 0.25 and comparison["only_one"] == "1"
+
+
+def test_a_comparison_without_a_test_over_seeds_fills_its_columns(make_study, outcomes_of):
+    """Beside one that has it: A is always one row ahead of B, and not always as far from C."""
+    answers = {"A": [[1, 1, 0]] * 3, "B": [[0, 1, 0]] * 3, "C": [[0, 0, 0], [1, 0, 0], [0, 1, 1]]}
+    study = make_study(("A", "B", "C"), seeds=(1, 2, 3), compare=(("A", "B"), ("A", "C")))
+    (summary,) = summarise(study, outcomes_of(answers))
+    header, rows = comparisons_table(summary)
+    assert {len(row) for row in rows} == {len(header)}
+    assert rows[0][header.index("t-test over seeds p")] == "—" and float(rows[1][header.index("t-test over seeds p")]) > 0.05
 
 
 def test_latex_has_a_line_a_system_and_no_bare_specials(study, outcomes_of):

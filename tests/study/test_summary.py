@@ -50,6 +50,20 @@ def test_a_planted_effect_is_a_difference(make_study, outcomes_of, seeds):
     assert found.difference == pytest.approx(0.13, abs=0.04)
 
 
+def test_equal_differences_of_all_seeds_are_no_test_of_the_systems(make_study, outcomes_of):
+    """Three seeds in which A has one row more than B, each time: the spread is unknown, not nought."""
+    study = make_study(("A", "B", "C"), compare=(("A", "B"), ("A", "C")), seeds=(2020, 2021, 2022))
+    b = np.array([[1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
+    a = b.copy()
+    a[:, 7] = 1
+    c = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+    (summary,) = summarise(study, outcomes_of({"A": a, "B": b, "C": c}))
+    without, tested = summary.comparisons
+    assert without.difference == pytest.approx(1 / 8) and without.seeds is None and without.seeds_holm is None
+    assert without.verdict == "no difference beyond the noise"  # what one row of eight says
+    assert tested.seeds_holm == tested.seeds.p_value  # of a family of one test
+
+
 def test_numbers_by_hand(make_study, outcomes_of, make_entry):
     study = make_study(seeds=(2020, 2021), candidate_seeds=(7,))
     a = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
