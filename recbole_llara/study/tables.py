@@ -87,6 +87,11 @@ def notes(study: Study, summary: Summary) -> list[str]:
             "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
             f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
+    for system in summary.systems:
+        counts = system.entries[0].result.get("answers") or {}
+        told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+        if told:
+            lines.append(f"How {system.name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
     if any(system.published is not None for system in summary.systems):
