@@ -26,6 +26,8 @@ from recbole_llara.masking import MASK, masked_urls, secrets_of, without_secrets
 from recbole_llara.model.chat_faults import CONFIGURATION, Fault, fault_of
 
 Messages = Sequence[Mapping[str, str]]
+# Endpoints that want no key are given one such as "none" or "x", which is part of many a title and no secret.
+SHORTEST_SECRET = 8
 # Loggers that tell addresses and, at the level of debug, whole requests.
 TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
@@ -367,7 +369,7 @@ def _secrets(key: str, api_base: str, options: Mapping[str, Any]) -> list[str]:
         found |= {url.password, unquote(url.password), base64.b64encode(plain.encode()).decode()}
     # Headers say "Bearer KEY"; the key alone is one too.
     found |= {secret.split(" ", 1)[1] for secret in found if re.match(r"(bearer|basic) \S", secret, re.IGNORECASE)}
-    return sorted(found - {""}, key=len, reverse=True)
+    return sorted((secret for secret in found if len(secret) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
 def check_access(api_key_env: str) -> None:

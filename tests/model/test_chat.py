@@ -380,6 +380,14 @@ def test_killed_half_way_it_goes_on_without_repeating_an_answer(toy, tmp_path):
     assert result["answers"]["exact"] == ROWS and result["chat"]["cached"]["requests"] >= 5
 
 
+def test_a_key_that_is_none_changes_no_answer(toy, monkeypatch):
+    """Keys are masked in what an endpoint says; a stand-in for one is part of titles."""
+    monkeypatch.setenv("OPENAI_API_KEY", "Title")
+    with serving(obedient) as server:
+        result, _ = _run({**toy, "api_base": server.api_base})
+    assert result["answers"]["exact"] == ROWS
+
+
 @pytest.mark.parametrize("name", ["model", "messages", "stream"])
 def test_options_that_are_no_options(toy, name):
     with pytest.raises(UserError, match=f"api_options: found {name}, expected further fields"):
