@@ -193,6 +193,7 @@ def _write(
         config.final_config_dict,
         correct=cases.correct,
         valid=cases.valid,
+        outcomes=cases.outcome_counts,
         candidate_sha256=data.candidate_sha256,
         metrics=metrics,
         timings=timings,

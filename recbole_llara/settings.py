@@ -160,6 +160,7 @@ class ChatSettings(Settings):
     api_timeout: float = within(0, open_low=True)
     api_max_retries: int = within(0)
     api_max_requests: int = within(0)
+    api_max_failures: int = within(1)
     api_price_prompt: float | None = within(0)
     api_price_completion: float | None = within(0)
     chat_instruction: str
@@ -169,6 +170,11 @@ class ChatSettings(Settings):
     def __post_init__(self) -> None:
         if not self.api_base.startswith(("http://", "https://")):
             raise UserError(f"api_base: found {self.api_base!r}, expected http://... or https://..., the endpoint's address")
+        if taken := sorted({"model", "messages", "stream"} & self.api_options.keys()):
+            raise UserError(
+                f"api_options: found {', '.join(taken)}, expected further fields of a request; the model is api_model, the messages are "
+                "the prompts, and answers are taken whole"
+            )
 
 
 def _poolings() -> Iterable[str]:

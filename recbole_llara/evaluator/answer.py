@@ -2,11 +2,23 @@
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 INVALID_ITEM = 0
+# How a written answer came out; those from "unmatched" on are invalid.
+OUTCOMES = {
+    "exact": "the text is a candidate's title",
+    "unwrapped": "it names a candidate once its wrapping is taken off; messages of chat models alone",
+    "unmatched": "it names no candidate, or several",
+    "cut": "it names none and was cut off by the endpoint's limit of tokens",
+    "empty": "there is no text, or nothing but reasoning",
+    "filtered": "it names none and was cut off by the endpoint's filter of contents",
+    "refused": "the endpoint, or the model in its own field, refused this prompt",
+    "too_long": "the prompt does not fit into the model's context",
+    "failed": "the endpoint gave no answer, after all tries",
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,7 @@ class CandidateAnswers:
         scores: [B, C] float, higher is better, in the order of the row's candidates; None when the
             decoding names one item without ranking the others.
         texts: B generated texts; None when the decoding writes none.
+        outcomes: of each text, one of ``OUTCOMES``; None when the decoding writes none.
 
     Raises:
         ValueError: the parts disagree on the number of rows.
@@ -26,6 +39,7 @@ class CandidateAnswers:
     items: torch.Tensor
     scores: torch.Tensor | None = None
     texts: list[str] | None = None
+    outcomes: list[str] | None = None
 
     def __post_init__(self) -> None:
         n_rows = self.items.shape[0]
@@ -33,12 +47,13 @@ class CandidateAnswers:
             raise ValueError(f"items of shape {tuple(self.items.shape)}: expected [B]")
         if self.scores is not None and (self.scores.dim() != 2 or self.scores.shape[0] != n_rows):
             raise ValueError(f"scores of shape {tuple(self.scores.shape)} for {n_rows} rows: expected [B, C]")
-        if self.texts is not None and len(self.texts) != n_rows:
-            raise ValueError(f"{len(self.texts)} texts for {n_rows} rows: expected one each")
+        for name, told in (("texts", self.texts), ("outcomes", self.outcomes)):
+            if told is not None and len(told) != n_rows:
+                raise ValueError(f"{len(told)} {name} for {n_rows} rows: expected one each")
 
     def cpu(self) -> "CandidateAnswers":
         """The same on the CPU."""
-        return CandidateAnswers(self.items.cpu(), None if self.scores is None else self.scores.cpu(), self.texts)
+        return replace(self, items=self.items.cpu(), scores=None if self.scores is None else self.scores.cpu())
 
 
 def joined(parts: Sequence[CandidateAnswers]) -> CandidateAnswers:
@@ -53,6 +68,7 @@ def joined(parts: Sequence[CandidateAnswers]) -> CandidateAnswers:
         items=torch.cat([part.items for part in parts]),
         scores=None if parts[0].scores is None else torch.cat([part.scores for part in parts]),
         texts=None if parts[0].texts is None else [text for part in parts for text in part.texts],
+        outcomes=None if parts[0].outcomes is None else [outcome for part in parts for outcome in part.outcomes],
     )
 
 

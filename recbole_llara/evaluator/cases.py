@@ -1,11 +1,14 @@
 """What each evaluated row asked and answered: collected as tensors, a batch at a time, spelt out only at the end."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from recbole_llara.evaluator.answer import OUTCOMES
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class EvaluatedCases:
         answers: [n] int64, the chosen item, 0 = no valid answer.
         scores: [n, C] float32 aligned with ``candidates``, or None where the answer ranks nothing.
         texts: the n answers as the model wrote them, or None where it chose without writing.
+        outcomes: how each of them came out, of ``answer.OUTCOMES``, or None likewise.
     """
 
     rows: torch.Tensor
@@ -31,6 +35,7 @@ class EvaluatedCases:
     answers: torch.Tensor
     scores: torch.Tensor | None
     texts: tuple[str, ...] | None
+    outcomes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,6 +50,14 @@ class EvaluatedCases:
         """[n] bool, whether the answer names a candidate."""
         return (self.answers != 0).numpy()
 
+    @property
+    def outcome_counts(self) -> dict[str, int] | None:
+        """How many answers came out in which way, in the order of ``answer.OUTCOMES``; None where nothing was written."""
+        if self.outcomes is None:
+            return None
+        counts = Counter(self.outcomes)
+        return {outcome: counts[outcome] for outcome in OUTCOMES}
+
     def records(
         self, user_tokens: Sequence[str], item_tokens: Sequence[str], titles: Sequence[str]
     ) -> Iterator[dict[str, Any]]:
@@ -58,7 +71,8 @@ class EvaluatedCases:
         Yields:
             Rows in the order of their numbers:
             row, user, history, history_titles, candidates, candidate_titles, target, target_title, answer_text, answer
-            (external id or None), answer_title, valid, correct, scores (list beside ``candidates``, or None).
+            (external id or None), answer_title, outcome (None where nothing was written), valid, correct, scores (list beside
+            ``candidates``, or None).
         """
         for index in self.rows.argsort().tolist():
             history = [item for item in self.histories[index].tolist() if item]
@@ -77,6 +91,7 @@ class EvaluatedCases:
                 "answer_text": title if self.texts is None else self.texts[index],
                 "answer": str(item_tokens[answer]) if answer else None,
                 "answer_title": title,
+                "outcome": None if self.outcomes is None else self.outcomes[index],
                 "valid": answer != 0,
                 "correct": answer == target,
                 "scores": None if self.scores is None else [round(score, 6) for score in self.scores[index].tolist()],
@@ -108,9 +123,13 @@ class CaseCollector:
                 return None
             return torch.cat(values)
 
-        texts = [batch.texts for batch in self.batches]
+        def listed(name: str) -> tuple[str, ...] | None:
+            values = [getattr(batch, name) for batch in self.batches]
+            return None if None in values else tuple(value for batch in values for value in batch)
+
         names = ("rows", "users", "histories", "candidates", "targets", "answers", "scores")
         return EvaluatedCases(
             *(joined(name) for name in names),
-            texts=None if None in texts else tuple(text for batch in texts for text in batch),
+            texts=listed("texts"),
+            outcomes=listed("outcomes"),
         )

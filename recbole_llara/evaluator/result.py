@@ -61,6 +61,7 @@ def build_result(
     timings: Mapping[str, float],
     facts: Mapping[str, Any],
     best_epoch: int | None = None,
+    outcomes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Gather ``result.json``.
 
@@ -74,6 +75,7 @@ def build_result(
         facts: what the model tells of itself: ``llm``, ``rec_model`` and ``decoding`` where it has them, and further keys,
             such as the recommender's hash.
         best_epoch: the epoch, counted from 0, whose weights were evaluated.
+        outcomes: of ``answer.OUTCOMES`` -> test rows whose written answer came out so; None where nothing was written.
 
     Returns:
         A dict that JSON can hold; HitRatio@1's 95 % Wilson interval on the test rows is ``interval_95``.
@@ -92,6 +94,7 @@ def build_result(
         "n": n,
         "correct": hits,
         "valid_answers": answered,
+        "answers": None if outcomes is None else dict(outcomes),
         "hit_among_valid": hits / answered if answered else None,
         "interval_95": asdict(wilson_interval(hits, n)),
         "candidate_sha256": dict(candidate_sha256),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, ttest_1samp
 
+SPREADLESS = 1e-12  # .6 - .5 and .7 - .6 differ by their rounding: a spread up to this share of the values is none
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -90,7 +92,8 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
         a, b: [pairs] the same measure of both.
 
     Returns:
-        None where one pair says nothing about the spread.
+        None where the pairs say nothing about the spread: there is one of them, or all differ by the same. The test divides by the
+        spread, so equal differences would be certain of whatever they happen to be.
 
     Raises:
         ValueError: the two are not one-dimensional of equal, positive length.
@@ -100,10 +103,9 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
         raise ValueError(f"shapes {a.shape} and {b.shape}: a paired test needs pairs, at least one")
     difference = a - b
     mean = float(difference.mean())
-    if difference.size < 2:
+    rounding = SPREADLESS * max(1.0, float(np.abs(np.concatenate([a, b])).max()))
+    if np.ptp(difference) <= rounding:  # as it is for one pair
         return None
-    if np.ptp(difference) == 0:  # a t-test divides by the spread
-        return MeanDifference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     test = ttest_1samp(difference, 0.0)
     interval = test.confidence_interval()
     return MeanDifference(mean, float(interval.low), float(interval.high), float(test.pvalue))

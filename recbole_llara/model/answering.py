@@ -126,7 +126,10 @@ def generate_answers(model: "LLMRecommender", prompts: EncodedPrompts, candidate
         tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
     texts = answer_texts(model.tokenizer, tokens)
     items = match_titles(texts, _spelt_answers(model, answer_ids), candidates)
-    return CandidateAnswers(items=items, scores=None, texts=texts)
+    outcomes = [
+        "exact" if item else "unmatched" if text.strip() else "empty" for text, item in zip(texts, items.tolist(), strict=True)
+    ]
+    return CandidateAnswers(items=items, scores=None, texts=texts, outcomes=outcomes)
 
 
 def _spelt_answers(model: "LLMRecommender", answer_ids: torch.Tensor) -> list[list[str]]:

@@ -14,14 +14,15 @@ from recbole_llara.config_checks import check_titles
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.errors import UserError
-from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
-from recbole_llara.model.chat_client import AnswerCache, ChatClient, check_access
+from recbole_llara.evaluator.answer import CandidateAnswers
+from recbole_llara.evaluator.wrapping import read_answer, without_reasoning
+from recbole_llara.model.chat_client import AnswerCache, ChatAnswer, ChatClient, check_access
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import ChatSettings, TrainingSettings
 
-QUOTES = "\"'“”‘’«»*`"
+CUT = {"length": "cut", "content_filter": "filtered"}  # finish_reason of a message that the endpoint ended -> its outcome
 
 
 class ChatLLM(ChecksConfig, SequentialRecommender):
@@ -60,8 +61,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
             settings.api_timeout,
             settings.api_max_retries,
             settings.api_max_requests,
+            settings.api_max_failures,
         )
-        self.answers, self.prompt_tokens, self.completion_tokens = 0, 0, 0
         self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
 
     @classmethod
@@ -103,15 +104,17 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         histories = [[item for item in history if item] for history in interaction[self.ITEM_SEQ].tolist()]
         prompts = [self.messages(*row) for row in zip(histories, candidates.tolist(), templates, strict=True)]
         answers = self.client.ask(prompts)
-        self.answers += len(answers)
-        self.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
-        self.completion_tokens += sum(answer.completion_tokens for answer in answers)
         names = [[self.names[item] for item in row] for row in candidates.tolist()]
-        said = [answer.text for answer in answers]
-        items = match_titles(said, names, candidates)
-        # Chat models like to dress an answer up; where the bare text names nothing, look below the dress.
-        undressed = match_titles([undress(text) for text in said], names, candidates)
-        return CandidateAnswers(items=torch.where(items == 0, undressed, items), scores=None, texts=said)
+        read = [
+            (None, False) if answer.fault else read_answer(answer.text, titles, answer.finish_reason in CUT)
+            for answer, titles in zip(answers, names, strict=True)
+        ]
+        items = [0 if place is None else row[place] for (place, _), row in zip(read, candidates.tolist(), strict=True)]
+        outcomes = [
+            outcome(answer, place is not None, is_wrapped) for answer, (place, is_wrapped) in zip(answers, read, strict=True)
+        ]
+        texts = [answer.text for answer in answers]
+        return CandidateAnswers(torch.tensor(items, dtype=torch.int64), scores=None, texts=texts, outcomes=outcomes)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Zero: there is nothing to train."""
@@ -120,21 +123,25 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``TellsFacts``."""
         settings = self.settings
-        prices = (settings.api_price_prompt, settings.api_price_completion)
-        cost = None
-        if None not in prices:
-            cost = (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1_000_000
-        chat = {
-            "api_base": self.client.api_base,
-            "answers": self.answers,
-            "requests_of_this_run": self.client.requests,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "cost": cost,
-        }
+        chat: dict[str, Any] = {"api_base": self.client.api_base}
+        for name in ("paid", "cached"):
+            spent = getattr(self.client, name)
+            chat[name] = {**vars(spent), "cost": spent.cost(settings.api_price_prompt, settings.api_price_completion)}
         return {"llm": settings.api_model, "decoding": "chat", "representation": settings.representation, "chat": chat}
 
 
-def undress(text: str) -> str:
-    """An answer without the quotes, the emphasis and the full stop around it."""
-    return text.strip().strip(QUOTES).strip().removesuffix(".").strip(QUOTES).strip()
+def outcome(answer: ChatAnswer, is_valid: bool, is_wrapped: bool) -> str:
+    """How an answer came out, of ``answer.OUTCOMES``.
+
+    Args:
+        answer: of the endpoint.
+        is_valid: whether it names a candidate.
+        is_wrapped: whether something had to be taken off to see it.
+    """
+    if answer.fault is not None:
+        return answer.fault
+    if is_valid:
+        return "unwrapped" if is_wrapped else "exact"
+    if answer.finish_reason in CUT:
+        return CUT[answer.finish_reason]
+    return "unmatched" if without_reasoning(answer.text) else "empty"

@@ -1,7 +1,12 @@
-"""Questions to an OpenAI-compatible chat endpoint: side by side, retried, and never paid for twice. RecBole-free."""
+"""Questions to an OpenAI-compatible chat endpoint: side by side, retried, and never paid for twice. RecBole-free.
+
+A prompt that gets no answer does not stop the others: its answer says why (``ChatAnswer.fault``), and ``chat_faults`` says when
+that is no prompt's fault and the run had better end.
+"""
 
 import base64
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -9,16 +14,20 @@ import re
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from recbole_llara.errors import UserError
+from recbole_llara.errors import RunError, UserError
+from recbole_llara.evaluator.wrapping import without_reasoning
 from recbole_llara.masking import MASK, masked_urls, secrets_of, without_secrets
+from recbole_llara.model.chat_faults import CONFIGURATION, Fault, fault_of
 
 Messages = Sequence[Mapping[str, str]]
+# Endpoints that want no key are given one such as "none" or "x", which is part of many a title and no secret.
+SHORTEST_SECRET = 8
 # Loggers that tell addresses and, at the level of debug, whole requests.
 TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
@@ -30,11 +39,20 @@ class ChatAnswer:
     Args:
         text: the message, "" where the model sent none.
         prompt_tokens, completion_tokens: (int, tokens) as the endpoint counts them, 0 where it does not.
+        finish_reason: why the message ends, as the endpoint says: stop, length, content_filter; None where it does not.
+        fault: ``refused``, ``too_long`` or ``failed`` where there is no answer, None otherwise.
     """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
+    finish_reason: str | None = None
+    fault: str | None = None
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether something is said: no other answer is kept, so that it is asked for again."""
+        return self.fault is None and without_reasoning(self.text) != ""
 
 
 class AnswerCache:
@@ -63,23 +81,59 @@ class AnswerCache:
             self._connection.execute("CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, request TEXT, answer TEXT)")
 
     def get(self, digest: str) -> ChatAnswer | None:
-        """The answer to a request that was made before."""
+        """The answer to a request that was made before, where one is worth keeping."""
         with self._lock:
             row = self._connection.execute("SELECT answer FROM answers WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             return None
         try:
-            return ChatAnswer(**json.loads(row[0]))
-        except (ValueError, TypeError):
+            answer = ChatAnswer(**json.loads(row[0]))
+            return answer if answer.is_worth_keeping else None
+        except (ValueError, TypeError, AttributeError):
             logging.getLogger().warning(f"A damaged answer in {self.path}: it is asked for again")
             return None
 
     def put(self, digest: str, request: Mapping[str, Any], answer: ChatAnswer) -> None:
-        """Keep an answer; on disk when this returns."""
+        """Keep an answer; on disk when this returns.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         told = without_secrets(request)  # headers may be among the options
         values = (digest, json.dumps(told, ensure_ascii=False), json.dumps(vars(answer), ensure_ascii=False))
-        with self._lock, self._connection:
-            self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", values)
+        try:
+            with self._lock, self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", values)
+        except sqlite3.Error as error:
+            raise RunError(
+                f"an answer that was paid for cannot be kept in {self.path} ({error}): is the disk full or read-only? What is in it "
+                "stays; run again to go on"
+            ) from error
+
+
+@dataclass
+class Spent:
+    """Requests and what they took.
+
+    Args:
+        requests: (int) of them.
+        prompt_tokens, completion_tokens: (int, tokens) as the endpoint counts them.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, answer: ChatAnswer) -> None:
+        """Count the tokens of an answer."""
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+
+    def cost(self, price_prompt: float | None, price_completion: float | None) -> float | None:
+        """What it cost, by prices per million tokens; None where one is missing."""
+        if price_prompt is None or price_completion is None:
+            return None
+        return (self.prompt_tokens * price_prompt + self.completion_tokens * price_completion) / 1_000_000
 
 
 class ChatClient:
@@ -95,10 +149,12 @@ class ChatClient:
         timeout: (float, seconds) of one try.
         max_retries: (int) tries after the first, on 429, 5xx, timeouts and cut connections, ever longer apart.
         max_requests: (int) requests that this client may make; 0 = any number.
+        max_failures: (int) prompts in a row without an answer, by which the run ends: at any time where the endpoint failed,
+            before the first answer where it refused.
 
     Attributes:
         api_base: without passwords and keys; this, not the real one, is told and hashed.
-        requests: (int) made by this client; answers out of the cache are none.
+        paid, cached: what this client's requests took, and what answers out of the cache had taken before.
 
     Raises:
         UserError: the package openai or the key is missing.
@@ -115,6 +171,7 @@ class ChatClient:
         timeout: float,
         max_retries: int,
         max_requests: int,
+        max_failures: int,
     ) -> None:
         check_access(api_key_env)
         import openai
@@ -133,8 +190,13 @@ class ChatClient:
         self._secrets = _secrets(key, api_base, options)
         self.api_base, self.api_model, self.options = masked_urls(api_base), api_model, dict(options)
         self.cache, self.concurrency, self.max_requests = cache, concurrency, max_requests
-        self.requests = 0
+        self.max_failures = max_failures
+        self.paid, self.cached = Spent(), Spent()
         self._lock = threading.Lock()
+        self._has_answered, self._failures, self._last_failure = False, 0, None
+        self._told: set[str] = set()
+        self._end: str | None = None  # why no request is made any more
+        self._known = set(inspect.signature(self._client.chat.completions.create).parameters)
 
     def ask(self, prompts: Sequence[Messages]) -> list[ChatAnswer]:
         """The answers to prompts, equal ones asked once.
@@ -142,17 +204,28 @@ class ChatClient:
         Args:
             prompts: B lists of messages with ``role`` and ``content``.
 
+        Returns:
+            an answer each; where the endpoint gave none, one with a ``fault``.
+
         Raises:
-            UserError: the endpoint refuses or does not answer, or ``max_requests`` is reached. What was answered is kept.
+            UserError: the configuration is at fault, ``max_failures`` or ``max_requests`` is reached. What was answered is kept.
         """
         requests = [{"model": self.api_model, "messages": [dict(m) for m in prompt], **self.options} for prompt in prompts]
         digests = [self._digest(request) for request in requests]
         different = dict(zip(digests, requests, strict=True))
         answers = {digest: self.cache.get(digest) for digest in different}
+        for answer in answers.values():
+            if answer is not None:
+                self._has_answered = True
+                self.cached.requests += 1
+                self.cached.add(answer)
         missing = [digest for digest, answer in answers.items() if answer is None]
         executor = ThreadPoolExecutor(max_workers=self.concurrency)
         try:
             futures = {digest: executor.submit(self._request, digest, different[digest]) for digest in missing}
+            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
             answers |= {digest: future.result() for digest, future in futures.items()}
         finally:  # on an error or Ctrl-C those under way are waited for and kept, the others never begin
             executor.shutdown(wait=True, cancel_futures=True)
@@ -166,29 +239,110 @@ class ChatClient:
         import openai
 
         with self._lock:
-            if self.max_requests and self.requests >= self.max_requests:
+            if self._end is not None:  # which the others learn of before they are cancelled
+                raise UserError(self._end)
+            if self.max_requests and self.paid.requests >= self.max_requests:
                 raise UserError(
                     f"api_max_requests: {self.max_requests} requests were made and rows are left; their answers are kept in "
                     f"{self.cache.path}. Raise it, or set it to 0, and run again to go on."
                 )
-            self.requests += 1
-        fault = None
+            self.paid.requests += 1
+        fault, answer = None, None
         try:
-            completion = self._client.chat.completions.create(**request)
+            answer = self._read(self._client.chat.completions.create(**self._arguments(request)))
         except (openai.OpenAIError, ValueError) as error:
-            fault = self._explain(error)
-        if fault is not None:  # raised here, where no exception hangs on it whose text holds the key
-            raise UserError(fault)
-        if not isinstance(completion, openai.types.chat.ChatCompletion) or not completion.choices:
-            raise UserError(self._explain(ValueError(f"{str(completion)[:80]!r} has no choices")))
-        usage = completion.usage
-        answer = ChatAnswer(
-            text=self._hide(completion.choices[0].message.content or ""),
-            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-            completion_tokens=usage.completion_tokens if usage is not None else 0,
-        )
-        self.cache.put(digest, request, answer)
+            fault = self._fault(error)
+        if answer is None:  # handled here, where no exception hangs on what is raised whose text holds the key
+            return self._without_answer(fault)
+        with self._lock:
+            self._has_answered, self._failures = True, 0
+            self.paid.add(answer)
+        if answer.is_worth_keeping:
+            self.cache.put(digest, request, answer)
+        else:
+            self._tell_empty(answer)
         return answer
+
+    def _arguments(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A request as the package openai takes it: fields that it does not know go into the body as they are."""
+        known = {key: value for key, value in request.items() if key in self._known}
+        others = {key: value for key, value in request.items() if key not in self._known}
+        if others:
+            known["extra_body"] = {**others, **(known.get("extra_body") or {})}
+        return known
+
+    def _read(self, completion: Any) -> ChatAnswer:
+        """What an endpoint sent, which need not hold what the package openai says it does.
+
+        Raises:
+            ValueError: no chat completion.
+        """
+        told = completion.model_dump(warnings=False) if hasattr(completion, "model_dump") else {}
+        choices, usage = told.get("choices"), told.get("usage")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(message, dict) or choice.get("finish_reason") == "error":
+            raise ValueError(f"{str(completion)[:200]!r} has no message")
+        usage = usage if isinstance(usage, dict) else {}
+        text, refusal = _text_of(message.get("content")), message.get("refusal")
+        return ChatAnswer(
+            text=self._hide(text or str(refusal or "")),
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+            finish_reason=choice.get("finish_reason"),
+            fault="refused" if refusal and not text else None,
+        )
+
+    def _fault(self, error: Exception) -> Fault:
+        """What is at fault, its message without secrets."""
+        fault = fault_of(error, self.api_base, self.api_model, self.options, self._client.max_retries + 1, self._client.timeout)
+        return replace(fault, message=self._hide(masked_urls(fault.message)))
+
+    def _without_answer(self, fault: Fault) -> ChatAnswer:
+        """An answer that only says what happened, unless the run had better end.
+
+        Raises:
+            UserError: it had: the configuration is at fault, or too many prompts in a row had the same fault.
+        """
+        kept = f"Answers so far are kept in {self.cache.path}; run again to go on."
+        same = (fault.whose, fault.status)
+        with self._lock:
+            self._failures = self._failures + 1 if same == self._last_failure else 1
+            self._last_failure = same
+            if fault.whose == CONFIGURATION:
+                self._end = f"{fault.message}. {kept}"
+            elif self._failures >= self.max_failures and (fault.whose == "failed" or not self._has_answered):
+                self._end = f"{fault.message}, for {self._failures} prompts one after another (api_max_failures). {kept}"
+            if self._end is not None:
+                raise UserError(self._end)
+        again = "; it is asked again by the next run" if fault.whose == "failed" else ""
+        self._tell(fault.whose, f"{fault.message}: this prompt has no answer, which counts as an invalid one{again}")
+        return ChatAnswer("", 0, 0, fault=fault.whose)
+
+    def _tell_empty(self, answer: ChatAnswer) -> None:
+        """Warn of an answer that was paid for and says nothing."""
+        if answer.fault is not None:
+            self._tell(
+                "refused", f"{self.api_model} refuses a prompt ({answer.text[:200]!r}), which counts as an invalid answer"
+            )
+        elif answer.finish_reason == "length":
+            self._tell(
+                "cut",
+                f"api_options: {self.api_model} used up its limit of tokens ({answer.completion_tokens}) before it answered, as models do "
+                "that think aloud: raise max_tokens, or switch the thinking off",
+            )
+        elif answer.finish_reason == "content_filter":
+            self._tell("filtered", f"the filter of {self.api_base} took away an answer, which counts as an invalid one")
+        else:
+            self._tell("empty", f"{self.api_model} gave an empty answer, which counts as an invalid one")
+
+    def _tell(self, what: str, message: str) -> None:
+        """Warn once of each thing; ``answers`` in ``result.json`` counts them."""
+        with self._lock:
+            if what in self._told:
+                return
+            self._told.add(what)
+        logging.getLogger().warning(f"{message}. Said once; result.json counts such answers.")
 
     def _hide(self, text: str) -> str:
         """A text of the endpoint's, which may echo what it was sent, without this client's secrets."""
@@ -196,24 +350,13 @@ class ChatClient:
             text = text.replace(secret, MASK)
         return text
 
-    def _explain(self, error: Exception) -> str:
-        """What to say of a request that failed for good."""
-        return self._hide(masked_urls(self._explanation(error)))
 
-    def _explanation(self, error: Exception) -> str:
-        import openai
-
-        kept = f"Answers so far are kept in {self.cache.path}; run again to go on."
-        tries = self._client.max_retries + 1
-        if isinstance(error, openai.APITimeoutError):
-            return f"api_timeout: no answer from {self.api_base} within {self._client.timeout} s, {tries} times. {kept}"
-        if isinstance(error, openai.APIConnectionError):
-            return f"api_base: {self.api_base} cannot be reached after {tries} tries ({error.__cause__ or error}). {kept}"
-        if isinstance(error, openai.AuthenticationError):
-            return f"api_key_env: {self.api_base} refuses the key ({error.message}). {kept}"
-        if isinstance(error, openai.APIStatusError):
-            return f"api_base: {self.api_base} answers {error.status_code} for model {self.api_model} ({error.message}). {kept}"
-        return f"api_base: {self.api_base} answers what is no chat completion ({error}). {kept}"
+def _text_of(content: Any) -> str:
+    """The text of a message's content, which some endpoints send as a list of parts, thoughts among them."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 def _secrets(key: str, api_base: str, options: Mapping[str, Any]) -> list[str]:
@@ -226,7 +369,7 @@ def _secrets(key: str, api_base: str, options: Mapping[str, Any]) -> list[str]:
         found |= {url.password, unquote(url.password), base64.b64encode(plain.encode()).decode()}
     # Headers say "Bearer KEY"; the key alone is one too.
     found |= {secret.split(" ", 1)[1] for secret in found if re.match(r"(bearer|basic) \S", secret, re.IGNORECASE)}
-    return sorted(found - {""}, key=len, reverse=True)
+    return sorted((secret for secret in found if len(secret) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
 def check_access(api_key_env: str) -> None:

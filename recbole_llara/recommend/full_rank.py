@@ -67,7 +67,8 @@ def full_rank_result(ranks: FullRanks, topk: Sequence[int]) -> dict[str, Any]:
     """Hit@K and NDCG@K of both, with 95 % intervals, and the re-ranker's gain over its own retriever.
 
     One item is relevant a row, so ``NDCG = 1 / log2(1 + place)`` within K and 0 beyond. Hits have Wilson's interval; means of
-    NDCG and gains that of a t-test over rows, gains over the rows' differences.
+    NDCG and gains that of a t-test over rows, gains over the rows' differences; null where all rows are the same, which says
+    nothing about the spread.
 
     Args:
         ranks: of the test rows.
@@ -142,14 +143,13 @@ def _ndcg(places: np.ndarray, k: int) -> np.ndarray:
     return _hits(places, k) / np.log2(1 + np.maximum(places, 1))
 
 
-def _mean(values: np.ndarray) -> dict[str, float]:
+def _mean(values: np.ndarray) -> dict[str, float | None]:
     found = _difference(values, np.zeros_like(values))
     return {"share": found["mean"], "low": found["low"], "high": found["high"]}
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
     found = paired_t(a, b)
-    if found is None:  # one row
-        mean = float((a - b).mean())
-        return {"mean": mean, "low": mean, "high": mean, "p_value": 1.0}
+    if found is None:
+        return {"mean": float((a - b).mean()), "low": None, "high": None, "p_value": None}
     return asdict(found)

@@ -26,6 +26,8 @@ class Published:
         llms: system -> what it was built on, where that is another.
         hit: dataset -> system -> HitRatio@1.
         valid: dataset -> system -> ValidRatio, where the paper gives one.
+        decoding: how its LLM systems answered, of the key ``decoding``.
+        name: of the column; every column of a study has its own.
     """
 
     source: str
@@ -34,6 +36,8 @@ class Published:
     hit: dict[str, dict[str, float]]
     valid: dict[str, dict[str, float]] = field(default_factory=dict)
     llms: dict[str, str] = field(default_factory=dict)
+    decoding: str = "generate"
+    name: str = "published"
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,9 @@ def _check_names(path: Path, study: Study) -> None:
             raise UserError(
                 f"{path}: {key} names {', '.join(sorted(set(names) - study.systems.keys()))}, expected some of {known}"
             )
+    columns = [column.name for column in study.published]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path}: published has columns named {', '.join(columns)}, expected a different name for each")
     if not set(study.figures) <= set(FIGURES):
         raise UserError(f"{path}: figures holds {list(study.figures)}, expected some of {', '.join(FIGURES)}")
 

@@ -61,11 +61,12 @@ def bars(summary: Summary) -> go.Figure:
         points = [(hit, system.name) for system in summary.systems for hit in system.hits]
         x, y = zip(*points, strict=True)
         figure.add_scatter(x=x, y=y, mode="markers", name="each seed", marker={"color": "#111", "size": 6})
-    published = [(system.published, system.name) for system in summary.systems if system.published is not None]
-    if published:
-        x, y = zip(*published, strict=True)
-        marker = {"symbol": "diamond-open", "size": 11, "color": COLOURS[3], "line": {"width": 2}}
-        figure.add_scatter(x=x, y=y, mode="markers", name="published", marker=marker)
+    for number, column in enumerate(dict.fromkeys(name for system in summary.systems for name in system.published)):
+        points = [(system.published[column].hit, system.name) for system in summary.systems if column in system.published]
+        x, y = zip(*points, strict=True)
+        symbol, colour = ("diamond-open", "square-open", "circle-open")[number % 3], COLOURS[(3 + number) % len(COLOURS)]
+        marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 2}}
+        figure.add_scatter(x=x, y=y, mode="markers", name=column, marker=marker)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
     return finished(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(names))

@@ -13,7 +13,24 @@ from recbole_llara.study.arms import Arm, Entry, Failure
 from recbole_llara.study.definition import Published, Study
 
 ALPHA = 0.05
+FREE = {"chat": "generate"}  # a chat model writes what it likes, as an LLM does that generates
+ALWAYS_VALID = ("score", "constrained")
 T_TEST_SEEDS = 3  # a t-test over two seeds has one degree of freedom and finds nothing
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a column of a paper says of a system on a dataset.
+
+    Args:
+        hit: its HitRatio@1.
+        valid: its ValidRatio, or None.
+        differences: how the paper's setting differs from this run's.
+    """
+
+    hit: float
+    valid: float | None
+    differences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,9 +43,7 @@ class Measured:
         draws: of further candidate draws, with the first seed's weights.
         correct: [seeds, n] bool, which rows it answered correctly, in the order of the rows.
         interval: of the mean HitRatio@1, over the n rows (Wilson).
-        published: HitRatio@1 of a paper, or None.
-        published_valid: its ValidRatio, or None.
-        differences: how the paper's setting differs from this run's.
+        published: column -> what it reports, in the study's order.
     """
 
     name: str
@@ -36,9 +51,7 @@ class Measured:
     draws: tuple[Entry, ...]
     correct: np.ndarray
     interval: Interval
-    published: float | None
-    published_valid: float | None
-    differences: tuple[str, ...]
+    published: dict[str, Reported]
 
     @property
     def hits(self) -> np.ndarray:
@@ -77,7 +90,7 @@ class Comparison:
         one, other: their names.
         difference: of the mean HitRatio@1, one less other.
         rows: McNemar's test of the first seed's answers.
-        seeds: paired t-test over seeds, or None for one seed.
+        seeds: paired t-test over seeds; None with too few of them, or where all differ by the same.
         rows_holm, seeds_holm: p values corrected for all comparisons of the study on this dataset.
     """
 
@@ -91,7 +104,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What may be said: over seeds where there are enough, else of the two trained models alone."""
+        """What may be said: over seeds where these can be tested, else of the two trained models alone."""
         if self.seeds_holm is not None:
             return "a difference" if self.seeds_holm < ALPHA else "no difference beyond the noise"
         return "these two models differ" if self.rows_holm < ALPHA else "no difference beyond the noise"
@@ -166,14 +179,15 @@ def _measured(study: Study, dataset: str, name: str, finished: Mapping[Arm, Entr
         raise UserError(f"{name}: its seeds answered different rows, expected the same: run the study again with --fresh")
     correct = np.array([[of_seed[row]["correct"] for row in rows] for of_seed in answers], dtype=bool)  # [seeds, n]
     draws = tuple(entry for arm, entry in of_system.items() if arm.is_draw)
-    column = next((p for p in study.published if name in p.hit.get(dataset, {})), None)
     interval = wilson_interval(round(float(correct.mean()) * len(rows)), len(rows))
-    if column is None:
-        return Measured(name, entries, draws, correct, interval, None, None, ())
-    valid = column.valid.get(dataset, {}).get(name)
-    return Measured(
-        name, entries, draws, correct, interval, column.hit[dataset][name], valid, _differences(column, name, entries[0])
-    )
+    published = {
+        column.name: Reported(
+            column.hit[dataset][name], column.valid.get(dataset, {}).get(name), _differences(column, name, entries[0])
+        )
+        for column in study.published
+        if name in column.hit.get(dataset, {})
+    }
+    return Measured(name, entries, draws, correct, interval, published)
 
 
 def _differences(column: Published, name: str, entry: Entry) -> tuple[str, ...]:
@@ -184,6 +198,10 @@ def _differences(column: Published, name: str, entry: Entry) -> tuple[str, ...]:
     theirs, ours = column.llms.get(name, column.llm), None if result["llm"] is None else Path(str(result["llm"])).name
     if ours is not None and ours.casefold() != theirs.casefold():
         found.append(f"{theirs} there, {ours} here")
+    decoding = result["decoding"]
+    if decoding is not None and FREE.get(decoding, decoding) != column.decoding:
+        valid = ", by which every answer is valid" if decoding in ALWAYS_VALID else ""
+        found.append(f"decoding {column.decoding} there, {decoding} here{valid}")
     return tuple(found)
 
 
@@ -208,7 +226,8 @@ def _comparisons(pairs: list[tuple[Measured, Measured]]) -> tuple[Comparison, ..
     enough = bool(pairs) and all(len(one.hits) == len(other.hits) >= T_TEST_SEEDS for one, other in pairs)
     seeds = [paired_t(one.hits, other.hits) if enough else None for one, other in pairs]
     rows_holm = holm([test.p_value for test in rows])
-    seeds_holm = holm([test.p_value for test in seeds if test is not None]) if enough else [None] * len(pairs)
+    corrected = iter(holm([test.p_value for test in seeds if test is not None]))
+    seeds_holm = [None if test is None else next(corrected) for test in seeds]
     return tuple(
         Comparison(one.name, other.name, one.hit - other.hit, *tests)
         for (one, other), *tests in zip(pairs, rows, seeds, rows_holm, seeds_holm, strict=True)

@@ -23,10 +23,14 @@ def results_table(summary: Summary) -> Table:
     if any(system.draws for system in systems):
         header.append(f"± over {1 + max(len(system.draws) for system in systems)} draws")
     header += ["95 % interval", "ValidRatio", "HitRatio@5", "NDCG@10", "n"]
-    if any(system.published is not None for system in systems):
-        header.append("published")
+    header += _columns(summary)
     marks = _marks(summary)
     return header, [[_cell(system, column, summary, marks) for column in header] for system in systems]
+
+
+def _columns(summary: Summary) -> list[str]:
+    """The papers' columns that say something of this dataset."""
+    return list(dict.fromkeys(name for system in summary.systems for name in system.published))
 
 
 def _cell(system: Measured, column: str, summary: Summary, marks: dict[str, str]) -> str:
@@ -34,10 +38,12 @@ def _cell(system: Measured, column: str, summary: Summary, marks: dict[str, str]
         return _share(system.spread)
     if column.endswith("draws"):
         return _share(system.draw_spread)
-    if column == "published":
-        if system.published is None:
-            return ABSENT
-        return f"{system.published:.4f}" + "".join(f" [{marks[text]}]" for text in system.differences)
+    if column in system.published:
+        reported = system.published[column]
+        valid = "" if reported.valid is None else f" (valid {reported.valid:.4f})"
+        return f"{reported.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in reported.differences)
+    if column in _columns(summary):
+        return ABSENT
     return {
         "System": system.name,
         "HitRatio@1": f"{system.hit:.4f}",
@@ -58,8 +64,8 @@ def comparisons_table(summary: Summary) -> Table:
     for c in summary.comparisons:
         cells = [f"{c.one} against {c.other}", f"{c.difference:+.4f}", str(c.rows.only_a), str(c.rows.only_b)]
         cells += [f"{c.rows.p_value:.2g}", f"{c.rows_holm:.2g}"]
-        if over_seeds and c.seeds is not None:
-            cells += [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
+        if over_seeds:
+            cells += [ABSENT, ABSENT] if c.seeds is None else [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
         rows.append([*cells, c.verdict])
     return header, rows
 
@@ -84,13 +90,19 @@ def notes(study: Study, summary: Summary) -> list[str]:
     if summary.comparisons:
         lines.append(
             "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. "
-            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems."
+            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
+            f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
+    for system in summary.systems:
+        counts = system.entries[0].result.get("answers") or {}
+        told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+        if told:
+            lines.append(f"How {system.name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
-    if any(system.published is not None for system in summary.systems):
-        sources = "; ".join(dict.fromkeys(column.source for column in study.published))
-        lines.append(f"Published: {sources}. Everywhere other candidates than here, since theirs were not released.")
+    if columns := _columns(summary):
+        sources = "; ".join(f"{column.name}: {column.source}" for column in study.published if column.name in columns)
+        lines.append(f"Of the papers, {sources}. Everywhere other candidates than here, since theirs were not released.")
         lines += [f"[{mark}] {text}." for text, mark in _marks(summary).items()]
     lines += [f"FAILED: {message}" for message in summary.failures.values()]
     return lines
@@ -98,7 +110,8 @@ def notes(study: Study, summary: Summary) -> list[str]:
 
 def _marks(summary: Summary) -> dict[str, str]:
     """A letter for each way in which a paper's setting differs."""
-    texts = dict.fromkeys(text for system in summary.systems for text in system.differences)
+    reported = [reported for system in summary.systems for reported in system.published.values()]
+    texts = dict.fromkeys(text for one in reported for text in one.differences)
     return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
 
 

@@ -121,6 +121,7 @@ class CandidateEvaluationMixin:
                 answers=items.cpu(),
                 scores=None if scores is None else scores.float().cpu(),
                 texts=None if answers.texts is None else tuple(answers.texts),
+                outcomes=None if answers.outcomes is None else tuple(answers.outcomes),
             )
         )
         return interaction, score_rows(ranking, self.tot_item_num), positive_u, positive_i

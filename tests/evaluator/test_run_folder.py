@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from recbole_llara.evaluator.answer import OUTCOMES
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.result import build_result, command_line, without_secrets
 from recbole_llara.evaluator.run_folder import RunFolder, read_records
@@ -33,6 +34,7 @@ def two_cases() -> EvaluatedCases:
         answers=torch.tensor([3, 0]),
         scores=None,
         texts=("Título 三", "nonsense"),
+        outcomes=("exact", "unmatched"),
     )
 
 
@@ -119,6 +121,7 @@ def test_cases_are_spelt_out_with_external_ids_and_titles(tmp_path):
     assert (first["valid"], first["correct"]) == (True, True)
     assert (second["answer"], second["answer_title"], second["answer_text"]) == (None, None, "nonsense")
     assert (second["valid"], second["correct"], second["scores"]) == (False, False, None)
+    assert (first["outcome"], second["outcome"]) == ("exact", "unmatched")
 
 
 def test_batches_are_joined_in_order():
@@ -129,3 +132,5 @@ def test_batches_are_joined_in_order():
     assert cases.correct.tolist() == [True, False, True, False]
     assert cases.valid.tolist() == [True, False, True, False]
     assert cases.texts == ("Título 三", "nonsense") * 2
+    counts = cases.outcome_counts
+    assert counts["exact"] == counts["unmatched"] == 2 and sum(counts.values()) == 4 and list(counts) == list(OUTCOMES)

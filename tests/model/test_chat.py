@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from chat_server import first_candidate, obedient, serving, slow
+from chat_server import MANNERS, POLICY, first_candidate, newest, obedient, refusing, serving, slow
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.errors import UserError
-from recbole_llara.model.chat import undress
+from recbole_llara.errors import RunError, UserError
 from recbole_llara.model.chat_server import served
 from recbole_llara.quick_start import run_recbole_llara
 
@@ -48,15 +47,22 @@ def test_every_row_is_asked_once_and_the_answer_is_matched(toy):
     with serving(obedient) as server:
         prices = {"api_price_prompt": 10.0, "api_price_completion": 20.0}
         result, cases = _run({**toy, **prices, "api_base": server.api_base})
-    assert len(server.seen) == ROWS == result["chat"]["requests_of_this_run"] and len(cases) == ROWS
+    assert len(server.seen) == ROWS == result["chat"]["paid"]["requests"] and len(cases) == ROWS
     for case in cases:
         assert case["answer_text"] == case["answer_title"] == case["candidate_titles"][0]
     body = server.seen[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("toy-1", 0, 64)
     assert (result["model"], result["llm"], result["decoding"], result["rec_model"]) == ("ChatLLM", "toy-1", "chat", None)
     assert result["metrics"]["test"]["validratio"] == 1.0 and not any("@5" in name for name in result["metrics"]["test"])
-    assert (result["chat"]["prompt_tokens"], result["chat"]["completion_tokens"]) == (3 * ROWS, 2 * ROWS)
-    assert result["chat"]["cost"] == pytest.approx(ROWS * (3 * 10 + 2 * 20) / 1e6)
+    cost = pytest.approx(ROWS * (3 * 10 + 2 * 20) / 1e6)
+    assert result["chat"]["paid"] == {
+        "requests": ROWS,
+        "prompt_tokens": 3 * ROWS,
+        "completion_tokens": 2 * ROWS,
+        "cost": cost,
+    }
+    assert result["chat"]["cached"] == {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+    assert result["answers"]["exact"] == ROWS == sum(result["answers"].values())
     assert "secret-of-the-test" not in "".join(
         path.read_text(errors="ignore") for path in Path(toy["checkpoint_dir"]).rglob("*") if path.is_file()
     )
@@ -92,11 +98,13 @@ def test_indices_are_asked_for_and_matched(toy):
 
 def test_a_second_run_pays_nothing_and_another_request_does(toy):
     with serving(obedient) as server:
-        first, cases = _run({**toy, "api_base": server.api_base})
-        second, again = _run({**toy, "api_base": server.api_base})
-        assert len(server.seen) == ROWS and second["chat"]["requests_of_this_run"] == 0
+        prices = {"api_price_prompt": 10.0, "api_price_completion": 20.0}
+        first, cases = _run({**toy, **prices, "api_base": server.api_base})
+        second, again = _run({**toy, **prices, "api_base": server.api_base})
+        assert len(server.seen) == ROWS
         assert cases == again and first["metrics"] == second["metrics"]
-        assert second["chat"]["prompt_tokens"] == first["chat"]["prompt_tokens"]
+        assert second["chat"]["cached"] == first["chat"]["paid"] and second["chat"]["paid"] == first["chat"]["cached"]
+        assert second["chat"]["paid"]["cost"] == 0.0
         _run({**toy, "api_base": server.api_base, "api_options": {"temperature": 0.5}})
         assert len(server.seen) == 2 * ROWS
 
@@ -122,7 +130,8 @@ def test_interrupted_half_way_it_goes_on_without_repeating_a_request(toy, tmp_pa
         assert 3 <= asked < ROWS
         result, cases = _run({**keys, "api_base": server.api_base})
         assert max(Counter(json.dumps(body) for body in server.seen).values()) == 1
-        assert len(server.seen) == ROWS and result["chat"]["requests_of_this_run"] == ROWS - asked
+        assert len(server.seen) == ROWS and result["chat"]["paid"]["requests"] == ROWS - asked
+        assert result["chat"]["cached"]["requests"] == asked
     with serving(obedient) as server:
         whole, others = _run({**keys, "api_base": server.api_base})
     assert whole["metrics"] == result["metrics"] and cases == others
@@ -156,7 +165,7 @@ def test_passing_faults_are_tried_again(toy):
     with serving(reply) as server:
         result, cases = _run({**toy, "api_base": server.api_base, "api_timeout": 0.4, "api_concurrency": 1})
     assert len(server.answered) == ROWS and len(server.seen) == ROWS + len(faults)
-    assert result["chat"]["requests_of_this_run"] == ROWS and all(case["valid"] for case in cases)
+    assert result["chat"]["paid"]["requests"] == ROWS and all(case["valid"] for case in cases)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +188,7 @@ def test_lasting_faults_end_the_run_and_lose_nothing(toy, reply, message):
             _run({**keys, "api_base": server.api_base})
         server.reply = obedient
         result, _ = _run({**keys, "api_base": server.api_base})
-    assert result["chat"]["requests_of_this_run"] == ROWS - 3
+    assert result["chat"]["paid"]["requests"] == ROWS - 3
 
 
 def test_an_endpoint_that_is_down(toy):
@@ -200,7 +209,8 @@ def test_nonsense_is_an_invalid_answer_and_dress_is_not(toy):
     assert sum(case["valid"] for case in cases) == 3 == result["valid_answers"]
     assert all(case["answer"] == case["candidates"][0] for case in cases if case["valid"])
     assert not any(case["correct"] for case in cases if not case["valid"])
-    assert undress("“Dr. Strangelove”.") == "Dr. Strangelove"
+    assert result["answers"] == {**dict.fromkeys(result["answers"], 0), "unwrapped": 3, "unmatched": 2, "empty": 2}
+    assert [case["outcome"] for case in cases if not case["valid"]].count("empty") == 2
 
 
 @pytest.mark.parametrize(
@@ -212,6 +222,176 @@ def test_an_answer_that_is_no_completion_is_an_error(toy, content, headers):
         pytest.raises(UserError, match="api_base: .* answers what is no chat completion"),
     ):
         _run({**toy, "api_base": server.api_base, "api_max_retries": 0})
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_every_manner_of_answering_is_told_apart(toy, manner, caplog):
+    """The first candidate is said in each, or nothing is; paid for are all, and only what says something is kept."""
+    reply, expected = MANNERS[manner]
+    with serving(reply) as server:
+        keys = {**toy, "api_base": server.api_base}
+        result, cases = _run(keys)
+        is_valid, says_something = expected in ("exact", "unwrapped"), any(case["answer_text"] for case in cases)
+        assert result["answers"] == {**dict.fromkeys(result["answers"], 0), expected: ROWS}
+        assert {case["outcome"] for case in cases} == {expected}
+        assert all((case["answer"] == case["candidates"][0]) == case["valid"] == is_valid for case in cases)
+        assert result["metrics"]["test"]["validratio"] == is_valid and result["n"] == ROWS == result["chat"]["paid"]["requests"]
+        assert (result["chat"]["paid"]["prompt_tokens"], result["chat"]["paid"]["completion_tokens"]) == (3 * ROWS, 2 * ROWS)
+        again, others = _run(keys)
+    is_kept = says_something and manner not in ("thinks too long", "refused in a field")
+    assert again["chat"]["paid"]["requests"] == (0 if is_kept else ROWS)
+    assert (others, again["answers"], again["metrics"]) == (cases, result["answers"], result["metrics"])
+    assert ("raise max_tokens" in caplog.text) == (expected == "cut" and not is_kept)
+
+
+def test_refused_prompts_are_counted_and_the_others_are_answered(toy, caplog):
+    """Refused by a policy, as too long, and by a fault of the server's own, each a prompt or two among others."""
+    kinds = {
+        "refused": {"status": 400, **POLICY},
+        "too_long": {"status": 400, "message": "This model's maximum context length is 128 tokens.", "param": "messages"},
+        "failed": {"status": 500},
+    }
+    with serving(obedient) as server:
+        keys = {**toy, "api_base": server.api_base, "api_max_retries": 1, "eval_batch_size": 3}
+        whole, cases = _run({**keys, "checkpoint_dir": toy["checkpoint_dir"] + "-whole"})
+        prompts = [", ".join(case["candidate_titles"]) for case in cases]
+        wanted = dict(zip((prompts[number] for number in (4, 6, 9)), kinds, strict=True))
+
+        def reply(handler, number, body):
+            text = body["messages"][-1]["content"]
+            fault = next((kind for prompt, kind in wanted.items() if prompt in text), None)
+            if fault is None:
+                obedient(handler, number, body)
+            else:
+                handler.fail(**kinds[fault])
+
+        server.reply = reply
+        result, found = _run(keys)
+        assert result["answers"] == {**dict.fromkeys(result["answers"], 0), "exact": ROWS - 3, **dict.fromkeys(kinds, 1)}
+        assert [case["outcome"] for case in found if not case["valid"]] == list(kinds)
+        assert all(case == other for case, other in zip(found, cases, strict=True) if case["valid"])
+        assert result["chat"]["paid"]["prompt_tokens"] == 3 * (ROWS - 3)
+        assert caplog.text.count("this prompt has no answer") == 3
+        server.reply = obedient
+        mended, _ = _run(keys)  # nothing of a fault was kept
+    assert mended["answers"] == whole["answers"] and mended["chat"]["paid"]["requests"] == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "key"),
+    [
+        (400, {"param": "max_tokens", "code": "unsupported_parameter"}, "api_options: max_tokens is not what"),
+        (400, {"message": "Unknown field `max_tokens`."}, "api_options: max_tokens is not what"),
+        (422, {"message": [{"loc": ["body", "temperature"], "msg": "extra"}]}, "api_options: temperature is not what"),
+        (
+            400,
+            {"message": "The requested model 'toy-1' does not exist.", "code": "model_not_found"},
+            "api_model: .* answers 400",
+        ),
+        (404, {"message": "model 'toy-1' not found"}, "api_model: .* answers 404 for model toy-1"),
+        (404, {}, "api_base: .* answers 404"),
+        (401, {}, "api_key_env: .* refuses the key"),
+        (402, {}, "api_key_env: .* refuses the key"),
+        (403, {}, "api_key_env: .* refuses the key"),
+        (405, {}, "api_base: .* answers 405"),
+    ],
+)
+def test_a_wrong_configuration_ends_the_run_at_once_and_names_its_key(toy, status, error, key):
+    with serving(refusing(lambda body: True, status, **error)) as server:
+        with pytest.raises(UserError, match=key):
+            _run({**toy, "api_base": server.api_base, "api_concurrency": 1})
+        assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("error", [{}, POLICY, {"message": "This model's maximum context length is 128 tokens."}])
+def test_when_the_first_prompts_are_all_refused_it_is_the_configuration(toy, error):
+    """And when some were answered it is not, however many follow."""
+    keys = {**toy, "api_concurrency": 1}
+    with serving(refusing(lambda body: True, 400, **error)) as server:
+        with pytest.raises(UserError, match=r"api_model.* answers 400 .*for 3 prompts one after another \(api_max_failures\)"):
+            _run({**keys, "api_base": server.api_base})
+        assert len(server.seen) == 3
+        server.reply = refusing(lambda body: len(server.seen) > 1, 400, **error)
+        server.seen.clear()
+        result, _ = _run({**keys, "api_base": server.api_base})
+    assert result["answers"]["refused"] + result["answers"]["too_long"] == ROWS - 1 and result["answers"]["exact"] == 1
+
+
+def test_an_endpoint_that_takes_other_options(toy):
+    """It says which it does not take; those that the package openai does not know reach it too."""
+    with serving(newest) as server:
+        keys = {**toy, "api_base": server.api_base, "api_concurrency": 1}
+        with pytest.raises(UserError, match="api_options: max_tokens .*Use 'max_completion_tokens' instead"):
+            _run(keys)
+        with pytest.raises(UserError, match=r"api_options: temperature .*Only the default \(1\) value"):
+            _run({**keys, "api_options": {"temperature": 0, "max_completion_tokens": 64}})
+        assert len(server.seen) == 2
+        options = {"max_completion_tokens": 64, "chat_template_kwargs": {"enable_thinking": False}, "think": False}
+        result, _ = _run({**keys, "api_options": options})
+    assert result["answers"]["exact"] == ROWS
+    assert server.seen[-1].items() >= options.items()
+
+
+def test_an_empty_answer_that_an_earlier_version_kept_is_asked_for_again(toy):
+    path = Path(toy["checkpoint_dir"]) / "chat" / "answers.sqlite"
+    with serving(obedient) as server:
+        keys = {**toy, "api_base": server.api_base}
+        first, cases = _run(keys)
+        with sqlite3.connect(path) as connection:
+            empty = json.dumps({"text": "", "prompt_tokens": 3, "completion_tokens": 2})
+            connection.execute("UPDATE answers SET answer = ? WHERE rowid <= 2", (empty,))
+            connection.execute("UPDATE answers SET answer = json_remove(answer, '$.finish_reason', '$.fault') WHERE rowid > 2")
+        second, again = _run(keys)
+    assert len(server.seen) == ROWS + 2 and (cases, first["metrics"]) == (again, second["metrics"])
+
+
+def test_answers_that_cannot_be_kept_end_the_run(toy):
+    """A request that was paid for is not to be lost in silence."""
+    path = Path(toy["checkpoint_dir"]) / "chat" / "answers.sqlite"
+
+    def reply(handler, number, body):
+        if number == 3:
+            with sqlite3.connect(path) as connection:
+                connection.execute("DROP TABLE answers")
+        obedient(handler, number, body)
+
+    with (
+        serving(reply) as server,
+        pytest.raises(RunError, match=r"an answer that was paid for cannot be kept in .*answers.sqlite \(no such table"),
+    ):
+        _run({**toy, "api_base": server.api_base, "api_concurrency": 1})
+
+
+def test_killed_half_way_it_goes_on_without_repeating_an_answer(toy, tmp_path):
+    """Nothing is lost that had been answered and kept, by a signal that no process can handle."""
+    keys = {**toy, "api_concurrency": 2, "eval_batch_size": ROWS}
+    with serving(slow(0.3)) as server:
+        words = [f"--{key}={json.dumps(value)}" for key, value in {**keys, "api_base": server.api_base}.items()]
+        command = [sys.executable, str(ROOT / "run_recbole_llara.py"), "--model=ChatLLM", "--dataset=toy", *words]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(server.seen) < 7 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        asked = len(server.seen)
+        result, _ = _run({**keys, "api_base": server.api_base})
+    assert 7 <= asked < ROWS and ROWS <= len(server.seen) <= ROWS + 2  # the two under way are asked again
+    assert result["answers"]["exact"] == ROWS and result["chat"]["cached"]["requests"] >= 5
+
+
+def test_a_key_that_is_none_changes_no_answer(toy, monkeypatch):
+    """Keys are masked in what an endpoint says; a stand-in for one is part of titles."""
+    monkeypatch.setenv("OPENAI_API_KEY", "Title")
+    with serving(obedient) as server:
+        result, _ = _run({**toy, "api_base": server.api_base})
+    assert result["answers"]["exact"] == ROWS
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream"])
+def test_options_that_are_no_options(toy, name):
+    with pytest.raises(UserError, match=f"api_options: found {name}, expected further fields"):
+        _run({**toy, "api_options": {name: True}})
 
 
 def test_damaged_answers_are_asked_for_again_and_a_damaged_cache_is_named(toy, caplog):
@@ -252,5 +432,6 @@ def test_a_real_server_over_the_tiny_llama(toy):
     with served("tiny") as server:
         keys = {"api_base": server.api_base, "api_model": server.model, "max_eval_rows": 6}
         result, cases = _run({**toy, **keys, "chat_instruction": "", "api_options": {"max_tokens": 8}})
-    assert result["n"] == 6 and result["chat"]["prompt_tokens"] > 6 * 20 and result["chat"]["completion_tokens"] >= 6
+    paid = result["chat"]["paid"]
+    assert result["n"] == 6 and paid["prompt_tokens"] > 6 * 20 and paid["completion_tokens"] >= 6
     assert all(isinstance(case["answer_text"], str) for case in cases)

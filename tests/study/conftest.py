@@ -27,7 +27,7 @@ def make_entry(tmp_path):
     """Builds the outcome of a run from which rows it answered correctly."""
     count = iter(range(100_000))
 
-    def make(correct, valid_hit=0.5, llm="tiny", protocol="leave_one_out", candidates="c", title="Title"):
+    def make(correct, valid_hit=0.5, llm="tiny", protocol="leave_one_out", candidates="c", title="Title", decoding="score"):
         correct = np.asarray(correct, dtype=bool)
         folder = tmp_path / f"run{next(count)}"
         folder.mkdir()
@@ -41,7 +41,7 @@ def make_entry(tmp_path):
         n, hits = len(correct), int(correct.sum())
         interval = wilson_interval(hits, n)
         result = {"dataset": "ml-100k", "protocol": protocol, "model": "LLaRA", "n": n, "correct": hits, "valid_answers": n}
-        result |= {"candidate_sha256": {"test": candidates}, "llm": llm, "decoding": "score", "best_epoch": 0, "timings": {}}
+        result |= {"candidate_sha256": {"test": candidates}, "llm": llm, "decoding": decoding, "best_epoch": 0, "timings": {}}
         result |= {"interval_95": {"low": interval.low, "high": interval.high}, "hit_among_valid": hits / n}
         result["metrics"] = {"valid": {"hit@1": valid_hit}, "test": {"hit@1": hits / n, "validratio": 1.0}}
         paths = {key: str(folder) for key in ("run_dir", "result_file", "checkpoint")}

@@ -22,6 +22,15 @@ def test_every_system_of_a_shipped_study_is_a_configuration(name, tmp_path, monk
             assert set(values) <= set(study.systems)
 
 
+def test_the_later_run_of_llaras_authors_stands_beside_the_papers_column():
+    """A row for each recommender and dataset that the paper has too, under another column."""
+    paper, later = load_study("main_results").published
+    assert (paper.name, later.name) == ("published", "authors' later run") and paper.decoding == later.decoding == "generate"
+    assert later.hit.keys() == paper.hit.keys()
+    for dataset, values in later.hit.items():
+        assert list(values) == [name for name in paper.hit[dataset] if name.startswith("LLaRA")]
+
+
 def test_the_papers_six_studies_are_there():
     papers = {"main_results", "item_representation", "learning_strategy", "rsllm_ablation", "efficiency", "case_study"}
     assert papers <= set(known_studies())
@@ -75,6 +84,11 @@ def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():
         ("systems: {A: {model: Popularity}}\nfigures: [pie]", "expected some of bars"),
         ("systems: {A: {model: Popularity}}\nsistems: 1", "did you mean 'systems'"),
         ("systems: {A: {model: Popularity}}\npublished: [{sauce: 1}]", "expected the keys source"),
+        (
+            "systems: {A: {model: Popularity}}\npublished: [{source: a, protocol: b, llm: c, hit: {}}, "
+            "{source: d, protocol: b, llm: c, hit: {}}]",
+            "published has columns named published, published, expected a different name for each",
+        ),
         ("systems: {A: {model: Popularity}}\ncases: [{title: x, right: [A], wrong: [C]}]", "cases names C"),
     ],
 )

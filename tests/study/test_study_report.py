@@ -16,21 +16,22 @@ from recbole_llara.study.figures import draw, write_pngs
 from recbole_llara.study.page import page
 from recbole_llara.study.report import write_report
 from recbole_llara.study.summary import summarise
-from recbole_llara.study.tables import comparisons_csv, latex, markdown, runs_csv
+from recbole_llara.study.tables import comparisons_csv, comparisons_table, latex, markdown, runs_csv
 
 ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
 
 
 @pytest.fixture
 def study(make_study):
-    column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}, {}, {})
+    column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}, {"ml-100k": {"A": 0.9}})
+    later = Published("a page", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.3}}, name="a later run")
     return make_study(
         ("A", "B & C_1"),
         seeds=(1, 2, 3),
         compare=(("A", "B & C_1"),),
         figures=("bars", "validity", "curves", "radar", "cases"),
         radars={"all": ["A", "B & C_1"]},
-        published=(column,),
+        published=(column, later),
         cases=(CasePattern("Only <A>", ("A",), ("B & C_1",)),),
     )
 
@@ -40,12 +41,26 @@ def test_tables_hold_what_was_measured(study, outcomes_of):
     summaries = summarise(study, outcomes)
     text = markdown(study, summaries)
     row = next(line for line in text.splitlines() if line.startswith("| A "))
-    assert [cell.strip() for cell in row.split("|")][2:4] == ["0.5000", "0.0000"] and "0.4000 [a] [b]" in row
+    assert [cell.strip() for cell in row.split("|")][2:4] == ["0.5000", "0.0000"] and "0.4000 (valid 0.9000) [a] [b] [c]" in row
+    assert row.rstrip(" |").endswith("0.3000 [a] [b] [c]") and "a later run" in text.splitlines()[4]
+    assert "Of the papers, published: a table; a later run: a page. " in text
+    other = next(line for line in text.splitlines() if line.startswith("| B & C_1 "))
+    assert [cell.strip() for cell in other.split("|")][-3:-1] == ["—", "—"]
     assert "[a] protocol llara there, leave_one_out here." in text and "A against B & C_1" in text
     rows = list(csv.DictReader(io.StringIO(runs_csv(outcomes))))
     assert len(rows) == 6 and rows[0]["system"] == "A" and float(rows[0]["test_hit@1"]) == 0.5
     (comparison,) = csv.DictReader(io.StringIO(comparisons_csv(summaries)))
     assert float(comparison["difference"]) == 0.25 and comparison["only_one"] == "1"
+
+
+def test_a_comparison_without_a_test_over_seeds_fills_its_columns(make_study, outcomes_of):
+    """Beside one that has it: A is always one row ahead of B, and not always as far from C."""
+    answers = {"A": [[1, 1, 0]] * 3, "B": [[0, 1, 0]] * 3, "C": [[0, 0, 0], [1, 0, 0], [0, 1, 1]]}
+    study = make_study(("A", "B", "C"), seeds=(1, 2, 3), compare=(("A", "B"), ("A", "C")))
+    (summary,) = summarise(study, outcomes_of(answers))
+    header, rows = comparisons_table(summary)
+    assert {len(row) for row in rows} == {len(header)}
+    assert rows[0][header.index("t-test over seeds p")] == "—" and float(rows[1][header.index("t-test over seeds p")]) > 0.05
 
 
 def test_latex_has_a_line_a_system_and_no_bare_specials(study, outcomes_of):

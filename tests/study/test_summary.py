@@ -50,6 +50,20 @@ def test_a_planted_effect_is_a_difference(make_study, outcomes_of, seeds):
     assert found.difference == pytest.approx(0.13, abs=0.04)
 
 
+def test_equal_differences_of_all_seeds_are_no_test_of_the_systems(make_study, outcomes_of):
+    """Three seeds in which A has one row more than B, each time: the spread is unknown, not nought."""
+    study = make_study(("A", "B", "C"), compare=(("A", "B"), ("A", "C")), seeds=(2020, 2021, 2022))
+    b = np.array([[1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
+    a = b.copy()
+    a[:, 7] = 1
+    c = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+    (summary,) = summarise(study, outcomes_of({"A": a, "B": b, "C": c}))
+    without, tested = summary.comparisons
+    assert without.difference == pytest.approx(1 / 8) and without.seeds is None and without.seeds_holm is None
+    assert without.verdict == "no difference beyond the noise"  # what one row of eight says
+    assert tested.seeds_holm == tested.seeds.p_value  # of a family of one test
+
+
 def test_numbers_by_hand(make_study, outcomes_of, make_entry):
     study = make_study(seeds=(2020, 2021), candidate_seeds=(7,))
     a = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
@@ -86,10 +100,24 @@ def test_other_questions_are_refused(make_study, outcomes_of):
 
 
 def test_how_a_papers_setting_differs(make_study, outcomes_of):
-    column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}, {}, {})
+    column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}})
     study = make_study(published=(column,))
     (summary,) = summarise(study, outcomes_of({"A": [[1, 0]], "B": [[1, 0]]}))
-    assert summary.system("A").published == 0.4 and summary.system("B").published is None
-    assert summary.system("A").differences == ("protocol llara there, leave_one_out here", "Llama-2-7B there, tiny here")
-    same = outcomes_of({"A": [[1, 0]], "B": [[1, 0]]}, llm="/models/Llama-2-7b", protocol="llara")
-    assert summarise(study, same)[0].system("A").differences == ()
+    reported = summary.system("A").published["published"]
+    assert reported.hit == 0.4 and summary.system("B").published == {}
+    assert reported.differences == (
+        "protocol llara there, leave_one_out here",
+        "Llama-2-7B there, tiny here",
+        "decoding generate there, score here, by which every answer is valid",
+    )
+
+
+@pytest.mark.parametrize(
+    ("decoding", "differs"), [("generate", False), ("chat", False), ("score", True), ("constrained", True), (None, False)]
+)
+def test_the_decoding_is_part_of_the_setting(make_study, outcomes_of, decoding, differs):
+    """A recommender has none, a chat model is as free as an LLM that generates."""
+    study = make_study(published=(Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}),))
+    same = {"llm": "/models/Llama-2-7b", "protocol": "llara", "decoding": decoding}
+    differences = summarise(study, outcomes_of({"A": [[1, 0]]}, **same))[0].system("A").published["published"].differences
+    assert [f"decoding generate there, {decoding} here" in text for text in differences] == [True] * differs

@@ -96,9 +96,13 @@ def test_every_decoding_answers(keys, decoding):
     paths = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "decoding": decoding})
     cases = _cases(paths)
     assert len(cases) == 12
+    answers = json.loads(Path(paths["result_file"]).read_text(encoding="utf-8"))["answers"]
     if decoding == "generate":
         assert all(case["answer_text"] is not None for case in cases)
+        assert answers["exact"] == sum(case["valid"] for case in cases) and answers["unwrapped"] == 0
+        assert sum(answers.values()) == 12 == answers["exact"] + answers["unmatched"] + answers["empty"]
     else:
+        assert answers is None and all(case["outcome"] is None for case in cases)
         assert paths["test_result"]["validratio"] == 1.0
         assert all(case["answer"] in case["candidates"] for case in cases)
 
