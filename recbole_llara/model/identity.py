@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.trainer.stock_checkpoint import items_sha256
+from recbole_llara.data.numbering import Numbering
 
 # What decides which rows are training rows.
 SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history")
@@ -55,7 +55,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
         "dataset": config["dataset"],
         "split_protocol": protocol.split_protocol,
         "split_digest": facts_digest(split),
-        "items_digest": items_sha256(data.dataset)[:DIGITS],
+        "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
         "n_items": data.dataset.item_num,
     }
 

@@ -14,6 +14,7 @@ from torch import nn
 from recbole_llara.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
+from recbole_llara.data.numbering import read_numbering
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
@@ -227,9 +228,9 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     config = LLaRAConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     if request.model == "ChatLLM":
         raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
-    data = prepare_data(config)
-    model = build_model(config, data)
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
+    data = prepare_data(config, read_numbering(checkpoint, "run"))
+    model = build_model(config, data)
     if is_ours(request.model):
         load_llm_recommender(model, checkpoint)
     else:
