@@ -11,7 +11,7 @@ Users are kept as hashes: a checkpoint that is passed on names none of them.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,22 @@ class Renumbered:
 def user_hashes(ids: np.ndarray) -> np.ndarray:
     """[U - 1] int64 hashes of users' ids [U], the first of which is the padding's."""
     return pd.util.hash_array(np.asarray(_texts(ids), dtype=object), categorize=False).view(np.int64)
+
+
+def data_digest(config: Any) -> str:
+    """Digest of the files that a run's rows, titles and candidates come from: of their names and bytes.
+
+    Args:
+        config: RecBole's Config with our keys.
+    """
+    name = config["dataset"]
+    files = sorted(Path(config["data_path"]).glob(f"{name}.*"))
+    files += [Path(config["candidate_file"])] if config["candidate_file"] else []
+    digest = sha256()
+    for path in filter(Path.is_file, files):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def given_numbering(config: Any) -> Numbering | None:

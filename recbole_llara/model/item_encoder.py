@@ -26,7 +26,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.keys import recommender_keys
 from recbole_llara.model import numbered, resolve_model
-from recbole_llara.model.recommender_cache import WEIGHTS, DamagedEntry, file_sha256, seal, unseal
+from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
 from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
 from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
@@ -202,6 +202,13 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
         model = _build_model(rec_config, prepared)
         facts = load_recbole_checkpoint(model, weights, rec_config["model"])
     else:
+        if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
+            try:
+                check_seal(weights.parent)
+            except DamagedEntry as damage:
+                raise UserError(
+                    f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+                ) from damage
         model = _build_model(rec_config, prepared)
         facts = load_stock_model(model, weights, rec_config["model"])
     table = item_embedding_table(model)

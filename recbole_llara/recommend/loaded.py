@@ -22,6 +22,7 @@ from recbole_llara.evaluator.run_folder import RESULT
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.item_encoder import recommender_model
+from recbole_llara.model.recommender_cache import WEIGHTS, file_sha256
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
@@ -250,6 +251,12 @@ def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
     for place in (beside, path):
         if place.exists():
+            weights = place / WEIGHTS if place.is_dir() else place
+            if not weights.is_file() or file_sha256(weights) != read["sha256"]:
+                raise UserError(
+                    f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that "
+                    "one back, or name it by rec_checkpoint"
+                )
             return {"rec_checkpoint": str(place)}
     raise UserError(
         f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by rec_checkpoint"
