@@ -29,7 +29,7 @@ from recbole_llara.model import numbered, resolve_model
 from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
 from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
-from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
+from recbole_llara.trainer.recbole_checkpoint import FILTERS, load_recbole_checkpoint
 from recbole_llara.trainer.stock_checkpoint import load_stock_model
 
 FORMAT = 2  # raise it when the meaning of a cached folder changes
@@ -200,7 +200,8 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.suffix == ".pth":
         model = _build_model(rec_config, prepared)
-        facts = load_recbole_checkpoint(model, weights, rec_config["model"])
+        filters = {key: rec_config[key] for key in FILTERS}
+        facts = load_recbole_checkpoint(model, weights, rec_config["model"], filters)
     else:
         if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
             try:
