@@ -113,6 +113,7 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
 
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
+    from recbole_llara.data import numbering
     from recbole_llara.model.identity import llm_digest, tokenizer_digest
     from recbole_llara.model.llm import load_llm
     from recbole_llara.trainer.checkpoint import META, OWN_WEIGHTS, read_meta
@@ -123,11 +124,12 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, tr
     meta = read_meta(source)
     llm, tokenizer = load_llm(str(folder / LLM), trust_remote_code=trusts)
     (folder / CHECKPOINT).mkdir()
-    shutil.copyfile(source / OWN_WEIGHTS, folder / CHECKPOINT / OWN_WEIGHTS)
+    for name in (OWN_WEIGHTS, numbering.FILE):
+        shutil.copyfile(source / name, folder / CHECKPOINT / name)
     meta["belongs_to"] |= {
         "llm_tuning": "frozen", "llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer),
     }  # fmt: skip
-    meta["sha256"] = {OWN_WEIGHTS: meta["sha256"][OWN_WEIGHTS]}
+    meta["sha256"] = {name: meta["sha256"][name] for name in (OWN_WEIGHTS, numbering.FILE)}
     (folder / CHECKPOINT / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 

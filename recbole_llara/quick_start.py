@@ -23,7 +23,7 @@ from recbole_llara.processes import Processes, processes_of
 from recbole_llara.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.settings import EvaluationSettings
 from recbole_llara.trainer import get_trainer
-from recbole_llara.trainer.training_state import remove_states
+from recbole_llara.trainer.training_state import remove_states, state_numbering
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
 
@@ -76,7 +76,7 @@ def _run(config: LLaRAConfig, logger: logging.Logger, processes: Processes) -> d
     timings: dict[str, float] = {}
     resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
-        data = prepare_data(config)
+        data = prepare_data(config, None if resumed is None else state_numbering(resumed.path))
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data)

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import ModelType
+from recbole.utils import FeatureType, ModelType
 
 from recbole_llara.data.atomic_files import CheckedFiles, readable
 from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
 from recbole_llara.data.candidates import CandidateSampler, OwnPast, Rows
 from recbole_llara.data.hashing import sample_rows
 from recbole_llara.data.knowledge import SPLITS, Knowledge, repeat_message
+from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
 from recbole_llara.data.protocol import READY_MADE, DataProtocol
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
@@ -42,6 +43,10 @@ class CandidateDataset(CheckedFiles):
     max_eval_rows thin the split, and valid and test have `candidate_id_list` [rows, C]. Rows cut out of sequences have
     `target_place` [rows] too.
 
+    Args:
+        config: RecBole's Config with our keys.
+        numbering: the numbers that items, users and features get; None = RecBole's, in the order of the files.
+
     Attributes:
         knowledge: what each split knows of the users; after `build`, of every split too.
     """
@@ -49,15 +54,48 @@ class CandidateDataset(CheckedFiles):
     knowledge: Knowledge
     _interactions: tuple[np.ndarray, np.ndarray]  # [M] users and [M] items, by user and time
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, numbering: Numbering | None = None) -> None:
         self.protocol = DataProtocol.from_config(config)
         self.repeat_share: dict[str, float] = {}  # of the rows of each split
+        self.numbering = numbering
         super().__init__(config)
 
     @property
     def is_ready_made(self) -> bool:
         """Whether rows come from three files as they are."""
         return self.protocol.split_protocol == READY_MADE
+
+    def _remap(self, remap_list: list[tuple[Any, str, FeatureType]]) -> None:
+        """Number the ids of some fields as RecBole does, then by ``numbering`` where it knows one of them."""
+        super()._remap(remap_list)
+        fields = {name for _, name, _ in remap_list}
+        if self.uid_field in fields:
+            self.user_hashes = user_hashes(self.field2id_token[self.uid_field])
+        if self.numbering is None:
+            return
+        kinds = {self.uid_field: "users", self.iid_field: "items", **{name: name for name in self.numbering.features}}
+        known = [name for name in kinds if name in fields]
+        if known:
+            self._renumber(remap_list, known[0], kinds[known[0]], self.numbering)
+
+    def _renumber(self, remap_list: list[tuple[Any, str, FeatureType]], field: str, kind: str, numbering: Numbering) -> None:
+        """Give the ids of fields that share their numbers other ones."""
+        new = numbering.renumbered(kind, self.field2id_token[field])
+        token_id = {token: int(number) for number, token in zip(new.numbers, new.tokens[new.numbers], strict=True)}
+        is_known = np.zeros(len(new.tokens), dtype=bool)
+        for feat, name, ftype in remap_list:
+            self.field2id_token[name], self.field2token_id[name] = new.tokens, token_id
+            if ftype == FeatureType.TOKEN:
+                numbers = feat[name] = new.numbers[feat[name].to_numpy()]
+            else:
+                numbers = new.numbers[np.concatenate(feat[name].to_numpy())]
+                feat[name] = np.split(numbers, np.cumsum(feat[name].map(len))[:-1])
+            if feat is self.inter_feat:
+                is_known[numbers] = True
+        if kind == "users":
+            self.user_hashes = new.hashes
+        elif kind == "items":
+            numbering.check_known(is_known)
 
     def _change_feat_format(self) -> None:
         """Give rows their final form, by time or as they are."""
@@ -248,11 +286,13 @@ class PreparedData:
     candidate_files: dict[str, Path]
 
 
-def prepare_data(config: Any) -> PreparedData:
+def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedData:
     """Load, split, freeze the candidates and wrap all in RecBole's loaders; never unpickles a cached dataset.
 
     Args:
         config: RecBole's Config of a sequential model, with our keys.
+        numbering: the numbers by which a trained model knows the items; None = those of `checkpoint` or `rec_checkpoint`
+            where one is given, else RecBole's.
 
     Raises:
         UserError: the model is not one that takes sequential rows, or the data and keys do not fit.
@@ -262,7 +302,7 @@ def prepare_data(config: Any) -> PreparedData:
             f"model is {config['model']}, expected a sequential model that reads RecBole's plain SequentialDataset "
             f"(not {', '.join(MODELS_WITH_OWN_DATASET)})."
         )
-    dataset = CandidateDataset(config)
+    dataset = CandidateDataset(config, numbering or given_numbering(config))
     splits = dict(zip(SPLITS, dataset.build(), strict=True))
     _check_features(dataset, config)
     samplers = dict(zip(SPLITS, create_samplers(config, dataset, list(splits.values())), strict=True))

@@ -96,4 +96,18 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
         check_given_checkpoint(config["checkpoint"], config["model"], is_ours(config["model"]))
     model_class = resolve_model(config["model"])
     model = model_class.from_data(config, data) if is_ours(config["model"]) else model_class(config, data.dataset)
-    return model.to(config["device"])
+    return numbered(model, config, data.dataset).to(config["device"])
+
+
+def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
+    """A model with the ``numbering`` of the data it was made for, which goes into its checkpoints and is compared with theirs.
+
+    Args:
+        model: as made of the other two.
+        config: its own.
+        dataset: a split of ``prepare_data``.
+    """
+    from recbole_llara.data.numbering import Numbering
+
+    model.numbering = Numbering.of(dataset, config["selected_features"])
+    return model

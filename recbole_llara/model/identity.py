@@ -1,20 +1,79 @@
-"""What a checkpoint belongs to, as short digests: data, LLM, tokenizer."""
+"""What a checkpoint belongs to, as short digests (data, LLM, tokenizer), and the table of all digests that any file stores."""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.trainer.stock_checkpoint import items_sha256
+from recbole_llara.data.numbering import Numbering
 
 # What decides which rows are training rows.
 SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
 FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
 DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A digest that a file holds, or that names it.
+
+    Args:
+        files: pattern of the files below ``checkpoint_dir``.
+        fact: pattern of its place in them; "name" = it stands in the path.
+        of: what it is a digest of.
+        compared: the function that compares it with what is there when the file is read.
+        otherwise: what follows a difference: "refused"; "made again" with a warning; "looked for elsewhere" where it is the
+            name under which a thing is kept; "told" where no code reads it.
+    """
+
+    files: str
+    fact: str
+    of: str
+    compared: str
+    otherwise: str
+
+
+_ENTRY, _META, _STATE = "recommenders/*/meta.json", "*/checkpoint/meta.json", "*/training_state/*"
+STORED = (
+    # What a run keeps.
+    Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "stock_checkpoint.read_stock_model", "refused"),
+    Stored(_META, "sha256.*", "each file beside it", "checkpoint.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.items_digest", "the items in their order", "checkpoint.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.split_digest", "keys of split and filters", "checkpoint.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.llm_digest", "the LLM's weights", "checkpoint.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.tokenizer_digest", "the vocabulary", "checkpoint.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.recommender_sha256", "its weights' file", "checkpoint.load_llm_recommender", "refused"),
+    Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "training_state.load_state", "made again"),
+    Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "training_state.load_state", "refused"),
+    Stored(f"{_STATE}/training.json", "trainer.rows_digest", "rows and candidates", "resumable.resume_checkpoint", "refused"),
+    Stored("*/result.json", "recommender.sha256", "its weights' file", "recommend.loaded.load", "refused"),
+    Stored(
+        "*/result.json", "recommender.path", "see recommenders/*", "item_encoder.prepare_recommender", "looked for elsewhere"
+    ),
+    Stored("*/result.json", "candidate_sha256.test", "the candidates' file", "evaluator.report.refuse_unlike", "refused"),
+    Stored("*/result.json", "candidate_sha256.valid", "the candidates' file", "", "told"),
+    # What runs share.
+    Stored(
+        "recommenders/*", "name", "all that its weights depend on", "item_encoder.prepare_recommender", "looked for elsewhere"
+    ),
+    Stored("recommenders/*/model.safetensors", "numbering_sha256", "its ids", "stock_checkpoint.read_stock_model", "refused"),
+    Stored(_ENTRY, "sha256", "all that its weights depend on", "recommender_cache.unseal", "made again"),
+    Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender_cache.check_seal", "made again"),
+    Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender_cache.check_seal", "made again"),
+    Stored(_ENTRY, "meta_sha256", "the other facts", "recommender_cache.check_seal", "made again"),
+    Stored("candidates/*.tsv", "name", "the file", "candidate_file.save_candidates", "refused"),
+    Stored("text_features/*", "name", "text encoder and titles", "text_encoder.cached_features", "looked for elsewhere"),
+    Stored("text_features/*", "sha256", "the features", "text_encoder.cached_features", "made again"),
+    Stored("search/*", "name", "keys, parameters and data", "search.run.SearchRun", "looked for elsewhere"),
+    Stored("search/*/trials.sqlite", "facts.data", "the data's files", "search.run.SearchRun", "refused"),
+    Stored("chat/answers.sqlite", "answers.digest", "the request", "chat_client.AnswerCache", "looked for elsewhere"),
+    Stored("studies/finished/*", "name", "all that a result depends on", "study.run.StudyRun", "looked for elsewhere"),
+)
 
 
 def llm_digest(model: PreTrainedModel) -> str:
@@ -55,7 +114,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
         "dataset": config["dataset"],
         "split_protocol": protocol.split_protocol,
         "split_digest": facts_digest(split),
-        "items_digest": items_sha256(data.dataset)[:DIGITS],
+        "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
         "n_items": data.dataset.item_num,
     }
 

@@ -21,17 +21,18 @@ from torch import nn
 from recbole_llara.atomic import sole_writer, write_folder
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.data.numbering import Numbering
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.keys import recommender_keys
-from recbole_llara.model import resolve_model
-from recbole_llara.model.recommender_cache import WEIGHTS, DamagedEntry, file_sha256, seal, unseal
+from recbole_llara.model import numbered, resolve_model
+from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
 from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
-from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
-from recbole_llara.trainer.stock_checkpoint import items_sha256, load_stock_model, read_stock_model
+from recbole_llara.trainer.recbole_checkpoint import FILTERS, load_recbole_checkpoint
+from recbole_llara.trainer.stock_checkpoint import load_stock_model
 
-FORMAT = 1  # raise it when the meaning of a cached folder changes
+FORMAT = 2  # raise it when the meaning of a cached folder changes
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
 
@@ -95,11 +96,12 @@ def _prepare(config: LLaRAConfig, prepared: PreparedData) -> tuple[Recommender, 
         return _given_recommender(rec_config, prepared, Path(config["rec_checkpoint"]))
     # The run's rows may be a sample of what the recommender learns from and is measured on.
     sampled = config["max_train_rows"] != rec_config["max_train_rows"] or config["max_eval_rows"] != rec_config["max_eval_rows"]
-    sha256 = recommender_sha256(rec_config, prepare_data(rec_config) if sampled else prepared)
+    numbering = Numbering.of(prepared.dataset, rec_config["selected_features"])
+    sha256 = recommender_sha256(rec_config, prepare_data(rec_config, numbering) if sampled else prepared)
     name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
     path = Path(rec_config["checkpoint_dir"]) / "recommenders" / name
     with sole_writer(path):  # runs started together wait for the one that trains
-        meta, seconds = _from_cache(path, rec_config, sha256)
+        meta, seconds = _from_cache(path, rec_config, numbering, sha256)
         model = _build_model(rec_config, prepared)
         load_stock_model(model, path / WEIGHTS, rec_config["model"])
     table, digest = item_embedding_table(model), meta["weights_sha256"]
@@ -122,7 +124,7 @@ def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
         "seed": rec_config["seed"],
         "reproducibility": rec_config["reproducibility"],
         "max_history": rec_config["MAX_ITEM_LIST_LENGTH"],
-        "items": items_sha256(data.dataset),
+        "items": Numbering.of(data.dataset).items_sha256,
         "training_rows": _rows_sha256(data.train_data.dataset, rec_config),
         "candidates": data.candidate_sha256,
     }
@@ -149,10 +151,10 @@ def _build_model(rec_config: LLaRAConfig, data: PreparedData) -> nn.Module:
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
         model = resolve_model(rec_config["model"])(rec_config, data.train_data.dataset).to(rec_config["device"])
     item_embedding_table(model)  # before training it in vain
-    return model
+    return numbered(model, rec_config, data.train_data.dataset)
 
 
-def _from_cache(path: Path, rec_config: LLaRAConfig, sha256: str) -> tuple[dict[str, Any], float]:
+def _from_cache(path: Path, rec_config: LLaRAConfig, numbering: Numbering, sha256: str) -> tuple[dict[str, Any], float]:
     """The facts of the cached recommender, trained now where there is none, and the seconds spent on that."""
     if path.exists():
         try:
@@ -164,14 +166,15 @@ def _from_cache(path: Path, rec_config: LLaRAConfig, sha256: str) -> tuple[dict[
             return meta, 0.0
     getLogger().info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
     started = perf_counter()
-    write_folder(path, lambda folder: _train_into(folder, rec_config, sha256))
+    write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256))
     return unseal(path, sha256), perf_counter() - started
 
 
-def _train_into(folder: Path, rec_config: LLaRAConfig, sha256: str) -> None:
+def _train_into(folder: Path, rec_config: LLaRAConfig, numbering: Numbering, sha256: str) -> None:
     """Train a recommender into an empty folder."""
     started = perf_counter()
-    data = prepare_data(rec_config)  # loaders of its own: other batch sizes, and negatives where its loss asks for them
+    # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
+    data = prepare_data(rec_config, numbering)
     model = _build_model(rec_config, data)
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
         trainer = stock_trainer_class(rec_config)(rec_config, model)
@@ -197,17 +200,18 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.suffix == ".pth":
         model = _build_model(rec_config, prepared)
-        facts = load_recbole_checkpoint(model, weights, rec_config["model"])
+        filters = {key: rec_config[key] for key in FILTERS}
+        facts = load_recbole_checkpoint(model, weights, rec_config["model"], filters)
     else:
-        facts, _ = read_stock_model(weights)
-        n_items = prepared.dataset.item_num
-        if facts["n_items"] != n_items or facts["items_sha256"] != items_sha256(prepared.dataset):
-            raise UserError(
-                f"rec_checkpoint: {weights} knows {facts['n_items']} items of {facts['dataset']}, this run has {n_items} of "
-                f"{rec_config['dataset']}, or numbers them differently: train it with the same dataset, protocol and filters."
-            )
+        if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
+            try:
+                check_seal(weights.parent)
+            except DamagedEntry as damage:
+                raise UserError(
+                    f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+                ) from damage
         model = _build_model(rec_config, prepared)
-        load_stock_model(model, weights, rec_config["model"])
+        facts = load_stock_model(model, weights, rec_config["model"])
     table = item_embedding_table(model)
     return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0), model
 

@@ -38,6 +38,21 @@ def unseal(folder: Path, sha256: str) -> dict[str, Any]:
     Raises:
         DamagedEntry: a file is missing or altered, or the folder is another recommender's.
     """
+    meta = check_seal(folder)
+    if meta["sha256"] != sha256:
+        raise DamagedEntry(f"{META} is that of another recommender")
+    return meta
+
+
+def check_seal(folder: Path) -> dict[str, Any]:
+    """The facts of a folder whose files are as they were written, whichever recommender's it is.
+
+    Args:
+        folder: of a recommender.
+
+    Raises:
+        DamagedEntry: a file is missing or altered.
+    """
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         weights_sha256 = file_sha256(folder / WEIGHTS)
@@ -47,8 +62,6 @@ def unseal(folder: Path, sha256: str) -> dict[str, Any]:
         raise DamagedEntry(f"{META} is not as it was written")
     if meta[_WEIGHTS_SHA256] != weights_sha256:
         raise DamagedEntry(f"{WEIGHTS} is not as it was written")
-    if meta["sha256"] != sha256:
-        raise DamagedEntry(f"{META} is that of another recommender")
     return meta
 
 

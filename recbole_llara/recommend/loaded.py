@@ -13,6 +13,7 @@ from torch import nn
 from recbole_llara.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
+from recbole_llara.data.numbering import read_numbering
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
@@ -20,6 +21,7 @@ from recbole_llara.evaluator.run_folder import RESULT, read_result
 from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.item_encoder import recommender_model
+from recbole_llara.model.recommender_cache import WEIGHTS, file_sha256
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
@@ -231,9 +233,9 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     if is_ours(request.model):
         settled |= {"decoding": "score", "torch_compile": False, **_own_recommender(path, {**request.keys, **keys})}
     config = LLaRAConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
-    data = prepare_data(config)
-    model = build_model(config, data)
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
+    data = prepare_data(config, read_numbering(checkpoint, "run"))
+    model = build_model(config, data)
     if is_ours(request.model):
         load_llm_recommender(model, checkpoint)
     else:
@@ -253,6 +255,12 @@ def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
     for place in (beside, path):
         if (place == beside or leads_inside(place, run)) and place.exists():
+            weights = place / WEIGHTS if place.is_dir() else place
+            if not weights.is_file() or file_sha256(weights) != read["sha256"]:
+                raise UserError(
+                    f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that "
+                    "one back, or name it by rec_checkpoint"
+                )
             return {"rec_checkpoint": PlainText(place)}
     raise UserError(
         f"run: the recommender that {run} read is neither at {beside} nor within the working directory at {path}; bring it back, or "

@@ -9,6 +9,7 @@ from typing import Any
 
 from recbole_llara import __version__
 from recbole_llara.config import LLaRAConfig
+from recbole_llara.data.numbering import data_digest
 from recbole_llara.errors import UserError, nearest
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.keys import WITHOUT_EFFECT, question_keys
@@ -37,6 +38,7 @@ class Search:
         valid_metric: what is optimised, on the validation rows.
         is_bigger_better: of ``valid_metric``.
         seed: of the draws.
+        data: digest of the dataset's files.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Search:
     valid_metric: str
     is_bigger_better: bool
     seed: int
+    data: str
 
     @property
     def direction(self) -> str:
@@ -58,7 +61,7 @@ class Search:
     @property
     def facts(self) -> dict[str, Any]:
         """All that a trial's score depends on but its own values; two searches of the same facts are one."""
-        return _facts(self.model, self.dataset, self.fixed, self.parameters, self.algo)
+        return _facts(self.model, self.dataset, self.fixed, self.parameters, self.algo, self.data)
 
     def keys_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The ``config_dict`` of a trial."""
@@ -104,7 +107,8 @@ def define(
     searched = {"model", "dataset", *(parameter.key for parameter in parameters)}
     fixed = {key: value for key, value in fixed.items() if key not in searched}
     config = _checked(model, dataset, config_files, argv, parameters)
-    place = _place(config, algo, _facts(model, dataset, fixed, parameters, algo))
+    data = data_digest(config)
+    place = _place(config, algo, _facts(config["model"], config["dataset"], fixed, parameters, algo, data))
     return Search(
         model=config["model"],
         dataset=config["dataset"],
@@ -116,6 +120,7 @@ def define(
         valid_metric=config["valid_metric"],
         is_bigger_better=bool(config["valid_metric_bigger"]),
         seed=config["seed"],
+        data=data,
     )
 
 
@@ -143,11 +148,13 @@ def _place(config: LLaRAConfig, algo: str, facts: Mapping[str, Any]) -> Path:
     return Path(config["checkpoint_dir"]) / "search" / f"{config['model']}-{config['dataset']}-{algo}-{digest[:8]}"
 
 
-def _facts(model: Any, dataset: Any, fixed: Mapping[str, Any], parameters: Sequence[Parameter], algo: str) -> dict[str, Any]:
+def _facts(
+    model: Any, dataset: Any, fixed: Mapping[str, Any], parameters: Sequence[Parameter], algo: str, data: str
+) -> dict[str, Any]:
     keys = {key: value for key, value in without_secrets(fixed).items() if key not in WITHOUT_EFFECT}
     searched = [f"{parameter.key} {parameter.distribution}" for parameter in parameters]
-    facts = {"model": model, "dataset": dataset, "keys": keys, "parameters": searched, "algo": algo, "version": __version__}
-    return json_ready(facts)
+    facts = {"model": model, "dataset": dataset, "data": data, "keys": keys, "parameters": searched, "algo": algo}
+    return json_ready({**facts, "version": __version__})
 
 
 def _check_algo(algo: str, parameters: Sequence[Parameter]) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of LLM recommenders: what was trained, in formats that run no code, loaded strictly.
 
-A folder holds ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``item_tokens.safetensors`` (projector,
-placeholder and their like) and ``adapter/`` (PEFT's own format, for lora) or ``llm/`` (a Hugging Face folder, for full).
+A folder holds ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``numbering.safetensors`` (the ids of the items
+by their numbers), ``item_tokens.safetensors`` (projector, placeholder and their like) and ``adapter/`` (PEFT's own format, for lora) or ``llm/`` (a Hugging Face folder, for full).
 """
 
 import hashlib
@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recbole_llara.atomic import write_folder
+from recbole_llara.data import numbering
 from recbole_llara.errors import RunError, UserError
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.llm import causal_lm
 
 META, OWN_WEIGHTS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
-FORMAT = 2
+FORMAT = 3
 _CHUNK = 1 << 20
 
 
@@ -64,6 +65,7 @@ def save_llm_recommender(
     def write(folder: Path) -> None:
         own = {name: value.detach().cpu().contiguous() for name, value in model.item_tokens.state_dict().items()}
         save_file(own, folder / OWN_WEIGHTS)
+        save_file(model.numbering.tensors(), folder / numbering.FILE)
         if model.llm_tuning == "lora":
             model.llm.save_pretrained(folder / ADAPTER)
         elif model.llm_tuning == "full":

@@ -11,9 +11,11 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +39,8 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+# What decides by which numbers RecBole knows items, beside the files.
+FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "benchmark_filename")
 # Packages whose names become stand-ins: the Config's classes and values, and the layers and datasets kept beside weights.
 _INERT_PACKAGES = ("recbole.", "recbole_llara.", "torch.nn.modules.", "numpy.", "pandas.", "yaml.loader.")
 _INERT_NAMES = frozenset(
@@ -130,21 +134,26 @@ class _Unpickler(pickle.Unpickler):
         return dtype, key
 
 
-def load_recbole_checkpoint(model: torch.nn.Module, path: Path, model_name: str) -> dict[str, Any]:
+def load_recbole_checkpoint(
+    model: torch.nn.Module, path: Path, model_name: str, keys: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Load the weights of a ``.pth`` that RecBole's trainer wrote: every one of the right shape, and no other.
 
-    A ``.pth`` tells no item ids. Their number is compared; that both number them alike is left to the user, and logged.
+    A ``.pth`` tells no item ids. Their number and the filters are compared; that the files' rows stood in the same order is
+    left to the user, and a warning says so.
 
     Args:
         model: a RecBole recommender, built for the same dataset and keys.
         path: the file.
         model_name: the model that the checkpoint's configuration must name.
+        keys: of this run, those of ``FILTERS`` among them.
 
     Returns:
         ``epoch``, counted from 0, and ``dataset``, as the checkpoint tells them.
 
     Raises:
-        UserError: no such file, no checkpoint of RecBole's, one that would run code, another model's or another catalogue's.
+        UserError: no such file, no checkpoint of RecBole's, one that would run code, another model's or another catalogue's,
+            or one that was trained with other filters.
     """
     if not path.is_file():
         raise UserError(
@@ -162,6 +171,12 @@ def load_recbole_checkpoint(model: torch.nn.Module, path: Path, model_name: str)
         raise UserError(
             f"rec_checkpoint: {path} holds a {config.get('model')}, expected a {model_name}: change rec_model or rec_checkpoint"
         )
+    for key in FILTERS:
+        if key in keys and _filter(config.get(key)) != _filter(keys[key]):
+            raise UserError(
+                f"rec_checkpoint: {path} was trained with {key} {config.get(key)!r}, this run has {keys[key]!r}: RecBole numbers "
+                f"what its filters leave, so the same number would be another item; set {key} as it was, or train again"
+            )
     table = weights.get("item_embedding.weight")
     if table is not None and len(table) != model.n_items:
         raise UserError(
@@ -177,8 +192,9 @@ def load_recbole_checkpoint(model: torch.nn.Module, path: Path, model_name: str)
         )
     model.load_state_dict(weights)
     getLogger().warning(
-        f"rec_checkpoint: {path} was trained on {config.get('dataset')} and tells no item ids. Its {model.n_items} items are as "
-        "many as this run's; whether they are numbered alike cannot be checked, so use it only with the same files and filters."
+        f"rec_checkpoint: {path} was trained on {config.get('dataset')} and tells no item ids. Its {model.n_items - 1} items are "
+        "as many as this run's; whether they are numbered alike cannot be checked. If the rows of the .inter file stood in another "
+        "order, every embedding is another item's: use it only with the very files that it was trained on."
     )
     return {"epoch": epoch, "dataset": config.get("dataset")}
 
@@ -197,7 +213,18 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
     config, epoch = checkpoint["config"].state["final_config_dict"], checkpoint["epoch"]
     if not isinstance(config, dict) or type(epoch) is not int:
         raise ValueError("its config or epoch is of another kind")
-    return weights, {key: str(config.get(key)) for key in ("model", "dataset")}, epoch
+    told = {key: str(config.get(key)) for key in ("model", "dataset")}
+    return weights, told | {key: config.get(key) for key in FILTERS}, epoch
+
+
+def _filter(value: Any) -> Any:
+    """A filter's value, however it is written; None where it keeps everything."""
+    if isinstance(value, str):
+        value = value.replace(" ", "")
+        return None if value == "[0,inf)" else value
+    if isinstance(value, dict):
+        return {str(key): _filter(entry) for key, entry in value.items()} or None
+    return [str(entry) for entry in value] or None if isinstance(value, list | tuple) else value
 
 
 def _tensor(archive: zipfile.ZipFile, root: str, stored: Any) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """Checkpoints of stock recommenders: one safetensors file, what it belongs to told in JSON in its header.
 
+The file keeps the ids of the items by their numbers (``data.numbering``); weights go only into a model whose data is numbered so.
+
 Replaces RecBole's pickled ``.pth``, which current torch refuses to load and which would run whatever code a stranger
 put into it. The best checkpoint alone is kept, without the optimiser: it is for evaluation, not for resuming.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from recbole_llara.atomic import write_file
+from recbole_llara.data.numbering import PREFIX, Numbering
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 
 HEADER_KEY = "recbole_llara"
-FACTS = frozenset({"model", "dataset", "epoch", "n_items", "items_sha256", "other_parameter"})  # what a header tells at least
+FACTS = frozenset({"model", "dataset", "epoch", "numbering_sha256", "other_parameter"})  # what a header tells at least
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
 
 
@@ -38,7 +40,6 @@ class StockCheckpointMixin:
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
         """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
-        self._data_facts = {"n_items": train_data.dataset.item_num, "items_sha256": items_sha256(train_data.dataset)}
         try:
             return super().fit(train_data, *args, **kwargs)
         except KeyboardInterrupt:
@@ -56,7 +57,6 @@ class StockCheckpointMixin:
             "epoch": epoch,
             "valid_metric": self.valid_metric,
             "best_valid_score": json_ready(float(self.best_valid_score)),
-            **self._data_facts,
         }
         save_stock_model(self.model, path, facts)
         self.best_epoch = epoch if epoch >= 0 else None
@@ -67,7 +67,7 @@ class StockCheckpointMixin:
         """Load the weights of a checkpoint of this trainer's model.
 
         Raises:
-            UserError: no such file, not one of our checkpoints, or another model's.
+            UserError: no such file, not one of our checkpoints, another model's, or one that numbers its items otherwise.
         """
         facts = load_stock_model(self.model, path, self.config["model"])
         self.logger.info(f"Loading model structure and parameters from {path} (epoch {facts['epoch']})")
@@ -77,17 +77,11 @@ class StockCheckpointMixin:
         raise UserError(f"Stock training cannot be resumed from {resume_file}: start it again, it takes minutes.")
 
 
-def items_sha256(dataset: Any) -> str:
-    """Digest of a RecBole dataset's items: their external ids in the order of the internal ones."""
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-
-
 def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a RecBole model's weights and other parameters to ``path``, whole or not at all.
 
     Args:
-        model: a RecBole recommender.
+        model: a RecBole recommender whose ``numbering`` is that of its data.
         path: a ``.safetensors`` file.
         facts: what JSON can hold about it; ``model``, its name, is needed to load it again.
 
@@ -103,7 +97,9 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
             plain[name] = value
         elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
-    header = {HEADER_KEY: json.dumps({**facts, "other_parameter": plain})}
+    tensors |= model.numbering.tensors()
+    told = {**facts, "numbering_sha256": model.numbering.sha256, "other_parameter": plain}
+    header = {HEADER_KEY: json.dumps(told)}
     write_file(path, lambda place: save_file(tensors, place, metadata=header))
 
 
@@ -111,7 +107,8 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
     """Load what ``save_stock_model`` wrote, strictly: every weight, and nothing else.
 
     Args:
-        model: a RecBole recommender, built for the same dataset and keys.
+        model: a RecBole recommender, built with the same keys for data that is numbered as the file tells; ``numbering`` is
+            that of its data.
         path: the file.
         model_name: the name the file must carry.
 
@@ -119,11 +116,15 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
         The facts saved with it.
 
     Raises:
-        UserError: no such file, not one of our checkpoints, another model's, or weights of other names or shapes.
+        UserError: no such file, not one of our checkpoints, another model's, weights of other names or shapes, or of items
+            that are numbered otherwise.
     """
     facts, tensors = read_stock_model(path)
     if facts["model"] != model_name:
         raise UserError(f"{path} holds a {facts['model']}, expected a {model_name}: change the model or the checkpoint.")
+    ids = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PREFIX)}
+    numbering = Numbering.from_tensors(ids, str(path))
+    model.numbering.check_same(numbering, path)
     other = {name: value for name, value in tensors.items() if name.startswith(OTHER_PREFIX)}
     try:
         model.load_state_dict({name: value for name, value in tensors.items() if name not in other}, strict=True)
@@ -132,7 +133,8 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
         others = f" and {len(told) - 2} more" if len(told) > 2 else ""
         raise UserError(
             f"{path} does not fit this {model_name}: {' '.join(told[:2])}{others} Was it trained on other data or with other keys (a width, a "
-            "number of layers, MAX_ITEM_LIST_LENGTH)?"
+            f"number of layers, MAX_ITEM_LIST_LENGTH)? It knows {len(numbering.users)} users, this run's data with them has "
+            f"{len(model.numbering.users)}."
         ) from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     tensors_beside = {name.removeprefix(OTHER_PREFIX): value.to(device) for name, value in other.items()}
@@ -147,7 +149,7 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
     """The facts and the tensors, on the CPU, of a checkpoint.
 
     Raises:
-        UserError: no such file, or not one that ``save_stock_model`` wrote.
+        UserError: no such file, not one that ``save_stock_model`` wrote, or one whose ids were altered since.
     """
     if not Path(path).is_file():
         raise UserError(
@@ -167,6 +169,9 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
         raise UserError(f"{path}: its header is damaged ({error}); train it again.") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("other_parameter"), dict) or not facts.keys() >= FACTS:
         raise UserError(f"{path}: its header tells not all of {', '.join(sorted(FACTS))}; train it again.")
+    ids = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    if Numbering.from_tensors(ids, str(path)).sha256 != facts["numbering_sha256"]:
+        raise UserError(f"{path}: its ids of items and users were altered since it was written; train it again.")
     return facts, tensors
 
 

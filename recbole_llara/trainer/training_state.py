@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from recbole_llara.data.numbering import Numbering, read_numbering
 from recbole_llara.errors import UserError
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.prompt.representation import Representation
@@ -90,6 +91,12 @@ def save_state(
 def states(run: Path) -> list[Path]:
     """The states of a run, oldest first."""
     return sorted(path for path in (run / FOLDER).glob("step-*") if path.is_dir())
+
+
+def state_numbering(run: Path) -> Numbering | None:
+    """By which numbers the states of a run know its items; None where there is none yet."""
+    found = (read_numbering(path, "resume") for path in reversed(states(run)))
+    return next((numbering for numbering in found if numbering is not None), None)
 
 
 def load_state(model: LLMRecommender, run: Path, representations: Sequence[Representation]) -> TrainingState | None:

@@ -6,6 +6,7 @@ import pytest
 
 from recbole_llara.errors import UserError
 from recbole_llara.search.definition import define
+from recbole_llara.search.run import SearchRun
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,17 @@ def test_the_folder_is_that_of_the_facts(make_search):
     near = [make_search(f"learning_rate uniform 0.1,0.{end}", "random").folder for end in ("2", "20000001")]
     assert near[0] != near[1]
     assert make_search(output="here").folder == Path("here")
+
+
+def test_other_data_is_another_search(make_search, runs):
+    """Trials over a file that has changed since are not compared with those over the file as it was."""
+    first = make_search()
+    SearchRun(make_search(output="mine"))
+    (file,) = Path().glob("**/toy.inter")
+    file.write_text(file.read_text(encoding="utf-8") + "u0\ti1\t99\n", encoding="utf-8")
+    assert make_search().folder != first.folder
+    with pytest.raises(UserError, match=r"output: mine holds another search: data: \w{16} there, \w{16} here"):
+        SearchRun(make_search(output="mine"))
 
 
 def test_the_direction_is_the_metrics(make_search):

@@ -8,9 +8,10 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
+from recbole_llara.data.numbering import Numbering
 from recbole_llara.errors import Diverged, UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.model import resolve_model
+from recbole_llara.model import build_model
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
 from recbole_llara.trainer.stock_checkpoint import read_stock_model
 
@@ -29,8 +30,7 @@ def make_trainer(tmp_path):
         config = LLaRAConfig(model, "toy", config_dict={**toy, "epochs": 2, **keys})
         data = prepare_data(config)
         init_seed(config["seed"], True)
-        network = resolve_model(model)(config, data.train_data.dataset)
-        return stock_trainer_class(config)(config, network), data
+        return stock_trainer_class(config)(config, build_model(config, data)), data
 
     return make
 
@@ -153,7 +153,7 @@ def test_the_best_checkpoint_is_what_evaluation_loads(make_trainer):
     assert trainer.evaluate(data.valid_data) == valid
     facts, _ = read_stock_model(trainer.saved_model_file)
     assert (facts["model"], facts["dataset"], facts["epoch"]) == ("SASRec", "toy", trainer.best_epoch)
-    assert facts["n_items"] == data.dataset.item_num
+    assert facts["numbering_sha256"] == Numbering.of(data.dataset).sha256
 
 
 def test_a_checkpoint_of_another_model_or_width_is_refused(make_trainer):

@@ -111,6 +111,25 @@ def test_another_model_catalogue_or_shape_is_refused(build, write):
         load_recbole_checkpoint(model, path, "SASRec")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("user_inter_num_interval", "[12, inf)"),
+        ("item_inter_num_interval", "[1,inf)"),
+        ("val_interval", {"timestamp": "[0,inf)"}),
+    ],
+)
+def test_other_filters_are_refused(toy, write, key, value):
+    """They leave as many items here; of those that leave other ones, too, a ``.pth`` tells no more."""
+    path, _ = write(**{key: value})
+    run = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
+    with pytest.raises(UserError, match=f"was trained with {key} .*set {key} as it was"):
+        prepare_recommender(run, prepare_data(run))
+    told = value.replace(" ", "") if isinstance(value, str) else value
+    run = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path), key: told})
+    assert prepare_recommender(run, prepare_data(run)).best_epoch == 3
+
+
 class _Calls:
     """Unpickled, it calls a function."""
 

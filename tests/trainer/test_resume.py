@@ -139,6 +139,18 @@ def test_other_interactions_are_refused(long_keys, monkeypatch):
     assert Path(run_recbole_llara(argv=[f"--resume={run}"])["run_dir"]) == run
 
 
+def test_another_order_of_the_file_changes_no_number(stopped_run, long_keys):
+    """RecBole numbers the items anew; the run goes on by its own numbers, and ends as one over the file as it was."""
+    (file,) = Path(long_keys["data_path"]).glob("**/toy.inter")
+    head, *rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text(head + "".join(rows[::-1]), encoding="utf-8")
+    run_recbole_llara(argv=[f"--resume={stopped_run}"])
+    file.write_text(head + "".join(rows), encoding="utf-8")
+    whole = run_recbole_llara(dataset="toy", config_dict=long_keys)
+    for name in ("training.jsonl", "cases.jsonl"):
+        assert (stopped_run / name).read_bytes() == (Path(whole["run_dir"]) / name).read_bytes()
+
+
 def test_auto_takes_the_unfinished_run_of_the_same_keys_only(stopped_run, long_keys):
     other = run_recbole_llara(dataset="toy", config_dict={**long_keys, "seed": 7, "resume": "auto", "epochs": 1})
     assert Path(other["run_dir"]) != stopped_run

@@ -1,0 +1,254 @@
+"""The numbers by which a model knows items, users and values of features: kept with its weights, taken up where it is used.
+
+RecBole numbers ids in the order in which the files name them. Another filter, or the same rows in another order, gives the
+same items other numbers, and a table of weights has a row for each number. So every checkpoint keeps the ids in the order
+of their numbers, and data that is prepared for a checkpoint is numbered as the checkpoint is. Whatever hangs on numbers
+(tables of items and of users, features, ties, the order of candidates in a prompt) is then as it was in training.
+
+Users are kept as hashes: a checkpoint that is passed on names none of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+
+from recbole_llara.errors import UserError
+
+FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
+PREFIX = "numbering/"  # of its tensors, among those of other things
+PADDING = "[PAD]"
+ABSENT = "[not in these files]"  # a user whom the checkpoint knows and the data does not
+
+
+@dataclass(frozen=True, eq=False)
+class Numbering:
+    """External ids in the order of internal numbers, which begin at 1.
+
+    Attributes:
+        items: [N - 1] ids.
+        n_known: items 1 ... n_known - 1 have interactions; the others stand in the .item file alone.
+        users: [U - 1] int64, hashes of ids.
+        features: a feature the model reads -> its values.
+        origin: key and path of the checkpoint it was read from.
+    """
+
+    items: Sequence[str]
+    n_known: int
+    users: np.ndarray
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    origin: str = ""
+
+    @classmethod
+    def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
+        """That of a ``CandidateDataset`` that was built.
+
+        Args:
+            dataset: itself or one of its splits.
+            selected_features: that a model reads; those without tokens have no numbers.
+        """
+        names = [name for name in selected_features or () if name in dataset.field2id_token]
+        features = {name: _texts(dataset.field2id_token[name]) for name in names}
+        return cls(_texts(dataset.field2id_token[dataset.iid_field]), dataset.knowledge.known["test"].n_items, dataset.user_hashes, features)
+
+    @property
+    def items_sha256(self) -> str:
+        """Digest of the items in their order."""
+        return sha256(json.dumps([PADDING, *self.items]).encode()).hexdigest()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all of it."""
+        tensors = sorted(self.tensors().items())
+        return sha256(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in tensors)).hexdigest()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As safetensors keeps it."""
+        told = {"items": list(self.items), "n_known": int(self.n_known), "features": {**self.features}}
+        text = np.frombuffer(json.dumps(told, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"), np.uint8)
+        return {f"{PREFIX}ids": torch.from_numpy(text.copy()), f"{PREFIX}users": torch.from_numpy(self.users.copy())}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], origin: str) -> "Numbering":
+        """What ``tensors`` gave.
+
+        Raises:
+            UserError: they are not there, or not what this package writes.
+        """
+        try:
+            told = json.loads(tensors[f"{PREFIX}ids"].numpy().tobytes().decode("utf-8", "surrogatepass"))
+            items, features, users = told["items"], told["features"], tensors[f"{PREFIX}users"]
+            lists = [items, *features.values()]
+            if not all(isinstance(texts, list) and all(type(text) is str for text in texts) for texts in lists):
+                raise TypeError("an id is no text")
+            if users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
+                raise TypeError("users or n_known are of another kind")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{origin} tells not by which numbers it knows its items ({error!r}); train it again.") from error
+        return cls(items, told["n_known"], users.numpy(), features, origin)
+
+    def renumbered(self, kind: str, ids: np.ndarray) -> "Renumbered":
+        """How a field of the data is to be numbered.
+
+        Args:
+            kind: ``items``, ``users`` or the name of a feature.
+            ids: [M] external ids in the order of the data's own numbers, the padding's first.
+
+        Raises:
+            UserError: items or values of a feature are not the same ones; for users that is no matter.
+        """
+        if kind == "users":
+            return self._renumbered_users(ids)
+        there = self.items if kind == "items" else self.features[kind]
+        here = _texts(ids)
+        places = pd.Index(there).get_indexer(here)  # [M - 1]
+        missing = sorted(set(there).difference(here))
+        extra = [text for text, place in zip(here, places, strict=True) if place < 0]
+        if missing or extra:
+            what = "items" if kind == "items" else f"values of {kind} (selected_features)"
+            raise UserError(
+                f"{self.origin} knows {len(there)} {what}, this run has {len(here)}: {_some(extra, 'unknown to it')}, "
+                f"{_some(missing, 'known to it and not here')}. Give it the files and filters that it was trained with (data_path, "
+                "user_inter_num_interval, item_inter_num_interval, val_interval), or train again."
+            )
+        return Renumbered(np.array([PADDING, *there]), np.concatenate([[0], places + 1]))
+
+    def _renumbered_users(self, ids: np.ndarray) -> "Renumbered":
+        hashes = user_hashes(ids)
+        places = pd.Index(self.users).get_indexer(hashes)  # [M - 1]
+        is_new = places < 0
+        places[is_new] = len(self.users) + np.arange(is_new.sum())
+        numbers = np.concatenate([[0], places + 1])
+        tokens = np.full(1 + len(self.users) + int(is_new.sum()), ABSENT, dtype=object)
+        tokens[numbers] = ids
+        return Renumbered(tokens.astype(str), numbers, np.concatenate([self.users, hashes[is_new]]))
+
+    def check_known(self, is_known: np.ndarray) -> None:
+        """Refuse data in which other items have interactions.
+
+        Args:
+            is_known: [N] whether an item, by this numbering, has an interaction.
+
+        Raises:
+            UserError: it does not have those that had one in training.
+        """
+        was_known = (np.arange(len(is_known)) > 0) & (np.arange(len(is_known)) < self.n_known)
+        gone, new = (np.array([PADDING, *self.items])[which] for which in (was_known & ~is_known, is_known & ~was_known))
+        if len(gone) or len(new):
+            raise UserError(
+                f"{self.origin} was trained where other items had interactions: {_some(list(new), 'had none')}, "
+                f"{_some(list(gone), 'have none here')}. Give it the files and filters that it was trained with, or train again."
+            )
+
+    def check_same(self, other: "Numbering", path: Any) -> None:
+        """Refuse weights of another numbering than that of the data a model was made for.
+
+        Args:
+            other: of the weights.
+            path: of the weights, for the message.
+
+        Raises:
+            UserError: items, features or the users that both know are numbered otherwise.
+        """
+        shared = min(len(self.users), len(other.users))
+        if self.items_sha256 != other.items_sha256 or self.n_known != other.n_known:
+            what = "items"
+        elif {**self.features} != {**other.features}:
+            what = "features (selected_features)"
+        elif not np.array_equal(self.users[:shared], other.users[:shared]):
+            what = "users"
+        else:
+            return
+        raise UserError(
+            f"{path} numbers its {what} otherwise than the data of this run: it knows {len(other.items)} items, this run has "
+            f"{len(self.items)}. Where checkpoint and rec_checkpoint are both given, both must be of one run, of the same files "
+            "and filters; change one of them, or train again."
+        )
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A field's numbers as a checkpoint has them.
+
+    Attributes:
+        tokens: [M'] ids by new numbers.
+        numbers: [M] new numbers by the data's own ones.
+        hashes: of ``tokens`` without the padding, for users.
+    """
+
+    tokens: np.ndarray
+    numbers: np.ndarray
+    hashes: np.ndarray | None = None
+
+
+def user_hashes(ids: np.ndarray) -> np.ndarray:
+    """[U - 1] int64 hashes of users' ids [U], the first of which is the padding's."""
+    return pd.util.hash_array(np.asarray(_texts(ids), dtype=object), categorize=False).view(np.int64)
+
+
+def data_digest(config: Any) -> str:
+    """Digest of the files that a run's rows, titles and candidates come from: of their names and bytes.
+
+    Args:
+        config: RecBole's Config with our keys.
+    """
+    name = config["dataset"]
+    files = sorted(Path(config["data_path"]).glob(f"{name}.*"))
+    files += [Path(config["candidate_file"])] if config["candidate_file"] else []
+    digest = sha256()
+    for path in filter(Path.is_file, files):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def given_numbering(config: Any) -> Numbering | None:
+    """That of the checkpoint that a run is given; None where it is given none.
+
+    Args:
+        config: RecBole's Config with our keys.
+    """
+    for key in ("checkpoint", "rec_checkpoint"):
+        if config[key] and (found := read_numbering(Path(config[key]), key)) is not None:
+            return found
+    return None
+
+
+def read_numbering(path: Path, key: str) -> Numbering | None:
+    """That of a checkpoint, folder or file; None where it has none, which is refused where its weights are read.
+
+    Args:
+        path: of the checkpoint.
+        key: that names it.
+
+    Raises:
+        UserError: it is there, but not as it was written.
+    """
+    places = [path / FILE, path / "model.safetensors"] if path.is_dir() else [path]
+    for place in places:
+        if place.suffix != ".safetensors" or not place.is_file():
+            continue
+        try:
+            with safe_open(place, framework="pt", device="cpu") as file:
+                names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 (no mapping)
+                tensors = {name: file.get_tensor(name) for name in names}
+        except SafetensorError:
+            return None
+        return Numbering.from_tensors(tensors, f"{key}: {path}") if tensors else None
+    return None
+
+
+def _texts(ids: Sequence[Any]) -> list[str]:
+    """All ids but the padding's."""
+    return [str(text) for text in ids[1:]]
+
+
+def _some(texts: Sequence[str], what: str) -> str:
+    return f"{len(texts)} {what}" + (f", such as {str(texts[0])!r}" if len(texts) else "")
