@@ -101,13 +101,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds keys and values.
 
     Args:
-        path: the file, UTF-8. An empty one gives no keys.
+        path: the file, UTF-8, with or without a byte order mark. An empty one gives no keys.
 
     Raises:
         UserError: the file is missing, unreadable, no YAML, or no mapping of text keys.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"config file {str(path)!r} does not exist; check --config_files") from None
     except (OSError, UnicodeDecodeError) as error:
