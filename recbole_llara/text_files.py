@@ -12,3 +12,12 @@ def with_mark(encoding: str) -> str:
         encoding: any that Python knows; those of UTF-16 and UTF-32 drop the mark themselves.
     """
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written down, as tokenizers want it: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -6,6 +6,7 @@ and base-60 numbers. ``None`` is null as well as ``~``, since RecBole's users wr
 """
 
 import re
+import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from recbole_llara.errors import UserError
 from recbole_llara.masking import MASK, is_secret, shown
+from recbole_llara.text_files import is_text
 
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
 _MERGE = "tag:yaml.org,2002:merge"
@@ -91,6 +93,11 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
         if match is None:
             raise UserError(f"command line: found {shown(argument)}, expected --key=value")
         key, text = match.groups()
+        if not is_text(text):
+            raise UserError(
+                f"command line: found bytes in --{key} that are no text in this locale ({sys.getfilesystemencoding()}), expected text; "
+                "set PYTHONUTF8=1, or LC_ALL to a locale of UTF-8"
+            )
         if texts.setdefault(key, text) != text:
             first, second = (MASK, MASK) if is_secret(key) else (shown(texts[key]), shown(text))
             raise UserError(f"command line: --{key} is given twice, as {first} and as {second}")

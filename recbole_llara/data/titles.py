@@ -22,6 +22,7 @@ import numpy as np
 
 from recbole_llara.data.atomic_files import read_rows
 from recbole_llara.errors import UserError
+from recbole_llara.text_files import is_text
 
 # Articles that catalogues put behind the title, in the languages of MovieLens; "L'" binds without a space.
 _ARTICLES = "The|An|A|Les|Le|La|L'|Los|Las|El|Il|Lo|Gli|Der|Die|Das|Det|Den|O"
@@ -44,15 +45,6 @@ def one_line(title: str) -> str:
 def is_visible(title: str) -> bool:
     """Whether a title holds anything that can be seen."""
     return any(unicodedata.category(character) not in _INVISIBLE for character in title)
-
-
-def is_text(title: str) -> bool:
-    """Whether a title can be written down, as tokenizers want it."""
-    try:
-        title.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _join_article(match: re.Match[str]) -> str:
