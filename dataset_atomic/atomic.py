@@ -1,6 +1,6 @@
 """RecBole's atomic files: read line by line, written whole or not at all, malformed lines counted and shown."""
 
-import csv
+import codecs
 import gzip
 import os
 import shutil
@@ -16,6 +16,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from recbole_llara.errors import UserError
+from recbole_llara.text_files import BYTE_ORDER_MARK, with_mark
 
 SHOWN = 5  # malformed lines that a message repeats
 Row = TypeVar("Row")
@@ -27,7 +28,7 @@ class Malformed(ValueError):
 
 @dataclass
 class RawFile:
-    """A raw file, read once from its beginning to its end.
+    """A raw file, read once from its beginning, without a byte order mark there, to its end.
 
     Args:
         path: plain text or gzip.
@@ -85,8 +86,13 @@ class RawFile:
 
     def _row(self, line: bytes, number: int) -> Iterator:
         self.lines += 1
+        if number == 0 and line.startswith(codecs.BOM_UTF8) and with_mark(self.encoding) == self.encoding:
+            raise UserError(
+                f"raw: {self.path} begins with the byte order mark of UTF-8, expected {self.encoding}: save it in that"
+            )
         try:
-            row = self.parse(line.decode(self.encoding).rstrip("\r\n"))
+            text = line.decode(self.encoding if number else with_mark(self.encoding))
+            row = self.parse(text.rstrip("\r\n"))
         except (Malformed, UnicodeDecodeError) as error:
             self.malformed += 1
             if len(self.examples) < SHOWN:
@@ -183,10 +189,21 @@ def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False)
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write cells as they stand, tabs between them: an atomic file knows no quoting.
+
+    Raises:
+        UserError: a row holds what such a file cannot.
+    """
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([one_line(cell) for cell in row] for row in rows)
+        file.write("\t".join(columns) + "\n")
+        for row in rows:
+            line = "\t".join(one_line(cell) for cell in row)
+            if line.startswith(BYTE_ORDER_MARK):
+                raise UserError(f"raw: found a byte order mark (U+FEFF) before the row {line!r}: were two files joined there?")
+            try:
+                file.write(line + "\n")
+            except UnicodeEncodeError:
+                raise UserError(f"raw: found half of a surrogate pair, which is no character, in the row {line!r}") from None
         file.flush()
         os.fsync(file.fileno())
 

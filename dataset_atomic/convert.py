@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--columns", help="generic: OURS=YOURS,... for user_id, item_id, timestamp, title, rating, release_year, class"
     )
+    parser.add_argument(
+        "--quoting",
+        choices=generic.QUOTINGS,
+        help="generic: csv = cells may stand in quotes (default of CSV); none = a quote is text (default of TSV)",
+    )
     parser.add_argument("--dataset", help="generic, windows: the dataset's name (default: that of the interactions' file)")
     return parser
 
@@ -57,8 +62,9 @@ def read_tables(arguments: argparse.Namespace) -> tuple[str, Tables]:
     if arguments.name == "generic":
         if arguments.inter is None or arguments.item is None:
             raise UserError("generic: expected --inter FILE and --item FILE")
-        name = arguments.dataset or arguments.inter.stem
-        return name, generic.convert(arguments.inter, arguments.item, generic.parse_columns(arguments.columns))
+        name = arguments.dataset or Path(arguments.inter.name.removesuffix(".gz")).stem
+        columns = generic.parse_columns(arguments.columns)
+        return name, generic.convert(arguments.inter, arguments.item, columns, arguments.quoting)
     if arguments.name == "windows":
         files = {split: getattr(arguments, split) for split in windows.SPLITS}
         missing = [

@@ -1,7 +1,11 @@
 """Any catalogue: interactions and items as CSV, TSV or Parquet, with the user's own column names."""
 
+import csv
+import gzip
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 from atomic import Tables
@@ -11,6 +15,7 @@ from recbole_llara.errors import UserError, nearest
 CHUNK = 200_000  # rows read at a time
 NEEDED = {"inter": ("user_id", "item_id", "timestamp"), "item": ("item_id", "title")}
 OPTIONAL = {"inter": ("rating",), "item": ("release_year", "class")}
+QUOTINGS = ("csv", "none")  # cells may stand in quotes, or a quote is a character like any other
 TYPES = {"rating": "float", "timestamp": "float", "title": "token_seq", "class": "token_seq"}
 
 
@@ -34,24 +39,27 @@ def parse_columns(text: str | None) -> dict[str, str]:
     return columns
 
 
-def convert(inter: Path, item: Path, columns: Mapping[str, str]) -> Tables:
+def convert(inter: Path, item: Path, columns: Mapping[str, str], quoting: str | None = None) -> Tables:
     """Interactions and items of two files.
 
     Args:
         inter: interactions.
         item: titles.
         columns: our column -> theirs, where they differ.
+        quoting: one of ``QUOTINGS``; None = none for TSV, csv for all others.
     """
-    interaction_columns, interactions = _table(inter, "inter", columns)
-    item_columns, items = _table(item, "item", columns)
+    interaction_columns, interactions = _table(inter, "inter", columns, quoting)
+    item_columns, items = _table(item, "item", columns, quoting)
     return Tables(interaction_columns, interactions, item_columns, items)
 
 
-def _table(path: Path, kind: str, columns: Mapping[str, str]) -> tuple[Sequence[str], Iterator[Sequence[object]]]:
+def _table(
+    path: Path, kind: str, columns: Mapping[str, str], quoting: str | None
+) -> tuple[Sequence[str], Iterator[Sequence[object]]]:
     """RecBole's header and the rows of one file."""
     if not path.is_file():
         raise UserError(f"{kind}: found no file {path}")
-    chunks = _chunks(path)
+    chunks = _chunks(path, quoting)
     first = next(chunks, None)
     if first is None or not len(first):
         raise UserError(f"{kind}: {path} has no rows")
@@ -64,6 +72,9 @@ def _table(path: Path, kind: str, columns: Mapping[str, str]) -> tuple[Sequence[
                 f"--columns {name}=YOURS"
             )
     source = [columns.get(name, name) for name in names]
+    twice = next((name for name in source if there.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{kind}: {path} has the column {twice!r} twice, expected it once")
 
     def rows() -> Iterator[Sequence[object]]:
         number = 0
@@ -88,7 +99,7 @@ def _with_first(first: pd.DataFrame, rest: Iterator[pd.DataFrame]) -> Iterator[p
     yield from rest
 
 
-def _chunks(path: Path) -> Iterator[pd.DataFrame]:
+def _chunks(path: Path, quoting: str | None) -> Iterator[pd.DataFrame]:
     """The file in pieces, every cell as text where the format has no types."""
     if path.suffix == ".parquet":
         try:
@@ -102,11 +113,60 @@ def _chunks(path: Path) -> Iterator[pd.DataFrame]:
         except (ArrowException, OSError) as error:
             raise UserError(f"{path} cannot be read as Parquet ({error})") from error
         return
-    separator = "\t" if path.suffix in (".tsv", ".txt") else ","
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    is_tsv = suffix in (".tsv", ".txt")
+    quoting = quoting or ("none" if is_tsv else "csv")
     try:
-        yield from pd.read_csv(path, sep=separator, dtype=str, chunksize=CHUNK, keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as {'TSV' if separator != ',' else 'CSV'} ({error})") from error
+        rows = _rows(path, "\t" if is_tsv else ",", quoting)
+        header = next(rows, [])
+        while chunk := list(islice(rows, CHUNK)):
+            table = pd.DataFrame(chunk, columns=header, dtype=object)
+            yield table.mask(table == "")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as {'TSV' if is_tsv else 'CSV'} of UTF-8 ({error})") from error
+
+
+def _rows(path: Path, separator: str, quoting: str) -> Iterator[list[str]]:
+    """The rows of a table of text, its header among them, each as long as that.
+
+    Raises:
+        UserError: a row is of another length, or a quote that opens a cell is never closed; the message has the line.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    # A CSV reader wants line ends as they are.
+    with opened(path, "rt", encoding="utf-8-sig", newline=None if quoting == "none" else "") as file:
+        length = 0
+        for number, row in _plain(file, separator) if quoting == "none" else _quoted(file, separator, path):
+            length = length or len(row)
+            if len(row) != length:
+                hint = "; where cells stand in quotes, give --quoting csv" if quoting == "none" else ""
+                raise UserError(
+                    f"{path}: found {len(row)} columns in line {number}, expected the {length} of the first line{hint}"
+                )
+            yield row
+
+
+def _plain(file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(file, 1):
+        if text := line.removesuffix("\n"):
+            yield number, text.split(separator)
+
+
+def _quoted(file: TextIO, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {number}: a quote opens a cell there and is not closed as in CSV ({error}); where quotes are text, give "
+                "--quoting none"
+            ) from error
+        if row is None:
+            return
+        if row:
+            yield number, row
 
 
 def _seconds(column: pd.Series, path: Path) -> pd.Series:

@@ -66,7 +66,7 @@ def _places(path: Path, wanted: tuple[str, ...]) -> list[int]:
     """Where the columns stand that begin with the wanted names."""
     if not path.is_file():
         raise UserError(f"windows: found no file {path}")
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         header = file.readline().rstrip("\r\n").split("\t")
     places = [next((place for place, name in enumerate(header) if name.startswith(begin)), None) for begin in wanted]
     if None in places:

@@ -25,7 +25,7 @@ from recbole_llara.config_checks import (
     checked_protocol,
     checked_recommender,
 )
-from recbole_llara.data.protocol import DataProtocol
+from recbole_llara.data.protocol import READY_MADE, DataProtocol
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.metric import register_metrics
 from recbole_llara.hyper_parameters import check_hyper_parameters
@@ -205,11 +205,27 @@ class LLaRAConfig(Config):
             load_col = self.internal_config_dict["load_col"] or {}
             self._layer(name)
             self.internal_config_dict["load_col"] = {**load_col, **(self.internal_config_dict["load_col"] or {})}
+        self._name_columns()
         self._fit_protocol(self._value("protocol"))
         rec_model = checked_recommender(self._value("rec_model")) if is_ours(model) else None
         check_keys(self._sources, known_keys(model, rec_model, inner))
         if not is_ours(model):
             check_hyper_parameters(self.external_config_dict, self.internal_config_dict, model_keys(base))
+
+    def _name_columns(self) -> None:
+        """Call the columns of ready-made windows as the run's ``*_FIELD`` keys and ``LIST_SUFFIX`` do."""
+        if self.internal_config_dict["split_protocol"] != READY_MADE:
+            return
+        item = self._value("ITEM_ID_FIELD")
+        names = {
+            "user_id": self._value("USER_ID_FIELD"),
+            "item_id": item,
+            "item_id_list": f"{item}{self._value('LIST_SUFFIX')}",
+        }
+        columns = self.internal_config_dict["load_col"]
+        self.internal_config_dict["load_col"] = {**columns, "inter": [names.get(name, name) for name in columns["inter"]]}
+        aliases = self.internal_config_dict["alias_of_item_id"]
+        self.internal_config_dict["alias_of_item_id"] = [names.get(name, name) for name in aliases]
 
     def _fit_protocol(self, protocol: str) -> None:
         """Leave out the protocol's filters on columns that the dataset does not have; the user's own filters stay."""

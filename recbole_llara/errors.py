@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
+from recbole_llara.console import escape_output
+
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
@@ -60,7 +62,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 def exit_status(program: str, action: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Run a program's work; what a user can mend, and being stopped, end it with one line and no traceback.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing half-done is left lying about.
+    SIGTERM ends it as Ctrl-C does, so that nothing half-done is left lying about. Characters that the console's encoding lacks
+    are escaped.
 
     Args:
         program: its name, before the line.
@@ -70,6 +73,7 @@ def exit_status(program: str, action: Callable[[], object], interrupted: str = "
     Returns:
         0, 2 for a user's mistake, 1 for what broke the run, 128 + the signal's number when stopped.
     """
+    escape_output()
     before = signal.signal(signal.SIGTERM, _stop) if may_handle(signal.SIGTERM) else None
     try:
         action()

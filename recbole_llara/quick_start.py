@@ -252,6 +252,9 @@ def _logging(config: LLaRAConfig, processes: Processes) -> Iterator[None]:
     before = list(root.handlers)
     if processes.is_main:
         init_logger(config)
+        for handler in root.handlers:
+            if isinstance(handler, logging.FileHandler) and handler not in before:
+                handler.stream.reconfigure(encoding="utf-8")  # RecBole opens its log in the locale's encoding
     else:
         logging.basicConfig(level=logging.ERROR)
         recbole.trainer.trainer.get_tensorboard = lambda logger: _NoBoard()

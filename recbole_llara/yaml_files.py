@@ -6,6 +6,7 @@ and base-60 numbers. ``None`` is null as well as ``~``, since RecBole's users wr
 """
 
 import re
+import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from recbole_llara.errors import UserError
 from recbole_llara.masking import MASK, is_secret, shown
+from recbole_llara.text_files import is_text
 
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
 _MERGE = "tag:yaml.org,2002:merge"
@@ -91,6 +93,11 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
         if match is None:
             raise UserError(f"command line: found {shown(argument)}, expected --key=value")
         key, text = match.groups()
+        if not is_text(text):
+            raise UserError(
+                f"command line: found bytes in --{key} that are no text in this locale ({sys.getfilesystemencoding()}), expected text; "
+                "set PYTHONUTF8=1, or LC_ALL to a locale of UTF-8"
+            )
         if texts.setdefault(key, text) != text:
             first, second = (MASK, MASK) if is_secret(key) else (shown(texts[key]), shown(text))
             raise UserError(f"command line: --{key} is given twice, as {first} and as {second}")
@@ -101,13 +108,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds keys and values.
 
     Args:
-        path: the file, UTF-8. An empty one gives no keys.
+        path: the file, UTF-8, with or without a byte order mark. An empty one gives no keys.
 
     Raises:
         UserError: the file is missing, unreadable, no YAML, or no mapping of text keys.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"config file {str(path)!r} does not exist; check --config_files") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -93,11 +93,23 @@ DATASETS = {
     "no time": ("SASRec", line_3("u0\ti1\t"), [], ["toy.inter: found 1 rows without a finite timestamp", "line 3", "TIME_FIELD"]),
     "a time that is NaN": ("SASRec", line_3("u0\ti1\tnan"), [], ["toy.inter: found 1 rows without a finite timestamp", "line 3"]),
     "an infinite time": ("SASRec", line_3("u0\ti1\tinf"), [], ["toy.inter: found 1 rows without a finite timestamp", "line 3"]),
+    "a date for a number": (
+        "SASRec", line_3("u0\ti1\t2024_01_01"), [], ["toy.inter: found '2024_01_01' as timestamp in line 3", "expected a number"],
+    ),
+    "two files joined": (
+        "SASRec", line_3("\ufeffu0\ti1\t5"), [], ["toy.inter: found a byte order mark (U+FEFF) before line 3", "two files joined"],
+    ),
+    "an item called [PAD]": (
+        "SASRec", line_3("u0\t[PAD]\t5"), [], ["toy.inter: found '[PAD]' as item_id (ITEM_ID_FIELD)", "rename it"],
+    ),
+    "a user called [PAD]": (
+        "SASRec", line_3("[PAD]\ti1\t5"), [], ["toy.inter: found '[PAD]' as user_id (USER_ID_FIELD)", "rename it"],
+    ),
     "no item": ("SASRec", line_3("u0\t\t5"), [], ["toy.inter: found 1 rows without item_id", "line 3", "ITEM_ID_FIELD"]),
     "an item called NA": ("SASRec", line_3("u0\tNA\t5"), [], ["toy.inter: found 1 rows without item_id", "line 3", "NA"]),
     "another encoding": (
         "SASRec", rewrite("toy.inter", lambda lines: [*lines[:2], "u0\ti\xe9\t5", *lines[3:]], "latin-1"), [],
-        ["toy.inter: found the byte 0xe9", "expected utf-8 (key encoding)"],
+        ["toy.inter: found the byte 0xe9 in line 3", "expected utf-8 (key encoding)"],
     ),
     "users with one interaction": ("SASRec", only(1), [], ["train split has no rows", "40 users", "leave_one_out"]),
     "users with two": ("SASRec", only(2), [], ["split has no rows", "40 users"]),
@@ -126,12 +138,16 @@ DATASETS = {
         "LLaRA", rewrite("toy.item", lambda lines: [*lines[:4], "i3\t ", *lines[5:]]), [],
         ["1 of 60 items have no title", "toy.item", "i3", "Every item needs one"],
     ),
+    "a title with a tab": (
+        "LLaRA", rewrite("toy.item", lambda lines: [*lines[:4], "i3\tcut\there", *lines[5:]]), [],
+        ["toy.item: found 3 columns in line 5", "expected the 2 of the first line (item_id, title)"],
+    ),
     "an item without a line": (
         "LLaRA", rewrite("toy.item", lambda lines: lines[:-1]), [], ["1 of 60 items have no title", "toy.item", "i59"],
     ),
     "titles of another encoding": (
         "LLaRA", rewrite("toy.item", lambda lines: lines, "latin-1"), [],
-        ["toy.item is not in utf-8", "byte 0xe9", "set encoding"],
+        ["toy.item: found the byte 0xe9 in line 2", "expected utf-8 (key encoding)"],
     ),
     "an empty item file": ("LLaRA", lambda folder: (folder / "toy.item").write_text(""), [], ["toy.item", "expected 'item_id'"]),
 }  # fmt: skip
@@ -160,6 +176,10 @@ ODD_BUT_RIGHT = {
     "times that repeat": times(lambda number: "7"),
     "times before 1970": times(lambda number: str(number - 9000)),
     "times as decimals": times(lambda number: f"{number}.25"),
+    "quotes": rewrite("toy.inter", lambda lines: [line.replace("u1\t", '"u1\t') for line in lines]),
+    "a byte order mark": lambda folder: (folder / "toy.inter").write_bytes(
+        b"\xef\xbb\xbf" + (folder / "toy.inter").read_bytes()
+    ),
     "blank lines": rewrite("toy.inter", lambda lines: [*lines[:5], "", *lines[5:], ""]),
 }
 
@@ -169,7 +189,7 @@ def test_what_is_odd_but_right_runs(name: str, toy: dict[str, object], tmp_path:
     folder = tmp_path / "toy"
     ODD_BUT_RIGHT[name](folder)
     assert run("Popularity", {**toy, "epochs": 0, "max_eval_rows": 0}) == 0
-    rows = [line.split("\t") for line in (folder / "toy.inter").read_text(encoding="utf-8").splitlines()[1:] if line]
+    rows = [line.split("\t") for line in (folder / "toy.inter").read_text(encoding="utf-8-sig").splitlines()[1:] if line]
     last = {user: item for user, item, _ in rows}
     (cases,) = (tmp_path / "saved").glob("Popularity-*/cases.jsonl")
     targets = {case["user"]: case["target"] for case in map(json.loads, cases.read_text(encoding="utf-8").splitlines())}
@@ -245,6 +265,18 @@ READY_MADE = {
         ["found item_id_list:token", "item_id_list:token_seq"],
     ),
     "no history": (WINDOWS + "u0\t\ti2\n", ["row 1 of the windows", "has no history", "expected at least one item"]),
+    "zeros at the beginning": (
+        WINDOWS + "u0\t0 0 i1\ti2\nu1\t0 i1 i2\ti3\nu2\ti1 i2 i3\ti4\n",
+        ["toy.*.inter: found '0' 3 times in 2 of", "only at their beginning", "all 3 long", "delete it from item_id_list"],
+    ),
+    "pads at the end": (
+        WINDOWS + "u0\ti1 pad pad\ti2\nu1\ti1 i2 pad\ti3\nu2\ti1 i2 i3\ti4\n",
+        ["found 'pad' 3 times in 2 of", "only at their end", "delete it from item_id_list"],
+    ),
+    "a history that is numbered apart": (
+        WINDOWS + "u0\ti1\ti2\n",
+        ["alias_of_item_id is ['x']", "expected item_id_list (ITEM_ID_FIELD and LIST_SUFFIX)"],
+    ),
     "no rows": (WINDOWS, ["toy.train.inter", "found no line below the first"]),
 }
 
@@ -258,4 +290,32 @@ def test_broken_windows_are_refused(
         whole = "".join(f"u{user}\ti{user} i{user + 1}\ti{user + 2}\n" for user in range(40))
         (tmp_path / "toy" / f"toy.{split}.inter").write_text(content if split == "train" else WINDOWS + whole)
     toy.pop("load_col")
-    assert_refused(capsys, run("SASRec", toy, ["--protocol=windows"]), parts, tmp_path / "saved")
+    arguments = ["--protocol=windows", *(["--alias_of_item_id=[x]"] if "numbered apart" in name else [])]
+    assert_refused(capsys, run("SASRec", toy, arguments), parts, tmp_path / "saved")
+
+
+RIGHT_WINDOWS = {
+    "an item 0 among others": [("0 i1 i2", "i3"), ("0 i4 i5", "i6"), ("i5 i6", "i7")],
+    "an item taken twice at first": [("0 0 i2", "i3"), ("0 i4", "i6"), ("i5 i6", "0")],
+    "a history of one item": [("0 0 0", "i3"), ("i4", "i6"), ("i5 i6", "i2")],
+}
+
+
+@pytest.mark.parametrize("fields", [("user_id", "item_id", "_list"), ("who", "p_id", "_seq")], ids=["usual", "own"])
+@pytest.mark.parametrize("name", RIGHT_WINDOWS)
+def test_windows_are_read_as_they_stand(
+    name: str, fields: tuple[str, str, str], toy: dict[str, object], tmp_path: Path
+) -> None:
+    user, item, suffix = fields
+    header = f"{user}:token\t{item}{suffix}:token_seq\t{item}:token\n"
+    rows = [*RIGHT_WINDOWS[name], *((f"i{number}", f"i{number + 1}") for number in range(20))]
+    for split in ("train", "valid", "test"):
+        lines = "".join(f"{split}{number}\t{history}\t{target}\n" for number, (history, target) in enumerate(rows))
+        (tmp_path / "toy" / f"toy.{split}.inter").write_text(header + lines)
+    toy |= {"title_field": None, "max_eval_rows": 0, "candidate_num": 5, "USER_ID_FIELD": user, "ITEM_ID_FIELD": item}
+    toy.pop("load_col")
+    assert run("SASRec", toy, ["--protocol=windows", f"--LIST_SUFFIX={suffix}"]) == 0
+    (path,) = (tmp_path / "saved").glob("SASRec-*/cases.jsonl")
+    cases = {case["user"]: case for case in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    assert [cases[f"test{number}"]["target"] for number in range(len(rows))] == [target for _, target in rows]
+    assert all(len(case["candidates"]) == 5 for case in cases.values())

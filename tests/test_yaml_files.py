@@ -103,3 +103,8 @@ def test_near_names() -> None:
     assert nearest("sasrec", ["SASRec", "LLaRA"]) == "did you mean 'SASRec'?"
     assert nearest("zzz", ["a", "b"]) == "known: a, b"
     assert nearest("zzz", []) == "none is known"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    (tmp_path / "marked.yaml").write_text("\ufeffseed: 3\n", encoding="utf-8")
+    assert read_yaml(tmp_path / "marked.yaml") == {"seed": 3}

@@ -149,7 +149,7 @@ def load_candidate_file(path: Path, user_ids: dict[str, int], item_ids: dict[str
     header = header_of(candidate_num)
     with readable(path, "utf-8"):
         # str.splitlines would also break at U+0085, U+2028 and their like, which an id may hold.
-        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     fields = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
     if fields[0] != header:
         raise UserError(

@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType, ModelType
 
-from recbole_llara.data.atomic_files import CheckedFiles, readable
+from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
 from recbole_llara.data.candidates import CandidateSampler, OwnPast, Rows
 from recbole_llara.data.hashing import sample_rows
@@ -317,10 +317,7 @@ def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedDat
         files[name], sha256[name] = _freeze(splits[name], name, Path(config["checkpoint_dir"]) / "candidates")
         _logger.info(f"{name}: {len(splits[name])} rows, candidates {files[name]}, SHA-256 {sha256[name]}")
     _logger.info(f"train: {len(splits['train'])} rows")
-    catalogue = None
-    if config["title_field"]:
-        with readable(Path(dataset.dataset_path) / f"{dataset.dataset_name}.item", config["encoding"] or "utf-8"):
-            catalogue = load_catalogue(dataset, config)
+    catalogue = load_catalogue(dataset, config) if config["title_field"] else None
     if catalogue is not None:
         for name in ("valid", "test"):
             splits[name].order_by_text(catalogue)

@@ -118,3 +118,9 @@ def _check_recbole_keys(config: Any) -> None:
         )
     if config["split_protocol"] == READY_MADE and not (isinstance(files, list) and len(files) == 3):
         raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
+    history = f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX']}"
+    if config["split_protocol"] == READY_MADE and history not in (config["alias_of_item_id"] or ()):
+        raise UserError(
+            f"alias_of_item_id is {config['alias_of_item_id']!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among them: "
+            "histories and targets would be numbered apart."
+        )

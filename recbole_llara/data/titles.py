@@ -1,7 +1,8 @@
 """Each item's text: titles read from the .item file, cleaned by the dataset's rules, in the order of internal ids.
 
 Read here and not through RecBole's token_seq, which splits a title at spaces, joins runs of them and takes "None" or
-"NA" for a hole. A title may hold any character, with these exceptions:
+"NA" for a hole. Cells are taken as they stand, quotes and all (see `atomic_files`). A title may hold any character, with
+these exceptions:
 
 - A title is one line: a run of line breaks, tabs and other ASCII control characters becomes a space, and white space at
   its ends goes. Prompts list titles one after another, and tokenizers may merge a line break with what stands before it.
@@ -9,7 +10,6 @@ Read here and not through RecBole's token_seq, which splits a title at spaces, j
 - A title without a visible character would make an empty answer: refused.
 """
 
-import csv
 import logging
 import re
 import unicodedata
@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llara.data.atomic_files import read_rows
 from recbole_llara.errors import UserError
+from recbole_llara.text_files import is_text
 
 # Articles that catalogues put behind the title, in the languages of MovieLens; "L'" binds without a space.
 _ARTICLES = "The|An|A|Les|Le|La|L'|Los|Las|El|Il|Lo|Gli|Der|Die|Das|Det|Den|O"
@@ -43,15 +45,6 @@ def one_line(title: str) -> str:
 def is_visible(title: str) -> bool:
     """Whether a title holds anything that can be seen."""
     return any(unicodedata.category(character) not in _INVISIBLE for character in title)
-
-
-def is_text(title: str) -> bool:
-    """Whether a title can be written down, as tokenizers want it."""
-    try:
-        title.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _join_article(match: re.Match[str]) -> str:
@@ -118,33 +111,19 @@ def read_item_column(path: Path, id_field: str, field: str, separator: str, enco
     """One column of an atomic .item file, by external id; of repeated ids the first counts, as in RecBole.
 
     Raises:
-        UserError: no such file, or no such column.
+        UserError: no such file or column, another encoding, or a line of another length than the first.
     """
     if not path.is_file():
         raise UserError(f"No file {path}, expected the dataset's .item file with the column '{field}' (title_field).")
-    with path.open(encoding=encoding, newline="") as file:
-        lines = csv.reader(file, delimiter=separator)
-        try:
-            return _read_column(lines, path, id_field, field)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not in {encoding} ({error}): set encoding to what it is written in.") from error
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {lines.line_num}: {error}; expected every quote that opens a value to be closed."
-            ) from error
-
-
-def _read_column(lines: Any, path: Path, id_field: str, field: str) -> dict[str, str]:
-    """``read_item_column`` of a ``csv.reader``."""
-    header = [name.split(":")[0] for name in next(lines, [])]
+    rows = read_rows(path, separator, encoding)
+    header = [name.split(":")[0] for name in next(rows, (1, []))[1]]
     for name in (id_field, field):
         if name not in header:
             raise UserError(f"{path} has the columns {', '.join(header)}, expected '{name}': see title_field.")
     id_column, column = header.index(id_field), header.index(field)
     values: dict[str, str] = {}
-    for line in lines:
-        if len(line) > id_column:
-            values.setdefault(line[id_column], line[column] if len(line) > column else "")
+    for _, cells in rows:
+        values.setdefault(cells[id_column], cells[column])
     return values
 
 
@@ -174,7 +153,19 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     several = sum(bool(_CONTROLS.search(raw.get(token, ""))) for token in tokens[1:])
     if several:
         _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
+    quoted = sum(_is_csv_quoted(raw.get(token, "")) for token in tokens[1:])
+    if quoted:
+        _logger.warning(
+            f"{quoted} titles {where} stand in quotes and have each quote inside doubled, as CSV writers leave them; they are taken "
+            "as they stand: an atomic file knows no quoting"
+        )
     return Catalogue(titles, tokens, str(config["domain"] or "item"))
+
+
+def _is_csv_quoted(title: str) -> bool:
+    """Whether a title looks like ``"the ""real"" one"``."""
+    inside = title[1:-1]
+    return title[:1] == title[-1:] == '"' and '""' in inside and '"' not in inside.replace('""', "")
 
 
 def _refuse(tokens: Sequence[str], is_bad: Sequence[bool], what: str, expected: str) -> None:

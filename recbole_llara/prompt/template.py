@@ -89,5 +89,5 @@ def load_templates(domain: str, candidate_num: int, folder: Path = PROPERTIES / 
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in Path(folder).glob("*.yaml")))
         raise UserError(f"domain: found {domain!r}, expected one of {known}")
-    texts = yaml.safe_load(path.read_text(encoding="utf-8"))["templates"]
+    texts = yaml.safe_load(path.read_text(encoding="utf-8-sig"))["templates"]
     return [PromptTemplate.parse(text, candidate_num) for text in texts]

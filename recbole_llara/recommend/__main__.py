@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from recbole_llara.console import read_json, write_json
 from recbole_llara.errors import exit_status
 
 _EPILOG = """\
@@ -33,8 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--k", type=int, default=5, help="how many items (default %(default)s)")
     parser.add_argument("--retrieve_k", type=int, help="how many items the recommender proposes (default candidate_num)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--jsonl", action="store_true", help="read JSON lines from stdin, write JSON lines to stdout")
+    parser.add_argument("--json", action="store_true", help="print JSON, in UTF-8")
+    parser.add_argument(
+        "--jsonl", action="store_true", help="read JSON lines from stdin, write JSON lines to stdout, both in UTF-8"
+    )
     return parser
 
 
@@ -52,6 +55,10 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     from recbole_llara.recommend.stream import answer_lines
     from recbole_llara.yaml_files import parse_arguments
 
+    if arguments.json or arguments.jsonl:
+        write_json()
+    if arguments.jsonl:
+        read_json()
     run = load(arguments.run, **parse_arguments(keys))
     if arguments.jsonl:
         answer_lines(run, sys.stdin, sys.stdout, arguments.k, arguments.retrieve_k)

@@ -1,4 +1,8 @@
-"""JSON lines: one user a line in, one answer a line out, a batch at a time, however many there are."""
+"""JSON lines: one user a line in, one answer a line out, a batch at a time, however many there are.
+
+A byte order mark before a line is dropped. Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, is escaped
+in the answer too.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +11,7 @@ from typing import Any, TextIO
 
 from recbole_llara.errors import UserError
 from recbole_llara.recommend.loaded import LoadedRun, as_json
+from recbole_llara.text_files import BYTE_ORDER_MARK, is_text
 
 KEYS = frozenset({"user", "history", "candidates", "k", "retrieve_k"})
 LONGEST_LINE = 1 << 20  # characters
@@ -25,7 +30,8 @@ def answer_lines(run: LoadedRun, lines: Iterable[str], out: TextIO, k: int = 5, 
     defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
     for batch in _batches(lines, BATCHES_AT_ONCE * run.batch_size):
         for answer in _answers(run, [_parsed(line, defaults) for line in batch]):
-            out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            text = json.dumps(answer, ensure_ascii=False)
+            out.write((text if is_text(text) else json.dumps(answer)) + "\n")
         out.flush()
 
 
@@ -65,9 +71,11 @@ def _parsed(line: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A line's question with defaults, or its error."""
     if len(line) > LONGEST_LINE:
         return {"error": f"line: found {len(line)} characters, expected at most {LONGEST_LINE}"}
+    if not is_text(line):
+        return {"error": f"line: found bytes that are no UTF-8 in {line[:60]!a}, expected UTF-8"}
     try:
-        question = json.loads(line)
-    except ValueError as error:
+        question = json.loads(line.lstrip(BYTE_ORDER_MARK))
+    except (ValueError, RecursionError) as error:
         return {"error": f"line: found no JSON ({error}), expected an object with history"}
     if not isinstance(question, dict) or not isinstance(question.get("history"), list):
         return {"error": 'line: found no list history, expected an object such as {"history": ["Toy Story"]}'}

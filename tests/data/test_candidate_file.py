@@ -111,3 +111,10 @@ def test_rows_the_file_lacks_are_counted(tmp_path):
     own = load_candidate_file(write(tmp_path, [["ann", "i 1", "i 1", "i 2", "i 3"]]), USER_IDS, ITEM_IDS, 3)
     with pytest.raises(UserError, match="lacks 2 of the 3 test rows"):
         own.look_up(np.array([1, 2, 3]), np.array([1, 1, 7]), "test")
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path):
+    path = write(tmp_path, [["ann", "i 1", "i 1", "i 2", "i 3"]])
+    plain = load_candidate_file(path, USER_IDS, ITEM_IDS, 3)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert np.array_equal(load_candidate_file(path, USER_IDS, ITEM_IDS, 3).candidates, plain.candidates)

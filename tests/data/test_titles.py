@@ -121,20 +121,21 @@ def config_of(**keys):
 def test_text_comes_through_intact(tmp_path):
     titles = ["two  spaces", "NA", "None", "Ürümqi 乌鲁木齐", "l'été, “quoted”", " [ItemEmb] ", "<s>", "™"]
     lines = [f"{number}\t{title}" for number, title in enumerate(titles)]
-    lines += ['8\t"a ""real"" quote"', '9\t"two\nlines"', "3\tsecond mention"]
+    quoted = ['"Weird', '12" record', '"Heroes"', '"', 'a "real" one']
+    lines += [*(f"q{number}\t{title}" for number, title in enumerate(quoted)), "3\tsecond mention"]
     dataset = fake_dataset(
         tmp_path,
         "\n".join(["item_id:token\ttitle:token_seq", *lines]) + "\n",
-        ["5", "0", "1", "2", "3", "4", "6", "7", "8", "9"],
+        ["5", "0", "1", "2", "3", "4", "6", "7", *(f"q{number}" for number in range(5))],
     )
     catalogue = load_catalogue(dataset, config_of())
     assert catalogue.item_tokens[:3] == ("[PAD]", "5", "0")
-    expected = ["[ItemEmb]", *titles[:5], *titles[6:], 'a "real" quote', "two lines"]
+    expected = ["[ItemEmb]", *titles[:5], *titles[6:], *quoted]
     assert list(catalogue.titles) == ["", *expected]
 
 
 def test_missing_titles_are_counted_and_named(tmp_path):
-    text = "item_id:token\ttitle:token_seq\n1\tA\n2\t \n3\n5\t\u200b\x07\n"
+    text = "item_id:token\ttitle:token_seq\n1\tA\n2\t \n3\t\n5\t\u200b\x07\n"
     dataset = fake_dataset(tmp_path, text, ["1", "2", "3", "4", "5"])
     with pytest.raises(UserError, match=r"4 of 5 items have no title .*toy.item.*title_field.*: 2, 3, 4, 5. Every"):
         load_catalogue(dataset, config_of())
@@ -149,15 +150,35 @@ def test_half_a_surrogate_pair_is_refused(tmp_path):
 def test_a_file_in_another_encoding_is_named(tmp_path):
     dataset = fake_dataset(tmp_path, "", ["1"])
     (tmp_path / "toy.item").write_bytes("item_id:token\ttitle:token_seq\n1\tLéon\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"toy.item is not in utf-8 .*set encoding"):
+    with pytest.raises(UserError, match=r"toy.item: found the byte 0xe9 in line 2, expected utf-8 \(key encoding\)"):
         load_catalogue(dataset, config_of())
     assert load_catalogue(dataset, config_of(encoding="latin-1")).titles == ("", "Léon")
 
 
-def test_a_quote_that_is_never_closed_is_named(tmp_path):
-    text = 'item_id:token\ttitle:token_seq\n1\t"A\n' + "2\tB\n" * 40_000
-    with pytest.raises(UserError, match=r"toy.item, line .*every quote"):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2\tcut\there", "found 3 columns in line 3, expected the 2 of the first line"),
+        ("2", "found 1 columns in line 3, expected the 2 of the first line"),
+        ("\ufeff2\tB", r"found a byte order mark \(U\+FEFF\) before line 3, .*two files joined"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, line, message):
+    text = f"item_id:token\ttitle:token_seq\n1\tA\n{line}\n"
+    with pytest.raises(UserError, match=f"toy.item: {message}"):
         load_catalogue(fake_dataset(tmp_path, text, ["1", "2"]), config_of())
+
+
+def test_a_byte_order_mark_before_the_file_is_none_of_its_text_and_within_a_title_it_is(tmp_path):
+    text = "\ufeffitem_id:token\ttitle:token_seq\n1\t\ufeffA\ufeffB\n"
+    assert load_catalogue(fake_dataset(tmp_path, text, ["1"]), config_of()).titles == ("", "\ufeffA\ufeffB")
+
+
+def test_titles_that_a_csv_writer_quoted_are_counted(tmp_path, caplog):
+    text = 'item_id:token\ttitle:token_seq\n1\t"a ""real"" quote"\n2\t"Heroes"\n3\tplain\n'
+    catalogue = load_catalogue(fake_dataset(tmp_path, text, ["1", "2", "3"]), config_of())
+    assert catalogue.titles[1:] == ('"a ""real"" quote"', '"Heroes"', "plain")
+    assert next(record.message for record in caplog.records if "stand in quotes" in record.message).startswith("1 titles")
 
 
 @pytest.mark.parametrize(

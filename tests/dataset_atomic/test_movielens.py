@@ -85,3 +85,16 @@ def test_malformed_lines_are_counted_shown_and_too_many_refused(tmp_path, run, r
     run("ml-1m", "--raw", raw, "--out", tmp_path / "out", "--max_malformed", "0.02")
     assert "ratings.dat: 1 of 100 lines left out" in capsys.readouterr().err
     assert len(read(tmp_path / "out" / "ml-1m" / "ml-1m.inter")[1]) == 99
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path, run, read):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "ratings.dat").write_text("1::1193::5::978300760\n", encoding="utf-8-sig")
+    (raw / "movies.dat").write_text("1193::One Flew (1975)::Drama\n", encoding="utf-8")
+    with pytest.raises(UserError, match="byte order mark"):  # the encoding of these files is latin-1, which has none
+        run("ml-1m", "--raw", raw, "--out", tmp_path / "out")
+    (raw / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1193,5,978300760\n", encoding="utf-8-sig")
+    (raw / "movies.csv").write_text('movieId,title,genres\n1193,"One Flew, ""Nest"" (1975)",Drama\n', encoding="utf-8-sig")
+    run("ml-latest", "--raw", raw, "--out", tmp_path / "out")
+    assert read(tmp_path / "out" / "ml-latest" / "ml-latest.item")[1] == [["1193", 'One Flew, "Nest"', "1975", "Drama"]]

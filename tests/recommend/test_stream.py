@@ -56,3 +56,46 @@ def test_the_command_line(make_run, capsys, monkeypatch):
     assert "did you mean 'Title 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([f"--run={folder}"])
+
+
+def test_lines_that_are_no_utf_8_or_hold_a_mark_or_half_a_character_stop_nothing(run):
+    lines = [
+        '\ufeff{"user": "a", "history": ["i1"]}', '{"user": "b", "history": ["i\udcff"]}', '{"user": "\\ud83d", "history": ["\\ud83d"]}',
+        "[" * 100_000, '\ufeff{"user": "c", "history": ["i1"]}',
+    ]  # fmt: skip
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # strict, as a file is
+    answer_lines(run, lines, out, k=1)
+    out.seek(0)
+    answers = [json.loads(line) for line in out]
+    assert [answer.get("user") for answer in answers] == ["a", None, "\ud83d", None, "c"]
+    assert ["error" in answer for answer in answers] == [False, True, True, True, False]
+    assert "no UTF-8" in answers[1]["error"] and "no JSON" in answers[3]["error"]
+
+
+TITLES = {"i6": "霸王别姬 🎬", "i7": "سلام", "i8": "Ça va?"}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_the_command_on_any_console(make_run, keys, tmp_path, monkeypatch, encoding):
+    """Tables are escaped where the console lacks a character; JSON is UTF-8 on all of them, in and out."""
+    path = tmp_path / "toy" / "toy.item"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    changed = [f"{item}\t{TITLES.get(item, title)}" for item, _, title in (line.partition("\t") for line in lines)]
+    path.write_text("\n".join(changed) + "\n", encoding="utf-8")
+    folder = make_run("SASRec")
+
+    def said(*words, asked=b""):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(asked), encoding=encoding))
+        assert main([f"--run={folder}", *words]) == 0
+        out.flush()
+        return out.buffer.getvalue()
+
+    shown = ["--history", "i1", "--candidates", *TITLES, "--k=3"]
+    table = said(*shown).decode(encoding)
+    assert all(title.encode(encoding, errors="backslashreplace").decode(encoding) in table for title in TITLES.values())
+    assert {item["title"] for item in json.loads(said(*shown, "--json").decode("utf-8"))} == set(TITLES.values())
+    question = json.dumps({"history": [TITLES["i6"]], "candidates": [TITLES["i7"], TITLES["i8"]]}, ensure_ascii=False)
+    answer = json.loads(said("--jsonl", asked=b"\xef\xbb\xbf" + question.encode()).decode("utf-8"))
+    assert {item["title"] for item in answer["recommendations"]} == {TITLES["i7"], TITLES["i8"]}

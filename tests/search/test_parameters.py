@@ -114,3 +114,7 @@ def test_the_files_that_ship_can_be_searched(name, make_search):
     search = make_search(text, algo, model=name)
     assert search.parameters == read_parameters(name)
     assert search.max_evals == {"SASRec": 20, "LLaRA": 10}[name]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_parameter():
+    assert read("\ufeffseed choice [1, 2]\n") == read("seed choice [1, 2]\n")
