@@ -12,7 +12,8 @@ from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.model.contrast import in_batch_contrast, masked_mean
 from recbole_llara.model.item_encoder import Recommender
 from recbole_llara.model.llm import hidden_states
-from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.model.readiness import ReadyLLM
+from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import ContrastSettings, OptimSettings
 
@@ -51,16 +52,14 @@ class RSLLM(LLMRecommender):
         config: the run's LLaRAConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where no behavioural token is shown.
-        encoder: of its prompts; None = made here.
+        ready: its LLM; None = loaded here.
 
     Raises:
         UserError: as ``LLMRecommender``; or a batch of one row, which has no negatives.
     """
 
-    def __init__(
-        self, config: Any, data: PreparedData, recommender: Recommender | None, encoder: PromptEncoder | None = None
-    ) -> None:
-        super().__init__(config, data, recommender, encoder)
+    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
+        super().__init__(config, data, recommender, ready)
         self.contrast = ContrastSettings.from_config(config)
 
     @classmethod
