@@ -21,7 +21,7 @@ from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.identity import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
-from recbole_llara.model.llm import causal_lm, input_embeddings
+from recbole_llara.model.llm import causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
@@ -131,7 +131,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             compile_blocks(self.llm, config["device"])
         self.read_answers = ready.read_answers or answer_reader(config, self.llm, self.encoder)
         self.item_tokens = ItemTokens(
-            input_embeddings(llm).weight, self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
+            embedded_vocabulary(llm), self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
         )
 
     def _item_embeddings(self, config: Any) -> torch.Tensor | None:
