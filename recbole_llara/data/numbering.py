@@ -56,7 +56,12 @@ class Numbering:
         """
         names = [name for name in selected_features or () if name in dataset.field2id_token]
         features = {name: _texts(dataset.field2id_token[name]) for name in names}
-        return cls(_texts(dataset.field2id_token[dataset.iid_field]), dataset.knowledge.known["test"].n_items, dataset.user_hashes, features)
+        return cls(
+            _texts(dataset.field2id_token[dataset.iid_field]),
+            dataset.knowledge.known["test"].n_items,
+            dataset.user_hashes,
+            features,
+        )
 
     @property
     def items_sha256(self) -> str:

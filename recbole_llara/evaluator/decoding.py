@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from recbole_llara.evaluator.scoring import check_prompts, score_candidates, trie_log_probs
+from recbole_llara.evaluator.scoring import AnswerReader, check_prompts, score_candidates, trie_log_probs
 from recbole_llara.evaluator.trie import IGNORED_LABEL, build_trie, walk
+from recbole_llara.model.llm import causal_lm
 from recbole_llara.prompt.plain_text import spell
 
 __all__ = ["answer_texts", "decode_constrained", "decode_generate", "score_candidates"]
@@ -36,19 +37,20 @@ def decode_constrained(
     attention_mask: torch.Tensor,
     position_ids: torch.Tensor,
     answer_ids: torch.Tensor,
+    read: AnswerReader = trie_log_probs,
 ) -> torch.Tensor:
     """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid.
 
-    Every likelihood the walk could need is in the one pass that scores the candidates, so there is no
+    Every likelihood the walk could need is among those that score the candidates, so there is no
     token-by-token loop over the LLM.
 
-    Args and raises: as ``scoring.answer_log_probs``.
+    Args and raises: as ``scoring.score_candidates``.
 
     Returns:
         [B] int64, the index of the chosen candidate; of candidates with equal answers, the first.
     """
     trie = build_trie(answer_ids)
-    return walk(trie, trie_log_probs(llm, inputs_embeds, attention_mask, position_ids, trie))
+    return walk(trie, read(llm, inputs_embeds, attention_mask, position_ids, trie))
 
 
 @torch.no_grad()
@@ -85,7 +87,7 @@ def decode_generate(
         pad_token_id=pad_token_id,
         **PLAIN_GENERATION,
     )
-    generated = llm.generate(
+    generated = causal_lm(llm).generate(
         inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings, synced_gpus=in_step
     )  # [B, M]
     # A batch runs until its longest row ends: a row keeps only what it would have generated alone.

@@ -36,7 +36,7 @@ def answer_rows(
         return generate_answers(model, shown_prompts(model, history, candidates, rows), candidates)
     if model.decoding == "constrained":
         context = _context(model, shown_prompts(model, history, candidates, rows), candidates)
-        chosen, answer_ids = decode_constrained(*context).cpu(), context[-1].cpu()  # [B], [B, C, A]
+        chosen, answer_ids = decode_constrained(*context, model.read_answers).cpu(), context[-1].cpu()  # [B], [B, C, A]
         is_chosen = (answer_ids == answer_ids[torch.arange(len(rows)), chosen][:, None]).all(2)  # [B, C]
         items = rank_candidates(is_chosen.float(), candidates, questions)[:, 0]
         return CandidateAnswers(items=items, scores=None, texts=_texts(model, items.tolist()))
@@ -56,7 +56,9 @@ def _scores(model: "LLMRecommender", history: torch.Tensor, candidates: torch.Te
     """[B, C] nats, as ``test_prompt`` says."""
     if model.test_prompt == "all":
         return score_under_every_template(model, history, candidates, rows)
-    return score_candidates(*_context(model, shown_prompts(model, history, candidates, rows), candidates)).cpu()
+    return score_candidates(
+        *_context(model, shown_prompts(model, history, candidates, rows), candidates), model.read_answers
+    ).cpu()
 
 
 def shown_prompts(
@@ -94,7 +96,7 @@ def score_under_every_template(
             order = torch.from_numpy(draws.argsort(1))
         shown = candidates.gather(1, order)
         prompts = _encode(model, history, shown, torch.full_like(rows, number))
-        scores = score_candidates(*_context(model, prompts, shown)).cpu()
+        scores = score_candidates(*_context(model, prompts, shown), model.read_answers).cpu()
         total.scatter_add_(1, order, scores.log_softmax(1))
     return total / len(model.encoder.templates)
 

@@ -68,8 +68,11 @@ def training_attention(model: PreTrainedModel, dtype: torch.dtype, device: str |
         device: where it runs.
     """
     config = model.config
-    heads, key_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
-    plain = heads == key_heads and not getattr(config, "attention_dropout", 0) and config.model_type == "llama"
+    plain = (
+        config.model_type == "llama"
+        and config.num_attention_heads == config.num_key_value_heads
+        and not config.attention_dropout
+    )
     if plain and torch.device(device).type == "cpu" and dtype == torch.bfloat16:
         return BMM_ATTENTION
     return config._attn_implementation

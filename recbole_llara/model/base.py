@@ -17,18 +17,18 @@ from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.compilation import compile_blocks
-from recbole_llara.model.dropout import TokenKeys, key_dropout, token_keys
+from recbole_llara.model.dropout import token_keys
 from recbole_llara.model.hybrid import merge_item_embeddings
-from recbole_llara.model.identity import data_facts, llm_digest, rows_digest, tokenizer_digest
+from recbole_llara.model.identity import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
-from recbole_llara.model.llm import causal_lm, input_embeddings, load_llm, max_positions, tune
+from recbole_llara.model.llm import causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype
-from recbole_llara.model.readiness import build_encoder, ready_encoder
+from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
 from recbole_llara.model.sharding import shard_frozen
 from recbole_llara.processes import processes_of
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
@@ -105,7 +105,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         config: the run's LLaRAConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where the representation shows no item embedding.
-        encoder: of its prompts; None = made here.
+        ready: its LLM; None = loaded here.
 
     Raises:
         UserError: no titles, an LLM that cannot be loaded, or prompts that it cannot hold.
@@ -113,15 +113,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
 
-    def __init__(
-        self, config: Any, data: PreparedData, recommender: Recommender | None, encoder: PromptEncoder | None = None
-    ) -> None:
+    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
         super().__init__(config, data.dataset)
-        if data.catalogue is None:
-            raise UserError(
-                f"title_field: dataset {config['dataset']} names no column of titles, expected one for "
-                f"{config['model']}: set title_field in properties/dataset/{config['dataset']}.yaml or a config file"
-            )
+        ready = ready or ready_llm(config, data)
         llm_settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
         self.decoding = EvaluationSettings.from_config(config).decoding
         self.representation = stages_of(config)[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
@@ -130,37 +124,19 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.sampler: CandidateSampler = data.sampler
         self.recommender = recommender
         self.compute_dtype = resolve_compute_dtype(llm_settings.llm_dtype, config["device"])
-        llm, self.tokenizer = load_llm(
-            llm_settings.llm_path,
-            dtype=llm_settings.llm_dtype,
-            trust_remote_code=llm_settings.llm_trust_remote_code,
-            llm_tuning=llm_settings.llm_tuning,
-            device=config["device"],
-            quantization=llm_settings.llm_quantization,
-        )
-        self.llm_digest, self.tokenizer_digest = llm_digest(llm), tokenizer_digest(self.tokenizer)
+        self.llm, self.tokenizer, self.encoder = ready.llm, ready.tokenizer, ready.encoder
+        self._token_keys = ready.token_keys
+        self.llm_digest, self.tokenizer_digest = ready.digest, tokenizer_digest(self.tokenizer)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
+        llm = causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
         self.eval_dtype = evaluation_dtype(llm_settings.eval_dtype, self._weight_dtype)
         self._attention = {
             True: training_attention(llm, self.compute_dtype, config["device"]),
             False: llm.config._attn_implementation,
         }
-        self._token_keys = TokenKeys()
-        if llm_settings.gradient_checkpointing:
-            again = {"use_reentrant": False, "context_fn": self._token_keys.for_checkpoint}
-            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
         self.llm_path, self.llm_tuning = llm_settings.llm_path, llm_settings.llm_tuning
         self.llm_quantization = llm_settings.llm_quantization
-        self.llm = tune(
-            llm,
-            llm_settings.llm_tuning,
-            llm_settings.lora_r,
-            llm_settings.lora_alpha,
-            llm_settings.lora_dropout,
-            llm_settings.lora_target_modules,
-        )
-        key_dropout(self.llm, self.seed, self._token_keys)
         processes = processes_of(config)
         self.is_sharded = llm_settings.fsdp and processes.count > 1
         if self.is_sharded:
@@ -168,9 +144,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.is_compiled = llm_settings.torch_compile
         if self.is_compiled:
             compile_blocks(self.llm, config["device"])
-        self.encoder = encoder or build_encoder(config, data, self.tokenizer, max_positions(llm))
+        self.read_answers = ready.read_answers or answer_reader(config, self.llm, self.encoder)
         self.item_tokens = ItemTokens(
-            input_embeddings(llm).weight, self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
+            embedded_vocabulary(llm), self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
         )
 
     def _item_embeddings(self, config: Any) -> torch.Tensor | None:
@@ -201,10 +177,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained or taken from the cache where one is needed."""
-        encoder = ready_encoder(config, data)
+        ready = ready_llm(config, data)
         pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
-        return cls(config, data, prepare_recommender(config, data) if wanted else None, encoder)
+        return cls(config, data, prepare_recommender(config, data) if wanted else None, ready)
 
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``TellsFacts``."""

@@ -15,7 +15,7 @@ class ItemTokens(nn.Module):
     """What fills the slots of a prompt, one vector of the LLM's input space for each.
 
     Args:
-        input_embeddings: [V, D] of the LLM, around whose centre every new vector starts.
+        vocabulary: [V, D] the LLM's tokens as its embedding layer gives them out; every new vector starts around their centre.
         n_items: N, the padding item among them.
         parts: what the prompts of the run show; a vector that none of them shows is not made.
         item_embeddings: [N, d_rec] what the projector reads; needed for ``Part.ITEM_EMBEDDING``.
@@ -33,7 +33,7 @@ class ItemTokens(nn.Module):
 
     def __init__(
         self,
-        input_embeddings: torch.Tensor,
+        vocabulary: torch.Tensor,
         n_items: int,
         parts: frozenset[Part],
         item_embeddings: torch.Tensor | None,
@@ -42,8 +42,8 @@ class ItemTokens(nn.Module):
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
             raise ValueError("prompts with behavioural tokens, but no item embeddings: expected [N, d_rec]")
-        vocabulary = input_embeddings.detach().float()
-        centre = vocabulary.mean(0)  # [D]
+        vocabulary = vocabulary.detach().float()
+        centre = vocabulary.mean(0).cpu()  # [D]
         self.placeholder = nn.Parameter(centre.clone())
         self.projector = None
         if Part.ITEM_EMBEDDING in parts:
@@ -57,7 +57,7 @@ class ItemTokens(nn.Module):
         self.description = nn.Parameter(centre.clone()) if Part.DESCRIPTION in parts else None
         self.item_ids = None
         if Part.ITEM_ID in parts:
-            spread = vocabulary.std(0)  # [D]
+            spread = vocabulary.std(0).cpu()  # [D]
             # As a word that joins the vocabulary would be drawn.
             self.item_ids = nn.Parameter(centre + spread * torch.randn(n_items, len(centre)))
 

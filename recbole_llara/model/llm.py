@@ -12,11 +12,18 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
-from recbole_llara.model.llm_path import check_no_code, describe_expected, read_tokenizer, resolve_llm_path, why
+from recbole_llara.model.llm_path import check_no_code, describe_expected, first_line, read_tokenizer, resolve_llm_path, why
 from recbole_llara.model.lora import make_lean
 from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
 from recbole_llara.model.quantization import quantization_config
@@ -146,9 +153,10 @@ def check_vocabulary(llm_path: str, tokenizer: PreTrainedTokenizerBase, n_embedd
         )
 
 
-def max_positions(model: nn.Module) -> int | None:
-    """Tokens that the LLM can hold, prompt and answer together; None where its config names no limit."""
-    return getattr(causal_lm(model).config, "max_position_embeddings", None)
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that an LLM of this config can hold; of one that reads images too, its language model. None = no limit."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -161,14 +169,27 @@ def input_embeddings(model: nn.Module) -> nn.Module:
     return causal_lm(model).get_input_embeddings()
 
 
+def embedded_vocabulary(model: nn.Module) -> torch.Tensor:
+    """[V, D] what the LLM's embedding layer gives out for each of its tokens: some multiply their table, as Gemma's does."""
+    layer = input_embeddings(model)
+    with torch.no_grad():
+        return layer(torch.arange(layer.num_embeddings, device=layer.weight.device))
+
+
 def hidden_states(
     model: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """The decoder's last hidden states [B, T, D], after its final norm, without the language-model head."""
-    decoder = causal_lm(model).base_model
-    return decoder(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
+    """The decoder's last hidden states [B, T, D], after its final norm: what the language-model head reads."""
+    # Asked of the LLM itself, one column through its head: what is below it has another name in some families.
+    output = causal_lm(model)(
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        output_hidden_states=True,
+        logits_to_keep=1,
+        use_cache=False,
+    )
+    return output.hidden_states[-1]
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -177,8 +198,9 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UserError: there is none.
     """
-    n_layers = model.config.num_hidden_layers
-    for module in model.base_model.modules():
+    n_layers = model.config.get_text_config().num_hidden_layers
+    # Of a model that reads images too, those of its language model.
+    for module in (model.get_decoder() or model.base_model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return module
     raise UserError(
@@ -223,23 +245,42 @@ def tune(
         The model, wrapped by peft for lora. The adapters' first values come from torch's global generator.
 
     Raises:
-        UserError: an unknown llm_tuning, or a target that no linear layer of the blocks is called by.
+        UserError: an unknown llm_tuning, a target that no linear layer of the blocks is called by, or one that peft refuses.
     """
     if llm_tuning not in LLM_TUNINGS:
         raise UserError(f"llm_tuning is {llm_tuning!r}, expected {', '.join(LLM_TUNINGS)}")
     model.requires_grad_(llm_tuning == "full")
     if llm_tuning != "lora":
         return model
+    targets = _lora_targets(block_linears(model), lora_target_modules)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=_lora_targets(block_linears(model), lora_target_modules),
+        target_modules=targets,
+        exclude_modules=_outside_blocks(model, targets) or None,
         # Conv1D (GPT-2) keeps its weight transposed; peft would set this itself, with a warning.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    return make_lean(get_peft_model(model, config))
+    try:
+        return make_lean(get_peft_model(model, config))
+    except ValueError as error:  # layers that peft cannot adapt, as some of a Mamba
+        raise UserError(
+            f"lora_target_modules is {lora_target_modules!r} for {type(model).__name__}: {first_line(error)}. Expected some of "
+            f"{_last_names(block_linears(model))}, or llm_tuning frozen or full"
+        ) from error
+
+
+def _last_names(linears: Sequence[str]) -> list[str]:
+    return sorted({name.split(".")[-1] for name in linears})
+
+
+def _outside_blocks(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Layers that peft would adapt for their names' ends, but that read no text: those of an image encoder."""
+    inside = {id(layer) for block in decoder_blocks(model) for layer in block.modules()}
+    ends = tuple(f".{target}" for target in targets)
+    return [name for name, layer in model.named_modules() if name.endswith(ends) and id(layer) not in inside]
 
 
 def _lora_targets(linears: list[str], wanted: str | Sequence[str]) -> list[str]:
@@ -250,8 +291,5 @@ def _lora_targets(linears: list[str], wanted: str | Sequence[str]) -> list[str]:
     found = {end: [name for name in linears if name == end or name.endswith(f".{end}")] for end in ends}
     unknown = [end for end in ends if not found[end]]
     if unknown or not ends:
-        raise UserError(
-            f"lora_target_modules has {unknown or ends}, "
-            f"expected auto or some of {sorted({name.split('.')[-1] for name in linears})}"
-        )
+        raise UserError(f"lora_target_modules has {unknown or ends}, expected auto or some of {_last_names(linears)}")
     return sorted({name for names in found.values() for name in names})

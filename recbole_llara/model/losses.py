@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_llara.model.llm import causal_lm
+
 IGNORED_LABEL = -100
 
 
@@ -60,7 +62,7 @@ def answer_pass(
         raise ValueError("an answer token in the first column: expected a prompt before every answer")
     n_tokens = labels.shape[1]
     columns = torch.arange(first - 1, n_tokens - 1, device=inputs_embeds.device)  # [K]
-    output = llm(
+    output = causal_lm(llm)(  # peft's own wrapper passes no inputs_embeds on to an MPT
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
         position_ids=position_ids,

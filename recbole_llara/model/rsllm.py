@@ -12,10 +12,10 @@ from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
 from recbole_llara.model.contrast import in_batch_contrast, masked_mean
 from recbole_llara.model.item_encoder import Recommender
 from recbole_llara.model.llm import hidden_states
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
+from recbole_llara.model.readiness import ReadyLLM
+from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import ContrastSettings, OptimSettings
-
 
 ITEMS = "item tower"  # what dropout calls its passes
 
@@ -66,16 +66,14 @@ class RSLLM(LLMRecommender):
         config: the run's LLaRAConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where no behavioural token is shown.
-        encoder: of its prompts; None = made here.
+        ready: its LLM; None = loaded here.
 
     Raises:
         UserError: as ``LLMRecommender``; or an optimiser step of one row, which has no negatives.
     """
 
-    def __init__(
-        self, config: Any, data: PreparedData, recommender: Recommender | None, encoder: PromptEncoder | None = None
-    ) -> None:
-        super().__init__(config, data, recommender, encoder)
+    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
+        super().__init__(config, data, recommender, ready)
         self.contrast = ContrastSettings.from_config(config)
 
     @classmethod
@@ -164,9 +162,7 @@ class RSLLM(LLMRecommender):
         others = others.index_copy(0, places, given)
         anchors = step.views.detach().index_copy(0, places, step.views[places])
         every = torch.arange(len(step_targets), device=places.device)
-        contrasted = in_batch_contrast(
-            anchors, others, step_targets, step_targets, every, self.contrast.contrast_temperature
-        )
+        contrasted = in_batch_contrast(anchors, others, step_targets, step_targets, every, self.contrast.contrast_temperature)
         own = contrasted[places].sum()
         rest = contrasted.sum() - own
         return own + rest - rest.detach()  # the value of these rows alone

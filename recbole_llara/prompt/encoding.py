@@ -157,6 +157,27 @@ class PromptEncoder:
         lengths = self._bank.lengths[torch.cat([history, candidates], 1) + self.first_title]
         return (lengths * (torch.cat([history, candidates], 1) > 0)).sum(1)
 
+    def longest_prompt(self, history: int, candidates: int) -> tuple[EncodedPrompts, torch.Tensor]:
+        """A prompt as long as any of the run, by items that need not occur together.
+
+        Args:
+            history: L, items of a full history.
+            candidates: C.
+
+        Returns:
+            the prompt, of one row; and [1, C, A] its candidates' answers, as ``answer_ids`` gives them.
+        """
+        titles = self._bank.lengths[self.first_title + 1 : self.first_title + self.n_items]
+        ranked = 1 + titles.argsort(descending=True, stable=True)[None]  # [1, N - 1]
+        rows, shown = ranked[:, :1].expand(1, history), ranked[:, :candidates]
+        prompts = [
+            (self.encode(rows, shown, None, representation, torch.tensor([number])), representation)
+            for representation in self.representations
+            for number in range(len(self.templates))
+        ]
+        longest, representation = max(prompts, key=lambda entry: entry[0].input_ids.shape[1])
+        return longest, self.answer_ids(shown, representation)
+
     def _item_list(self, items: torch.Tensor, representation: Representation) -> Pieces:
         """A list of items [B, M], 0-padded on the right, as M * (1 + P) pieces a row for P parts, separators first."""
         present = items > 0

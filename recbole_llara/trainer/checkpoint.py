@@ -33,10 +33,11 @@ class DamagedCheckpoint(UserError):
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
     """What a checkpoint fits: compared on loading."""
     llm = causal_lm(model.llm)
+    text = llm.config.get_text_config()
     return {
         **model.data_facts,
         "llm_architecture": type(llm).__name__,
-        "llm_shape": [llm.config.num_hidden_layers, llm.config.hidden_size, llm.config.vocab_size],
+        "llm_shape": [text.num_hidden_layers, text.hidden_size, text.vocab_size],
         "llm_digest": model.llm_digest,
         "tokenizer_digest": model.tokenizer_digest,
         "llm_tuning": model.llm_tuning,

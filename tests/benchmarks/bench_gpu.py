@@ -31,7 +31,7 @@ from recbole_llara.evaluator.decoding import decode_constrained, decode_generate
 from recbole_llara.evaluator.scoring import score_candidates
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.item_tokens import ItemTokens
-from recbole_llara.model.llm import causal_lm, input_embeddings, tune
+from recbole_llara.model.llm import causal_lm, embedded_vocabulary, input_embeddings, tune
 from recbole_llara.model.losses import answer_pass
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
@@ -94,7 +94,7 @@ class Engine:
         templates = load_templates("movie", CANDIDATES)
         self.encoder = PromptEncoder(tokenizer, titles, templates, representations=[self.representation])
         table = torch.randn(len(titles), D_REC)
-        self.tokens = ItemTokens(input_embeddings(self.llm).weight, len(titles), frozenset({Part.ITEM_EMBEDDING}), table)
+        self.tokens = ItemTokens(embedded_vocabulary(self.llm), len(titles), frozenset({Part.ITEM_EMBEDDING}), table)
         self.tokens.to(self.device)
         self.parameters = [p for module in (self.llm, self.tokens) for p in module.parameters() if p.requires_grad]
         self.plain = PlainRecipe(self.llm, tokenizer, self.tokens.projector, self.tokens.item_embeddings, titles)

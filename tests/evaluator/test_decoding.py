@@ -5,9 +5,8 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.decoding import answer_texts, decode_constrained, decode_generate, score_candidates
-from recbole_llara.evaluator.scoring import answer_log_probs
+from recbole_llara.evaluator.scoring import answer_log_probs, candidate_log_probs
 from recbole_llara.model.llm import causal_lm, input_embeddings
 
 EOS = 1
@@ -216,7 +215,9 @@ def test_refuses_right_padding_and_training_mode(make_llm, make_prompts):
         generate(llm, prompts, answers)
 
 
-def test_a_sliding_window_is_used_while_the_prompt_fits_and_refused_beyond(make_prompts):
+@pytest.mark.parametrize("window", [12, 40])
+def test_a_sliding_window_ends_where_a_plain_loop_ends_it(make_prompts, window):
+    """Within a prompt and across its end, in a tree of answers of many lengths."""
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=97,
@@ -226,17 +227,26 @@ def test_a_sliding_window_is_used_while_the_prompt_fits_and_refused_beyond(make_
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.4,
-        sliding_window=40,
+        sliding_window=window,
         eos_token_id=EOS,
     )
     llm = MistralForCausalLM(config).eval()
-    llm.config.layer_types = ["sliding_attention"] * 2
     answers = draw_answers()
-    prompts = make_prompts(llm, LENGTHS)
-    scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
-    assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
-    with pytest.raises(UserError, match="window 40, for 46 tokens"):
-        score_candidates(llm, **make_prompts(llm, [40] * len(LENGTHS)).as_dict(), answer_ids=answers)
+    for lengths in (LENGTHS, [40] * len(LENGTHS)):
+        prompts = make_prompts(llm, lengths)
+        scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
+        assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
+        by_hand = score_candidates(llm, **prompts.as_dict(), answer_ids=answers, read=candidate_log_probs)
+        assert torch.allclose(scores, by_hand, rtol=1e-5, atol=1e-5)
+        assert by_hand[0, 3] == by_hand[0, 4]
+
+
+def test_candidates_read_one_by_one_are_those_of_the_tree(llm, prompts):
+    answers = draw_answers()
+    one_by_one = answer_log_probs(llm, **prompts.as_dict(), answer_ids=answers, read=candidate_log_probs)
+    assert torch.allclose(one_by_one, answer_log_probs(llm, **prompts.as_dict(), answer_ids=answers), rtol=1e-5, atol=1e-5)
+    chosen = decode_constrained(llm, **prompts.as_dict(), answer_ids=answers, read=candidate_log_probs)
+    assert torch.equal(chosen, decode_constrained(llm, **prompts.as_dict(), answer_ids=answers))
 
 
 def test_texts_of_answers_show_special_tokens_and_keep_every_space(make_tokenizer):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+from recbole_llara.evaluator.scoring import trie_log_probs
 from recbole_llara.model import answering
 from recbole_llara.model.answering import answer_rows
 from recbole_llara.prompt.encoding import PromptEncoder
@@ -31,6 +32,7 @@ def make_model(make_llm, make_tokenizer):
             encoder=PromptEncoder(tokenizer, TITLES, [template], max_title_tokens),
             representation=REPRESENTATIONS["textual"],
             embed=lambda prompts: llm.get_input_embeddings()(prompts.input_ids),
+            read_answers=trie_log_probs,
             decoding=decoding,
             test_prompt="first",
             is_sharded=False,

@@ -1,7 +1,12 @@
 """Slots hold what they should: each kind its own vector, learned or frozen as said."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from llm_families import make_family
+from transformers import PreTrainedTokenizerFast
 
 from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
@@ -59,6 +64,21 @@ def test_new_vectors_start_around_the_vocabulary(vocabulary, table):
     assert torch.equal(tokens.description, vocabulary.mean(0))
     assert torch.allclose(tokens.item_ids.mean(0), vocabulary.mean(0), atol=0.1)
     assert torch.allclose(tokens.item_ids.std(0), vocabulary.std(0), rtol=0.1)
+
+
+@pytest.mark.parametrize("family", ["Gemma", "Gemma 2", "Gemma 3", "Gemma 3 with images", "Granite", "Llama"])
+def test_new_vectors_start_where_the_embedding_layer_puts_words(family, keys, make_trainer, save_llm):
+    """Gemma's layer multiplies its table by the root of its width."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(keys["llm_path"])
+    llm = make_family(family, len(tokenizer))
+    shutil.rmtree(keys["llm_path"])
+    keys["llm_path"] = save_llm(Path(keys["llm_path"]), llm, tokenizer)
+    trainer, _ = make_trainer({**keys, "representation": "text_id"}, "RSLLM")
+    tokens = trainer.model.item_tokens
+    words = llm.get_input_embeddings()(torch.arange(len(tokenizer))).detach()
+    assert torch.allclose(tokens.placeholder, words.mean(0), atol=1e-5)
+    assert torch.allclose(tokens.description, words.mean(0), atol=1e-5)
+    assert tokens.item_ids.norm(dim=1).mean().item() == pytest.approx(words.norm(dim=1).mean().item(), rel=0.1)
 
 
 def test_centred_counts_no_padding_and_shuffled_keeps_it(table):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM, MambaConfig, MptConfig
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.errors import UserError
@@ -13,10 +13,10 @@ from recbole_llara.model import precision
 from recbole_llara.model.llm import (
     block_linears,
     causal_lm,
+    context_length,
     hidden_states,
     input_embeddings,
     load_llm,
-    max_positions,
     tune,
 )
 from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
@@ -185,8 +185,11 @@ def test_hidden_states_are_what_the_head_reads(make_llm, make_prompts, architect
     assert input_embeddings(llm).weight.shape[1] == hidden.shape[2]
 
 
-def test_max_positions_is_what_the_config_says(make_llm):
-    assert max_positions(make_llm("gpt2", lora=True)) == 256
+def test_the_context_is_what_the_config_says_by_whatever_name(make_llm):
+    assert context_length(make_llm("gpt2").config) == 256
+    assert context_length(MptConfig(max_seq_len=300)) == 300
+    assert context_length(Gemma3Config(text_config={"max_position_embeddings": 400})) == 400
+    assert context_length(MambaConfig()) is None
 
 
 def test_auto_computes_in_bfloat16_where_the_cpu_multiplies_it(monkeypatch):

@@ -1,0 +1,217 @@
+"""A few passes of a loaded LLM before anything is trained: whether it can be tuned and asked as the run is going to.
+
+Seven passes over a prompt as long as the run's longest, so that every window is felt, and two short ones; one more with
+``decoding: generate``. With a 7B model and prompts of 1,000 tokens these are, by count, some 100 TFLOP, a tenth of one training
+step of 64 such rows. RecBole-free.
+"""
+
+import logging
+
+import torch
+from transformers import PreTrainedModel
+
+from recbole_llara.errors import UserError
+from recbole_llara.evaluator.decoding import decode_generate
+from recbole_llara.evaluator.scoring import AnswerReader, candidate_log_probs, trie_log_probs
+from recbole_llara.evaluator.trie import IGNORED_LABEL, build_trie
+from recbole_llara.model.llm import input_embeddings
+from recbole_llara.model.llm_path import first_line
+from recbole_llara.model.losses import answer_pass
+from recbole_llara.prompt.encoded import EncodedPrompts
+
+# What a tree may differ from plain passes by: nats, or shares of them where there are more; the largest difference in float32, the
+# mean of all tokens' in halves, whose roundings of one token come to as much as a fault. In halves a large LLM rounds more than
+# this: there the tree may differ by ROUNDINGS times as much as a pass that is right does.
+TREE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+ROUNDINGS = 4
+# A tree that is wrongly held for wrong costs time, a refusal the run: its limits are wider.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+# What a later token may move the likelihoods of an earlier one by, in the mean over the vocabulary.
+CAUSAL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+SHORT = 64  # tokens, of passes that ask nothing about length
+PADDING = 8  # columns on the left, as shorter rows of a batch have
+COMPARED = 3  # candidates that are also asked about one by one
+
+# What models raise that were not written for such inputs; of what a GPU raises, running out of memory says nothing about them.
+_NOT_WRITTEN_FOR_IT = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+_logger = logging.getLogger()
+
+
+def probe_llm(
+    llm: PreTrainedModel,
+    llm_path: str,
+    prompt: EncodedPrompts,
+    answer_ids: torch.Tensor,
+    end: int,
+    pad: int,
+    generates: bool,
+    is_quantized: bool = False,
+) -> AnswerReader:
+    """Refuse an LLM that is not causal or does not read prompts as this package writes them; choose how it reads answers.
+
+    Args:
+        llm: in evaluation mode, on its device.
+        llm_path: for messages.
+        prompt: of one row, without padding, as long as any of the run; slots count as the tokens that stand in for them.
+        answer_ids: [1, C, A] its candidates' answers, as ``answer_log_probs`` wants them.
+        end, pad: ids of the tokens that end an answer and fill a row.
+        generates: whether the run lets the LLM write.
+        is_quantized: whether its weights are, so that a token's roundings depend on the tokens beside it.
+
+    Returns:
+        ``trie_log_probs`` where it gives what a plain pass gives, else ``candidate_log_probs``, and the log says so.
+
+    Raises:
+        UserError: later tokens change earlier ones; the LLM takes no ``inputs_embeds``, or its answers change with them or
+            with padding; it cannot run as in training, or cannot generate where it is to.
+    """
+    probe = _Probe(llm, llm_path, prompt.to(llm.device), answer_ids.to(llm.device), end, pad, is_quantized)
+    probe.check_causal()
+    plain = probe.plain_log_probs()
+    rounding = probe.check_training(plain)
+    if generates:
+        probe.check_generation()
+    return probe.choose_reader(plain, rounding)
+
+
+class _Probe:
+    """The passes over one prompt; arguments as for ``probe_llm``."""
+
+    def __init__(
+        self,
+        llm: PreTrainedModel,
+        llm_path: str,
+        prompt: EncodedPrompts,
+        answer_ids: torch.Tensor,
+        end: int,
+        pad: int,
+        is_quantized: bool,
+    ) -> None:
+        self.llm, self.prompt, self.answer_ids, self.end, self.pad = llm, prompt, answer_ids, end, pad
+        self.subject = f"llm_path is {llm_path!r}: {type(llm).__name__}"
+        self.dtype = torch.bfloat16 if is_quantized else input_embeddings(llm).weight.dtype
+        count = answer_ids.shape[1]
+        self.compared = sorted({0, count // 2, count - 1})[:COMPARED]
+        self.few_answers = answer_ids[:, self.compared]  # [1, K, A]
+        # The prompt as a row of a batch with a longer one.
+        ids = torch.nn.functional.pad(prompt.input_ids, (PADDING, 0), value=pad)
+        self.inputs_embeds = input_embeddings(llm)(ids).detach()  # [1, P + T, D]
+        self.attention_mask = torch.nn.functional.pad(prompt.attention_mask, (PADDING, 0))
+        self.position_ids = torch.nn.functional.pad(prompt.position_ids, (PADDING, 0))
+
+    def gap(self, found: torch.Tensor, expected: torch.Tensor) -> float:
+        """How far log-probabilities lie apart, as the tolerances are meant."""
+        apart = (found - expected).abs() / expected.abs().clamp(min=1)
+        return float(apart.max() if self.dtype == torch.float32 else apart.mean())
+
+    @torch.no_grad()
+    def check_causal(self) -> None:
+        """Change the last quarter of a short row and look at the tokens before it."""
+        ids = self.prompt.input_ids[:, -SHORT:]
+        n_changed = max(1, ids.shape[1] // 4)
+        changed = ids.clone()
+        changed[:, -n_changed:] = torch.where(ids[:, -n_changed:] == self.end, self.answer_ids[0, 0, 0], self.end)
+        try:
+            before = self.llm(input_ids=torch.cat([ids, changed])).logits[:, :-n_changed].float().log_softmax(2)
+        except _NOT_WRITTEN_FOR_IT as error:
+            raise self.refused("cannot read a row of tokens", error) from error
+        # Both are rows of one pass: where the LLM is causal, even their roundings are alike.
+        gap = float((before[1] - before[0]).abs().mean(1).max())
+        if not gap <= CAUSAL_TOLERANCE[self.dtype]:
+            raise UserError(
+                f"{self.subject} lets a token see those behind it, and so the answer it should predict (likelihoods of earlier "
+                f"tokens move by {gap:.2g}), expected a causal LM: choose another llm_path"
+            )
+
+    @torch.no_grad()
+    def plain_log_probs(self) -> torch.Tensor:
+        """[1, K, A] prompt and answer of a few candidates, each alone and as tokens: what every other pass is measured by."""
+        found = torch.zeros(self.few_answers.shape, device=self.few_answers.device)
+        for number, padded in enumerate(self.few_answers[0]):
+            answer = padded[padded != IGNORED_LABEL]
+            ids = torch.cat([self.prompt.input_ids[0], answer])[None]
+            try:
+                logits = self.llm(input_ids=ids).logits[0, -len(answer) - 1 : -1].float()
+            except _NOT_WRITTEN_FOR_IT as error:
+                raise self.refused(f"cannot read a row of {ids.shape[1]} tokens", error) from error
+            found[0, number, : len(answer)] = logits.log_softmax(1).gather(1, answer[:, None])[:, 0]
+        return found
+
+    def check_training(self, plain: torch.Tensor) -> float:
+        """The pass of training and of ``candidate_log_probs``: embedded prompts, padded on the left; returns how far it is off."""
+        try:
+            found = self.read(candidate_log_probs, self.few_answers)
+            self.train_once()
+        except _NOT_WRITTEN_FOR_IT as error:
+            raise self.refused(
+                "does not read embedded prompts (inputs_embeds with attention_mask and position_ids)", error
+            ) from error
+        gap = self.gap(found, plain)
+        if not gap <= TOLERANCE[self.dtype]:
+            raise UserError(
+                f"{self.subject} answers otherwise where a prompt comes as inputs_embeds with padding on its left (likelihoods "
+                f"move by {gap:.2g}), expected the same answers: choose another llm_path"
+            )
+        return gap
+
+    @torch.no_grad()
+    def train_once(self) -> None:
+        """A pass in training mode, which some models refuse without further inputs; nothing is learned, no draw is used up."""
+        embeds, mask = self.inputs_embeds[:, -SHORT:], self.attention_mask[:, -SHORT:]
+        labels = torch.full(mask.shape, IGNORED_LABEL, device=mask.device)
+        labels[:, -1] = self.end
+        devices = [self.llm.device] if self.llm.device.type == "cuda" else []
+        self.llm.train()
+        try:
+            with torch.random.fork_rng(devices):
+                answer_pass(self.llm, embeds, mask, (mask.cumsum(1) - 1).clamp(min=0), labels, with_states=True)
+        finally:
+            self.llm.eval()
+
+    @torch.no_grad()
+    def check_generation(self) -> None:
+        """Let the LLM write one token behind the prompt: the likeliest one."""
+        limit = torch.ones(1, dtype=torch.int64, device=self.llm.device)
+        try:
+            written = int(decode_generate(self.llm, self.inputs_embeds, self.attention_mask, limit, self.end, self.pad)[0, 0])
+        except _NOT_WRITTEN_FOR_IT as error:
+            raise self.refused("cannot generate from embedded prompts", error, "set decoding: score, or ") from error
+        log_probs = self.llm(input_ids=self.prompt.input_ids).logits[0, -1].float().log_softmax(0)  # [V]
+        found = log_probs[self.end if written == IGNORED_LABEL else written]
+        gap = self.gap(found, log_probs.max())
+        if not gap <= TOLERANCE[self.dtype]:
+            raise UserError(
+                f"{self.subject} generates a token behind an embedded prompt that is less likely than another (by {gap:.2g}), "
+                "expected the likeliest: set decoding: score, or choose another llm_path"
+            )
+
+    def choose_reader(self, plain: torch.Tensor, rounding: float) -> AnswerReader:
+        """The tree, if it gives what the plain passes gave; else candidate by candidate."""
+        try:
+            found = self.read(trie_log_probs, self.answer_ids)[:, self.compared]
+        except _NOT_WRITTEN_FOR_IT as error:
+            reason = first_line(error)
+        else:
+            gap = self.gap(found, plain)
+            tolerance = TREE_TOLERANCE[self.dtype]
+            if gap <= (tolerance if self.dtype == torch.float32 else max(tolerance, ROUNDINGS * rounding)):
+                return trie_log_probs
+            reason = f"likelihoods move by {gap:.2g}"
+        _logger.warning(
+            f"{self.subject} does not read all candidates' answers in one pass ({reason}): each is read by a pass of its own, "
+            f"which takes about {self.answer_ids.shape[1]} times as long. Training is as usual"
+        )
+        return candidate_log_probs
+
+    def read(self, reader: AnswerReader, answer_ids: torch.Tensor) -> torch.Tensor:
+        """What a reader makes of answers [1, C, A] behind the padded prompt."""
+        return reader(self.llm, self.inputs_embeds, self.attention_mask, self.position_ids, build_trie(answer_ids))
+
+    def refused(self, what: str, error: Exception, instead: str = "") -> Exception:
+        """The user's error of an LLM that raised; out of memory stays what it is."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return error
+        return UserError(f"{self.subject} {what} ({first_line(error)}): {instead}choose another llm_path")
