@@ -8,12 +8,12 @@ import hashlib
 
 import numpy as np
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
+def mix(state: np.ndarray) -> np.ndarray:
     """Scramble uint64 `state` in place by SplitMix64's finaliser (Steele et al., 2014), and return it."""
     state ^= state >> np.uint64(30)
     state *= _MULTIPLIER_1
@@ -37,7 +37,7 @@ def row_keys(seed: int, purpose: str, epoch: int, rows: np.ndarray) -> np.ndarra
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     start = np.frombuffer(digest[:8], dtype="<u8").astype(np.uint64)  # [1]
-    return _mix(np.asarray(rows).astype(np.uint64) * _GAMMA + start)
+    return mix(np.asarray(rows).astype(np.uint64) * GAMMA + start)
 
 
 def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
         uint64 of the broadcast shape.
     """
     with np.errstate(over="ignore"):  # wrapping around is the point; numpy warns of it for single numbers
-        return _mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * _GAMMA)
+        return mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * GAMMA)
 
 
 def sample_rows(n_rows: int, limit: int, seed: int, purpose: str) -> np.ndarray:

@@ -7,14 +7,13 @@ come in. Near ties are decided by the row's scores alone. Both give a question o
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from recbole_llara.data.hashing import GAMMA, mix
 from recbole_llara.errors import Diverged
 
-# Odd 64-bit multipliers of splitmix64 (Steele, Lea and Flood, 2014), as the signed numbers torch holds.
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_GAMMA = int(GAMMA) - (1 << 64)  # as the signed number torch holds
 
 # Scores are near where they differ by less than this share of the row's largest. What stands beside a row in its batch was
 # seen to move float32 scores by up to 1.2e-6 of it.
@@ -102,11 +101,10 @@ def rank_candidates(
     return ranking
 
 
-def _mixed(key: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finaliser of int64 keys."""
-    key = (key ^ (key >> 30)) * _MIX_1
-    key = (key ^ (key >> 27)) * _MIX_2
-    return key ^ (key >> 31)
+def _mixed(keys: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser of int64 keys of any shape, on their device."""
+    bits = keys.cpu().numpy().astype(np.uint64)  # a copy, mixed in place
+    return torch.from_numpy(mix(bits).view(np.int64)).to(keys.device)
 
 
 def score_rows(ranking: torch.Tensor, n_items: int) -> torch.Tensor:

@@ -3,13 +3,25 @@
 import numpy as np
 import pytest
 
-from recbole_llara.data.hashing import numbers, row_keys, sample_rows
+from recbole_llara.data.hashing import mix, numbers, row_keys, sample_rows
 
 
 def test_numbers_are_splitmix64():
     # The first outputs of Vigna's splitmix64.c from state 1234567.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert numbers(np.array([1234567], dtype=np.uint64), np.arange(5)).tolist() == expected
+
+
+def finalised(state):
+    """SplitMix64's finaliser of one number, by Python's own integers."""
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+    return state ^ state >> 31
+
+
+def test_keys_are_mixed_as_published():
+    states = [0, 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 2**40, 12345]  # with the sign bit of int64 and without
+    assert mix(np.array(states, dtype=np.uint64)).tolist() == [finalised(state) for state in states]
 
 
 def test_streams_differ_by_seed_purpose_epoch_and_row():

@@ -32,6 +32,24 @@ def test_constant_scores_answer_by_chance_even_if_the_target_always_stands_first
     assert hits == pytest.approx(1 / 20, abs=4 * (0.05 * 0.95 / 20_000) ** 0.5)
 
 
+def test_ties_are_ordered_by_splitmix64():
+    """By Python's own integers: the published finaliser of (question + item), for the history and for each candidate."""
+    mask, gamma = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def finalised(state):
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+        return state - 2**64 * (state >= 2**63)
+
+    histories = torch.tensor([[3, 4, 0], [9, 8, 7], [1, 0, 0]])
+    candidates = random_candidates(3, 20, 100)
+    ranking = rank_candidates(torch.zeros(3, 20), candidates, question_keys(histories))
+    for history, items, ranked in zip(histories.tolist(), candidates.tolist(), ranking.tolist(), strict=True):
+        key = sum(finalised((item * gamma + place) & mask) for place, item in enumerate(history, 1) if item)
+        assert ranked == sorted(items, key=lambda item, key=key: finalised((key * gamma + item) & mask))
+
+
 def test_a_named_answer_precedes_its_equals_and_must_be_a_best_one():
     candidates, scores = torch.tensor([[4, 5, 6]]), torch.tensor([[1.0, 1.0, 0.0]])
     for item in (4, 5):
