@@ -148,8 +148,10 @@ def load_candidate_file(path: Path, user_ids: dict[str, int], item_ids: dict[str
         raise UserError(f"No file {path}, expected the candidate sets that candidate_file names.")
     header = header_of(candidate_num)
     with readable(path, "utf-8"):
-        fields = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    if not fields or fields[0] != header:
+        # str.splitlines would also break at U+0085, U+2028 and their like, which an id may hold.
+        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    fields = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    if fields[0] != header:
         raise UserError(
             f"{path} (candidate_file) begins with {fields[:1]}, expected the header user_id, item_id, candidate_1, ... "
             f"candidate_{candidate_num} (candidate_num), separated by tabs."

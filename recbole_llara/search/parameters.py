@@ -90,7 +90,7 @@ def read_parameters(name: str | Path) -> tuple[Parameter, ...]:
     """
     path = Path(name) if Path(name).is_file() else FILES / f"{name}{ENDING}"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         found = nearest(str(name), known_files())
         raise UserError(f"params_file: found no file {str(name)!r}; write one, or of those that ship, {found}") from None

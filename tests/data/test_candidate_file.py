@@ -29,6 +29,20 @@ def test_what_is_saved_is_read_back_in_any_order(tmp_path):
     assert (own.look_up(ROWS.users[order], ROWS.targets[order], "test") == ROWS.candidates[order]).all()
 
 
+def test_ids_hold_what_other_readers_break_lines_at(tmp_path):
+    """All that str.splitlines breaks at, but for the line's own end."""
+    signs = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028"]
+    items = np.array(["[PAD]", *(f"i{sign}{number}" for number, sign in enumerate(signs))])
+    users = np.array(["[PAD]", "a\u2029nn", "bob\x85", "\u2028cyd"])
+    path, _ = save_candidates(tmp_path / "candidates", "toy-test", ROWS, users, items)
+    ids = {token: number for number, token in enumerate(items)}
+    for name, ending in (("own.tsv", b"\n"), ("windows.tsv", b"\r\n")):
+        own = tmp_path / name
+        own.write_bytes(path.read_bytes().replace(b"\n", ending))
+        read = load_candidate_file(own, {token: number for number, token in enumerate(users)}, ids, 3)
+        assert (read.look_up(ROWS.users, ROWS.targets, "test") == ROWS.candidates).all()
+
+
 def test_files_joined_by_cat_are_read(tmp_path):
     path, _ = save_candidates(tmp_path, "toy-test", ROWS, USERS, ITEMS)
     valid = CandidateRows(np.array([3]), np.array([1]), np.array([[1, 2, 3]]))
