@@ -146,6 +146,21 @@ CASES = [
     # --- combinations
     ("LLaRA", ["--title_field=~"], ["title_field: found None", "expected a column of titles"]),
     ("MoRec", ["--title_field=~"], ["title_field: found None", "expected a column of titles"]),
+    *(
+        (
+            model,
+            [f"--strategy={strategy}", f"--representation={representation}"],
+            [
+                f"strategy: found {strategy} with representation {representation} and stage_1_representation text_only",
+                "=direct",
+            ],
+        )
+        for model, strategy, representation in (
+            ("LLaRA", "two_stage", "textual"),
+            ("LLaRA", "curriculum", "numerical"),
+            ("TALLRec", "two_stage", "textual"),
+        )
+    ),
     ("LLaRA", ["--strategy=two_stage", "--stage_1_epochs=1"], ["stage_1_epochs: found 1 of 1", "expected fewer"]),
     ("LLaRA", ["--decoding=generate", "--test_prompt=all"], ["test_prompt: found all", "expected decoding score"]),
     ("LLaRA", ["--fsdp=True", "--torch_compile=True"], ["fsdp and torch_compile", "expected one of them"]),

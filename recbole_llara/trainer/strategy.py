@@ -59,7 +59,7 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     """The stages of a training: two for strategy two_stage, else one.
 
     ``epochs`` counts those of all stages. A representation without behavioural tokens has no use for a task that
-    puts [PH] in their place: it is then trained directly.
+    puts [PH] in their place: it is then trained directly, see ``lacks_easy_task``.
 
     Args:
         prompt: ``representation``, ``stage_1_representation``, ``strategy`` and ``curriculum``.
@@ -71,9 +71,7 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     """
     hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
     direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)
-    strategy = prompt.strategy
-    if Part.PLACEHOLDER in easy.parts and not hard.has_item_embedding:
-        strategy = "direct"
+    strategy = "direct" if lacks_easy_task(prompt) else prompt.strategy
     if strategy == "direct" or optim.epochs == 0:
         return (direct,)
     if strategy == "curriculum":
@@ -87,9 +85,30 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     return (first, replace(direct, epochs=optim.epochs - optim.stage_1_epochs))
 
 
+def lacks_easy_task(prompt: PromptSettings) -> bool:
+    """Whether the easy task of a strategy puts [PH] where the hard one has no behavioural token: both would be the same words."""
+    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
+    return prompt.strategy != "direct" and Part.PLACEHOLDER in easy.parts and not hard.has_item_embedding
+
+
 def stages_of(config: Any) -> tuple[Stage, ...]:
-    """``make_stages`` of a run's configuration."""
-    return make_stages(PromptSettings.from_config(config), OptimSettings.from_config(config), config["seed"])
+    """``make_stages`` of a run's configuration.
+
+    A model's own default strategy gives way to a representation that has no use for it; one that the user asks for does not.
+
+    Raises:
+        UserError: the strategy that the user gave has no easy task, or stage 1 would take all epochs.
+    """
+    prompt, optim = PromptSettings.from_config(config), OptimSettings.from_config(config)
+    is_trained = optim.epochs > 0 and config["checkpoint"] is None
+    if is_trained and "strategy" in config.external_config_dict and lacks_easy_task(prompt):
+        raise UserError(
+            f"strategy: found {prompt.strategy} with representation {prompt.representation} and stage_1_representation "
+            f"{prompt.stage_1_representation}, whose [PH] stands for a behavioural token that {prompt.representation} has not; "
+            "expected a representation with one, such as hybrid, a stage_1_representation without [PH], such as text_id, or "
+            "--strategy=direct"
+        )
+    return make_stages(prompt, optim, config["seed"])
 
 
 def shown_representations(config: Any) -> tuple[Representation, ...]:
