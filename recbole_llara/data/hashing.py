@@ -7,30 +7,20 @@ epoch, row, counter) is SplitMix64 evaluated at that place, so a row gives the s
 import hashlib
 
 import numpy as np
-import torch
 
-# SplitMix64's odd numbers as the signed ones that torch holds.
-GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
-def mixed(state: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser (Steele et al., 2014) of 64 bits each, held as int64 of any shape."""
-    state = (state ^ _shifted(state, 30)) * _MULTIPLIER_1  # wraps around
-    state = (state ^ _shifted(state, 27)) * _MULTIPLIER_2
-    return state ^ _shifted(state, 31)
-
-
-def _shifted(state: torch.Tensor, count: int) -> torch.Tensor:
-    """To the right, zeros moving in: torch's own shift of int64 repeats the sign."""
-    return (state >> count) & ((1 << (64 - count)) - 1)
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    """``mixed`` of uint64."""
-    return mixed(torch.from_numpy(np.asarray(state).view(np.int64))).numpy().view(np.uint64)
+def mix(state: np.ndarray) -> np.ndarray:
+    """Scramble uint64 `state` in place by SplitMix64's finaliser (Steele et al., 2014), and return it."""
+    state ^= state >> np.uint64(30)
+    state *= _MULTIPLIER_1
+    state ^= state >> np.uint64(27)
+    state *= _MULTIPLIER_2
+    state ^= state >> np.uint64(31)
+    return state
 
 
 def row_keys(seed: int, purpose: str, epoch: int, rows: np.ndarray) -> np.ndarray:
@@ -47,7 +37,7 @@ def row_keys(seed: int, purpose: str, epoch: int, rows: np.ndarray) -> np.ndarra
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     start = np.frombuffer(digest[:8], dtype="<u8").astype(np.uint64)  # [1]
-    return _mix(np.asarray(rows).astype(np.uint64) * _GAMMA + start)
+    return mix(np.asarray(rows).astype(np.uint64) * GAMMA + start)
 
 
 def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
@@ -61,7 +51,7 @@ def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
         uint64 of the broadcast shape.
     """
     with np.errstate(over="ignore"):  # wrapping around is the point; numpy warns of it for single numbers
-        return _mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * _GAMMA)
+        return mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * GAMMA)
 
 
 def sample_rows(n_rows: int, limit: int, seed: int, purpose: str) -> np.ndarray:

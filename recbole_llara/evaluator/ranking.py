@@ -7,10 +7,13 @@ come in. Near ties are decided by the row's scores alone. Both give a question o
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from recbole_llara.data.hashing import GAMMA, mixed
+from recbole_llara.data.hashing import GAMMA, mix
 from recbole_llara.errors import Diverged
+
+_GAMMA = int(GAMMA) - (1 << 64)  # as the signed number torch holds
 
 # Scores are near where they differ by less than this share of the row's largest. What stands beside a row in its batch was
 # seen to move float32 scores by up to 1.2e-6 of it.
@@ -27,7 +30,7 @@ def question_keys(history: torch.Tensor) -> torch.Tensor:
         [B] int64.
     """
     places = torch.arange(1, history.shape[1] + 1, device=history.device)
-    return mixed(history * GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
+    return _mixed(history * _GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
 
 
 def settle_near_ties(scores: torch.Tensor, score_alone: Callable[[int], torch.Tensor], ties_too: bool = False) -> torch.Tensor:
@@ -83,7 +86,7 @@ def rank_candidates(
             f"the scores of items {candidates[row].tolist()} hold NaN or infinity: {scores[row].tolist()}; "
             "did training diverge? a lower learning_rate may help"
         )
-    keys = mixed(questions.unsqueeze(1) * GAMMA + candidates)  # [B, C]
+    keys = _mixed(questions.unsqueeze(1) * _GAMMA + candidates)  # [B, C]
     if named is not None:
         keys = keys.masked_fill(candidates == named.unsqueeze(1), torch.iinfo(torch.int64).min)
     by_key = keys.argsort(dim=1)
@@ -96,6 +99,12 @@ def rank_candidates(
             "an answer that comes with scores names a best one"
         )
     return ranking
+
+
+def _mixed(keys: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser of int64 keys of any shape, on their device."""
+    bits = keys.cpu().numpy().astype(np.uint64)  # a copy, mixed in place
+    return torch.from_numpy(mix(bits).view(np.int64)).to(keys.device)
 
 
 def score_rows(ranking: torch.Tensor, n_items: int) -> torch.Tensor:
