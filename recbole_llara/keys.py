@@ -45,7 +45,7 @@ class FromRun(Enum):
     """Whether the folder of a run, which a stranger may have written, can set a key."""
 
     VALUE = "it can: a value of the computation"
-    PATH = "only to a place within the folder or the working directory: what lies there is read as data"
+    PATH = "to any place of this machine or a model of the hub: what lies there is read as data"
     NEVER = "it cannot: the key runs code, reaches the network, or names where files are written"
 
 
@@ -57,6 +57,7 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("model", "dataset", "protocol", "domain", "seed", "reproducibility", "repeatable"),
             *("max_train_rows", "max_eval_rows", "min_train_history", "min_eval_history", "MAX_ITEM_LIST_LENGTH"),
             *("candidate_num", "candidate_exclude", "candidate_seed", "split_protocol", "split_ratio", "eval_args"),
+            "repeated_targets",
             *("title_field", "title_rules", "dataset_warning", "train_neg_sample_args"),
             # how columns are read; none of these names a file outside data_path/dataset
             *("field_separator", "seq_separator", "encoding", "USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD"),
@@ -91,7 +92,7 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
         {
             "llm_trust_remote_code",
             *("api_base", "api_key_env", "api_model", "api_options", "api_concurrency", "api_timeout", "api_max_retries"),
-            *("api_max_requests", "api_price_prompt", "api_price_completion"),
+            *("api_max_requests", "api_max_failures", "api_price_prompt", "api_price_completion"),
             *("checkpoint_dir", "result_file", "log_wandb", "wandb_project", "resume"),
             # RecBole pickles to these and unpickles from them, and reads further keys from config files
             *("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_file", "config_files"),

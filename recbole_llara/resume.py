@@ -1,11 +1,10 @@
 """Which run goes on: the folder that ``resume`` names or finds, and what its command was.
 
 The folder of a run may come from a stranger. Of what it asks for only the keys that ``keys.FROM_RUN`` lets it set are taken;
-whatever runs code, reaches the network, names where files are written or leads elsewhere the caller gives.
+whatever runs code, reaches the network or names where files are written the caller gives.
 """
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,11 @@ from recbole_llara.evaluator.run_folder import CONFIG, REQUEST, RESULT, RunFolde
 from recbole_llara.keys import WITHOUT_EFFECT, FromRun, from_run
 from recbole_llara.masking import shown
 from recbole_llara.model import is_ours
-from recbole_llara.model.llm_path import HUB_ID
 from recbole_llara.settings import TRUST
 from recbole_llara.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 
 AUTO = "auto"
 
-_OF_HUB = ("llm_path", "text_encoder_path")  # may name the embedded LLM or a model of the hub as well as a folder
 _NOT_ASKED = ("resume", "checkpoint_dir")  # the caller names the run's folder, which tells both
 
 
@@ -85,13 +82,13 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
     asked = _asked(run)
     keys = {key: value for key, value in asked["keys"].items() if key not in given and key not in _NOT_ASKED}
     placed = {key: str(run / name) for key, name in asked["relative"].items() if key not in given}  # of an exported run
-    refused = _refused(run, {**keys, **placed}, _is_true(given.get(TRUST)))
+    refused = _refused({**keys, **placed}, _is_true(given.get(TRUST)))
     refused |= {key: value for key, value in placed.items() if not _leads_into(value, run)}
     if refused:
         raise UserError(
             f"run: {run / REQUEST} sets {', '.join(f'{key} to {shown(value)}' for key, value in refused.items())}, expected from "
-            "the caller: the folder of a run may come from a stranger, and these keys run code, reach the network, write files or "
-            "lead out of the folder and the working directory. If you want them so, give them yourself: "
+            "the caller: the folder of a run may come from a stranger, and these keys run code, reach the network or write files. If "
+            "you want them so, give them yourself: "
             f"{_arguments(refused)}; else give others"
         )
     # Values were parsed once; a quoted "1" of a config file must not become a number now.
@@ -117,44 +114,36 @@ def resume_command(run: Path, keys: Mapping[str, Any]) -> str:
         keys: that it was given; those that its folder cannot set stand among the arguments.
     """
     again = {key: value for key, value in keys.items() if key not in _NOT_ASKED}
-    again = _refused(run, again, _is_true(again.get(TRUST)))
+    again = _refused(again, _is_true(again.get(TRUST)))
     return " ".join([f"--resume={run}", *([_arguments(again)] if again else [])])
 
 
-def leads_inside(value: str | Path, run: Path) -> bool:
-    """Whether a path leads into a run's folder or the working directory, links followed."""
-    return any(_leads_into(value, root) for root in (run, Path()))
+def is_network_share(value: str | Path) -> bool:
+    """Whether a path names a share of a network, by its name alone: to look at one is to call upon it."""
+    return str(value).replace("\\", "/").startswith("//")
 
 
 def _leads_into(value: str | Path, root: Path) -> bool:
     try:
-        path = os.path.expanduser(value)
-        # First by name alone: to look at a share of a network is to call upon it.
-        names = (os.path.abspath(path), os.path.abspath(root))
-        return os.path.commonpath(names) == names[1] and Path(path).resolve().is_relative_to(root.resolve())
+        return not is_network_share(value) and Path(value).resolve().is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
 
 
-def _refused(run: Path, keys: Mapping[str, Any], trusts: bool) -> dict[str, Any]:
+def _refused(keys: Mapping[str, Any], trusts: bool) -> dict[str, Any]:
     """Those of a run's keys that its folder cannot set; ``trusts``: the caller lets code of the LLM's folder run."""
-    return {key: value for key, value in keys.items() if not _can_set(run, key, value, trusts)}
+    return {key: value for key, value in keys.items() if not _can_set(key, value, trusts)}
 
 
-def _can_set(run: Path, key: str, value: Any, trusts: bool) -> bool:
+def _can_set(key: str, value: Any, trusts: bool) -> bool:
     answer = from_run(key)
     if answer is FromRun.VALUE or value is None:
         return True
     if answer is FromRun.NEVER:
         return value is False  # it asks for nothing
-    if not isinstance(value, str):
-        return True  # refused by its type, where it is read
-    if key in _OF_HUB and value == "tiny":
-        return True
-    if key == "llm_path" and trusts:
+    if key == "llm_path" and trusts and value != "tiny":
         return False  # whose code is run, the caller says
-    is_of_hub = key in _OF_HUB and HUB_ID.fullmatch(value) and not Path(value).exists()
-    return bool(is_of_hub) or leads_inside(value, run)
+    return not is_network_share(value)
 
 
 def _is_true(value: Any) -> bool:

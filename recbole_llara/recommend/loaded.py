@@ -25,7 +25,7 @@ from recbole_llara.model.recommender_cache import WEIGHTS, file_sha256
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
-from recbole_llara.resume import leads_inside, model_of, read_request
+from recbole_llara.resume import is_network_share, model_of, read_request
 from recbole_llara.trainer.checkpoint import load_llm_recommender
 from recbole_llara.trainer.stock_checkpoint import load_stock_model
 from recbole_llara.yaml_files import PlainText
@@ -254,17 +254,17 @@ def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     path = Path(read["path"])
     beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
     for place in (beside, path):
-        if (place == beside or leads_inside(place, run)) and place.exists():
+        if not is_network_share(place) and place.exists():
             weights = place / WEIGHTS if place.is_dir() else place
-            if not weights.is_file() or file_sha256(weights) != read["sha256"]:
+            if not weights.is_file() or file_sha256(weights) != read.get("sha256"):
                 raise UserError(
                     f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that "
                     "one back, or name it by rec_checkpoint"
                 )
             return {"rec_checkpoint": PlainText(place)}
     raise UserError(
-        f"run: the recommender that {run} read is neither at {beside} nor within the working directory at {path}; bring it back, or "
-        "name it by rec_checkpoint"
+        f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by "
+        "rec_checkpoint"
     )
 
 
