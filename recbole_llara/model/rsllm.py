@@ -16,7 +16,6 @@ from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptE
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import ContrastSettings, OptimSettings
 
-
 ITEMS = "item tower"  # what dropout calls its passes
 
 
@@ -164,9 +163,7 @@ class RSLLM(LLMRecommender):
         others = others.index_copy(0, places, given)
         anchors = step.views.detach().index_copy(0, places, step.views[places])
         every = torch.arange(len(step_targets), device=places.device)
-        contrasted = in_batch_contrast(
-            anchors, others, step_targets, step_targets, every, self.contrast.contrast_temperature
-        )
+        contrasted = in_batch_contrast(anchors, others, step_targets, step_targets, every, self.contrast.contrast_temperature)
         own = contrasted[places].sum()
         rest = contrasted.sum() - own
         return own + rest - rest.detach()  # the value of these rows alone

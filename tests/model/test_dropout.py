@@ -70,7 +70,10 @@ def test_masks_have_the_share_asked_for_and_are_unrelated(p):
     changed = [
         _layer(p, width, layer=1, rows=rows, length=length),
         _layer(p, width, seed=1, rows=rows, length=length),
-        *(RowDropout(p, width, 0, 0, TokenKeys(_keys(rows, length, **change))) for change in ({"step": 1}, {"purpose": "items"})),
+        *(
+            RowDropout(p, width, 0, 0, TokenKeys(_keys(rows, length, **change)))
+            for change in ({"step": 1}, {"purpose": "items"})
+        ),
     ]
     for other in changed:
         assert abs(correlation(dropped, (other(x) == 0).double())) < limit
