@@ -4,7 +4,8 @@
 
 Steps in turn, over the same rows, so that machine noise falls on all alike: LLaRA's (hybrid prompts), RSLLM's without contrast
 (they hold a [DSR] for each item), with each loss alone, with both, and stage 1's with both. The floor is what is added in tokens: a [DSR] an item, and
-the item tower, which reads one item where the prompt reads some thirty and the sentences around them.
+the item tower, which reads one item where the prompt reads some thirty and the sentences around them. L_I comes with a
+second forward pass over every prompt where a step is more than one pass.
 """
 
 import argparse
