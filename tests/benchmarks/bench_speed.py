@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_speed.py [--rounds 5] [--out benchmark.json] [--key=value ...]
 
 LLaRA's hybrid prompts over MovieLens-100K and the embedded LLM. Ours and the plain recipe (plain_recipe.py) take turns in one
-process on the same rows, so that a busy machine is busy for both; what counts is the median of their ratios. The floor is
+process on the same rows, so that a busy machine is busy for both; what counts is the median of their ratios. Where ours is
+compiled, the recipe takes its training steps both ways, compiled as ours and not; its generation is never compiled. The floor is
 counted: with N weights in the decoder's linears, frozen ones cost 2N operations a token forward and 2N backward, trained ones
 2N more; attention, the head and the adapters come on top. It is divided by the rate of a large matrix product, measured in the
 same run.
@@ -99,14 +100,14 @@ def our_step(setup: Setup, interaction: Interaction) -> None:
     setup.trainer._train_step(setup.model.training_rows(interaction, 0))
 
 
-def plain_step(setup: Setup, rows: TrainingRows) -> float:
-    """An optimiser step as the recipe makes it."""
+def plain_step(setup: Setup, rows: TrainingRows, is_compiled: bool = False) -> float:
+    """An optimiser step as the recipe makes it, with compiled decoder blocks or without."""
     trainer, model = setup.trainer, setup.model
     listed = plain_rows(model, rows.history, rows.candidates, rows.targets, rows.template_index)
     tokens, size, total = setup.plain.step_tokens(listed), trainer.settings.micro_batch_size, 0.0
     for start in range(0, len(listed), size):
         with trainer._autocast():
-            loss = setup.plain.loss(listed[start : start + size], tokens)
+            loss = setup.plain.loss(listed[start : start + size], tokens, is_compiled)
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], trainer.settings.max_grad_norm)
@@ -161,7 +162,7 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
     model.eval()
     with uncompiled(model.is_compiled):
         difference = check_losses(setup, model.training_rows(next(batches), 0))
-    ours, theirs, operations = [], [], []
+    ours, theirs, theirs_compiled, operations = [], [], [], []
     for number in range(rounds + 1):
         interaction = next(batches)
         rows = model.training_rows(interaction, 0)
@@ -171,11 +172,19 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
         other = seconds(partial(plain_step, setup, rows))
         if number:  # the first warms up
             ours.append(own), theirs.append(other), operations.append(training_operations(setup, rows))
+        if model.is_compiled:
+            compiled = seconds(partial(plain_step, setup, rows, True))
+            if number:
+                theirs_compiled.append(compiled)
     rate = matrix_rate(model.compute_dtype)
     size = trainer.settings.train_batch_size
     model.train()
     share = share_of_products(partial(our_step, setup, interaction))
     floor = [count / rate for count in operations]
+    against_compiled = {}
+    if theirs_compiled:
+        against_compiled["plain_compiled_rows_per_second"] = size / median(theirs_compiled)
+        against_compiled["ratio_to_compiled"] = median(other / own for own, other in zip(ours, theirs_compiled, strict=True))
     return {
         "rows_per_second": size / median(ours),
         "plain_rows_per_second": size / median(theirs),
@@ -187,6 +196,7 @@ def train(setup: Setup, rounds: int) -> dict[str, float]:
         "operations_per_row": median(operations) / size,
         "matrix_operations_per_second": rate,
         "loss_difference": difference,
+        **against_compiled,
     }
 
 
@@ -287,7 +297,7 @@ def main(argv: list[str]) -> None:
     arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
     head = "".join(f"{name:>16}" for name in VARIANTS)
     sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{head}\n")
-    for row in found["lora"]:
+    for row in dict.fromkeys(row for name in VARIANTS for row in found[name]):
         cells = "".join(f"{found[name][row]:16.4g}" if row in found[name] else f"{'':16}" for name in VARIANTS)
         sys.stdout.write(f"{row:32}{cells}\n")
     sys.stdout.write(f"written: {arguments.out}\n")

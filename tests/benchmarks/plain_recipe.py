@@ -22,13 +22,13 @@ IGNORED = -100
 
 
 @contextmanager
-def pefts_own_layers(llm: nn.Module) -> Iterator[None]:
-    """Within, LoRA layers compute as peft wrote them, and nothing is compiled."""
+def pefts_own_layers(llm: nn.Module, is_compiled: bool = False) -> Iterator[None]:
+    """Within, LoRA layers compute as peft wrote them, and blocks that compile do so only where ``is_compiled``."""
     lean = [module for module in llm.modules() if type(module) is LeanLoraLinear]
     for module in lean:
         module.__class__ = Linear
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("default" if is_compiled else "force_eager"):
             yield
     finally:
         for module in lean:
@@ -98,10 +98,16 @@ class PlainRecipe:
     def _listed(segment: str, row: PlainRow) -> Sequence[int]:
         return {"{history}": row.history, "{candidates}": row.candidates}.get(segment, ())
 
-    def loss(self, rows: Sequence[PlainRow], step_tokens: int) -> torch.Tensor:
-        """This micro-batch's share of the mean loss over the step's answer tokens, as Hugging Face's Trainer takes it."""
+    def loss(self, rows: Sequence[PlainRow], step_tokens: int, is_compiled: bool = False) -> torch.Tensor:
+        """This micro-batch's share of the mean loss over the step's answer tokens, as Hugging Face's Trainer takes it.
+
+        Args:
+            rows: of the micro-batch.
+            step_tokens: answer tokens of the step.
+            is_compiled: whether decoder blocks that compile do so.
+        """
         inputs, mask, labels = self.batch(rows, with_answers=True)
-        with pefts_own_layers(self.llm):
+        with pefts_own_layers(self.llm, is_compiled):
             return self.llm(inputs_embeds=inputs, attention_mask=mask, labels=labels, num_items_in_batch=step_tokens).loss
 
     def step_tokens(self, rows: Sequence[PlainRow]) -> int:
