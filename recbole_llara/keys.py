@@ -27,6 +27,14 @@ _SHARED_LISTS = frozenset([*general_arguments, *dataset_arguments, "eval_args", 
 _OWN = frozenset(
     {"max_train_rows", "max_eval_rows", "result_file", "decoding", "checkpoint", "resume", "full_rank", "retrieve_k"}
 )
+# Of the keys in models' files those that say how a model learns and nothing of what a trained one answers, or where a thing lies.
+_OF_LEARNING = frozenset(
+    {
+        *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "epochs", "joint_train", "lmd", "lmd_sem"),
+        *("dropout_prob", "dropout_probs", "hidden_dropout_prob", "attn_dropout_prob", "sess_dropout", "item_dropout"),
+        *("mask_ratio", "ft_ratio", "transform", "text_encoder_learning_rate", "text_batch_size", "text_encoder_path"),
+    }
+)
 _MEASURED = frozenset({"metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_step"})
 # Of the shared ones those that change what a model sees of a row, but neither the rows nor the candidates it is measured on.
 _OF_HISTORIES = frozenset({"MAX_ITEM_LIST_LENGTH", "min_train_history"})
@@ -130,6 +138,17 @@ def from_run(key: str) -> FromRun:
         if name in _recbole_hyper_parameters():
             return FromRun.VALUE
     return FromRun.NEVER
+
+
+def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
+    """Of a model's own keys those on which a trained one's answers depend: the same weights under other values are another model.
+
+    Args:
+        model: a stock model's name, or a baseline's of ours.
+        inner: the name of a recommender that is part of the model.
+    """
+    within = frozenset() if inner is None else model_keys(inner)
+    return (model_keys(model) | within) - _OF_LEARNING
 
 
 def shared_keys() -> frozenset[str]:

@@ -100,7 +100,9 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
 
 
 def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
-    """A model with the ``numbering`` of the data it was made for, which goes into its checkpoints and is compared with theirs.
+    """A model with what goes into its checkpoints and is compared with theirs.
+
+    ``numbering`` is that of the data it was made for; ``belongs_to`` is what a stock model's answers depend on beside its weights.
 
     Args:
         model: as made of the other two.
@@ -108,6 +110,14 @@ def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
         dataset: a split of ``prepare_data``.
     """
     from recbole_llara.data.numbering import Numbering
+    from recbole_llara.evaluator.result import json_ready
+    from recbole_llara.keys import answering_keys
+    from recbole_llara.model.checked import TellsIdentity
 
+    name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])
+    if not is_ours(name):
+        keys = answering_keys(name, config["rec_model"] if replaces_item_table(name) else None)
+        own = model.identity() if isinstance(model, TellsIdentity) else {}
+        model.belongs_to = json_ready({**{key: config[key] for key in sorted(keys)}, **own})
     return model

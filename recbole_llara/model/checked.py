@@ -11,6 +11,14 @@ class TellsFacts(Protocol):
         """``llm``, ``rec_model`` and ``decoding`` where it has them, and whatever else belongs there."""
 
 
+@runtime_checkable
+class TellsIdentity(Protocol):
+    """A stock model whose answers depend on more than its weights and its keys."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where its checkpoint is loaded, as JSON has it."""
+
+
 class ChecksConfig:
     """Put before a model's base class; ``LLaRAConfig`` calls ``check`` as soon as all keys are settled."""
 

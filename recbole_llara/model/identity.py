@@ -42,6 +42,7 @@ _ENTRY, _META, _STATE = "recommenders/*/meta.json", "*/checkpoint/meta.json", "*
 STORED = (
     # What a run keeps.
     Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "stock_checkpoint.read_stock_model", "refused"),
+    Stored("*/checkpoint.safetensors", "belongs_to.*", "MoRec's text encoder", "stock_checkpoint.load_stock_model", "refused"),
     Stored(_META, "sha256.*", "each file beside it", "checkpoint.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.items_digest", "the items in their order", "checkpoint.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.split_digest", "keys of split and filters", "checkpoint.load_llm_recommender", "refused"),

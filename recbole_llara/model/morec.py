@@ -100,6 +100,7 @@ class MoRec(ChecksConfig, SequentialRecommender):
         self.items = TextItemEmbedding(encoder, titles, width, settings, cache)
         self.recommender.item_embedding = self.items
         self.rec_model, self.text_encoder = config["rec_model"], settings.text_encoder_path
+        self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
         self.encoder_learning_rate = settings.text_encoder_learning_rate
 
     @classmethod
@@ -111,6 +112,10 @@ class MoRec(ChecksConfig, SequentialRecommender):
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``TellsFacts``."""
         return {"rec_model": self.rec_model, "text_encoder": self.text_encoder}
+
+    def identity(self) -> dict[str, Any]:
+        """Which text encoder; see ``TellsIdentity``."""
+        return self._identity
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves, the encoder at a learning rate of its own."""

@@ -22,7 +22,10 @@ from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 
 HEADER_KEY = "recbole_llara"
-FACTS = frozenset({"model", "dataset", "epoch", "numbering_sha256", "other_parameter"})  # what a header tells at least
+FACTS = frozenset(
+    {"model", "dataset", "epoch", "numbering_sha256", "belongs_to", "other_parameter"}
+)  # what a header tells at least
+_DICTS = ("belongs_to", "other_parameter")
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
 
 
@@ -81,7 +84,7 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
     """Write a RecBole model's weights and other parameters to ``path``, whole or not at all.
 
     Args:
-        model: a RecBole recommender whose ``numbering`` is that of its data.
+        model: a RecBole recommender, as ``model.numbered`` gives it.
         path: a ``.safetensors`` file.
         facts: what JSON can hold about it; ``model``, its name, is needed to load it again.
 
@@ -98,7 +101,7 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
         elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
     tensors |= model.numbering.tensors()
-    told = {**facts, "numbering_sha256": model.numbering.sha256, "other_parameter": plain}
+    told = {**facts, "numbering_sha256": model.numbering.sha256, "belongs_to": model.belongs_to, "other_parameter": plain}
     header = {HEADER_KEY: json.dumps(told)}
     write_file(path, lambda place: save_file(tensors, place, metadata=header))
 
@@ -107,8 +110,8 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
     """Load what ``save_stock_model`` wrote, strictly: every weight, and nothing else.
 
     Args:
-        model: a RecBole recommender, built with the same keys for data that is numbered as the file tells; ``numbering`` is
-            that of its data.
+        model: a RecBole recommender, built with the same keys for data that is numbered as the file tells, as
+            ``model.numbered`` gives it.
         path: the file.
         model_name: the name the file must carry.
 
@@ -116,8 +119,8 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
         The facts saved with it.
 
     Raises:
-        UserError: no such file, not one of our checkpoints, another model's, weights of other names or shapes, or of items
-            that are numbered otherwise.
+        UserError: no such file, not one of our checkpoints, another model's, one that was trained with keys that would make
+            other answers of it, weights of other names or shapes, or of items that are numbered otherwise.
     """
     facts, tensors = read_stock_model(path)
     if facts["model"] != model_name:
@@ -125,6 +128,13 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
     ids = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PREFIX)}
     numbering = Numbering.from_tensors(ids, str(path))
     model.numbering.check_same(numbering, path)
+    here, there = model.belongs_to, facts.pop("belongs_to")
+    if differing := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
+        lines = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differing)
+        raise UserError(
+            f"{path} does not fit this {model_name}: {lines}. Give it the keys that it was trained with (of a recommender under an "
+            "LLM with the prefix rec_), or train again."
+        )
     other = {name: value for name, value in tensors.items() if name.startswith(OTHER_PREFIX)}
     try:
         model.load_state_dict({name: value for name, value in tensors.items() if name not in other}, strict=True)
@@ -167,7 +177,7 @@ def read_stock_model(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.
         facts = json.loads(header)
     except ValueError as error:
         raise UserError(f"{path}: its header is damaged ({error}); train it again.") from error
-    if not isinstance(facts, dict) or not isinstance(facts.get("other_parameter"), dict) or not facts.keys() >= FACTS:
+    if not isinstance(facts, dict) or not facts.keys() >= FACTS or not all(isinstance(facts[name], dict) for name in _DICTS):
         raise UserError(f"{path}: its header tells not all of {', '.join(sorted(FACTS))}; train it again.")
     ids = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     if Numbering.from_tensors(ids, str(path)).sha256 != facts["numbering_sha256"]:

@@ -140,7 +140,11 @@ def alter(path, fact):
         text = header[name]
         if text.startswith("{"):
             told = json.loads(text)
-            told[fact] = other(told[fact])
+            *outer, last = _places(told, fact)
+            inner = told
+            for name_of in outer:
+                inner = inner[name_of]
+            inner[last] = other(inner[last])
             text = json.dumps(told)
         else:
             text = other(text)
@@ -203,6 +207,7 @@ def load_run(saved, keys, file):
 # Which reading shows a difference, by what the table names.
 READ = {
     "stock_checkpoint.read_stock_model": {"recommenders": take_recommender, "": load_run},
+    "stock_checkpoint.load_stock_model": {"": load_run},
     "checkpoint.load_llm_recommender": {"": load_run},
     "recommend.loaded.load": {"": load_run},
     "training_state.load_state": {"": resume},

@@ -13,7 +13,7 @@ from recbole_llara.errors import Diverged, UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model import build_model
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
-from recbole_llara.trainer.stock_checkpoint import read_stock_model
+from recbole_llara.trainer.stock_checkpoint import load_stock_model, read_stock_model
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +204,24 @@ def test_cases_can_be_written_as_json(make_trainer):
     assert first["target"] not in first["history"]
     assert first["answer_title"] == f"Title {first['answer'].removeprefix('i')} é"
     assert first["answer"] == first["candidates"][int(np.argmax(first["scores"]))]
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value"),
+    [
+        ("SASRec", "n_heads", 4),
+        ("SASRec", "hidden_act", "relu"),
+        ("SASRec", "layer_norm_eps", 0.1),
+        ("HGN", "pooling_type", "max"),
+    ],
+)
+def test_keys_that_make_other_answers_of_the_same_weights_are_refused(make_trainer, model, key, value):
+    """Every weight has its shape; nothing but the checkpoint tells."""
+    trainer, data = make_trainer(model, epochs=1)
+    trainer.fit(data.train_data, data.valid_data)
+    weights = trainer.saved_model_file
+    other = build_model(LLaRAConfig(model, "toy", config_dict={**trainer.config.external_config_dict, key: value}), data)
+    with pytest.raises(UserError, match=rf"does not fit this {model}: {key}: .* there, {value!r} here"):
+        load_stock_model(other, weights, model)
+    learned_otherwise = {**trainer.config.external_config_dict, "learning_rate": 0.5, "loss_type": "BPR"}
+    load_stock_model(build_model(LLaRAConfig(model, "toy", config_dict=learned_otherwise), data), weights, model)
