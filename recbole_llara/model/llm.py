@@ -179,17 +179,11 @@ def embedded_vocabulary(model: nn.Module) -> torch.Tensor:
 def hidden_states(
     model: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """The decoder's last hidden states [B, T, D], after its final norm: what the language-model head reads."""
-    # Asked of the LLM itself, one column through its head: what is below it has another name in some families.
-    output = causal_lm(model)(
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        output_hidden_states=True,
-        logits_to_keep=1,
-        use_cache=False,
-    )
-    return output.hidden_states[-1]
+    """The decoder's last hidden states [B, T, D], after its final norm, without the language-model head."""
+    decoder = causal_lm(model).base_model
+    return decoder(
+        inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -167,7 +167,7 @@ class _Probe:
         self.llm.train()
         try:
             with torch.random.fork_rng(devices):
-                answer_pass(self.llm, embeds, mask, (mask.cumsum(1) - 1).clamp(min=0), labels, with_states=True)
+                answer_pass(self.llm, embeds, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
         finally:
             self.llm.eval()
 

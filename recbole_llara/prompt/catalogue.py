@@ -1,6 +1,7 @@
-"""Titles as tokens, once for a run: whole, then cut alike wherever an item stands. RecBole-free."""
+"""Titles as tokens, once for a run: whole, then cut alike wherever an item stands, what tells them apart kept. RecBole-free."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,8 @@ from recbole_llara.prompt.plain_text import spell, tokenise_inside
 
 # Texts in one call of the tokenizer, whose records of them are larger than their tokens.
 TOKENISED_AT_ONCE = 8192
+
+_logger = logging.getLogger()
 
 
 def tokenise_items(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int | None = None) -> list[Texts]:
@@ -43,8 +46,17 @@ def longest(parts: Sequence[Texts], count: int) -> np.ndarray:
 
 def cut_titles(
     tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], parts: Sequence[Texts], most: int
-) -> tuple[list[Texts], list[str]]:
+) -> tuple[Texts, list[str]]:
     """Titles of at most so many tokens, and their texts: a title as it stands where it is short enough.
+
+    Of a longer one the beginning is kept. Where that is also the beginning of another title, half of the tokens are its
+    beginning and half its end, or, if the ends are alike too, what follows from the first token that differs.
+
+    Example, most = 4::
+
+        Soft case for phone model 7 black    Soft case 7 black
+        Soft case for phone model 8 black    Soft case 8 black
+        Soft hat                             Soft hat
 
     Args:
         tokenizer: the LLM's.
@@ -52,13 +64,62 @@ def cut_titles(
         parts: their tokens, of ``tokenise_items``, ``most + 1`` of each at least.
         most: tokens.
     """
-    kept = [part.cut(most) for part in parts]
-    texts = list(titles)
+    texts, kept = list(titles), [part.cut(most) for part in parts]
     is_cut = np.concatenate([part.lengths for part in parts]) > most  # [N]
-    ends = np.cumsum(np.concatenate([part.lengths for part in kept]))  # [N]
+    lengths = np.concatenate([part.lengths for part in kept])  # [N]
     tokens = np.concatenate([part.tokens for part in kept])
+    ends = np.cumsum(lengths)  # [N]
+    full = (lengths == most).nonzero()[0]  # no shorter title is like one that was cut
+    rows = tokens[(ends[full, None] - most + np.arange(most)).ravel()].reshape(-1, most)  # [n, most]
+    place = {item: row for row, item in enumerate(full.tolist())}
+    alike = _alike(titles, rows, full.tolist())
+    for cut in (_without_middle, _from_difference):
+        groups = alike if cut is _without_middle else _alike(titles, rows, full.tolist())
+        for group in groups:
+            items = [item for item in group if is_cut[item]]
+            whole = tokenise_inside(tokenizer, [f" {titles[item]}" for item in group])
+            of_item = dict(zip(group, cut(whole, most), strict=True))
+            rows[[place[item] for item in items]] = [of_item[item] for item in items]
+    tokens[(ends[full, None] - most + np.arange(most)).ravel()] = rows.ravel()
+    if alike:
+        left = _alike(titles, rows, full.tolist())
+        _logger.warning(
+            f"max_title_tokens: {_count(alike)} of {len(titles) - 1} titles begin with the same {most} tokens as another: of these "
+            f"the first {most // 2} tokens are kept, and {most - most // 2} from the end or from where they differ"
+            + (f". {_count(left)} are still the same text as another, and no answer tells their items apart" if left else "")
+        )
     items = is_cut.nonzero()[0].tolist()
     spelt = spell(tokenizer, [tokens[ends[item] - most : ends[item]].tolist() for item in items])
     for item, text in zip(items, spelt, strict=True):
         texts[item] = text.strip()
-    return kept, texts
+    return Texts(tokens, lengths), texts
+
+
+def _alike(titles: Sequence[str], rows: np.ndarray, items: Sequence[int]) -> list[list[int]]:
+    """Groups of items of equal tokens [n, most] and unlike titles."""
+    groups: dict[bytes, list[int]] = {}
+    for item, row in zip(items, rows, strict=True):
+        groups.setdefault(row.tobytes(), []).append(item)
+    return [group for group in groups.values() if len({titles[item] for item in group}) > 1]
+
+
+def _count(groups: Iterable[Sequence[int]]) -> int:
+    return sum(map(len, groups))
+
+
+def _without_middle(whole: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """The beginning and the end of each token sequence: 1 2 3 4 5 6 7 cut to 4 is 1 2 6 7."""
+    head = most // 2
+    return [[*tokens[:head], *tokens[len(tokens) - most + head :]] for tokens in whole]
+
+
+def _from_difference(whole: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """The beginning, and what follows from the first token in which the sequences differ.
+
+    1 2 3 4 5 6 7 and 1 2 3 9 5 6 7 cut to 4 are 1 2 4 5 and 1 2 9 5.
+    """
+    head = most // 2
+    shortest = min(map(len, whole))
+    differs = next((place for place in range(shortest) if len({tokens[place] for tokens in whole}) > 1), shortest)
+    starts = [max(head, min(differs, len(tokens) - most + head)) for tokens in whole]
+    return [[*tokens[:head], *tokens[start : start + most - head]] for tokens, start in zip(whole, starts, strict=True)]

@@ -43,8 +43,8 @@ class PromptEncoder:
         max_title_tokens: what titles were cut to.
 
     Raises:
-        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles; or
-            prompts do not fit.
+        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles; prompts
+            do not fit; or all titles are the same.
     """
 
     def __init__(
@@ -76,8 +76,9 @@ class PromptEncoder:
             lengths = PromptLengths(max(map(_text_tokens, layouts)), len(separator), items)
             self.max_title_tokens = fitting_title_tokens(room, lengths, self.representations, max_title_tokens)
         cut, self.titles = cut_titles(tokenizer, titles, whole, self.max_title_tokens)
+        self._refuse_one_answer(titles)
         self._bank = bank = PieceBank()
-        self._first = {Part.TITLE: bank.add(*cut)} | ({Part.INDEX: bank.add(*numbers)} if numbers else {})
+        self._first = {Part.TITLE: bank.add(cut)} | ({Part.INDEX: bank.add(*numbers)} if numbers else {})
         self.separator_piece = bank.add(Texts.of([separator]))
         self.eos_piece = bank.add(Texts.of([[tokenizer.eos_token_id]]))
         self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
@@ -86,6 +87,16 @@ class PromptEncoder:
             [text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in layouts
         ]
         bank.freeze()
+
+    def _refuse_one_answer(self, titles: Sequence[str]) -> None:
+        """Raise where every item has the same answer: no likelihood and no text names one of them."""
+        answers_with_titles = any(representation.answer is Part.TITLE for representation in self.representations)
+        if answers_with_titles and self.n_items > 2 and len(set(self.titles[1:])) == 1:
+            found = "title_field" if len(set(titles[1:])) == 1 else "max_title_tokens"
+            raise UserError(
+                f"{found}: all {self.n_items - 1} items have the same text {self.titles[1][:80]!r} in prompts and answers, expected "
+                "titles that tell candidates apart: choose another title_field or a larger max_title_tokens"
+            )
 
     def _numbers(self) -> list[Texts]:
         """The items' numbers, where a prompt or an answer is going to hold them."""

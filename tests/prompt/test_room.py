@@ -76,7 +76,7 @@ def test_a_cut_for_want_of_room_is_that_of_max_title_tokens(tokenizer):
 def test_the_log_says_what_was_found_and_why(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         encoder = encoder_of(tokenizer, PromptRoom(150, L, C), "hybrid")
-    (message,) = caplog.messages
+    (message,) = [message for message in caplog.messages if "titles are cut to" in message]
     for word in (f"cut to {encoder.max_title_tokens}", "found 64", "MAX_ITEM_LIST_LENGTH 3", "candidate_num 4", "holds 150"):
         assert word in message
 
@@ -85,3 +85,52 @@ def test_too_little_room_for_a_few_tokens_of_each_title_is_refused(tokenizer):
     # 30 tokens of template and answer, 7 titles of 4 with a slot each: well above 60.
     with pytest.raises(UserError, match="MAX_ITEM_LIST_LENGTH 3 and candidate_num 4.*cut to 4, but the LLM holds 60.*llm_path"):
         encoder_of(tokenizer, PromptRoom(60, L, C), "hybrid")
+
+
+# As shops name what differs in one word: what tells them apart stands at the end, in the middle, or is the length.
+CASES = ["", *(f"Shockproof slim soft case with ring holder and stand, for phone model {item}" for item in range(1, 31))]
+CASES += [
+    f"Shockproof slim soft case with ring holder in size {item} with a very long guarantee and a very free return"
+    for item in range(30)
+]
+CASES += ["Shockproof slim soft case", "A hat", "Shockproof slim soft case with ring holder"]
+
+
+@pytest.mark.parametrize("most", [2, 4, 6, 8, 13, 40])
+def test_titles_that_begin_alike_are_cut_so_that_they_differ(make_tokenizer, caplog, most):
+    tokenizer = make_tokenizer(CASES, 400)
+    with caplog.at_level(logging.WARNING):
+        encoder = PromptEncoder(tokenizer, CASES, TEMPLATES, most, None, [REPRESENTATIONS["textual"]])
+    answers = encoder.answer_ids(torch.arange(1, len(CASES)), REPRESENTATIONS["textual"])
+    distinct = len(answers.unique(dim=0))
+    told = [message for message in caplog.messages if "begin with the same" in message]
+    whole = [tokenizer.encode(f" {title}", add_special_tokens=False) for title in CASES]
+    assert answers.shape[1] <= most + 1
+    for item, tokens in enumerate(whole[1:], start=1):
+        if len(tokens) <= most:
+            assert encoder.titles[item] == CASES[item]
+        else:
+            assert answers[item - 1, : most // 2].tolist() == tokens[: most // 2]
+    if most >= 4:
+        assert distinct == len(CASES) - 1 and not any("still the same text" in message for message in told)
+    else:
+        left = int(told[0].split("where they differ. ")[1].split(" are")[0])
+        counts = answers.unique(dim=0, return_counts=True)[1]
+        assert left == int(counts[counts > 1].sum()) > 0
+    heads = [tuple(tokens[:most]) for tokens in whole[1:]]
+    begin_alike = sum(heads.count(head) > 1 for head in heads)
+    assert len(told) == (begin_alike > 0) and all(f"{begin_alike} of {len(CASES) - 1} titles" in message for message in told)
+
+
+def test_titles_of_which_nothing_collides_are_cut_as_ever(tokenizer):
+    titles = ["", "a b c d e f g h", "b b c d e f g h", "c d"]
+    encoder = PromptEncoder(tokenizer, titles, TEMPLATES, 4, None, [REPRESENTATIONS["textual"]])
+    for item, title in enumerate(titles[1:], start=1):
+        whole = tokenizer.encode(f" {title}", add_special_tokens=False)
+        assert encoder.answer_ids(torch.tensor([item]), REPRESENTATIONS["textual"])[0].tolist()[:-1][: len(whole)] == whole[:4]
+
+
+def test_a_catalogue_of_one_text_is_refused(tokenizer):
+    with pytest.raises(UserError, match="title_field: all 5 items have the same text 'a word'.*expected titles that tell"):
+        PromptEncoder(tokenizer, ["", *["a word"] * 5], TEMPLATES, representations=[REPRESENTATIONS["hybrid"]])
+    PromptEncoder(tokenizer, ["", *["a word"] * 5], TEMPLATES, representations=[REPRESENTATIONS["numerical"]])
