@@ -88,14 +88,16 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
         data: what ``prepare_data`` returned.
 
     Raises:
-        UserError: ``checkpoint`` cannot be this model's, or what the model itself refuses.
+        UserError: ``checkpoint`` cannot be this model's, or what the model itself or ``make_recommender`` refuses.
     """
     if config["checkpoint"] is not None:
         from recbole_llara.trainer.given_checkpoint import check_given_checkpoint
 
         check_given_checkpoint(config["checkpoint"], config["model"], is_ours(config["model"]))
-    model_class = resolve_model(config["model"])
-    model = model_class.from_data(config, data) if is_ours(config["model"]) else model_class(config, data.dataset)
+    if is_ours(config["model"]):
+        model = resolve_model(config["model"]).from_data(config, data)
+    else:
+        model = make_recommender(config["model"], config, data.dataset)
     return numbered(model, config, data.dataset).to(config["device"])
 
 
@@ -121,3 +123,42 @@ def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
         own = model.identity() if isinstance(model, TellsIdentity) else {}
         model.belongs_to = json_ready({**{key: config[key] for key in sorted(keys)}, **own})
     return model
+
+
+def make_recommender(name: str, config: Any, dataset: Any) -> "nn.Module":
+    """Make a model as RecBole does, its keys compared with the number of items first.
+
+    Args:
+        name: of a model that is not ours.
+        config: its keys.
+        dataset: the training split.
+
+    Raises:
+        UserError: a partition of items that is larger than the catalogue, or partitions that do not add up.
+    """
+    if issubclass(resolve_model(name), _partitioned()):
+        _check_partitions(config, dataset.item_num)
+    return resolve_model(name)(config, dataset)
+
+
+def _partitioned() -> tuple[type, ...]:
+    """RecBole's models with Softmax-CPR, which ranks the best so many items anew."""
+    stock = stock_models()
+    return (stock["SASRecCPR"], stock["GRU4RecCPR"])
+
+
+def _check_partitions(config: Any, n_items: int) -> None:
+    text = str(config["reranker_CAN_NUM"])
+    sizes = [int(size) if size.strip().isdecimal() else 0 for size in text.split(",")]
+    if min(sizes) < 1 or (max(sizes) > n_items and config["n_facet_reranker"] > 0):
+        raise UserError(
+            f"reranker_CAN_NUM: found {text!r}, expected whole numbers from 1 to {n_items}, the {n_items - 1} items of "
+            f"{config['dataset']} and the padding item, parted by commas; lower it, or set n_facet_reranker to 0 and n_facet_all "
+            "accordingly"
+        )
+    facets = config["n_facet"] + config["n_facet_context"] + config["n_facet_reranker"] * len(sizes) + config["n_facet_emb"]
+    if facets != config["n_facet_all"]:
+        raise UserError(
+            f"n_facet_all: found {config['n_facet_all']}, expected {facets}: n_facet + n_facet_context + n_facet_reranker for each of "
+            f"the {len(sizes)} sizes of reranker_CAN_NUM + n_facet_emb"
+        )

@@ -24,8 +24,8 @@ from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.keys import recommender_keys
-from recbole_llara.model import numbered, resolve_model
+from recbole_llara.keys import REC_PREFIX, recommender_keys
+from recbole_llara.model import make_recommender, numbered
 from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
 from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
@@ -134,22 +134,34 @@ def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
     """The table [N, d_rec] a recommender looks its items up in: a float32 copy on the CPU that no training touches.
 
+    A row behind those of the items, which BERT4Rec has for its mask token, is left out.
+
     Raises:
-        UserError: the model has no ``item_embedding`` of N rows.
+        UserError: the model has no ``item_embedding`` of N rows, or of N + 1 with a mask token.
     """
     table = getattr(model, "item_embedding", None)
-    if not isinstance(table, nn.Embedding) or table.num_embeddings != model.n_items:
+    rows = model.n_items + has_mask_token(model)
+    if not isinstance(table, nn.Embedding) or table.num_embeddings != rows:
         found = "none" if table is None else f"a {type(table).__name__}"
         raise UserError(
             f"rec_model: {type(model).__name__} has no item embedding table (item_embedding: {found}), expected one row "
             "for each item; choose a recommender such as SASRec, GRU4Rec or Caser"
         )
-    return table.weight.detach().to("cpu", torch.float32, copy=True)
+    return table.weight.detach()[: model.n_items].to("cpu", torch.float32, copy=True)
+
+
+def has_mask_token(model: nn.Module) -> bool:
+    """Whether the row behind those of a model's items is the mask that it puts in an item's place."""
+    return getattr(model, "mask_token", None) == model.n_items
 
 
 def _build_model(rec_config: LLaRAConfig, data: PreparedData) -> nn.Module:
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        model = resolve_model(rec_config["model"])(rec_config, data.train_data.dataset).to(rec_config["device"])
+        try:
+            model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
+        except UserError as error:
+            raise UserError(f"{REC_PREFIX}{error}") from error
+    model = model.to(rec_config["device"])
     item_embedding_table(model)  # before training it in vain
     return numbered(model, rec_config, data.train_data.dataset)
 

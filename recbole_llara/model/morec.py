@@ -13,9 +13,10 @@ from torch import nn
 
 from recbole_llara.config_checks import check_titles
 from recbole_llara.data.titles import load_catalogue
-from recbole_llara.model import resolve_model
+from recbole_llara.errors import UserError
+from recbole_llara.model import make_recommender
 from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.model.item_encoder import item_embedding_table
+from recbole_llara.model.item_encoder import has_mask_token, item_embedding_table
 from recbole_llara.model.projector import Projector
 from recbole_llara.model.text_encoder import TextEncoder, Titles, cached_features, encode_all
 from recbole_llara.settings import TextEncoderSettings
@@ -46,14 +47,35 @@ class TextItemEmbedding(nn.Module):
         self.register_buffer("attention_mask", titles.attention_mask, persistent=False)
         self._held: torch.Tensor | None = None
 
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Compute the table once for all that is looked up inside."""
-        self._held = self._table()
+        """Compute the table once for all that is looked up inside.
+
+        In evaluation mode without gradients it is kept for what follows, until ``train`` or ``eval`` is called, weights are
+        loaded or the module is moved: every evaluation begins with ``eval``, so it encodes the catalogue once.
+        """
+        is_kept = not self.training and not torch.is_grad_enabled()
+        if self._held is None or not is_kept:
+            self._held = self._table()
         try:
             yield
         finally:
-            self._held = None
+            if not is_kept:
+                self._forget()
+
+    def train(self, mode: bool = True) -> "TextItemEmbedding":
+        """As ``nn.Module.train``; what was kept of earlier weights is forgotten."""
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, *arguments: Any, **options: Any) -> "TextItemEmbedding":
+        self._forget()
+        return super()._apply(*arguments, **options)
+
+    def _forget(self) -> None:
+        self._held = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -92,9 +114,14 @@ class MoRec(ChecksConfig, SequentialRecommender):
         super().__init__(config, dataset)
         settings = TextEncoderSettings.from_config(config)
         catalogue = load_catalogue(dataset, config)
-        self.recommender = resolve_model(config["rec_model"])(config, dataset)
+        self.recommender = make_recommender(config["rec_model"], config, dataset)
+        if has_mask_token(self.recommender):
+            raise UserError(
+                f"rec_model: found {config['rec_model']}, expected a recommender without a mask token, which has no title: MoRec makes "
+                "every row of the item table out of one; choose such as SASRec, GRU4Rec or Caser"
+            )
         width = item_embedding_table(self.recommender).shape[1]
-        encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling)
+        encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
         titles = encoder.tokenise(["-", *catalogue.titles[1:]], settings.max_title_tokens)
         cache = Path(config["checkpoint_dir"]) / "text_features"
         self.items = TextItemEmbedding(encoder, titles, width, settings, cache)

@@ -135,10 +135,10 @@ def _load(path: str, source: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
 
 @torch.no_grad()
 def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folder: Path) -> torch.Tensor:
-    """[N, d_text] features of all titles by an encoder that stays as it is, made once and kept in a folder.
+    """[N, d_text] features of all titles by an encoder that stays as it is, made once and kept in a folder; on the CPU.
 
     Args:
-        encoder: frozen.
+        encoder: frozen, on the device that computes them.
         titles: N of them.
         batch_size: (int, titles) of one pass.
         folder: where files of the name ``<digest of encoder, pooling and titles>.safetensors`` are kept.
@@ -151,7 +151,7 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
         features = _kept_features(path)
         if features is None:
             encoder.eval()
-            features = encode_all(encoder, titles, batch_size)
+            features = encode_all(encoder, titles, batch_size).cpu()
             told = {"sha256": _tensor_sha256(features)}
             write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
     return features
@@ -180,7 +180,8 @@ def _tensor_sha256(tensor: torch.Tensor) -> str:
 
 
 def encode_all(encoder: TextEncoder, titles: Titles, batch_size: int) -> torch.Tensor:
-    """[N, d_text] features of all titles, those of like length together so that little is padded."""
+    """[N, d_text] features of all titles on the encoder's device, those of like length together so that little is padded."""
+    device = next(encoder.parameters()).device
     order = titles.attention_mask.sum(1).argsort()
-    features = torch.cat([encoder(titles.take(rows)) for rows in order.split(batch_size)])
-    return features[order.argsort()]
+    features = torch.cat([encoder(titles.take(rows).to(device)) for rows in order.split(batch_size)])
+    return features[order.argsort().to(device)]

@@ -3,13 +3,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
 from recbole_llara.model import item_encoder, resolve_model
-from recbole_llara.model.item_encoder import item_embedding_table, prepare_recommender
+from recbole_llara.model.item_encoder import WEIGHTS, item_embedding_table, prepare_recommender
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +162,23 @@ def test_the_table_is_a_copy(make_run):
     with torch.no_grad():
         model.item_embedding.weight.zero_()
     assert table.abs().sum() > 0
+
+
+def test_a_mask_token_s_row_is_none_of_the_items(make_run, no_training):
+    config, data = make_run(rec_model="BERT4Rec", rec_epochs=1)
+    first = prepare_recommender(config, data)
+    assert first.item_embeddings.shape == (data.dataset.item_num, 64)
+    weights = load_file(first.path / WEIGHTS)["item_embedding.weight"]
+    assert len(weights) == data.dataset.item_num + 1 and torch.equal(weights[:-1], first.item_embeddings)
+    no_training()
+    assert torch.equal(
+        prepare_recommender(*make_run(rec_model="BERT4Rec", rec_epochs=1)).item_embeddings, first.item_embeddings
+    )
+
+
+@pytest.mark.parametrize("model", ["SASRecCPR", "GRU4RecCPR"])
+def test_partitions_larger_than_the_catalogue_are_refused_before_training(make_run, monkeypatch, model):
+    config, data = make_run(rec_model=model)
+    monkeypatch.setattr(item_encoder, "stock_trainer_class", lambda config: pytest.fail("a trainer was made"))
+    with pytest.raises(UserError, match=r"rec_reranker_CAN_NUM: found '100', expected whole numbers from 1 to 61"):
+        prepare_recommender(config, data)

@@ -11,6 +11,7 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.errors import UserError
 from recbole_llara.model import build_model
+from recbole_llara.model.text_encoder import TextEncoder
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer import get_trainer
 
@@ -64,6 +65,59 @@ def test_the_encoder_learns_only_end_to_end_and_at_its_own_rate(toy, tuning):
     assert not any(name.endswith("item_embedding.weight") for name in before)  # no id embedding is left
 
 
+def test_an_evaluation_encodes_the_catalogue_once_and_by_the_weights_of_the_moment(toy):
+    keys = {**toy, "text_encoder_tuning": "full", "text_batch_size": 16, "eval_batch_size": 5, "learning_rate": 0.1}
+    trainer, data = _trainer(keys)
+    passes = []
+    trainer.model.items.encoder.register_forward_hook(lambda *_: passes.append(1))
+
+    def scores(of):
+        of.evaluate(data.valid_data, load_best_model=False)
+        return of.last_cases.scores
+
+    def fresh():
+        again, _ = _trainer(keys)
+        again.model.load_state_dict(trainer.model.state_dict())
+        return scores(again)
+
+    before, weights = scores(trainer), {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert len(passes) == 4 and len(data.valid_data) > 1  # 61 titles, 16 at once
+    assert torch.equal(before, fresh())
+    trainer.model.train().calculate_loss(next(iter(data.train_data))).backward()
+    trainer.optimizer.step()
+    after = scores(trainer)
+    assert not torch.equal(after, before) and torch.equal(after, fresh())
+    trainer.model.load_state_dict(weights)
+    assert torch.equal(scores(trainer), before)
+
+
+def test_weights_loaded_in_evaluation_mode_are_those_that_answer(toy):
+    first, data = _trainer({**toy, "text_encoder_tuning": "full"})
+    second, _ = _trainer({**toy, "text_encoder_tuning": "full"})
+    with torch.no_grad():
+        for parameter in second.model.items.parameters():
+            parameter.mul_(1.5)
+        batch = next(iter(data.valid_data))[0]
+        expected = second.model.eval().full_sort_predict(batch)
+        assert not torch.equal(first.model.eval().full_sort_predict(batch), expected)
+        first.model.load_state_dict(second.model.state_dict())
+        assert torch.equal(first.model.full_sort_predict(batch), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_the_catalogue_is_encoded_on_the_device_of_the_run(toy, tuning, monkeypatch):
+    devices, forward = [], TextEncoder.forward
+    monkeypatch.setattr(
+        TextEncoder, "forward", lambda self, titles: devices.append(titles.input_ids.device.type) or forward(self, titles)
+    )
+    config = LLaRAConfig("MoRec", "toy", config_dict={**toy, "use_gpu": True, "text_encoder_tuning": tuning, "epochs": 1})
+    data = prepare_data(config)
+    trainer = get_trainer(config, build_model(config, data))
+    trainer.fit(data.train_data, data.valid_data)
+    assert devices[0] == "cpu" and set(devices[1:]) == {"cuda"}  # the first pass is a look at one title
+
+
 def test_the_recommender_s_own_keys_reach_it(toy):
     trainer, _ = _trainer({**toy, "rec_model": "GRU4Rec", "num_layers": 2, "hidden_size": 24})
     assert trainer.model.recommender.gru_layers.num_layers == 2 and trainer.model.recommender.gru_layers.hidden_size == 24
@@ -78,5 +132,9 @@ def test_what_cannot_be_is_refused(toy):
         _trainer({**toy, "text_pooling": "max"})
     with pytest.raises(UserError, match="title_field"):
         _trainer({**toy, "title_field": None})
+    with pytest.raises(UserError, match="rec_model: found BERT4Rec, expected a recommender without a mask token"):
+        _trainer({**toy, "rec_model": "BERT4Rec"})
+    with pytest.raises(UserError, match="reranker_CAN_NUM: found '100', expected whole numbers from 1 to 61"):
+        _trainer({**toy, "rec_model": "SASRecCPR"})
     with pytest.raises(UserError, match="no item embedding table"):
         _trainer({**toy, "rec_model": "FPMC"})
