@@ -30,6 +30,7 @@ SIGMAS = 3.0
 
 POPULARITY = "popular items are targets more often and negatives are uniform: any recommender may know it"
 NUMBERING = "items are numbered by the file's order, which goes with popularity and time"
+IDS = "the dataset's own ids go with popularity, with time or with the order of the histories"
 REPEATS = "users take items again (repeated_targets: keep)"
 HABIT = "users take again one of the few items that they had before: behaviour that any recommender may know"
 WINDOW = "negatives exclude the visible history alone (candidate_exclude: window)"
@@ -58,13 +59,21 @@ class Evidence:
         rows: [B] asked.
         candidates: [B, C].
         knowledge: of the data.
+        id_rank: [N] where each item's id stands among all ids.
         before: rows whose candidates and targets a system has met: the training draws, and for test the validation rows.
     """
 
     def __init__(
-        self, split: str, rows: Rows, candidates: np.ndarray, knowledge: Knowledge, before: Mapping[str, Sequence[Draws]]
+        self,
+        split: str,
+        rows: Rows,
+        candidates: np.ndarray,
+        knowledge: Knowledge,
+        id_rank: np.ndarray,
+        before: Mapping[str, Sequence[Draws]],
     ) -> None:
         self.split, self.rows, self.candidates, self.knowledge, self.before = split, rows, candidates, knowledge, before
+        self.id_rank = id_rank
         self.n_items = knowledge.known["test"].n_items
 
     def negatives(self, what: str) -> np.ndarray:
@@ -125,10 +134,23 @@ def _popularity(evidence: Evidence) -> np.ndarray:
     return np.bincount(known.keys % known.n_items, minlength=evidence.n_items)[evidence.candidates]
 
 
-def _next_number(evidence: Evidence) -> np.ndarray:
+def _next(evidence: Evidence, rank: np.ndarray) -> np.ndarray:
+    """The candidate that stands next above the newest item of the history."""
     last = np.take_along_axis(evidence.rows.history, (evidence.rows.history > 0).sum(1, keepdims=True) - 1, axis=1)  # [B, 1]
-    beyond = evidence.candidates - last
-    return -np.where(beyond > 0, beyond, evidence.n_items)
+    beyond = rank[evidence.candidates] - rank[last]
+    return -np.where(beyond > 0, beyond, len(rank))
+
+
+def rank_ids(ids: Sequence[str]) -> np.ndarray:
+    """Where each item's id [N] stands among all: as numbers where all are, else as texts; the padding item comes first.
+
+    Ids "[PAD]", "10", "9" have the ranks 0, 2, 1.
+    """
+    texts = list(ids[1:])
+    keys = [int(text) for text in texts] if all(text.isdecimal() for text in texts) else texts
+    rank = np.zeros(len(ids), dtype=np.int64)
+    rank[1 + np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)] = 1 + np.arange(len(keys))
+    return rank
 
 
 # Of each rule what it scores candidates by, higher for the likelier target, and what in the nature of the data may explain it.
@@ -145,7 +167,8 @@ RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
     "history: not had before": (lambda found: ~found.in_past, None),
     "other rows of the user: in fewest": (lambda found: -found.in_other_rows, None),
     "item number: lowest": (lambda found: -found.candidates, NUMBERING),
-    "item number: next above the newest item": (_next_number, NUMBERING),
+    "item number: next above the newest item": (lambda found: _next(found, np.arange(found.n_items)), NUMBERING),
+    "item id: next above the newest item": (lambda found: _next(found, found.id_rank), IDS),
 }
 
 
@@ -212,7 +235,8 @@ def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
         rows, candidates = dataset.rows_of(dataset.inter_feat), dataset.inter_feat[CANDIDATE_FIELD].numpy()
-        evidence = Evidence(split, rows, candidates, dataset.knowledge, before)
+        id_rank = rank_ids([str(token) for token in dataset.field2id_token[dataset.iid_field]])
+        evidence = Evidence(split, rows, candidates, dataset.knowledge, id_rank, before)
         reasons = _reasons(dataset, split)
         for rule, (score, reason) in RULES.items():
             credit = credits(score(evidence), candidates, rows.targets)

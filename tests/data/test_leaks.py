@@ -95,6 +95,26 @@ def _moved(candidates, targets, columns):
     return candidates
 
 
+def test_ids_are_ranked_as_numbers_or_as_texts():
+    assert leaks.rank_ids(["[PAD]", "10", "9", "110"]).tolist() == [0, 2, 1, 3]
+    assert leaks.rank_ids(["[PAD]", "b10", "b9", "a"]).tolist() == [0, 2, 3, 1]
+
+
+def test_histories_in_the_order_of_ids_are_found(make_config, tmp_path):
+    """As in the released LastFM sequences: every history ascends, so the next id above is likelier the target."""
+    folder = tmp_path / "sorted"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(200):
+        lines += [f"u{user}\t{item}\t{second}" for second, item in enumerate(sorted(rng.permutation(500)[:15].tolist()))]
+    (folder / "sorted.inter").write_text("\n".join(lines) + "\n")
+    keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "checkpoint_dir": str(tmp_path / "saved")}
+    data = prepare_data(make_config("leave_one_out", dataset="sorted", data_path=str(tmp_path), **keys))
+    found = next(f for f in leaks.find_leaks(data, epochs=1) if f.split == "valid" and f.rule.startswith("item id"))
+    assert found.share > 0.2 and not found.is_chance and found.reason == leaks.IDS
+
+
 def test_credits_by_hand():
     scores = np.array([[3, 5, 5, 1], [3, 5, 5, 1], [0, 0, 0, 0], [9, 1, 1, 1]])
     candidates = np.array([[4, 5, 6, 7]] * 4)
