@@ -161,7 +161,7 @@ def _quoted(file: TextIO, separator: str, path: Path) -> Iterator[tuple[int, lis
         except csv.Error as error:
             raise UserError(
                 f"{path}, line {number}: a quote opens a cell there and is not closed as in CSV ({error}); where quotes are text, give "
-                "--quoting none"
+                f"--quoting none; where cells are parted by another mark than {separator!r}, change that"
             ) from error
         if row is None:
             return

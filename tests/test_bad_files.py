@@ -99,6 +99,9 @@ DATASETS = {
     "two files joined": (
         "SASRec", line_3("\ufeffu0\ti1\t5"), [], ["toy.inter: found a byte order mark (U+FEFF) before line 3", "two files joined"],
     ),
+    "an item that ends in NUL": (
+        "SASRec", line_3("u0\ti1\0\t5"), [], ["toy.inter: found the character NUL in item_id of row 2", "expected text"],
+    ),
     "an item called [PAD]": (
         "SASRec", line_3("u0\t[PAD]\t5"), [], ["toy.inter: found '[PAD]' as item_id (ITEM_ID_FIELD)", "rename it"],
     ),

@@ -186,6 +186,11 @@ class CheckedFiles(SequentialDataset):
         """A column as RecBole keeps it: numbers, texts with NaN for a hole, or an array for each row."""
         if kind == FeatureType.FLOAT.value:
             return np.array([math.nan if cell in HOLES else float(cell) for cell in cells])
+        row = next((place for place, cell in enumerate(cells, 1) if "\0" in cell), None)
+        if row is not None:  # numpy's texts, in which RecBole keeps ids, end before it
+            raise UserError(
+                f"{path}: found the character NUL in {name} of row {row}, expected text: is the file in another encoding (key encoding)?"
+            )
         if kind == FeatureType.TOKEN.value:
             return np.array([math.nan if cell in HOLES else cell for cell in cells], dtype=object)
         is_float = kind == FeatureType.FLOAT_SEQ.value

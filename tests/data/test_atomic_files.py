@@ -16,8 +16,8 @@ from recbole_llara.data.titles import load_catalogue
 # Anything but what parts cells and rows; characters that CSV readers, str.splitlines and old parsers stumble over are likely.
 CELLS = st.text(
     st.one_of(
-        st.sampled_from('""\'\\\ufeff\u2028\x85\x0b\x0c\x1c\x00,; é'),
-        st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]),
+        st.sampled_from('""\'\\\ufeff\u2028\x85\x0b\x0c\x1c,; é'),
+        st.characters(exclude_characters="\t\r\n\0", exclude_categories=["Cs"]),
     ),
     max_size=12,
 ).filter(lambda text: text not in HOLES)
