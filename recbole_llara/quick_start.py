@@ -18,6 +18,7 @@ from recbole_llara.errors import Stopped
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.evaluator.run_folder import RunFolder, check_writable
 from recbole_llara.model import build_model, is_ours
+from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.checked import TellsFacts
 from recbole_llara.processes import Processes, processes_of
 from recbole_llara.resume import completed_request, folder_to_resume, resume_command
@@ -128,6 +129,7 @@ def _train_and_measure(
         _add_training_times(trainer, timings)
     metrics = {"valid": best_valid_result or {}, "test": test_result}
     facts = trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}
+    facts = {**facts, **_trained_on_other_rows(config, trainer.model, logger)}
     if config["full_rank"]:
         full_rank, full_rank_records = _measure_full_rank(config, data, trainer, logger)
         facts = {**facts, "full_rank": full_rank}
@@ -144,6 +146,26 @@ def _train_and_measure(
         "test_result": test_result,
         **paths,
     }
+
+
+def _trained_on_other_rows(config: LLaRAConfig, model: Any, logger: logging.Logger) -> dict[str, Any]:
+    """Tell of given weights that were trained on other interactions than this run's training rows.
+
+    Returns:
+        for ``result.json``, the keys that named them; nothing where no weights were given.
+    """
+    trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
+    if isinstance(model, LLMRecommender) and config["rec_checkpoint"] and model.recommender is not None:
+        trained_on["rec_checkpoint"] = model.recommender.trained_on
+    if not trained_on:
+        return {}
+    others = [key for key, digest in trained_on.items() if digest is not None and digest != model.training_digest]
+    for key in others:
+        logger.warning(
+            f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
+            "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
+        )
+    return {"trained_on_other_rows": others}
 
 
 def _add_training_times(trainer: Any, timings: dict[str, float]) -> None:

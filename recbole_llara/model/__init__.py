@@ -104,7 +104,8 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
 def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
     """A model with what goes into its checkpoints and is compared with theirs.
 
-    ``numbering`` is that of the data it was made for; ``belongs_to`` is what a stock model's answers depend on beside its weights.
+    ``numbering`` is that of the data it was made for and ``training_digest`` tells its training interactions; ``belongs_to`` is
+    what a stock model's answers depend on beside its weights.
 
     Args:
         model: as made of the other two.
@@ -115,9 +116,11 @@ def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
     from recbole_llara.evaluator.result import json_ready
     from recbole_llara.keys import answering_keys
     from recbole_llara.model.checked import TellsIdentity
+    from recbole_llara.model.identity import training_digest
 
     name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])
+    model.training_digest = model.trained_on = training_digest(dataset)
     if not is_ours(name):
         keys = answering_keys(name, config["rec_model"] if replaces_item_table(name) else None)
         own = model.identity() if isinstance(model, TellsIdentity) else {}

@@ -5,10 +5,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
+from recbole_llara.data.hashing import mix
 from recbole_llara.data.numbering import Numbering
 
 # What decides which rows are training rows.
@@ -27,7 +30,7 @@ class Stored:
         fact: pattern of its place in them; "name" = it stands in the path.
         of: what it is a digest of.
         compared: the function that compares it with what is there when the file is read.
-        otherwise: what follows a difference: "refused"; "made again" with a warning; "looked for elsewhere" where it is the
+        otherwise: what follows a difference: "refused"; "warned of" where something is measured; "made again" with a warning; "looked for elsewhere" where it is the
             name under which a thing is kept; "told" where no code reads it.
     """
 
@@ -43,6 +46,10 @@ STORED = (
     # What a run keeps.
     Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "stock_checkpoint.read_stock_model", "refused"),
     Stored("*/checkpoint.safetensors", "belongs_to.*", "MoRec's text encoder", "stock_checkpoint.load_stock_model", "refused"),
+    Stored(
+        "*/checkpoint.safetensors", "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"
+    ),
+    Stored(_META, "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"),
     Stored(_META, "sha256.*", "each file beside it", "checkpoint.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.items_digest", "the items in their order", "checkpoint.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.split_digest", "keys of split and filters", "checkpoint.load_llm_recommender", "refused"),
@@ -51,6 +58,7 @@ STORED = (
     Stored(_META, "belongs_to.recommender_sha256", "its weights' file", "checkpoint.load_llm_recommender", "refused"),
     Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "training_state.load_state", "made again"),
     Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "training_state.load_state", "refused"),
+    Stored(f"{_STATE}/meta.json", "training_digest", "training interactions; rows_digest holds them too", "", "told"),
     Stored(f"{_STATE}/training.json", "trainer.rows_digest", "rows and candidates", "resumable.resume_checkpoint", "refused"),
     Stored("*/result.json", "recommender.sha256", "its weights' file", "recommend.loaded.load", "refused"),
     Stored(
@@ -63,6 +71,13 @@ STORED = (
         "recommenders/*", "name", "all that its weights depend on", "item_encoder.prepare_recommender", "looked for elsewhere"
     ),
     Stored("recommenders/*/model.safetensors", "numbering_sha256", "its ids", "stock_checkpoint.read_stock_model", "refused"),
+    Stored(
+        "recommenders/*/model.safetensors",
+        "training_digest",
+        "training interactions",
+        "quick_start.run_recbole_llara",
+        "warned of",
+    ),
     Stored(_ENTRY, "sha256", "all that its weights depend on", "recommender_cache.unseal", "made again"),
     Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender_cache.check_seal", "made again"),
     Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender_cache.check_seal", "made again"),
@@ -118,6 +133,21 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
         "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
         "n_items": data.dataset.item_num,
     }
+
+
+def training_digest(dataset: Any) -> str:
+    """Digest of the interactions that training rows rest on, by external ids and in no order: of all rows, not of a sample.
+
+    Where it differs, a test row of one split may have been a training row of the other.
+
+    Args:
+        dataset: a split of ``prepare_data``.
+    """
+    known = dataset.knowledge.known["train"]
+    user, item = np.divmod(known.keys, known.n_items)
+    items = pd.util.hash_array(np.array(dataset.field2id_token[dataset.iid_field], dtype=object), categorize=False)
+    pairs = mix(mix(dataset.user_hashes[user - 1].view(np.uint64)) ^ items[item])
+    return hashlib.sha256(np.sort(pairs).tobytes()).hexdigest()[:DIGITS]
 
 
 def rows_digest(data: PreparedData) -> str:

@@ -48,6 +48,7 @@ class Recommender:
         metrics: split -> RecBole's metrics of the recommender itself; empty where it came by ``rec_checkpoint``.
         best_epoch: counted from 0, or None.
         seconds: time this call spent on training it; 0 from the cache.
+        trained_on: digest of its training interactions; None where nobody knows.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Recommender:
     metrics: Mapping[str, Mapping[str, float]]
     best_epoch: int | None
     seconds: float
+    trained_on: str | None
 
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
@@ -105,7 +107,9 @@ def _prepare(config: LLaRAConfig, prepared: PreparedData) -> tuple[Recommender, 
         model = _build_model(rec_config, prepared)
         load_stock_model(model, path / WEIGHTS, rec_config["model"])
     table, digest = item_embedding_table(model), meta["weights_sha256"]
-    return Recommender(rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds), model
+    return Recommender(
+        rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds, model.trained_on
+    ), model
 
 
 def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
@@ -214,6 +218,7 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
         model = _build_model(rec_config, prepared)
         filters = {key: rec_config[key] for key in FILTERS}
         facts = load_recbole_checkpoint(model, weights, rec_config["model"], filters)
+        model.trained_on = None  # RecBole does not tell
     else:
         if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
             try:
@@ -225,7 +230,9 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
         model = _build_model(rec_config, prepared)
         facts = load_stock_model(model, weights, rec_config["model"])
     table = item_embedding_table(model)
-    return Recommender(rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0), model
+    return Recommender(
+        rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0, model.trained_on
+    ), model
 
 
 def _rows_sha256(dataset: Any, rec_config: LLaRAConfig) -> str:

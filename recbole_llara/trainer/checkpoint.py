@@ -76,7 +76,8 @@ def save_llm_recommender(
             fill(folder)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         sha256 = {file.relative_to(folder).as_posix(): _file_sha256(file) for file in files}
-        meta = {"format": FORMAT, "belongs_to": belongs_to(model), "sha256": sha256, **facts}
+        told = {"belongs_to": belongs_to(model), "training_digest": model.trained_on, "sha256": sha256}
+        meta = {"format": FORMAT, **told, **facts}
         (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
     try:
@@ -89,7 +90,7 @@ def save_llm_recommender(
 
 
 def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
-    """Load a checkpoint into a model built by the same configuration.
+    """Load a checkpoint into a model built by the same configuration; ``trained_on`` tells on which interactions it was trained.
 
     Returns:
         the contents of ``meta.json``.
@@ -109,6 +110,7 @@ def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
         load_adapter(model.llm, path / ADAPTER)
     elif model.llm_tuning == "full":
         _load_whole(model, path / LLM)
+    model.trained_on = meta.get("training_digest")
     return meta
 
 

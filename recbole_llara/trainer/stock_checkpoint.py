@@ -23,7 +23,7 @@ from recbole_llara.evaluator.result import json_ready
 
 HEADER_KEY = "recbole_llara"
 FACTS = frozenset(
-    {"model", "dataset", "epoch", "numbering_sha256", "belongs_to", "other_parameter"}
+    {"model", "dataset", "epoch", "numbering_sha256", "training_digest", "belongs_to", "other_parameter"}
 )  # what a header tells at least
 _DICTS = ("belongs_to", "other_parameter")
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
@@ -101,13 +101,14 @@ def save_stock_model(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
         elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
     tensors |= model.numbering.tensors()
-    told = {**facts, "numbering_sha256": model.numbering.sha256, "belongs_to": model.belongs_to, "other_parameter": plain}
+    digests = {"numbering_sha256": model.numbering.sha256, "training_digest": model.trained_on}
+    told = {**facts, **digests, "belongs_to": model.belongs_to, "other_parameter": plain}
     header = {HEADER_KEY: json.dumps(told)}
     write_file(path, lambda place: save_file(tensors, place, metadata=header))
 
 
 def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) -> dict[str, Any]:
-    """Load what ``save_stock_model`` wrote, strictly: every weight, and nothing else.
+    """Load what ``save_stock_model`` wrote, strictly: every weight, and nothing else; ``trained_on`` tells on which interactions.
 
     Args:
         model: a RecBole recommender, built with the same keys for data that is numbered as the file tells, as
@@ -152,6 +153,7 @@ def load_stock_model(model: torch.nn.Module, path: str | Path, model_name: str) 
     if unknown := sorted(beside.keys() - model.other_parameter().keys()):  # RecBole would set any attribute
         raise UserError(f"{path} does not fit this {model_name}, which keeps no {', '.join(unknown)} beside its weights.")
     model.load_other_parameter(beside)
+    model.trained_on = facts["training_digest"]
     return facts
 
 
