@@ -148,7 +148,8 @@ def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
         inner: the name of a recommender that is part of the model.
     """
     within = frozenset() if inner is None else model_keys(inner)
-    return (model_keys(model) | within) - _OF_LEARNING
+    # How an endpoint is reached is the caller's, and may hold secrets.
+    return (model_keys(model) | within) - _OF_LEARNING - FROM_RUN[FromRun.NEVER]
 
 
 def shared_keys() -> frozenset[str]:

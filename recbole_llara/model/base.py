@@ -144,7 +144,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.is_compiled = llm_settings.torch_compile
         if self.is_compiled:
             compile_blocks(self.llm, config["device"])
-        self.read_answers = ready.read_answers or answer_reader(config, self.llm, self.encoder)
+        self.read_answers = ready.read_answers or answer_reader(config, self.llm, self.encoder, self._token_keys)
         self.item_tokens = ItemTokens(
             embedded_vocabulary(llm), self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
         )

@@ -44,10 +44,11 @@ class TokenKeys:
 
     def for_checkpoint(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """The ``context_fn`` of torch's ``checkpoint``: what is computed again reads the keys of its first time."""
-        return nullcontext(), self._set(self.values)
+        return nullcontext(), self.reading(self.values)
 
     @contextmanager
-    def _set(self, values: torch.Tensor | None) -> Iterator[None]:
+    def reading(self, values: torch.Tensor | None) -> Iterator[None]:
+        """Let passes within read these values [B, T]; those of before are there again afterwards."""
         before, self.values = self.values, values
         try:
             yield

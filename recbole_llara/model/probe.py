@@ -14,6 +14,7 @@ from recbole_llara.errors import UserError
 from recbole_llara.evaluator.decoding import decode_generate
 from recbole_llara.evaluator.scoring import AnswerReader, candidate_log_probs, trie_log_probs
 from recbole_llara.evaluator.trie import IGNORED_LABEL, build_trie
+from recbole_llara.model.dropout import TokenKeys
 from recbole_llara.model.llm import input_embeddings
 from recbole_llara.model.llm_path import first_line
 from recbole_llara.model.losses import answer_pass
@@ -49,6 +50,7 @@ def probe_llm(
     pad: int,
     generates: bool,
     is_quantized: bool = False,
+    token_keys: TokenKeys | None = None,
 ) -> AnswerReader:
     """Refuse an LLM that is not causal or does not read prompts as this package writes them; choose how it reads answers.
 
@@ -60,6 +62,7 @@ def probe_llm(
         end, pad: ids of the tokens that end an answer and fill a row.
         generates: whether the run lets the LLM write.
         is_quantized: whether its weights are, so that a token's roundings depend on the tokens beside it.
+        token_keys: where its dropout reads which tokens a pass holds.
 
     Returns:
         ``trie_log_probs`` where it gives what a plain pass gives, else ``candidate_log_probs``, and the log says so.
@@ -68,7 +71,7 @@ def probe_llm(
         UserError: later tokens change earlier ones; the LLM takes no ``inputs_embeds``, or its answers change with them or
             with padding; it cannot run as in training, or cannot generate where it is to.
     """
-    probe = _Probe(llm, llm_path, prompt.to(llm.device), answer_ids.to(llm.device), end, pad, is_quantized)
+    probe = _Probe(llm, llm_path, prompt.to(llm.device), answer_ids.to(llm.device), end, pad, is_quantized, token_keys or TokenKeys())
     probe.check_causal()
     plain = probe.plain_log_probs()
     rounding = probe.check_training(plain)
@@ -89,8 +92,10 @@ class _Probe:
         end: int,
         pad: int,
         is_quantized: bool,
+        token_keys: TokenKeys,
     ) -> None:
         self.llm, self.prompt, self.answer_ids, self.end, self.pad = llm, prompt, answer_ids, end, pad
+        self.token_keys = token_keys
         self.subject = f"llm_path is {llm_path!r}: {type(llm).__name__}"
         self.dtype = torch.bfloat16 if is_quantized else input_embeddings(llm).weight.dtype
         count = answer_ids.shape[1]
@@ -144,7 +149,6 @@ class _Probe:
         """The pass of training and of ``candidate_log_probs``: embedded prompts, padded on the left; returns how far it is off."""
         try:
             found = self.read(candidate_log_probs, self.few_answers)
-            self.train_once()
         except _NOT_WRITTEN_FOR_IT as error:
             raise self.refused(
                 "does not read embedded prompts (inputs_embeds with attention_mask and position_ids)", error
@@ -155,6 +159,10 @@ class _Probe:
                 f"{self.subject} answers otherwise where a prompt comes as inputs_embeds with padding on its left (likelihoods "
                 f"move by {gap:.2g}), expected the same answers: choose another llm_path"
             )
+        try:
+            self.train_once()
+        except _NOT_WRITTEN_FOR_IT as error:
+            raise self.refused("cannot make a pass of training", error) from error
         return gap
 
     @torch.no_grad()
@@ -166,7 +174,7 @@ class _Probe:
         devices = [self.llm.device] if self.llm.device.type == "cuda" else []
         self.llm.train()
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), self.token_keys.reading(torch.zeros_like(mask)):
                 answer_pass(self.llm, embeds, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
         finally:
             self.llm.eval()

@@ -97,17 +97,18 @@ def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
     key_dropout(tuned, config["seed"], token_keys)
     is_asked_later = settings.fsdp and processes_of(config).count > 1
     return ReadyLLM(
-        tuned, digest, tokenizer, encoder, token_keys, None if is_asked_later else answer_reader(config, tuned, encoder)
+        tuned, digest, tokenizer, encoder, token_keys, None if is_asked_later else answer_reader(config, tuned, encoder, token_keys)
     )
 
 
-def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder) -> AnswerReader:
+def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder, token_keys: TokenKeys) -> AnswerReader:
     """``probe_llm`` with the longest prompt of the run; the LLM goes to the run's device for it.
 
     Args:
         config: the run's LLaRAConfig.
         llm: as ``tune`` leaves it, dealt out or not.
         encoder: of the run's prompts.
+        token_keys: where its dropout reads which tokens a pass holds.
     """
     settings, tokenizer = LLMSettings.from_config(config), encoder.tokenizer
     if settings.llm_quantization == "none":  # quantised weights are there already
@@ -122,6 +123,7 @@ def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder) -> Answer
         encoder.pad_id,
         generates=EvaluationSettings.from_config(config).decoding == "generate",
         is_quantized=settings.llm_quantization != "none",
+        token_keys=token_keys,
     )
 
 

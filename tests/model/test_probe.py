@@ -144,7 +144,7 @@ def test_a_model_that_needs_more_in_training_is_refused_before_it(encoder, monke
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(llm), "forward", demanding)
-    with pytest.raises(UserError, match="does not read embedded prompts.*token_type_ids are required"):
+    with pytest.raises(UserError, match="cannot make a pass of training.*token_type_ids are required"):
         probed(llm, encoder)
     assert not llm.training
 
