@@ -124,7 +124,7 @@ def test_other_interactions_are_refused(long_keys, monkeypatch):
     """One test row's item gone from the file, all items still known: no recommender's checksum tells."""
     from recbole_llara.trainer.trainer import LLMTrainer
 
-    keys = {**long_keys, "model": "TALLRec"}
+    keys = {**long_keys, "model": "TALLRec", "strategy": "direct"}
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
         _stop_at(patch, LLMTrainer, STEPS + 1)
