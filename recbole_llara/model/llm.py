@@ -180,10 +180,17 @@ def hidden_states(
     model: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
     """The decoder's last hidden states [B, T, D], after its final norm, without the language-model head."""
-    decoder = causal_lm(model).base_model
-    return decoder(
+    return decoder_of(causal_lm(model))(
         inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal LM below its language-model head."""
+    if model.base_model is not model:
+        return model.base_model
+    blocks = decoder_blocks(model)  # Llama 4 takes itself for its base: the child that holds the blocks
+    return next(child for child in model.children() if any(part is blocks for part in child.modules()))
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_llara.model.llm import causal_lm
+from recbole_llara.model.llm import causal_lm, decoder_of
 
 IGNORED_LABEL = -100
 
@@ -62,21 +62,25 @@ def answer_pass(
         raise ValueError("an answer token in the first column: expected a prompt before every answer")
     n_tokens = labels.shape[1]
     columns = torch.arange(first - 1, n_tokens - 1, device=inputs_embeds.device)  # [K]
-    output = causal_lm(llm)(  # peft's own wrapper passes no inputs_embeds on to an MPT
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        logits_to_keep=columns,
-        output_hidden_states=with_states,
-        use_cache=False,
-    )
+    model, states = causal_lm(llm), []
+    # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are dealt out.
+    hook = decoder_of(model).register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
+    try:
+        output = model(  # peft's own wrapper passes no inputs_embeds on to an MPT
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=columns,
+            use_cache=False,
+        )
+    finally:
+        hook.remove()
     targets = labels[:, first:]  # [B, K]
     # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
     losses = F.cross_entropy(
         output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     ).view_as(targets)  # [B, K]
-    states = output.hidden_states[-1] if with_states else None
-    return AnswerPass(losses.sum(1), (targets != IGNORED_LABEL).sum(1), states)
+    return AnswerPass(losses.sum(1), (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
 
 
 def answer_loss(

@@ -71,7 +71,9 @@ def probe_llm(
         UserError: later tokens change earlier ones; the LLM takes no ``inputs_embeds``, or its answers change with them or
             with padding; it cannot run as in training, or cannot generate where it is to.
     """
-    probe = _Probe(llm, llm_path, prompt.to(llm.device), answer_ids.to(llm.device), end, pad, is_quantized, token_keys or TokenKeys())
+    probe = _Probe(
+        llm, llm_path, prompt.to(llm.device), answer_ids.to(llm.device), end, pad, is_quantized, token_keys or TokenKeys()
+    )
     probe.check_causal()
     plain = probe.plain_log_probs()
     rounding = probe.check_training(plain)

@@ -97,7 +97,12 @@ def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
     key_dropout(tuned, config["seed"], token_keys)
     is_asked_later = settings.fsdp and processes_of(config).count > 1
     return ReadyLLM(
-        tuned, digest, tokenizer, encoder, token_keys, None if is_asked_later else answer_reader(config, tuned, encoder, token_keys)
+        tuned,
+        digest,
+        tokenizer,
+        encoder,
+        token_keys,
+        None if is_asked_later else answer_reader(config, tuned, encoder, token_keys),
     )
 
 

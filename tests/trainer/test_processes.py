@@ -75,10 +75,12 @@ def test_llara_with_dropout_and_a_curriculum(run):
     assert tasks[0] < tasks[-1]
 
 
-def test_rsllms_stages_and_contrasts(run):
-    """With dropout; one process cuts a step of 16 rows into 3 passes, two cut it into 4; the last step is a single row."""
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_rsllms_stages_and_contrasts(run, fsdp):
+    """With dropout, weights dealt out or not; one process cuts a step of 16 rows into 3 passes, two cut it into 4; the last step is a single row."""
     keys = {"strategy": "two_stage", "lora_dropout": 0.1, "micro_batch_size": 6, "max_train_rows": 49}
-    one, two = (run(launcher, model="RSLLM", epochs=2, stage_1_epochs=1, **keys) for launcher in LAUNCHERS)
+    keys |= {"model": "RSLLM", "epochs": 2, "stage_1_epochs": 1}
+    one, two = run("one", **keys), run("two", fsdp=fsdp, **keys)
     assert_equal(one, two)
     assert {"loss_answer", "loss_item_item", "loss_user_item"} <= one[2][0].keys()
     assert two[3].count("Stage 2 of 2") == 1  # one tells of it
