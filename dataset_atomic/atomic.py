@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from recbole_llara.errors import UserError
-from recbole_llara.text_files import BYTE_ORDER_MARK, with_mark
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.text_files import BYTE_ORDER_MARK, with_mark
 
 SHOWN = 5  # malformed lines that a message repeats
 Row = TypeVar("Row")

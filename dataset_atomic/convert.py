@@ -15,7 +15,7 @@ import steam
 import windows
 from atomic import Tables, write_dataset
 
-from recbole_llara.errors import UserError, exit_status
+from recbole_llara.utils.errors import UserError, exit_status
 
 RAW_CONVERTERS = {
     **dict.fromkeys(movielens.FORMATS, movielens.convert),

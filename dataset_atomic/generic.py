@@ -10,7 +10,7 @@ from typing import TextIO
 import pandas as pd
 from atomic import Tables
 
-from recbole_llara.errors import UserError, nearest
+from recbole_llara.utils.errors import UserError, nearest
 
 CHUNK = 200_000  # rows read at a time
 NEEDED = {"inter": ("user_id", "item_id", "timestamp"), "item": ("item_id", "title")}

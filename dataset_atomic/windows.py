@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atomic import Malformed, RawFile, Tables
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 INTERACTION_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from recbole_llara.errors import exit_status
+from recbole_llara.utils.errors import exit_status
 
 _DESCRIPTION = "Train and evaluate a model on the candidates of its test rows."
 _EPILOG = """\

@@ -15,7 +15,6 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
-from recbole_llara.compat import share_folders
 from recbole_llara.config_checks import (
     check_dataset_files,
     check_metrics,
@@ -26,14 +25,12 @@ from recbole_llara.config_checks import (
     checked_recommender,
 )
 from recbole_llara.data.protocol import READY_MADE, DataProtocol
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.metric import register_metrics
 from recbole_llara.hyper_parameters import check_hyper_parameters
 from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
 from recbole_llara.masking import without_secrets
 from recbole_llara.model import is_ours, replaces_item_table, resolve_model
 from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.processes import launched, local_count, local_index
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.recbole_settings import check_column_lists, check_recbole_keys
 from recbole_llara.settings import (
@@ -45,6 +42,9 @@ from recbole_llara.settings import (
     RecommenderSettings,
     TrainingSettings,
 )
+from recbole_llara.utils.compat import share_folders
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.processes import launched, local_count, local_index
 from recbole_llara.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
 
 CALLER_DICT, CALLER_LINE = "config_dict", "command line"

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from recbole_llara.atomic import write_folder
-from recbole_llara.errors import UserError, exit_status
+from recbole_llara.utils.atomic import write_folder
+from recbole_llara.utils.errors import UserError, exit_status
 
 COPIED = ("result.json", "config.yaml")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recbole_llara.checked import Range, check_value
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 # A key's name -> the numbers it may hold.
 RANGES: tuple[tuple[str, Range], ...] = (

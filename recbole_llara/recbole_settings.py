@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_llara.checked import Settings, one_of, within
-from recbole_llara.errors import UserError, nearest
+from recbole_llara.utils.errors import UserError, nearest
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")

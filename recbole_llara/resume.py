@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from recbole_llara import __version__
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready, without_secrets
 from recbole_llara.evaluator.run_folder import CONFIG, REQUEST, RESULT, RunFolder
 from recbole_llara.keys import WITHOUT_EFFECT, FromRun, from_run
 from recbole_llara.masking import shown
 from recbole_llara.model import is_ours
 from recbole_llara.settings import TRUST
+from recbole_llara.utils.errors import UserError
 from recbole_llara.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 
 AUTO = "auto"

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from recbole_llara.checked import Settings, named_in, one_of, within
-from recbole_llara.errors import UserError
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError
 
 TRUST = "llm_trust_remote_code"
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from recbole_llara.errors import UserError
 from recbole_llara.masking import MASK, is_secret, shown
-from recbole_llara.text_files import is_text
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.text_files import is_text
 
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
 _MERGE = "tag:yaml.org,2002:merge"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara import atomic
-from recbole_llara.atomic import sole_writer, sweep, write_file, write_folder
+from recbole_llara.utils import atomic
+from recbole_llara.utils.atomic import sole_writer, sweep, write_file, write_folder
 
 ROOT = Path(__file__).parents[1]
 # A writer that is killed by the operating system in the midst of its work.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from recbole_llara.atomic import write_file, write_folder
+from recbole_llara.utils.atomic import write_file, write_folder
 
 def write(place):
     if sys.argv[1] == "folder":
@@ -151,7 +151,7 @@ def test_a_reader_never_misses_a_file_of_a_folder_that_is_replaced(tmp_path):
 HOLDING = """
 import sys, time
 from pathlib import Path
-from recbole_llara.atomic import sole_writer, write_folder
+from recbole_llara.utils.atomic import sole_writer, write_folder
 
 def fill(folder):
     (folder / "one").write_text("half")

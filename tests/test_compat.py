@@ -44,7 +44,7 @@ def test_numbers_below_the_normal_ones_are_zero_in_a_run():
 def test_a_run_keeps_the_memory_that_its_tensors_give_back(monkeypatch):
     """Where glibc maps every tensor by itself, 120 MB go back to the kernel each time, and come again by 30,000 page faults."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))  # by default it depends on what else lies on the heap
-    begin = "from recbole_llara.compat import prepare_cpu\nprepare_cpu()\n"
+    begin = "from recbole_llara.utils.compat import prepare_cpu\nprepare_cpu()\n"
     code = (
         "import os, resource\nos.environ['THP_MEM_ALLOC_ENABLE'] = '0'\nimport torch\n{}"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -71,7 +71,7 @@ def test_recbole_s_folders_may_be_made_by_another_run_meanwhile(tmp_path, monkey
     from recbole.trainer import trainer
     from recbole.utils import logger
 
-    from recbole_llara.compat import share_folders
+    from recbole_llara.utils.compat import share_folders
 
     share_folders()
     monkeypatch.setattr("os.path.exists", lambda path: False)

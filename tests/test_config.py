@@ -9,10 +9,10 @@ import yaml
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_llara.config import LLaRAConfig
-from recbole_llara.errors import UserError
 from recbole_llara.keys import RECBOLE_PROPERTIES, known_keys
 from recbole_llara.model import MODELS, resolve_model, stock_models
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError
 from recbole_llara.yaml_files import read_yaml
 
 

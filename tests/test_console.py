@@ -27,7 +27,7 @@ def run(console: str, *words: str, stdin: bytes = b"") -> subprocess.CompletedPr
 @pytest.mark.parametrize("console", CONSOLES)
 def test_text_for_people_is_escaped_where_the_console_lacks_it(console):
     program = (
-        f"import sys; from recbole_llara.errors import exit_status, UserError; text = {TEXT!a}\n"
+        f"import sys; from recbole_llara.utils.errors import exit_status, UserError; text = {TEXT!a}\n"
         "exit_status('p', lambda: sys.stdout.write(text))\n"
         "def fail(): raise UserError(text)\n"
         "sys.exit(exit_status('p', fail))"
@@ -41,7 +41,7 @@ def test_text_for_people_is_escaped_where_the_console_lacks_it(console):
 @pytest.mark.parametrize("console", CONSOLES)
 def test_json_is_utf_8_on_every_console(console):
     program = (
-        "import sys; from recbole_llara.console import escape_output, read_json, write_json\n"
+        "import sys; from recbole_llara.utils.console import escape_output, read_json, write_json\n"
         "escape_output(); write_json(); read_json()\n"
         "for line in sys.stdin: sys.stdout.write(line.replace('\\udcff', '?'))"
     )
@@ -83,7 +83,7 @@ def test_a_run_logs_text_of_any_kind(console, tmp_path):
 
 def test_arguments_that_are_no_text_in_the_locale_are_refused():
     program = (
-        "import sys; from recbole_llara.errors import exit_status; from recbole_llara.yaml_files import parse_arguments\n"
+        "import sys; from recbole_llara.utils.errors import exit_status; from recbole_llara.yaml_files import parse_arguments\n"
         "sys.exit(exit_status('p', lambda: parse_arguments(sys.argv[1:])))"
     )
     ended = run("the locale C", "-c", program, "--data_path=店")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from recbole_llara.config import LLaRAConfig
-from recbole_llara.errors import UserError
 from recbole_llara.keys import RECBOLE_PROPERTIES
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError
 from recbole_llara.yaml_files import PlainText, read_yaml
 
 TEXT = PlainText("no such thing")

@@ -14,12 +14,12 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara import cli
 from recbole_llara.config import LLaRAConfig
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import command_line
 from recbole_llara.keys import known_keys
 from recbole_llara.masking import SECRET_KEYS, is_secret, masked_text, masked_urls, shown, without_secrets
 from recbole_llara.model import BASELINES, MODELS, stock_models
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.errors import UserError
 
 SECRET = "sk-PLANTED0secret1of2the3test"
 ENCODED = base64.b64encode(f"user:{SECRET}".encode()).decode()

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from recbole_llara.checked import Range, Settings
-from recbole_llara.errors import UserError
 from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.settings import (
     DataSettings,
@@ -16,6 +15,7 @@ from recbole_llara.settings import (
     RecommenderSettings,
     TrainingSettings,
 )
+from recbole_llara.utils.errors import UserError
 from recbole_llara.yaml_files import read_yaml
 
 LLM_CLASSES = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings, EvaluationSettings, DataSettings)

@@ -17,7 +17,6 @@ from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.demo import __main__ as demo
 from recbole_llara.demo.runs import load_runs
-from recbole_llara.errors import Stopped, UserError
 from recbole_llara.keys import FROM_RUN, FromRun, from_run, known_keys, recommender_keys
 from recbole_llara.model import BASELINES, MODELS, build_model, stock_models
 from recbole_llara.model.item_encoder import prepare_recommender
@@ -25,6 +24,7 @@ from recbole_llara.model.llm import load_llm
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommend import __main__ as recommend
 from recbole_llara.trainer.trainer import LLMTrainer
+from recbole_llara.utils.errors import Stopped, UserError
 
 MODELING = """
 from pathlib import Path

@@ -22,7 +22,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import recbole_llara
 from recbole_llara.data.titles import TITLE_RULES, clean_title, is_text, is_visible
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import match_titles, normalise_title
 from recbole_llara.evaluator.decoding import answer_texts
 from recbole_llara.evaluator.trie import build_trie
@@ -30,6 +29,7 @@ from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR, EncodedPromp
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+from recbole_llara.utils.errors import UserError
 
 LLAMA_2 = Path(__file__).parents[2] / "shared" / "tokenizers" / "llama-2"
 L = 4

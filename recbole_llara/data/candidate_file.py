@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_llara.atomic import sole_writer, sweep, write_file
 from recbole_llara.data.atomic_files import readable
-from recbole_llara.errors import UserError
+from recbole_llara.utils.atomic import sole_writer, sweep, write_file
+from recbole_llara.utils.errors import UserError
 
 _logger = logging.getLogger()
 

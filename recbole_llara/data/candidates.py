@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llara.data.hashing import numbers, row_keys
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import numbers, row_keys
 
 EXCLUDE_RULES = ("user", "window")
 

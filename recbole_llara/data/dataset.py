@@ -19,13 +19,13 @@ from recbole.utils import FeatureType, ModelType
 from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
 from recbole_llara.data.candidates import CandidateSampler, OwnPast, Rows
-from recbole_llara.data.hashing import sample_rows
 from recbole_llara.data.knowledge import SPLITS, Knowledge, repeat_message
 from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
 from recbole_llara.data.protocol import READY_MADE, DataProtocol
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import sample_rows
 
 ROW_FIELD = "row_id"
 CANDIDATE_FIELD = "candidate_id_list"

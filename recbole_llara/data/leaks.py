@@ -18,12 +18,12 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import binomtest
 
-from recbole_llara.compat import silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.candidates import Rows
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
 from recbole_llara.data.knowledge import Knowledge
-from recbole_llara.errors import exit_status
+from recbole_llara.utils.compat import silence_harmless_warnings
+from recbole_llara.utils.errors import exit_status
 
 _DRAWN_AT_ONCE = 1 << 16  # training rows
 SIGMAS = 3.0

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
 PREFIX = "numbering/"  # of its tensors, among those of other things

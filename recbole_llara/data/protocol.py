@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara.data.candidates import EXCLUDE_RULES
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 READY_MADE = "benchmark"
 REPEATED_TARGETS = ("keep", "drop", "match")

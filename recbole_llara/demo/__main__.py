@@ -5,7 +5,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from recbole_llara.errors import UserError, exit_status
+from recbole_llara.utils.errors import UserError, exit_status
 
 
 def build_parser() -> argparse.ArgumentParser:

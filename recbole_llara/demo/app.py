@@ -19,7 +19,7 @@ from recbole_llara.demo.cases import CaseBook
 from recbole_llara.demo.guard import LOOPBACK, BoundedBody, SafeHeaders
 from recbole_llara.demo.questions import Answerer, Question
 from recbole_llara.demo.runs import DemoRun
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
 MAX_BODY = 1 << 16  # bytes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 CASES = "cases.jsonl"
 _SHARED = ("row", "user", "history", "history_titles", "target", "target_title")

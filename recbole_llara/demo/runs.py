@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import read_result
 from recbole_llara.recommend import LoadedRun, load
+from recbole_llara.utils.errors import UserError
 
 _TOLD = ("rec_model", "representation", "n", "correct")  # of result.json, where that has it
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from recbole_llara.data.hashing import GAMMA, mix
-from recbole_llara.errors import Diverged
+from recbole_llara.utils.errors import Diverged
+from recbole_llara.utils.hashing import GAMMA, mix
 
 _GAMMA = int(GAMMA) - (1 << 64)  # as the signed number torch holds
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.significance import mcnemar
+from recbole_llara.utils.errors import UserError
 
 ABSENT = "—"
 OPTIONAL_COLUMNS = {"hit@5": "HitRatio@5", "ndcg@10": "NDCG@10"}  # RecBole's key -> heading

@@ -17,9 +17,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
-from recbole_llara.atomic import write_file
-from recbole_llara.errors import RunError, UserError
 from recbole_llara.evaluator.result import json_ready, without_secrets
+from recbole_llara.utils.atomic import write_file
+from recbole_llara.utils.errors import RunError, UserError
 
 CONFIG, REQUEST, RESULT = "config.yaml", "request.yaml", "result.json"
 LOCK = ".lock"

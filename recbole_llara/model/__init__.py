@@ -4,7 +4,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from recbole_llara.errors import UserError, nearest
+from recbole_llara.utils.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ def stock_models() -> dict[str, type]:
     """RecBole's sequential recommenders by name, those that are ``UNSUPPORTED`` left out."""
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_llara.compat import sequential_recommenders
+    from recbole_llara.utils.compat import sequential_recommenders
 
     return {
         name: value

@@ -11,7 +11,6 @@ from recbole.utils import InputType
 from recbole_llara.config_checks import check_titles
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.attention import training_attention
@@ -27,12 +26,13 @@ from recbole_llara.model.losses import AnswerPass, answer_pass
 from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
 from recbole_llara.model.sharding import shard_frozen
-from recbole_llara.processes import processes_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
 from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.trainer.strategy import shown_parts, stages_of
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.processes import processes_of
 
 # RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
 REPLACED_KEYS = {

@@ -13,7 +13,6 @@ from torch import nn
 from recbole_llara.config_checks import check_titles
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.wrapping import read_answer, without_reasoning
 from recbole_llara.model.chat_client import AnswerCache, ChatAnswer, ChatClient, check_access
@@ -21,6 +20,7 @@ from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.settings import ChatSettings, TrainingSettings
+from recbole_llara.utils.errors import UserError
 
 CUT = {"length": "cut", "content_filter": "filtered"}  # finish_reason of a message that the endpoint ended -> its outcome
 

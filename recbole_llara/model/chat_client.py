@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from recbole_llara.errors import RunError, UserError
 from recbole_llara.evaluator.wrapping import without_reasoning
 from recbole_llara.masking import MASK, masked_urls, secrets_of, without_secrets
 from recbole_llara.model.chat_faults import CONFIGURATION, Fault, fault_of
+from recbole_llara.utils.errors import RunError, UserError
 
 Messages = Sequence[Mapping[str, str]]
 # Endpoints that want no key are given one such as "none" or "x", which is part of many a title and no secret.

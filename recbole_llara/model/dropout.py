@@ -25,7 +25,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from recbole_llara.data.hashing import numbers, row_keys
+from recbole_llara.utils.hashing import numbers, row_keys
 
 _RING_BITS = 16
 RING = 1 << _RING_BITS

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.data.hashing import mix
 from recbole_llara.data.numbering import Numbering
+from recbole_llara.utils.hashing import mix
 
 # What decides which rows are training rows.
 SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")

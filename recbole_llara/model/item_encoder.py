@@ -18,19 +18,19 @@ import recbole
 import torch
 from torch import nn
 
-from recbole_llara.atomic import sole_writer, write_folder
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.keys import REC_PREFIX, recommender_keys
 from recbole_llara.model import make_recommender, numbered
 from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
-from recbole_llara.random_state import own_random_state
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
 from recbole_llara.trainer.recbole_checkpoint import FILTERS, load_recbole_checkpoint
 from recbole_llara.trainer.stock_checkpoint import load_stock_model
+from recbole_llara.utils.atomic import sole_writer, write_folder
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.random_state import own_random_state
 
 FORMAT = 2  # raise it when the meaning of a cached folder changes
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from recbole_llara.errors import UserError, nearest
 from recbole_llara.masking import shown
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+from recbole_llara.utils.errors import UserError, nearest
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 NEEDS_CODE = "it needs code that does not come with transformers"

@@ -2,7 +2,7 @@
 
 import torch
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Capabilities as torch.cpu names them: x86 with AVX-512 or AMX, ARM with NEON or SVE.

@@ -10,7 +10,6 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.decoding import decode_generate
 from recbole_llara.evaluator.scoring import AnswerReader, candidate_log_probs, trie_log_probs
 from recbole_llara.evaluator.trie import IGNORED_LABEL, build_trie
@@ -19,6 +18,7 @@ from recbole_llara.model.llm import input_embeddings
 from recbole_llara.model.llm_path import first_line
 from recbole_llara.model.losses import answer_pass
 from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.utils.errors import UserError
 
 # What a tree may differ from plain passes by: nats, or shares of them where there are more; the largest difference in float32, the
 # mean of all tokens' in halves, whose roundings of one token come to as much as a fault. In halves a large LLM rounds more than

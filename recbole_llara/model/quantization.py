@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from transformers import BitsAndBytesConfig
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 
 def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

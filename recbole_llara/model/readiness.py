@@ -11,19 +11,19 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.scoring import AnswerReader
 from recbole_llara.model.dropout import TokenKeys, key_dropout
 from recbole_llara.model.identity import llm_digest
 from recbole_llara.model.llm import causal_lm, check_vocabulary, context_length, load_llm, load_tokenizer, tune
 from recbole_llara.model.llm_path import check_no_code, describe_expected, first_line, resolve_llm_path, why
 from recbole_llara.model.probe import probe_llm
-from recbole_llara.processes import processes_of
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.trainer.strategy import shown_representations
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.processes import processes_of
 
 
 @dataclass(frozen=True)

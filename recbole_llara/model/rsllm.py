@@ -7,7 +7,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.errors import UserError
 from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
 from recbole_llara.model.contrast import in_batch_contrast, masked_mean
 from recbole_llara.model.item_encoder import Recommender
@@ -16,6 +15,7 @@ from recbole_llara.model.readiness import ReadyLLM
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import ContrastSettings, OptimSettings
+from recbole_llara.utils.errors import UserError
 
 ITEMS = "item tower"  # what dropout calls its passes
 

@@ -9,8 +9,8 @@ from inspect import signature
 import torch
 from torch import nn
 
-from recbole_llara.errors import UserError
 from recbole_llara.model.llm import causal_lm, decoder_blocks
+from recbole_llara.utils.errors import UserError
 
 
 def shard_frozen(llm: nn.Module, device: str | torch.device, count: int) -> None:

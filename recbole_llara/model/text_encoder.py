@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.atomic import sole_writer, write_file
-from recbole_llara.errors import UserError
 from recbole_llara.model.contrast import masked_mean
 from recbole_llara.model.llm_path import check_no_code, first_line, read_tokenizer, resolve_llm_path, why
+from recbole_llara.utils.atomic import sole_writer, write_file
+from recbole_llara.utils.errors import UserError
 
 POOLINGS = ("mean", "cls")
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from recbole_llara.errors import UserError
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.strategy import shown_parts
+from recbole_llara.utils.errors import UserError
 
 
 class TextOnlyLLM(LLMRecommender):

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.errors import UserError
 from recbole_llara.prompt.pieces import Texts
 from recbole_llara.prompt.plain_text import spell, tokenise_inside
+from recbole_llara.utils.errors import UserError
 
 # Texts in one call of the tokenizer, whose records of them are larger than their tokens.
 TOKENISED_AT_ONCE = 8192

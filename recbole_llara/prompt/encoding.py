@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.errors import UserError
 from recbole_llara.prompt.catalogue import cut_titles, longest, tokenise_items
 from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.pieces import PieceBank, Pieces, Texts
@@ -17,6 +16,7 @@ from recbole_llara.prompt.plain_text import tokenise, tokenise_inside
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.room import PromptLengths, PromptRoom, fitting_title_tokens
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
+from recbole_llara.utils.errors import UserError
 
 SEPARATOR = ","
 

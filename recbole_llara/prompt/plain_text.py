@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 # A text inside a prompt is tokenised behind this anchor, which no tokenizer merges with what follows,
 # so that a title has the same tokens wherever it stands.

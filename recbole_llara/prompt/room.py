@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llara.errors import UserError
 from recbole_llara.prompt.representation import SLOT_PARTS, Part, Representation
+from recbole_llara.utils.errors import UserError
 
 # Where room is wanted, titles are not cut below this: a name of a few tokens names an item no more.
 LEAST_TITLE_TOKENS = 4

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from recbole_llara.data.hashing import numbers, row_keys
-from recbole_llara.errors import UserError
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import numbers, row_keys
 
 HISTORY = "{history}"
 CANDIDATES = "{candidates}"

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from recbole_llara.errors import UserError, nearest
+from recbole_llara.utils.errors import UserError, nearest
 
 ID_PREFIX = "id:"  # before an id that is also another item's title
 

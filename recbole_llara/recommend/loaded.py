@@ -10,11 +10,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_llara.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.evaluator.run_folder import RESULT, read_result
@@ -28,6 +26,8 @@ from recbole_llara.recommend.retrieval import Retriever, padded
 from recbole_llara.resume import is_network_share, model_of, read_request
 from recbole_llara.trainer.checkpoint import load_llm_recommender
 from recbole_llara.trainer.stock_checkpoint import load_stock_model
+from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
+from recbole_llara.utils.errors import UserError
 from recbole_llara.yaml_files import PlainText
 
 Name = str | int

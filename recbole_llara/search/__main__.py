@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from recbole_llara.errors import UserError, exit_status
-from recbole_llara.processes import go_alone, launched
 from recbole_llara.search.beside import environments_of, run_beside
 from recbole_llara.search.definition import Search, define
 from recbole_llara.search.parameters import known_files
 from recbole_llara.search.report import write_report
 from recbole_llara.search.run import SearchRun
 from recbole_llara.search.trial import best_of
+from recbole_llara.utils.errors import UserError, exit_status
+from recbole_llara.utils.processes import go_alone, launched
 
 FAILED = 1
 PROGRAM = "search"

@@ -9,7 +9,7 @@ from time import sleep
 
 import torch
 
-from recbole_llara.errors import Stopped
+from recbole_llara.utils.errors import Stopped
 
 COMMAND = (sys.executable, "-m", "recbole_llara.search")
 LOOK_AGAIN = 0.2  # seconds

@@ -10,12 +10,12 @@ from typing import Any
 from recbole_llara import __version__
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.numbering import data_digest
-from recbole_llara.errors import UserError, nearest
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.keys import WITHOUT_EFFECT, question_keys
 from recbole_llara.masking import without_secrets
 from recbole_llara.search.parameters import CHOICE, Parameter, read_parameters
 from recbole_llara.search.sampling import ALGORITHMS, EXHAUSTIVE, count_of
+from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.yaml_files import PlainText, parse_arguments, read_yaml
 
 MAX_EVALS = 10  # of RecBole's run_hyper.py

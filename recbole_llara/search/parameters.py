@@ -11,8 +11,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from recbole_llara.errors import UserError, nearest
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.yaml_files import parse_value
 
 FILES = PROPERTIES / "search"

@@ -19,8 +19,6 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from recbole_llara.compat import prepare_cpu
-from recbole_llara.errors import Diverged, Stopped, UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import check_writable
 from recbole_llara.model import is_ours
@@ -31,6 +29,8 @@ from recbole_llara.search.report import write_best
 from recbole_llara.search.sampling import propose, space_of
 from recbole_llara.search.trial import Trial
 from recbole_llara.study.progress import Progress
+from recbole_llara.utils.compat import prepare_cpu
+from recbole_llara.utils.errors import Diverged, Stopped, UserError
 
 FILE, NAME, FACTS = "trials.sqlite", "search", "facts"
 LOOK_AGAIN = 0.5  # seconds, while other processes run all trials that are left

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.errors import UserError, nearest
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.yaml_files import read_yaml
 
 STUDIES = PROPERTIES / "study"

@@ -18,10 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
-from recbole_llara.compat import prepare_cpu
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import write_atomically
 from recbole_llara.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
@@ -33,6 +31,8 @@ from recbole_llara.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.study.definition import EVALUATES, Study
 from recbole_llara.study.progress import Progress
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+from recbole_llara.utils.compat import prepare_cpu
+from recbole_llara.utils.errors import UserError
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself

@@ -15,11 +15,11 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from recbole_llara.atomic import write_folder
 from recbole_llara.data import numbering
-from recbole_llara.errors import RunError, UserError
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.llm import causal_lm
+from recbole_llara.utils.atomic import write_folder
+from recbole_llara.utils.errors import RunError, UserError
 
 META, OWN_WEIGHTS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 3

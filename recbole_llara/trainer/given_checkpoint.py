@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from recbole_llara.errors import UserError
 from recbole_llara.trainer.checkpoint import read_meta
 from recbole_llara.trainer.stock_checkpoint import read_stock_model
+from recbole_llara.utils.errors import UserError
 
 
 def check_given_checkpoint(checkpoint: str, model: str, is_ours: bool) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 # What a pickle that is not RecBole's, or was cut or altered, can make the reader raise.
 _MALFORMED = (

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from recbole_llara.atomic import write_file
 from recbole_llara.data.numbering import PREFIX, Numbering
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.result import json_ready
+from recbole_llara.utils.atomic import write_file
+from recbole_llara.utils.errors import UserError
 
 HEADER_KEY = "recbole_llara"
 FACTS = frozenset(

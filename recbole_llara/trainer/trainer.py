@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.model.sharding import held_here
-from recbole_llara.processes import processes_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.boards import BoardsMixin
@@ -34,6 +33,7 @@ from recbole_llara.trainer.progress import Progress
 from recbole_llara.trainer.resumable import ResumableMixin
 from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.trainer.strategy import stages_of
+from recbole_llara.utils.processes import processes_of
 
 T = TypeVar("T")
 

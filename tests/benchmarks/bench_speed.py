@@ -26,7 +26,6 @@ from plain_recipe import PlainRecipe, PlainRow
 from recbole.data.interaction import Interaction
 from torch.profiler import ProfilerActivity, profile
 
-from recbole_llara.compat import prepare_cpu
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.trie import build_trie
@@ -35,6 +34,7 @@ from recbole_llara.model.base import LLMRecommender, TrainingRows
 from recbole_llara.model.compilation import uncompiled
 from recbole_llara.model.llm import causal_lm, decoder_blocks
 from recbole_llara.trainer import get_trainer
+from recbole_llara.utils.compat import prepare_cpu
 from recbole_llara.yaml_files import parse_arguments
 
 # The columns: keys of LLaRA over the embedded LLM.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_llara.data.candidate_file import CandidateRows, candidate_sha256, load_candidate_file, save_candidates
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 USERS = np.array(["[PAD]", "ann", "bob b", "cyd"])
 ITEMS = np.array(["[PAD]", *(f"i {number}" for number in range(1, 8))])

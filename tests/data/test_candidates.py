@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest, chisquare
 
 from recbole_llara.data.candidates import CandidateSampler, SeenItems
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 N_ITEMS, N_USERS, C = 300, 400, 20
 

@@ -10,7 +10,7 @@ from recbole.data.dataset import SequentialDataset
 from scipy.stats import binomtest, chisquare
 
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, prepare_data
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 PROTOCOLS = ("llara", "leave_one_out")
 

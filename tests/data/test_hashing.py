@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recbole_llara.data.hashing import mix, numbers, row_keys, sample_rows
+from recbole_llara.utils.hashing import mix, numbers, row_keys, sample_rows
 
 
 def test_numbers_are_splitmix64():

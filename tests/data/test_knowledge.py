@@ -6,7 +6,7 @@ import pytest
 from recbole_llara.data.candidates import Rows, SeenItems
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, prepare_data
 from recbole_llara.data.knowledge import SPLITS, Knowledge
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 # Users 1 and 2; items by time 3 4 5 6 3 and 7 8 9. The last row of each is for test, the one before for valid.
 USERS, ITEMS = np.array([1, 1, 1, 1, 1, 2, 2, 2]), np.array([3, 4, 5, 6, 3, 7, 8, 9])

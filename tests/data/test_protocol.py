@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from recbole_llara.data.protocol import DataProtocol
-from recbole_llara.errors import UserError
 from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.utils.errors import UserError
 
 
 class Keys(dict):

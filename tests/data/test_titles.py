@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_llara.data.titles import Catalogue, clean_title, load_catalogue
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 BOTH = ["move_article", "strip_year"]
 

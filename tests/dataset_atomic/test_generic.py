@@ -5,7 +5,7 @@ import gzip
 import pandas as pd
 import pytest
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 COLUMNS = "user_id=uid,item_id=sku,timestamp=when,title=name"
 

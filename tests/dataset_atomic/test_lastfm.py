@@ -8,7 +8,7 @@ import pytest
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.data.titles import load_catalogue
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 RAW = SHARED / "lastfm_hetrec2k_raw"

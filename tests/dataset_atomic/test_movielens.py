@@ -7,7 +7,7 @@ import pytest
 import recbole
 from movielens import GENRES_100K
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 PACKAGED = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 

@@ -6,8 +6,8 @@ import pytest
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
-from recbole_llara.errors import UserError
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.errors import UserError
 
 RELEASED = Path(__file__).resolve().parents[3] / "shared" / "data" / "llara_steam"
 TITLES = "item_id\ttitle\n" + "".join(f"{item}\tGame {item}\n" for item in range(40))

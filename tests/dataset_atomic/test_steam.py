@@ -8,7 +8,7 @@ import pytest
 from atomic import Malformed
 from steam import _review
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 
 def _write(folder, reviews, games):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from recbole_llara.demo.cases import CASES, CaseBook
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.utils.errors import UserError
 
 
 def _record(row, correct, candidates=("a", "b"), target="a"):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from recbole_llara.errors import Diverged
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
+from recbole_llara.utils.errors import Diverged
 
 
 def random_candidates(rows: int, width: int, n_items: int, seed: int = 0) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import pytest
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.report import comparison_table, paired_test_lines
+from recbole_llara.utils.errors import UserError
 
 
 def result(model: str, hit: float, rec_model: str | None = None, **changes) -> dict:

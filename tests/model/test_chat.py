@@ -14,9 +14,9 @@ import pytest
 from chat_server import MANNERS, POLICY, first_candidate, newest, obedient, refusing, serving, slow
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.errors import RunError, UserError
 from recbole_llara.model.chat_server import served
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.errors import RunError, UserError
 
 ROWS = 12
 ROOT = Path(__file__).parents[2]

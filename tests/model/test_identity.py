@@ -16,7 +16,6 @@ from toy_run import toy_keys
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.errors import Stopped, UserError
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.model import build_model
 from recbole_llara.model.identity import STORED
@@ -24,6 +23,7 @@ from recbole_llara.model.item_encoder import prepare_recommender
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommend import load
 from recbole_llara.trainer.training_state import states
+from recbole_llara.utils.errors import Stopped, UserError
 
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{16,64}(?![0-9a-f])")
 SHARED = (

@@ -8,9 +8,9 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.errors import UserError
 from recbole_llara.model import item_encoder, resolve_model
 from recbole_llara.model.item_encoder import WEIGHTS, item_embedding_table, prepare_recommender
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

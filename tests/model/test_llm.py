@@ -8,7 +8,6 @@ from torch import nn
 from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM, MambaConfig, MptConfig
 from transformers.pytorch_utils import Conv1D
 
-from recbole_llara.errors import UserError
 from recbole_llara.model import precision
 from recbole_llara.model.llm import (
     block_linears,
@@ -21,6 +20,7 @@ from recbole_llara.model.llm import (
 )
 from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+from recbole_llara.utils.errors import UserError
 
 TITLES = ["The Matrix", "Alien", "M", "Léon: The Professional", "千と千尋の神隠し"]
 LLAMA2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "tokenizers" / "llama-2" / "tokenizer.model"

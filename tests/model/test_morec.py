@@ -9,11 +9,11 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.errors import UserError
 from recbole_llara.model import build_model
 from recbole_llara.model.text_encoder import TextEncoder
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer import get_trainer
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 import torch
 from llm_families import FAMILIES, ONE_BY_ONE, REFUSED, TREE, WINDOW, make_family
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.scoring import answer_log_probs, candidate_log_probs, trie_log_probs
 from recbole_llara.model.llm import causal_lm, input_embeddings, tune
 from recbole_llara.model.losses import answer_pass
@@ -14,6 +13,7 @@ from recbole_llara.model.probe import probe_llm
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import PromptTemplate
+from recbole_llara.utils.errors import UserError
 
 L, C = 5, 6
 TITLES = ["", *(f"A film of part {item} and {'more ' * (item % 5)}so" for item in range(1, 30)), "Alien", "Alien 3", "Solaris"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from recbole_llara.errors import UserError
 from recbole_llara.model.base import TrainingRows
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import CANDIDATES, HISTORY
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.errors import UserError
 
 TWO_STAGES = {"strategy": "two_stage", "epochs": 2, "stage_1_epochs": 1}
 

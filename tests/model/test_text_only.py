@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_llara.errors import UserError
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.errors import UserError
 
 
 def test_tallrec_tunes_lora_on_titles_and_needs_no_recommender(keys, make_trainer):

@@ -7,13 +7,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from recbole_llara.errors import UserError
 from recbole_llara.model.hybrid import merge_item_embeddings
 from recbole_llara.model.losses import answer_loss
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+from recbole_llara.utils.errors import UserError
 
 SLOT = "[ItemEmb]"
 TITLES = (

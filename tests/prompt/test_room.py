@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llara.errors import UserError
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.room import PromptLengths, PromptRoom
 from recbole_llara.prompt.template import PromptTemplate
+from recbole_llara.utils.errors import UserError
 
 L, C = 3, 4
 TITLES = ["", "a", "b c", *(" ".join("word" for _ in range(count)) for count in (30, 29, 12, 9, 3, 1))]

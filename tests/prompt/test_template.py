@@ -2,8 +2,8 @@
 
 import pytest
 
-from recbole_llara.errors import UserError
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.mark.parametrize("domain", ["movie", "game", "artist", "item"])

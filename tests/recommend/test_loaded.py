@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import recbole_llara
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import read_records
 from recbole_llara.recommend.item_names import ItemNames
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.mark.parametrize("model", ["LLaRA", "TALLRec", "SASRec", "Caser", "Popularity"])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.errors import exit_status
 from recbole_llara.search import beside
+from recbole_llara.utils.errors import exit_status
 
 # Each writes a file when it begins, and another when SIGTERM has ended it.
 CHILD = """

@@ -7,8 +7,8 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from recbole_llara.errors import UserError
 from recbole_llara.search.parameters import known_files, read_parameters
+from recbole_llara.utils.errors import UserError
 
 
 def read(text):

@@ -112,7 +112,7 @@ def test_in_one_process_it_prints_its_report(toy, runs, capsys):
 
 
 def test_where_no_trial_comes_to_a_score_it_ends_with_1(toy, runs):
-    from recbole_llara.errors import Diverged
+    from recbole_llara.utils.errors import Diverged
 
     runs.before = lambda keys: (_ for _ in ()).throw(Diverged("nan"))
     assert main(COMMAND) == 1

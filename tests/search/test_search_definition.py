@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.errors import UserError
 from recbole_llara.search.definition import define
 from recbole_llara.search.run import SearchRun
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

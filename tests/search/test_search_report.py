@@ -5,11 +5,11 @@ import csv
 import pytest
 
 from recbole_llara.config import LLaRAConfig
-from recbole_llara.errors import Diverged
 from recbole_llara.search.figure import draw
 from recbole_llara.search.report import write_report
 from recbole_llara.search.run import SearchRun
 from recbole_llara.search.trial import best_of
+from recbole_llara.utils.errors import Diverged
 from recbole_llara.yaml_files import read_yaml
 
 MIXED = (

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.errors import UserError
 from recbole_llara.study.arms import arms_of
 from recbole_llara.study.definition import STUDIES, known_studies, load_study
 from recbole_llara.study.run import StudyRun
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", known_studies())

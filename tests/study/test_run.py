@@ -15,13 +15,13 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.errors import UserError
 from recbole_llara.model.popularity import Popularity
 from recbole_llara.study import run as module
 from recbole_llara.study.__main__ import main, read_command
 from recbole_llara.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.study.definition import load_study
 from recbole_llara.study.run import StudyRun
+from recbole_llara.utils.errors import UserError
 
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
 LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_train_rows")), "--max_train_rows=512")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from recbole_llara.errors import UserError
 from recbole_llara.study.arms import Arm, Failure
 from recbole_llara.study.definition import Published
 from recbole_llara.study.summary import summarise
+from recbole_llara.utils.errors import UserError
 
 N = 943
 

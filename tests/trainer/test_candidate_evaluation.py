@@ -9,11 +9,11 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.errors import Diverged, UserError
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model import build_model
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
 from recbole_llara.trainer.stock_checkpoint import load_stock_model, read_stock_model
+from recbole_llara.utils.errors import Diverged, UserError
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from recbole_llara.errors import UserError
+from recbole_llara.utils.errors import UserError
 
 
 def step_of(trainer, interaction):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_llara.errors import UserError
 from recbole_llara.evaluator.run_folder import read_records
-from recbole_llara.processes import Processes
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.processes import Processes
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from recbole_llara.errors import UserError
 from recbole_llara.model import quantization
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.mark.parametrize(("bits", "most"), [("8bit", 0.45), ("4bit", 0.35)])

@@ -13,9 +13,9 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import LLaRAConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.errors import UserError
 from recbole_llara.model.item_encoder import prepare_recommender
 from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
+from recbole_llara.utils.errors import UserError
 
 
 @pytest.fixture

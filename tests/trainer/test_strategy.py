@@ -5,10 +5,10 @@ import itertools
 import pytest
 
 from recbole_llara.config import LLaRAConfig
-from recbole_llara.errors import UserError
 from recbole_llara.prompt.representation import Part
 from recbole_llara.settings import OptimSettings, PromptSettings
 from recbole_llara.trainer.strategy import CURRICULA, make_stages, shown_representations, stages_of
+from recbole_llara.utils.errors import UserError
 
 TOTAL = 4000
 

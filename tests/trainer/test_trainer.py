@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizer
 
-from recbole_llara.errors import UserError
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.schedule import learning_rate_factor
+from recbole_llara.utils.errors import UserError
 
 TITLES = [f" Title {item} é" for item in range(60)]
 LLAMA_2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama-2"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from recbole_llara.errors import Stopped, may_handle
+from recbole_llara.utils.errors import Stopped, may_handle
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,0 +1,1 @@
+"""The ground floor: what every other folder may import, and what imports nothing of this package outside itself."""
