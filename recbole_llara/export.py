@@ -135,10 +135,9 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, tr
 
 def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
-    from recbole_llara.evaluator.result import json_ready
-    from recbole_llara.keys import FromRun, from_run
-    from recbole_llara.masking import without_secrets
-    from recbole_llara.settings import (
+    from recbole_llara.config.keys import FromRun, from_run
+    from recbole_llara.config.secrets import without_secrets
+    from recbole_llara.config.settings import (
         DataSettings,
         EvaluationSettings,
         LLMSettings,
@@ -146,6 +145,7 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
         PromptSettings,
         RecommenderSettings,
     )
+    from recbole_llara.evaluator.result import json_ready
 
     kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
     names = {setting.name for kind in kinds for setting in fields(kind)} - {"resume", "checkpoint", "rec_checkpoint"}
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, keys = parser.parse_known_args(argv)
 
     def run() -> None:
-        from recbole_llara.yaml_files import parse_arguments
+        from recbole_llara.config.yaml_files import parse_arguments
 
         written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
         sys.stdout.write(f"written: {written}\n")

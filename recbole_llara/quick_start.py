@@ -11,7 +11,8 @@ from typing import Any
 import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.evaluator.run_folder import RunFolder, check_writable
@@ -19,7 +20,6 @@ from recbole_llara.model import build_model, is_ours
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.checked import TellsFacts
 from recbole_llara.resume import completed_request, folder_to_resume, resume_command
-from recbole_llara.settings import EvaluationSettings
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.training_state import remove_states, state_numbering
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
@@ -55,7 +55,7 @@ def run_recbole_llara(
     silence_harmless_warnings()
     prepare_cpu()
     request = completed_request(model, dataset, config_dict, argv, config_file_list)
-    config = LLaRAConfig(request.model, request.dataset, config_file_list, request.keys, argv)
+    config = RunConfig(request.model, request.dataset, config_file_list, request.keys, argv)
     check_writable(config["checkpoint_dir"])
     processes = processes_of(config)
     init_seed(config["seed"], config["reproducibility"])
@@ -73,7 +73,7 @@ def run_recbole_llara(
         return processes.from_main(lambda: _run(config, logger, Processes()))
 
 
-def _run(config: LLaRAConfig, logger: logging.Logger, processes: Processes) -> dict[str, Any]:
+def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dict[str, Any]:
     timings: dict[str, float] = {}
     resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
@@ -92,7 +92,7 @@ def _run(config: LLaRAConfig, logger: logging.Logger, processes: Processes) -> d
 
 
 @contextmanager
-def _opened(resumed: RunFolder | None, config: LLaRAConfig, processes: Processes) -> Iterator[RunFolder]:
+def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) -> Iterator[RunFolder]:
     """The run's folder, held by process 0 as long as the run lives."""
     folder = resumed or processes.from_main(lambda: RunFolder.create(config["checkpoint_dir"], config.final_config_dict))
     with folder.held() if processes.is_main else nullcontext():
@@ -110,7 +110,7 @@ def _opened(resumed: RunFolder | None, config: LLaRAConfig, processes: Processes
 
 
 def _train_and_measure(
-    config: LLaRAConfig,
+    config: RunConfig,
     data: PreparedData,
     trainer: Any,
     folder: RunFolder,
@@ -148,7 +148,7 @@ def _train_and_measure(
     }
 
 
-def _trained_on_other_rows(config: LLaRAConfig, model: Any, logger: logging.Logger) -> dict[str, Any]:
+def _trained_on_other_rows(config: RunConfig, model: Any, logger: logging.Logger) -> dict[str, Any]:
     """Tell of given weights that were trained on other interactions than this run's training rows.
 
     Returns:
@@ -177,7 +177,7 @@ def _add_training_times(trainer: Any, timings: dict[str, float]) -> None:
 
 
 def _train(
-    config: LLaRAConfig, data: PreparedData, trainer: Any, timings: dict[str, float]
+    config: RunConfig, data: PreparedData, trainer: Any, timings: dict[str, float]
 ) -> tuple[float, Mapping[str, float] | None]:
     """Train, or with ``checkpoint`` only measure it on the validation rows; returns RecBole's best score and result."""
     show_progress = bool(config["show_progress"])
@@ -192,7 +192,7 @@ def _train(
 
 
 def _write(
-    config: LLaRAConfig,
+    config: RunConfig,
     data: PreparedData,
     trainer: Any,
     folder: RunFolder,
@@ -233,7 +233,7 @@ def _write(
 
 
 def _measure_full_rank(
-    config: LLaRAConfig, data: PreparedData, trainer: Any, logger: logging.Logger
+    config: RunConfig, data: PreparedData, trainer: Any, logger: logging.Logger
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
     from recbole_llara.recommend.full_rank import full_rank_records, full_rank_result, rank_test_rows
@@ -265,7 +265,7 @@ def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _logging(config: LLaRAConfig, processes: Processes) -> Iterator[None]:
+def _logging(config: RunConfig, processes: Processes) -> Iterator[None]:
     """RecBole's log on the screen and in ``log/``, for this run only, from process 0; the others tell of errors alone.
 
     Where the program has set up logging itself, RecBole's ``basicConfig`` adds nothing and nothing is taken away.

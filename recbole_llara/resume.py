@@ -15,14 +15,14 @@ from typing import Any
 import yaml
 
 from recbole_llara import __version__
+from recbole_llara.config.keys import WITHOUT_EFFECT, FromRun, from_run
+from recbole_llara.config.secrets import shown
+from recbole_llara.config.settings import TRUST
+from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 from recbole_llara.evaluator.result import json_ready, without_secrets
 from recbole_llara.evaluator.run_folder import CONFIG, REQUEST, RESULT, RunFolder
-from recbole_llara.keys import WITHOUT_EFFECT, FromRun, from_run
-from recbole_llara.masking import shown
 from recbole_llara.model import is_ours
-from recbole_llara.settings import TRUST
 from recbole_llara.utils.errors import UserError
-from recbole_llara.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 
 AUTO = "auto"
 
@@ -178,7 +178,7 @@ def folder_to_resume(config: Any) -> RunFolder | None:
     ``auto`` takes the newest unfinished run of the same keys that no other process is writing, if there is one.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
 
     Raises:
         UserError: the model keeps no states, or the folder is no run's, is finished, or was made with other keys.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_llara.cli import build_parser
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.study.__main__ import read_command
 from recbole_llara.study.run import StudyRun
 
@@ -25,7 +25,7 @@ def check_run(command: str, folder: Path) -> None:
         for part in ("", ".train", ".valid", ".test"):
             (folder / "dataset" / arguments.dataset / f"{arguments.dataset}{part}.inter").touch()
     files = (arguments.config_files or "").split()
-    config = LLaRAConfig(arguments.model, arguments.dataset, files, argv=keys)
+    config = RunConfig(arguments.model, arguments.dataset, files, argv=keys)
     assert config["model"] == arguments.model
 
 

@@ -9,10 +9,10 @@ import pytest
 
 CODE = """
 import torch
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 import recbole_llara.quick_start, recbole_llara.model.llara
-LLaRAConfig("SASRec", "ml-100k", config_dict={"use_gpu": False})
-LLaRAConfig("LLaRA", "ml-100k", config_dict={"use_gpu": False})
+RunConfig("SASRec", "ml-100k", config_dict={"use_gpu": False})
+RunConfig("LLaRA", "ml-100k", config_dict={"use_gpu": False})
 assert "recbole.model.sequential_recommender.sine" in __import__("sys").modules
 assert not torch.is_anomaly_enabled(), "anomaly detection is on for the whole process"
 """

@@ -8,16 +8,16 @@ import torch
 import yaml
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_llara.config import LLaRAConfig
-from recbole_llara.keys import RECBOLE_PROPERTIES, known_keys
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.keys import RECBOLE_PROPERTIES, known_keys
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.model import MODELS, resolve_model, stock_models
-from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.utils.errors import UserError
-from recbole_llara.yaml_files import read_yaml
 
 
-def config(*argv: str, model: str = "SASRec", **arguments: object) -> LLaRAConfig:
-    return LLaRAConfig(model, "ml-100k", argv=argv, **arguments)  # type: ignore[arg-type]
+def config(*argv: str, model: str = "SASRec", **arguments: object) -> RunConfig:
+    return RunConfig(model, "ml-100k", argv=argv, **arguments)  # type: ignore[arg-type]
 
 
 def test_precedence(tmp_path: Path) -> None:
@@ -166,30 +166,30 @@ def test_config_file_list_is_a_list() -> None:
 )
 def test_unknown_models(model: str | None, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        LLaRAConfig(model, "ml-100k")
+        RunConfig(model, "ml-100k")
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", "..", ".", "/etc", "a\\b", "ml-100k\n"])
 def test_a_dataset_is_one_folder(name: str) -> None:
     with pytest.raises(UserError, match="letters, digits"):
-        LLaRAConfig("SASRec", name)
+        RunConfig("SASRec", name)
 
 
 def test_unknown_datasets_list_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "games").mkdir()
     (tmp_path / "games" / "games.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n")
     arguments = {"config_dict": {"data_path": str(tmp_path)}}
-    assert LLaRAConfig("SASRec", "games", **arguments)["data_path"] == str(tmp_path / "games")  # type: ignore[arg-type]
+    assert RunConfig("SASRec", "games", **arguments)["data_path"] == str(tmp_path / "games")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="did you mean 'games'"):
-        LLaRAConfig("SASRec", "gamse", **arguments)  # type: ignore[arg-type]
+        RunConfig("SASRec", "gamse", **arguments)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="known: games, ml-100k"):
-        LLaRAConfig("SASRec", "zzz", **arguments)  # type: ignore[arg-type]
+        RunConfig("SASRec", "zzz", **arguments)  # type: ignore[arg-type]
 
 
 def test_model_and_dataset_may_stand_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("model: GRU4Rec\ndataset: ml-100k\n")
-    made = LLaRAConfig(config_file_list=[path])
+    made = RunConfig(config_file_list=[path])
     assert (made["model"], made["dataset"]) == ("GRU4Rec", "ml-100k")
 
 

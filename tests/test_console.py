@@ -83,7 +83,7 @@ def test_a_run_logs_text_of_any_kind(console, tmp_path):
 
 def test_arguments_that_are_no_text_in_the_locale_are_refused():
     program = (
-        "import sys; from recbole_llara.utils.errors import exit_status; from recbole_llara.yaml_files import parse_arguments\n"
+        "import sys; from recbole_llara.utils.errors import exit_status; from recbole_llara.config.yaml_files import parse_arguments\n"
         "sys.exit(exit_status('p', lambda: parse_arguments(sys.argv[1:])))"
     )
     ended = run("the locale C", "-c", program, "--data_path=店")

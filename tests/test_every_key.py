@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from recbole_llara.config import LLaRAConfig
-from recbole_llara.keys import RECBOLE_PROPERTIES
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.keys import RECBOLE_PROPERTIES
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import PlainText, read_yaml
 from recbole_llara.utils.errors import UserError
-from recbole_llara.yaml_files import PlainText, read_yaml
 
 TEXT = PlainText("no such thing")
 NEVER = {"no": "such thing"}
@@ -62,6 +62,6 @@ def test_a_value_of_another_kind_is_refused(model: str, key: str, kind: type, mo
         if value == ALSO_RIGHT.get(key):
             continue
         with pytest.raises(UserError) as refused:
-            LLaRAConfig(model, "ml-100k", config_dict={key: value})
+            RunConfig(model, "ml-100k", config_dict={key: value})
             pytest.fail(f"{key}={value!r} passed")
         assert key in str(refused.value) and "\n" not in str(refused.value)

@@ -30,7 +30,7 @@ def test_no_library_asks_for_a_newer_torch_than_the_package(library: str) -> Non
 
 def test_importing_the_package_is_light() -> None:
     code = (
-        "import sys, recbole_llara, recbole_llara.utils.errors, recbole_llara.settings, recbole_llara.cli\n"
+        "import sys, recbole_llara, recbole_llara.utils.errors, recbole_llara.config.settings, recbole_llara.cli\n"
         "print(sorted({'recbole', 'transformers', 'torch', 'ray', 'pandas'} & set(sys.modules)))"
     )
     done = _python(code)

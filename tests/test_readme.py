@@ -9,7 +9,7 @@ from commands import arguments_of, check_run, check_study
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from recbole_llara.keys import known_keys
+from recbole_llara.config.keys import known_keys
 from recbole_llara.model import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.search.__main__ import build_parser as build_search_parser

@@ -13,10 +13,10 @@ from chat_server import obedient, serving
 from synthetic_data import write_toy_dataset
 
 from recbole_llara import cli
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.keys import known_keys
+from recbole_llara.config.secrets import SECRET_KEYS, is_secret, masked_text, masked_urls, shown, without_secrets
 from recbole_llara.evaluator.result import command_line
-from recbole_llara.keys import known_keys
-from recbole_llara.masking import SECRET_KEYS, is_secret, masked_text, masked_urls, shown, without_secrets
 from recbole_llara.model import BASELINES, MODELS, stock_models
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError
@@ -163,7 +163,7 @@ def test_a_secret_on_the_command_line(toy, leaks, name, capfd):
         assert cli.main(["--model=ChatLLM", "--dataset=toy", *given, *arguments]) == 2
         assert SECRET not in "".join(command_line(["run", *arguments]))
     with pytest.raises(UserError) as caught:
-        LLaRAConfig("ChatLLM", "toy", config_dict={**toy, name: SECRET})
+        RunConfig("ChatLLM", "toy", config_dict={**toy, name: SECRET})
     assert not leaks(caught.value)
 
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from recbole_llara.checked import Range, Settings
-from recbole_llara.properties_path import PROPERTIES
-from recbole_llara.settings import (
+from recbole_llara.config.checked import Range, Settings
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.settings import (
     DataSettings,
     EvaluationSettings,
     LLMSettings,
@@ -15,8 +15,8 @@ from recbole_llara.settings import (
     RecommenderSettings,
     TrainingSettings,
 )
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.utils.errors import UserError
-from recbole_llara.yaml_files import read_yaml
 
 LLM_CLASSES = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings, EvaluationSettings, DataSettings)
 

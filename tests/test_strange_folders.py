@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from toy_run import toy_keys
 
 import recbole_llara
-from recbole_llara import export, keys
-from recbole_llara.config import LLaRAConfig
+from recbole_llara import export
+from recbole_llara.config.run_config import RunConfig, keys
+from recbole_llara.config.keys import FROM_RUN, FromRun, from_run, known_keys, recommender_keys
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.demo import __main__ as demo
 from recbole_llara.demo.runs import load_runs
-from recbole_llara.keys import FROM_RUN, FromRun, from_run, known_keys, recommender_keys
 from recbole_llara.model import BASELINES, MODELS, build_model, stock_models
 from recbole_llara.model.item_encoder import prepare_recommender
 from recbole_llara.model.llm import load_llm
@@ -224,7 +224,7 @@ def test_a_config_file_trusts_nobody(place, canary):
     }
     with pytest.raises(UserError, match="llm_trust_remote_code: found True in run.yaml"):
         run_recbole_llara("LLaRA", "toy", ["run.yaml"], toy)
-    assert LLaRAConfig("LLaRA", "toy", ["run.yaml"], toy, ["--llm_trust_remote_code=True"])["llm_trust_remote_code"]
+    assert RunConfig("LLaRA", "toy", ["run.yaml"], toy, ["--llm_trust_remote_code=True"])["llm_trust_remote_code"]
 
 
 PLACES = ("data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint")
@@ -430,9 +430,9 @@ def test_rec_checkpoint_takes_a_stranger_s_recommender_without_its_attributes(pl
     (given / "meta.json").write_text(
         json.dumps({"model": f"!!python/object/apply:os.system ['touch {canary}']"}), encoding="utf-8"
     )
-    config = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(given)})
+    config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(given)})
     with pytest.raises(UserError, match="rec_checkpoint: .* is damaged"):
         prepare_recommender(config, prepare_data(config))
     with pytest.raises(UserError, match="checkpoint"):
-        planted = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "checkpoint": str(given)})
+        planted = RunConfig("LLaRA", "toy", config_dict={**toy, "checkpoint": str(given)})
         build_model(planted, prepare_data(planted))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.item_encoder import prepare_recommender
 from recbole_llara.study.definition import load_study
@@ -44,10 +44,10 @@ def test_yaml_tags_make_no_objects(toy, canary, tmp_path):
         path = tmp_path / "keys.yaml"
         path.write_text(f"learning_rate: {tag}\n")
         with pytest.raises(UserError, match=r"keys.yaml.*line 1"):
-            LLaRAConfig("LLaRA", "toy", [path], toy)
+            RunConfig("LLaRA", "toy", [path], toy)
         for keys, argv in (({"learning_rate": tag}, ()), ({}, [f"--learning_rate={tag}"])):
             with pytest.raises(UserError, match="learning_rate: found .!!python"):
-                LLaRAConfig("LLaRA", "toy", config_dict={**toy, **keys}, argv=argv)
+                RunConfig("LLaRA", "toy", config_dict={**toy, **keys}, argv=argv)
         path.write_text(f"systems: {tag}\n")
         with pytest.raises(UserError):
             load_study(str(path))
@@ -68,32 +68,32 @@ def test_expressions_are_texts(toy, canary, expression):
     for key in ("user_inter_num_interval", "item_inter_num_interval", "learning_rate", "topk", "seed", "val_interval"):
         for keys, argv in (({key: text}, ()), ({}, [f"--{key}={text}"])):
             with pytest.raises(UserError, match=key):
-                config = LLaRAConfig("SASRec", "toy", config_dict={**toy, **keys}, argv=argv)
+                config = RunConfig("SASRec", "toy", config_dict={**toy, **keys}, argv=argv)
                 prepare_data(config)
     with pytest.raises(UserError, match=r"val_interval\.timestamp: found"):
-        LLaRAConfig("SASRec", "toy", config_dict={**toy, "val_interval": {"timestamp": text}})
+        RunConfig("SASRec", "toy", config_dict={**toy, "val_interval": {"timestamp": text}})
 
 
 @pytest.mark.parametrize("interval", ["[3,inf)", "(0, 5]", "[-1e3,.5]", "[1,2];[4,6)", [3, 5]])
 def test_intervals_are_taken(toy, interval):
-    LLaRAConfig("SASRec", "toy", config_dict={**toy, "val_interval": {"timestamp": interval}})
+    RunConfig("SASRec", "toy", config_dict={**toy, "val_interval": {"timestamp": interval}})
     if ";" not in interval:
-        LLaRAConfig("SASRec", "toy", config_dict={**toy, "item_inter_num_interval": interval})
+        RunConfig("SASRec", "toy", config_dict={**toy, "item_inter_num_interval": interval})
 
 
 @pytest.mark.parametrize("interval", ["", "5", "[5,3]", "[5,inf", "[nan,3]", "[1,2,3]", 5, {"a": 1}])
 def test_what_is_no_interval_is_refused(toy, interval):
     with pytest.raises(UserError, match="item_inter_num_interval: found .*, expected an interval such as"):
-        LLaRAConfig("SASRec", "toy", config_dict={**toy, "item_inter_num_interval": interval})
+        RunConfig("SASRec", "toy", config_dict={**toy, "item_inter_num_interval": interval})
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "toy/../../secret", "..", "a\x00b", "toy\n", "$(touch canary)"])
 def test_names_lead_nowhere_else(toy, name):
     with pytest.raises(UserError, match="dataset: found"):
-        LLaRAConfig("SASRec", name, config_dict=toy)
+        RunConfig("SASRec", name, config_dict=toy)
     for key in ("protocol", "domain", "model", "rec_model"):
         with pytest.raises(UserError, match=f"{key}: found"):
-            LLaRAConfig(**{"model": "LLaRA", "dataset": "toy", "config_dict": {**toy, **({} if key == "model" else {key: name})},
+            RunConfig(**{"model": "LLaRA", "dataset": "toy", "config_dict": {**toy, **({} if key == "model" else {key: name})},
                            **({"model": name} if key == "model" else {})})  # fmt: skip
 
 
@@ -126,11 +126,11 @@ def test_odd_safetensors_are_a_user_s_error(toy, tmp_path):
 
 def test_a_checkpoint_sets_no_attribute_that_its_model_does_not_keep(toy, tmp_path):
     """RecBole sets whatever a checkpoint keeps beside its weights, ``forward`` as well."""
-    config = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_epochs": 1})
+    config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_epochs": 1})
     trained = prepare_recommender(config, prepare_data(config))
     facts, tensors = read_stock_model(trained.path / "model.safetensors")
     path = tmp_path / "model.safetensors"
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps({**facts, "other_parameter": {"forward": "canary"}})})
-    run = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
+    run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
     with pytest.raises(UserError, match="keeps no forward beside its weights"):
         prepare_recommender(run, prepare_data(run))

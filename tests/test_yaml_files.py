@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from recbole_llara.config import LLaRAConfig  # noqa: F401 - imported once, for all
+from recbole_llara.config.run_config import RunConfig  # noqa: F401 - imported once, for all
 from recbole_llara.model.base import LLMRecommender  # noqa: F401
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer.trainer import LLMTrainer  # noqa: F401

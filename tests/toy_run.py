@@ -4,7 +4,7 @@ import pytest
 import torch
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model import build_model
 from recbole_llara.trainer import get_trainer
@@ -54,7 +54,7 @@ def make_trainer():
     """Builds the trainer of a run, and the data it reads."""
 
     def make(keys, model="LLaRA"):
-        config = LLaRAConfig(model, "toy", config_dict=keys)
+        config = RunConfig(model, "toy", config_dict=keys)
         data = prepare_data(config)
         torch.manual_seed(0)
         return get_trainer(config, build_model(config, data)), data

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import binomtest
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.candidates import Rows
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
 from recbole_llara.data.knowledge import Knowledge
@@ -300,7 +300,7 @@ def check(argv: Sequence[str] | None = None) -> list[Finding]:
     )
     parser.add_argument("--epochs", type=int, default=5, help="training epochs whose draws the rules see")
     own, keys = parser.parse_known_args(argv)
-    config = LLaRAConfig("Popularity", config_dict={"state": "WARNING"}, argv=keys)
+    config = RunConfig("Popularity", config_dict={"state": "WARNING"}, argv=keys)
     findings = find_leaks(prepare_data(config), own.epochs)
     sys.stdout.write(f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {own.epochs} training epochs\n")
     sys.stdout.write(describe(findings) + "\n")

@@ -34,9 +34,9 @@ def _serve(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         import uvicorn
     except ImportError as error:
         raise UserError(f'demo: {error}; pip install "recbole-llara[demo]"') from error
+    from recbole_llara.config.yaml_files import parse_arguments
     from recbole_llara.demo.app import DemoApi, create_app
     from recbole_llara.demo.runs import load_runs
-    from recbole_llara.yaml_files import parse_arguments
 
     with _listening(arguments.host, arguments.port) as listener:
         api = DemoApi(load_runs([arguments.run, *arguments.compare], **parse_arguments(keys)))

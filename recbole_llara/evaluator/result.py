@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from recbole_llara import __version__
+from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_secrets
+from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.evaluator.significance import wilson_interval
-from recbole_llara.masking import MASK, is_secret, masked_text, without_secrets
-from recbole_llara.yaml_files import parse_value
 
 PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")
 

@@ -84,7 +84,7 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
     """Make the model of a run, on its device: ours from all that was prepared, a stock one as RecBole makes it.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: what ``prepare_data`` returned.
 
     Raises:
@@ -112,9 +112,9 @@ def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
         config: its own.
         dataset: a split of ``prepare_data``.
     """
+    from recbole_llara.config.keys import answering_keys
     from recbole_llara.data.numbering import Numbering
     from recbole_llara.evaluator.result import json_ready
-    from recbole_llara.keys import answering_keys
     from recbole_llara.model.checked import TellsIdentity
     from recbole_llara.model.identity import training_digest
 

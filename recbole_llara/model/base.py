@@ -8,7 +8,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llara.config_checks import check_titles
+from recbole_llara.config.checks import check_titles
+from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.evaluator.answer import CandidateAnswers
@@ -29,7 +30,6 @@ from recbole_llara.model.sharding import shard_frozen
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
-from recbole_llara.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.trainer.strategy import shown_parts, stages_of
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
@@ -102,7 +102,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     """An LLM that names one of C candidates, its prompts holding items' titles, embeddings or both.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where the representation shows no item embedding.
         ready: its LLM; None = loaded here.

@@ -10,7 +10,8 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
 
-from recbole_llara.config_checks import check_titles
+from recbole_llara.config.checks import check_titles
+from recbole_llara.config.settings import ChatSettings, TrainingSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.evaluator.answer import CandidateAnswers
@@ -19,7 +20,6 @@ from recbole_llara.model.chat_client import AnswerCache, ChatAnswer, ChatClient,
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates
-from recbole_llara.settings import ChatSettings, TrainingSettings
 from recbole_llara.utils.errors import UserError
 
 CUT = {"length": "cut", "content_filter": "filtered"}  # finish_reason of a message that the endpoint ended -> its outcome
@@ -32,7 +32,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
     goes on without paying twice.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         dataset: the training split.
 
     Raises:

@@ -20,14 +20,14 @@ class TellsIdentity(Protocol):
 
 
 class ChecksConfig:
-    """Put before a model's base class; ``LLaRAConfig`` calls ``check`` as soon as all keys are settled."""
+    """Put before a model's base class; ``RunConfig`` calls ``check`` as soon as all keys are settled."""
 
     @classmethod
     def check(cls, config: Any) -> None:
         """Refuse keys that do not fit together.
 
         Args:
-            config: the run's LLaRAConfig, whose single values are checked already.
+            config: the run's RunConfig, whose single values are checked already.
 
         Raises:
             UserError: they do not.

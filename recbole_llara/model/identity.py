@@ -121,7 +121,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     """Which items a model knows, and by which split: a row it learned from may be a test row of another.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: what ``prepare_data`` returned.
     """
     protocol = data.dataset.protocol

@@ -18,11 +18,11 @@ import recbole
 import torch
 from torch import nn
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.keys import REC_PREFIX, recommender_keys
 from recbole_llara.model import make_recommender, numbered
 from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
@@ -66,7 +66,7 @@ class Recommender:
         return {**told, "training_seconds": round(self.seconds, 1)}
 
 
-def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommender:
+def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:
     """Get the frozen recommender of a run: from ``rec_checkpoint``, from the cache, or by training it now.
 
     It learns from all training rows and stops early on the run's own validation candidates. The caller's random
@@ -82,7 +82,7 @@ def prepare_recommender(config: LLaRAConfig, prepared: PreparedData) -> Recommen
     return _prepare(config, prepared)[0]
 
 
-def recommender_model(config: LLaRAConfig, prepared: PreparedData) -> tuple[nn.Module, LLaRAConfig]:
+def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[nn.Module, RunConfig]:
     """The recommender of a run as a whole, as ``prepare_recommender`` gets it, and its own configuration.
 
     Args:
@@ -91,7 +91,7 @@ def recommender_model(config: LLaRAConfig, prepared: PreparedData) -> tuple[nn.M
     return _prepare(config, prepared)[1].eval(), config.for_recommender()
 
 
-def _prepare(config: LLaRAConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
+def _prepare(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
     """What an LLM sees of its recommender, and the recommender."""
     rec_config = config.for_recommender()
     if config["rec_checkpoint"]:
@@ -112,7 +112,7 @@ def _prepare(config: LLaRAConfig, prepared: PreparedData) -> tuple[Recommender, 
     ), model
 
 
-def recommender_sha256(rec_config: LLaRAConfig, data: PreparedData) -> str:
+def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
     """Digest of everything a recommender's weights and metrics depend on, save the machine.
 
     Args:
@@ -159,7 +159,7 @@ def has_mask_token(model: nn.Module) -> bool:
     return getattr(model, "mask_token", None) == model.n_items
 
 
-def _build_model(rec_config: LLaRAConfig, data: PreparedData) -> nn.Module:
+def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
         try:
             model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
@@ -170,7 +170,7 @@ def _build_model(rec_config: LLaRAConfig, data: PreparedData) -> nn.Module:
     return numbered(model, rec_config, data.train_data.dataset)
 
 
-def _from_cache(path: Path, rec_config: LLaRAConfig, numbering: Numbering, sha256: str) -> tuple[dict[str, Any], float]:
+def _from_cache(path: Path, rec_config: RunConfig, numbering: Numbering, sha256: str) -> tuple[dict[str, Any], float]:
     """The facts of the cached recommender, trained now where there is none, and the seconds spent on that."""
     if path.exists():
         try:
@@ -186,7 +186,7 @@ def _from_cache(path: Path, rec_config: LLaRAConfig, numbering: Numbering, sha25
     return unseal(path, sha256), perf_counter() - started
 
 
-def _train_into(folder: Path, rec_config: LLaRAConfig, numbering: Numbering, sha256: str) -> None:
+def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str) -> None:
     """Train a recommender into an empty folder."""
     started = perf_counter()
     # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
@@ -212,7 +212,7 @@ def _train_into(folder: Path, rec_config: LLaRAConfig, numbering: Numbering, sha
     getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(test)}")
 
 
-def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
+def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.suffix == ".pth":
         model = _build_model(rec_config, prepared)
@@ -235,7 +235,7 @@ def _given_recommender(rec_config: LLaRAConfig, prepared: PreparedData, checkpoi
     ), model
 
 
-def _rows_sha256(dataset: Any, rec_config: LLaRAConfig) -> str:
+def _rows_sha256(dataset: Any, rec_config: RunConfig) -> str:
     """Digest of the training rows: user, history and target of each, in order."""
     digest = hashlib.sha256()
     item_field = rec_config["ITEM_ID_FIELD"]

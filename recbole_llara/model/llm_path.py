@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from recbole_llara.masking import shown
+from recbole_llara.config.secrets import shown
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError, nearest
 

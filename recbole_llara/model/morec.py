@@ -11,14 +11,14 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 
-from recbole_llara.config_checks import check_titles
+from recbole_llara.config.checks import check_titles
+from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.model import make_recommender
 from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.model.item_encoder import has_mask_token, item_embedding_table
 from recbole_llara.model.projector import Projector
 from recbole_llara.model.text_encoder import TextEncoder, Titles, cached_features, encode_all
-from recbole_llara.settings import TextEncoderSettings
 from recbole_llara.utils.errors import UserError
 
 
@@ -103,7 +103,7 @@ class MoRec(ChecksConfig, SequentialRecommender):
     the encoder where ``text_encoder_tuning`` is full. The papers' tables have BERT feeding SASRec.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         dataset: the training split.
 
     Raises:

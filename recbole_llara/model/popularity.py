@@ -14,7 +14,7 @@ class Popularity(SequentialRecommender):
     """Scores every item by how often it is the target of a training row; there is nothing to train.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         dataset: the training split.
     """
 

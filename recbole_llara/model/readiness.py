@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from recbole_llara.config.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.evaluator.scoring import AnswerReader
 from recbole_llara.model.dropout import TokenKeys, key_dropout
@@ -20,7 +21,6 @@ from recbole_llara.model.probe import probe_llm
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import load_templates
-from recbole_llara.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.trainer.strategy import shown_representations
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
@@ -51,7 +51,7 @@ def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
     """Load and tune the run's LLM; refuse one that cannot hold or read the run's prompts, and users without enough other items.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: what ``prepare_data`` returned.
 
     Raises:
@@ -110,7 +110,7 @@ def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder, token_key
     """``probe_llm`` with the longest prompt of the run; the LLM goes to the run's device for it.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         llm: as ``tune`` leaves it, dealt out or not.
         encoder: of the run's prompts.
         token_keys: where its dropout reads which tokens a pass holds.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from recbole_llara.config.settings import ContrastSettings, OptimSettings
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
 from recbole_llara.model.contrast import in_batch_contrast, masked_mean
@@ -14,7 +15,6 @@ from recbole_llara.model.llm import hidden_states
 from recbole_llara.model.readiness import ReadyLLM
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
-from recbole_llara.settings import ContrastSettings, OptimSettings
 from recbole_llara.utils.errors import UserError
 
 ITEMS = "item tower"  # what dropout calls its passes
@@ -63,7 +63,7 @@ class RSLLM(LLMRecommender):
     A departure from the paper: rows with an equal target are no negatives of each other.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where no behavioural token is shown.
         ready: its LLM; None = loaded here.

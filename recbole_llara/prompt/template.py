@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys
 

@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
+    from recbole_llara.config.yaml_files import parse_arguments
     from recbole_llara.recommend.loaded import as_json, load
     from recbole_llara.recommend.stream import answer_lines
-    from recbole_llara.yaml_files import parse_arguments
 
     if arguments.json or arguments.jsonl:
         write_json()

@@ -10,7 +10,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
@@ -28,7 +29,6 @@ from recbole_llara.trainer.checkpoint import load_llm_recommender
 from recbole_llara.trainer.stock_checkpoint import load_stock_model
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import UserError
-from recbole_llara.yaml_files import PlainText
 
 Name = str | int
 
@@ -56,7 +56,7 @@ class LoadedRun:
     """A run that answers questions about users it has never seen.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: its prepared data.
         model: with the run's best checkpoint, in evaluation mode.
         retriever: its recommender.
@@ -232,7 +232,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
     if is_ours(request.model):
         settled |= {"decoding": "score", "torch_compile": False, **_own_recommender(path, {**request.keys, **keys})}
-    config = LLaRAConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
+    config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
     data = prepare_data(config, read_numbering(checkpoint, "run"))
     model = build_model(config, data)
@@ -272,7 +272,7 @@ def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
     """A run whose model is trained already; a stock recommender is its own retriever.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         data: what ``prepare_data`` returned.
         model: as trained.
     """

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara import __version__
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.keys import WITHOUT_EFFECT, question_keys
+from recbole_llara.config.secrets import without_secrets
+from recbole_llara.config.yaml_files import PlainText, parse_arguments, read_yaml
 from recbole_llara.data.numbering import data_digest
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.keys import WITHOUT_EFFECT, question_keys
-from recbole_llara.masking import without_secrets
 from recbole_llara.search.parameters import CHOICE, Parameter, read_parameters
 from recbole_llara.search.sampling import ALGORITHMS, EXHAUSTIVE, count_of
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.yaml_files import PlainText, parse_arguments, read_yaml
 
 MAX_EVALS = 10  # of RecBole's run_hyper.py
 # A trial has these of its own.
@@ -142,7 +142,7 @@ def _given(config_files: Sequence[str | Path], argv: Sequence[str]) -> dict[str,
     return given | parse_arguments(argv)
 
 
-def _place(config: LLaRAConfig, algo: str, facts: Mapping[str, Any]) -> Path:
+def _place(config: RunConfig, algo: str, facts: Mapping[str, Any]) -> Path:
     """The folder of a search that was given none."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Path(config["checkpoint_dir"]) / "search" / f"{config['model']}-{config['dataset']}-{algo}-{digest[:8]}"
@@ -191,12 +191,12 @@ def _checked(
     config_files: Sequence[str | Path],
     argv: Sequence[str],
     parameters: Sequence[Parameter],
-) -> LLaRAConfig:
+) -> RunConfig:
     """Build the configuration of each probe; returns the first one."""
     configs = []
     for values in _probes(parameters):
         try:
-            configs.append(LLaRAConfig(model, dataset, config_files, plain(values), argv))
+            configs.append(RunConfig(model, dataset, config_files, plain(values), argv))
         except UserError as error:
             raise UserError(f"with {spoken_values(values)}: {error}") from error
     if len({(config["valid_metric"], bool(config["valid_metric_bigger"])) for config in configs}) > 1:

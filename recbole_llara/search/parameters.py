@@ -11,9 +11,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.yaml_files import parse_value
 
 FILES = PROPERTIES / "search"
 ENDING = ".hyper"

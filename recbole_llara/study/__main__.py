@@ -4,12 +4,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.study.arms import Failure
 from recbole_llara.study.definition import Study, known_studies, load_study
 from recbole_llara.study.run import StudyRun
 from recbole_llara.utils.errors import UserError, exit_status
 from recbole_llara.utils.processes import go_alone, launched
-from recbole_llara.yaml_files import parse_arguments
 
 FAILED = 1
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.yaml_files import read_yaml
 
 STUDIES = PROPERTIES / "study"
 FIGURES = ("bars", "validity", "curves", "radar", "cases")

@@ -18,14 +18,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
+from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import write_atomically
-from recbole_llara.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.model import is_ours, replaces_item_table, stock_models
 from recbole_llara.model.item_encoder import WEIGHTS, prepare_recommender
-from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.study.definition import EVALUATES, Study
@@ -169,7 +169,7 @@ class StudyRun:
         if model not in self._recommenders():
             return {}
         settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.study.asked}
-        config = LLaRAConfig("LLaRA", config_dict={**settings, "rec_model": model})
+        config = RunConfig("LLaRA", config_dict={**settings, "rec_model": model})
         return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).path / WEIGHTS)}
 
     def _trained(self, source: Arm, arm: Arm) -> dict[str, str]:
@@ -229,11 +229,11 @@ class StudyRun:
         return self._keys[arm]
 
     @staticmethod
-    def _config(model: str, values: Mapping[str, Any]) -> LLaRAConfig:
+    def _config(model: str, values: Mapping[str, Any]) -> RunConfig:
         """The configuration of an arm; a chat model that the study will serve has no address yet."""
         address = {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""}
         is_local = values.get("api_base") == LOCAL
-        return LLaRAConfig(model, config_dict={**values, **(address if is_local else {})})
+        return RunConfig(model, config_dict={**values, **(address if is_local else {})})
 
     def _kept(self, arm: Arm) -> Entry | None:
         place = self._place(arm)

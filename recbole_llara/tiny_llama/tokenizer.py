@@ -6,7 +6,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.tiny_llama.catalogue import CatalogueText
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"

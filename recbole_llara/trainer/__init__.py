@@ -11,7 +11,7 @@ def get_trainer(config: Any, model: nn.Module) -> Any:
     """Make the trainer of a run.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         model: what ``build_model`` made of it.
     """
     if is_ours(config["model"]):

@@ -2,7 +2,7 @@
 
 import math
 
-from recbole_llara.settings import OptimSettings
+from recbole_llara.config.settings import OptimSettings
 
 
 def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:

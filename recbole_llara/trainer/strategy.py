@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from recbole_llara.config.settings import OptimSettings, PromptSettings
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
-from recbole_llara.settings import OptimSettings, PromptSettings
 from recbole_llara.utils.errors import UserError
 
 # p(progress): the probability that a step trains the hard task.

@@ -22,10 +22,10 @@ from recbole.utils import set_color
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from recbole_llara.config.settings import OptimSettings
 from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.model.sharding import held_here
 from recbole_llara.prompt.representation import Representation
-from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.boards import BoardsMixin
 from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.divergence import diverged
@@ -42,7 +42,7 @@ class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer)
     """RecBole's Trainer for an ``LLMRecommender``.
 
     Args:
-        config: the run's LLaRAConfig.
+        config: the run's RunConfig.
         model: the recommender.
     """
 

@@ -16,13 +16,13 @@ from time import perf_counter
 
 import torch
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import ContrastSettings
+from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model import build_model
 from recbole_llara.prompt.representation import REPRESENTATIONS
-from recbole_llara.settings import ContrastSettings
 from recbole_llara.trainer import get_trainer
-from recbole_llara.yaml_files import parse_arguments
 
 STEPS = {  # representation, gamma, beta
     "LLaRA": ("hybrid", 0.0, 0.0),
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     arguments, words = parser.parse_known_args(argv)
     keys = {"protocol": "leave_one_out", "item_embeddings": "random", "max_train_rows": 4096, **parse_arguments(words)}
-    config = LLaRAConfig("RSLLM", "ml-100k", config_dict=keys)
+    config = RunConfig("RSLLM", "ml-100k", config_dict=keys)
     data = prepare_data(config)
     trainer = get_trainer(config, build_model(config, data))
     model = trainer.model

@@ -56,7 +56,7 @@ def write_dataset(folder: Path, items: int, rows: int) -> None:
 
 def data_point(items: int, rows: int, folder: str) -> dict[str, float]:
     """Seconds and memory of ``prepare_data``, and of one epoch's candidates for all training rows."""
-    from recbole_llara.config import LLaRAConfig
+    from recbole_llara.config.run_config import RunConfig
     from recbole_llara.data.dataset import prepare_data
 
     start = perf_counter()
@@ -65,7 +65,7 @@ def data_point(items: int, rows: int, folder: str) -> dict[str, float]:
     load_col = {"inter": ["user_id", "item_id", "timestamp"]}
     keys = {"data_path": folder, "checkpoint_dir": f"{folder}/saved", "protocol": "leave_one_out", "load_col": load_col}
     few = {"use_gpu": False, "title_field": "title", "max_eval_rows": 2000, "rec_model": "SASRec"}
-    config = LLaRAConfig("LLaRA", "grown", config_dict={**keys, **few})
+    config = RunConfig("LLaRA", "grown", config_dict={**keys, **few})
     start = perf_counter()
     data = prepare_data(config)
     set_up = perf_counter() - start

@@ -21,9 +21,9 @@ from time import perf_counter
 from typing import Any
 
 import recbole_llara
+from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.evaluator.run_folder import read_records
 from recbole_llara.recommend.loaded import LoadedRun
-from recbole_llara.yaml_files import parse_arguments
 
 SEED = 0
 

@@ -26,7 +26,8 @@ from plain_recipe import PlainRecipe, PlainRow
 from recbole.data.interaction import Interaction
 from torch.profiler import ProfilerActivity, profile
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.trie import build_trie
 from recbole_llara.model import build_model
@@ -35,7 +36,6 @@ from recbole_llara.model.compilation import uncompiled
 from recbole_llara.model.llm import causal_lm, decoder_blocks
 from recbole_llara.trainer import get_trainer
 from recbole_llara.utils.compat import prepare_cpu
-from recbole_llara.yaml_files import parse_arguments
 
 # The columns: keys of LLaRA over the embedded LLM.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ class Setup:
 def set_up(keys: dict[str, Any]) -> Setup:
     """A trainer with random item embeddings, frozen as a recommender's are, and the plain recipe over its model."""
     common = {"protocol": "leave_one_out", "item_embeddings": "random", "strategy": "direct", "lora_dropout": 0.0}
-    config = LLaRAConfig("LLaRA", "ml-100k", config_dict={**common, "max_train_rows": 8192, "max_eval_rows": 256, **keys})
+    config = RunConfig("LLaRA", "ml-100k", config_dict={**common, "max_train_rows": 8192, "max_eval_rows": 256, **keys})
     data = prepare_data(config)
     model = build_model(config, data)
     model.item_tokens.item_embeddings.requires_grad_(False)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.atomic_files import HOLES, PADDING, read_rows
 from recbole_llara.data.dataset import CandidateDataset
 from recbole_llara.data.titles import load_catalogue
@@ -57,7 +57,7 @@ def test_recbole_and_the_titles_see_the_cells_as_they_stand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     keys = write(tmp_path, names, mark)
-    config = LLaRAConfig("SASRec", "shop", config_dict=keys)
+    config = RunConfig("SASRec", "shop", config_dict=keys)
     dataset = CandidateDataset(config)
     assert names_of(dataset) == {f"i{number}": name for number, name in enumerate(names)}
     rows = [cells for _, cells in read_rows(tmp_path / "shop" / "shop.item", "\t", "utf-8")]
@@ -68,7 +68,7 @@ def test_cells_that_pandas_takes_for_nothing_are_holes_for_recbole_and_titles_fo
     monkeypatch.chdir(tmp_path)
     names = ["None", "NA", "nan", "n/a", "NULL", "plain"]
     keys = write(tmp_path, names)
-    config = LLaRAConfig("SASRec", "shop", config_dict=keys)
+    config = RunConfig("SASRec", "shop", config_dict=keys)
     dataset = CandidateDataset(config)
     assert set(names_of(dataset).values()) == {PADDING, "plain"}
     assert sorted(load_catalogue(dataset, config).titles[1:]) == sorted(names)
@@ -83,7 +83,7 @@ def test_sequences_and_numbers_are_those_of_the_file(tmp_path, monkeypatch):
     lines += [f'i{number}\tred  "big {"x " * number}\t{number}.5e-3\t{number} .25' for number in range(6)]
     (tmp_path / "shop" / "shop.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
     keys |= {"load_col": {**keys["load_col"], "item": ["item_id", "kinds", "price", "shares"]}, "title_field": None}
-    dataset = CandidateDataset(LLaRAConfig("SASRec", "shop", config_dict=keys))
+    dataset = CandidateDataset(RunConfig("SASRec", "shop", config_dict=keys))
     assert dataset.field2seqlen["kinds"] == 2 + 5 and dataset.field2seqlen["shares"] == 2
     kinds = dataset.field2id_token["kinds"]
     feat = dataset.item_feat.set_index("item_id").loc[dataset.field2token_id["item_id"]["i3"]]

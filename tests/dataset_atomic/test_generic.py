@@ -43,7 +43,7 @@ def test_columns_are_named_and_dates_become_seconds(files, tmp_path, run, read):
 
 
 def test_a_run_takes_it(files, tmp_path, run, monkeypatch):
-    from recbole_llara.config import LLaRAConfig
+    from recbole_llara.config.run_config import RunConfig
     from recbole_llara.data.dataset import prepare_data
 
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def test_a_run_takes_it(files, tmp_path, run, monkeypatch):
     run(*_words(files, "--out", tmp_path / "out", "--dataset", "things"))
     keys = {"data_path": str(tmp_path / "out"), "protocol": "leave_one_out", "candidate_num": 4, "title_field": "title"}
     keys["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
-    data = prepare_data(LLaRAConfig("SASRec", "things", config_dict=keys))
+    data = prepare_data(RunConfig("SASRec", "things", config_dict=keys))
     assert len(data.test_data.dataset) == 30 and sorted(data.catalogue.titles[1:]) == [f"Thing {item}" for item in range(1, 10)]
 
 
@@ -169,7 +169,7 @@ def test_half_a_surrogate_pair_is_refused(files, tmp_path):
 
 def test_what_is_written_is_what_a_run_reads(files, tmp_path, run, monkeypatch):
     """Quotes, tabs, line breaks and marks of every kind between a CSV file and the titles of a run."""
-    from recbole_llara.config import LLaRAConfig
+    from recbole_llara.config.run_config import RunConfig
     from recbole_llara.data.dataset import prepare_data
 
     monkeypatch.chdir(tmp_path)
@@ -181,6 +181,6 @@ def test_what_is_written_is_what_a_run_reads(files, tmp_path, run, monkeypatch):
     run(*_words(files, "--out", tmp_path / "out", "--dataset", "things"))
     keys = {"data_path": str(tmp_path / "out"), "protocol": "leave_one_out", "candidate_num": 4, "title_field": "title"}
     keys["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
-    catalogue = prepare_data(LLaRAConfig("SASRec", "things", config_dict=keys)).catalogue
+    catalogue = prepare_data(RunConfig("SASRec", "things", config_dict=keys)).catalogue
     by_id = dict(zip(catalogue.item_tokens, catalogue.titles, strict=True))
     assert [by_id[str(item)] for item in items] == [*QUOTES, "tab here", "two lines", "\ufeffmark", "c d", "e f"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.utils.errors import UserError
@@ -78,7 +78,7 @@ def test_the_papers_sequences_to_the_row(tmp_path, run, monkeypatch):
     for name in ("lastfm", "lastfm-llara"):
         report = run(name, "--raw", RAW, "--out", tmp_path)
         assert "1,220 sequences" in report and "4,606 items" in report and "56,794 interactions" in report
-    config = LLaRAConfig("SASRec", "lastfm-llara", config_dict={"data_path": str(tmp_path), "protocol": "llara"})
+    config = RunConfig("SASRec", "lastfm-llara", config_dict={"data_path": str(tmp_path), "protocol": "llara"})
     assert (
         "filters rating, which dataset lastfm-llara has not" in config.notes[0] and "artist number" in config["dataset_warning"]
     )

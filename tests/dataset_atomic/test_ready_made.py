@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError
@@ -37,7 +37,7 @@ def test_a_run_reads_the_very_windows(tmp_path, run, read):
     report = run("windows", *_windows(tmp_path), "--dataset", "made", "--out", tmp_path / "out")
     assert "12 interactions" in report and "a user of its own" in report
     assert read(tmp_path / "out" / "made" / "made.valid.inter")[1][0] == ["valid-0", "0 1 2", "3"]
-    data = prepare_data(LLaRAConfig("SASRec", "made", config_dict=_keys(tmp_path)))
+    data = prepare_data(RunConfig("SASRec", "made", config_dict=_keys(tmp_path)))
     rows = data.valid_data.dataset.inter_feat
     rows = rows[rows["row_id"].argsort()]
     names = data.dataset.field2id_token["item_id"]
@@ -53,7 +53,7 @@ def test_a_run_reads_the_very_windows(tmp_path, run, read):
 def test_short_histories_are_left_out_by_key(tmp_path, run, caplog):
     caplog.set_level("INFO")
     run("windows", *_windows(tmp_path), "--dataset", "made", "--out", tmp_path / "out")
-    data = prepare_data(LLaRAConfig("SASRec", "made", config_dict=_keys(tmp_path, min_eval_history=3, min_train_history=2)))
+    data = prepare_data(RunConfig("SASRec", "made", config_dict=_keys(tmp_path, min_eval_history=3, min_train_history=2)))
     counts = [len(loader.dataset) for loader in (data.train_data, data.valid_data, data.test_data)]
     assert counts == [3, 2, 2] and "{'train': 1, 'valid': 2, 'test': 2}" in caplog.text
 
@@ -80,7 +80,7 @@ def test_what_are_no_windows_is_refused(tmp_path, run):
     _windows(tmp_path)
     run("windows", *words, "--dataset", "made", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="holds made.test.inter, .* expected made.inter; protocol windows reads"):
-        LLaRAConfig("SASRec", "made", config_dict=_keys(tmp_path, protocol="leave_one_out"))
+        RunConfig("SASRec", "made", config_dict=_keys(tmp_path, protocol="leave_one_out"))
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="the released windows are not at ../shared/data/llara_steam")
@@ -90,7 +90,7 @@ def test_the_released_steam_windows_convert_and_run(tmp_path, run, monkeypatch):
     files += [f"--{split}={RELEASED / 'val.tsv'}" for split in ("valid", "test")]
     run("windows", *files, "--dataset", "llara-steam", "--out", tmp_path / "out")
     keys = {"data_path": str(tmp_path / "out"), "protocol": "windows", "min_eval_history": 3, "min_train_history": 3}
-    data = prepare_data(LLaRAConfig("SASRec", "llara-steam", config_dict={**keys, "checkpoint_dir": str(tmp_path / "saved")}))
+    data = prepare_data(RunConfig("SASRec", "llara-steam", config_dict={**keys, "checkpoint_dir": str(tmp_path / "saved")}))
     assert len(data.valid_data.dataset) == 1184  # of 1,194, as the papers have after the same filter
     titles = set(data.catalogue.titles)
     assert {"Half-Life", "Ironbound"} <= titles

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_run import toy_keys
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.model import build_model
@@ -186,7 +186,7 @@ def resume(saved, keys, file=None):
 
 
 def take_recommender(saved, keys, file=None):
-    config = LLaRAConfig("LLaRA", "toy", config_dict=keys)
+    config = RunConfig("LLaRA", "toy", config_dict=keys)
     return prepare_recommender(config, prepare_data(config))
 
 
@@ -196,7 +196,7 @@ def compare_results(saved, keys, file=None):
 
 def build_morec(saved, keys, file=None):
     values = {**{key: keys[key] for key in SHARED}, "text_encoder_path": "tiny"}
-    config = LLaRAConfig("MoRec", "toy", config_dict=values)
+    config = RunConfig("MoRec", "toy", config_dict=values)
     build_model(config, prepare_data(config))
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model import item_encoder, resolve_model
 from recbole_llara.model.item_encoder import WEIGHTS, item_embedding_table, prepare_recommender
@@ -24,7 +24,7 @@ def make_run(tmp_path):
     toy = write_toy_dataset(tmp_path)
 
     def make(dataset="toy", **keys):
-        config = LLaRAConfig("LLaRA", dataset, config_dict={**toy, "rec_epochs": 2, **keys})
+        config = RunConfig("LLaRA", dataset, config_dict={**toy, "rec_epochs": 2, **keys})
         return config, prepare_data(config)
 
     return make

@@ -7,7 +7,7 @@ import pytest
 import torch
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model import build_model
 from recbole_llara.model.text_encoder import TextEncoder
@@ -23,7 +23,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def _trainer(keys):
-    config = LLaRAConfig("MoRec", "toy", config_dict=keys)
+    config = RunConfig("MoRec", "toy", config_dict=keys)
     data = prepare_data(config)
     torch.manual_seed(0)
     return get_trainer(config, build_model(config, data)), data
@@ -111,7 +111,7 @@ def test_the_catalogue_is_encoded_on_the_device_of_the_run(toy, tuning, monkeypa
     monkeypatch.setattr(
         TextEncoder, "forward", lambda self, titles: devices.append(titles.input_ids.device.type) or forward(self, titles)
     )
-    config = LLaRAConfig("MoRec", "toy", config_dict={**toy, "use_gpu": True, "text_encoder_tuning": tuning, "epochs": 1})
+    config = RunConfig("MoRec", "toy", config_dict={**toy, "use_gpu": True, "text_encoder_tuning": tuning, "epochs": 1})
     data = prepare_data(config)
     trainer = get_trainer(config, build_model(config, data))
     trainer.fit(data.train_data, data.valid_data)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.item_encoder import prepare_recommender
 from recbole_llara.model.recommender_cache import META, WEIGHTS, DamagedEntry, seal, unseal
@@ -63,7 +63,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        config = LLaRAConfig("LLaRA", "toy", config_dict={**write_toy_dataset(folder), "rec_epochs": 1})
+        config = RunConfig("LLaRA", "toy", config_dict={**write_toy_dataset(folder), "rec_epochs": 1})
         data = prepare_data(config)
         yield config, data, prepare_recommender(config, data)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_run import toy_keys
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.run_folder import read_records
 from recbole_llara.export import export
@@ -116,7 +116,7 @@ def test_a_recommender_under_an_llm_keeps_its_items(moved):
     checkpoint = place("SASRec")[0] / "checkpoint.safetensors"
 
     def embeddings(**changes):
-        config = LLaRAConfig("LLaRA", "toy", config_dict={**keys, "rec_checkpoint": str(checkpoint), **changes})
+        config = RunConfig("LLaRA", "toy", config_dict={**keys, "rec_checkpoint": str(checkpoint), **changes})
         data = prepare_data(config)
         table = prepare_recommender(config, data).item_embeddings
         return dict(zip(map(str, data.dataset.field2id_token["item_id"]), table.tolist(), strict=True)), table

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.search.__main__ import main
-from recbole_llara.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ("--model=SASRec", "--dataset=toy", "--config_files=toy.yaml", "--params_file=toy.hyper", "--output=found")

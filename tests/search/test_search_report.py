@@ -4,13 +4,13 @@ import csv
 
 import pytest
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.search.figure import draw
 from recbole_llara.search.report import write_report
 from recbole_llara.search.run import SearchRun
 from recbole_llara.search.trial import best_of
 from recbole_llara.utils.errors import Diverged
-from recbole_llara.yaml_files import read_yaml
 
 MIXED = (
     "hidden_size choice [8, 16]\nlearning_rate loguniform -7,-1\nhidden_dropout_prob uniform 0.1,0.5\n"
@@ -43,7 +43,7 @@ def test_best_yaml_is_the_best_trial_and_a_config_file(make_finished):
     assert {key: content[key] for key in best.values} == best.values
     assert (content["model"], content["dataset"], content["epochs"]) == ("SASRec", "toy", 3)
     assert not {"show_progress", "checkpoint_dir", "use_gpu"} & content.keys()  # they change no result
-    config = LLaRAConfig(config_file_list=[search.folder / "best.yaml"])
+    config = RunConfig(config_file_list=[search.folder / "best.yaml"])
     assert {key: config[key] for key in best.values} == best.values
     assert config["epochs"] == 3 and config["candidate_num"] == 10
 

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.popularity import Popularity
 from recbole_llara.study import run as module
@@ -228,7 +228,7 @@ def test_time_left_is_what_like_arms_took():
 
 
 def test_popularity_counts_training_targets(tmp_path):
-    config = LLaRAConfig("Popularity", "toy", config_dict=write_toy_dataset(tmp_path))
+    config = RunConfig("Popularity", "toy", config_dict=write_toy_dataset(tmp_path))
     data = prepare_data(config)
     model = Popularity(config, data.dataset)
     interaction = next(iter(data.test_data))[0]

@@ -6,7 +6,7 @@ import torch
 from recbole.utils import init_seed
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
@@ -27,7 +27,7 @@ def make_trainer(tmp_path):
     toy = write_toy_dataset(tmp_path)
 
     def make(model="SASRec", **keys):
-        config = LLaRAConfig(model, "toy", config_dict={**toy, "epochs": 2, **keys})
+        config = RunConfig(model, "toy", config_dict={**toy, "epochs": 2, **keys})
         data = prepare_data(config)
         init_seed(config["seed"], True)
         return stock_trainer_class(config)(config, build_model(config, data)), data
@@ -220,8 +220,8 @@ def test_keys_that_make_other_answers_of_the_same_weights_are_refused(make_train
     trainer, data = make_trainer(model, epochs=1)
     trainer.fit(data.train_data, data.valid_data)
     weights = trainer.saved_model_file
-    other = build_model(LLaRAConfig(model, "toy", config_dict={**trainer.config.external_config_dict, key: value}), data)
+    other = build_model(RunConfig(model, "toy", config_dict={**trainer.config.external_config_dict, key: value}), data)
     with pytest.raises(UserError, match=rf"does not fit this {model}: {key}: .* there, {value!r} here"):
         load_stock_model(other, weights, model)
     learned_otherwise = {**trainer.config.external_config_dict, "learning_rate": 0.5, "loss_type": "BPR"}
-    load_stock_model(build_model(LLaRAConfig(model, "toy", config_dict=learned_otherwise), data), weights, model)
+    load_stock_model(build_model(RunConfig(model, "toy", config_dict=learned_otherwise), data), weights, model)

@@ -11,7 +11,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.item_encoder import prepare_recommender
 from recbole_llara.trainer.recbole_checkpoint import load_recbole_checkpoint
@@ -29,7 +29,7 @@ def build(toy):
     """A RecBole model by its name and keys, its config and data, from a seed."""
 
     def build(name="SASRec", seed=0, **keys):
-        config = LLaRAConfig(name, "toy", config_dict={**toy, "epochs": 1, **keys})
+        config = RunConfig(name, "toy", config_dict={**toy, "epochs": 1, **keys})
         data = prepare_data(config)
         torch.manual_seed(seed)
         return get_model(name)(config, data.train_data.dataset), config, data
@@ -86,10 +86,10 @@ def test_stock_recbole_itself_writes_the_same_kind(toy, tmp_path, monkeypatch):
     trainer = Trainer(config, get_model("SASRec")(config, train_data.dataset))
     trainer._save_checkpoint(0, verbose=False, saved_model_file=str(tmp_path / "stock.pth"))
     keys = {**toy, "rec_checkpoint": str(tmp_path / "stock.pth")}
-    run = LLaRAConfig("LLaRA", "toy", config_dict=keys)
+    run = RunConfig("LLaRA", "toy", config_dict=keys)
     with pytest.raises(UserError, match=r"position_embedding.weight: \[50, 64\] there, \[10, 64\] here.*MAX_ITEM_LIST_LENGTH"):
         prepare_recommender(run, prepare_data(run))
-    run = LLaRAConfig("LLaRA", "toy", config_dict={**keys, "MAX_ITEM_LIST_LENGTH": 50})
+    run = RunConfig("LLaRA", "toy", config_dict={**keys, "MAX_ITEM_LIST_LENGTH": 50})
     recommender = prepare_recommender(run, prepare_data(run))
     assert torch.equal(recommender.item_embeddings, trainer.model.item_embedding.weight)
     assert (recommender.best_epoch, recommender.metrics) == (0, {})
@@ -122,11 +122,11 @@ def test_another_model_catalogue_or_shape_is_refused(build, write):
 def test_other_filters_are_refused(toy, write, key, value):
     """They leave as many items here; of those that leave other ones, too, a ``.pth`` tells no more."""
     path, _ = write(**{key: value})
-    run = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
+    run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
     with pytest.raises(UserError, match=f"was trained with {key} .*set {key} as it was"):
         prepare_recommender(run, prepare_data(run))
     told = value.replace(" ", "") if isinstance(value, str) else value
-    run = LLaRAConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path), key: told})
+    run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path), key: told})
     assert prepare_recommender(run, prepare_data(run)).best_epoch == 3
 
 

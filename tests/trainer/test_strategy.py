@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from recbole_llara.config import LLaRAConfig
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import OptimSettings, PromptSettings
 from recbole_llara.prompt.representation import Part
-from recbole_llara.settings import OptimSettings, PromptSettings
 from recbole_llara.trainer.strategy import CURRICULA, make_stages, shown_representations, stages_of
 from recbole_llara.utils.errors import UserError
 
@@ -100,18 +100,18 @@ def test_a_representation_without_embeddings_has_no_task_with_placeholders(stage
 def test_only_a_default_strategy_gives_way(keys):
     """What the user asks for is trained, or refused; where nothing is trained there is nothing to refuse."""
     words = {key: value for key, value in keys.items() if key != "strategy"} | {"representation": "textual"}
-    (stage,) = stages_of(LLaRAConfig("LLaRA", "toy", config_dict=words))  # an LLM of one's own: curriculum by default
+    (stage,) = stages_of(RunConfig("LLaRA", "toy", config_dict=words))  # an LLM of one's own: curriculum by default
     assert stage.easy.name == stage.hard.name == "textual"
-    (stage,) = stages_of(LLaRAConfig("TALLRec", "toy", config_dict=words))
+    (stage,) = stages_of(RunConfig("TALLRec", "toy", config_dict=words))
     assert stage.hard.name == "textual"
     for strategy in ("two_stage", "curriculum"):
         asked = {**words, "strategy": strategy, "epochs": 2, "stage_1_epochs": 1}
         with pytest.raises(UserError, match=f"strategy: found {strategy} with representation textual"):
-            LLaRAConfig("LLaRA", "toy", config_dict=asked)
-        honoured = stages_of(LLaRAConfig("LLaRA", "toy", config_dict={**asked, "stage_1_representation": "text_id"}))
+            RunConfig("LLaRA", "toy", config_dict=asked)
+        honoured = stages_of(RunConfig("LLaRA", "toy", config_dict={**asked, "stage_1_representation": "text_id"}))
         assert honoured[0].easy.name == "text_id" and honoured[-1].hard.name == "textual"
-        LLaRAConfig("LLaRA", "toy", config_dict={**asked, "epochs": 0})
-        LLaRAConfig("LLaRA", "toy", config_dict={**asked, "checkpoint": "saved/run/checkpoint"})
+        RunConfig("LLaRA", "toy", config_dict={**asked, "epochs": 0})
+        RunConfig("LLaRA", "toy", config_dict={**asked, "checkpoint": "saved/run/checkpoint"})
 
 
 def test_shown_representations_are_each_stages_own_once(stages, monkeypatch):

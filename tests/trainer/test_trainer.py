@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizer
 
+from recbole_llara.config.settings import OptimSettings
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.settings import OptimSettings
 from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.utils.errors import UserError
 

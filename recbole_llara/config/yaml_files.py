@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from recbole_llara.masking import MASK, is_secret, shown
+from recbole_llara.config.secrets import MASK, is_secret, shown
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text_files import is_text
 

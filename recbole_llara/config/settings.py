@@ -7,8 +7,8 @@ a missing key, a wrong type or a value out of range is a ``UserError`` that name
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from recbole_llara.checked import Settings, named_in, one_of, within
-from recbole_llara.properties_path import PROPERTIES
+from recbole_llara.config.checked import Settings, named_in, one_of, within
+from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.utils.errors import UserError
 
 TRUST = "llm_trust_remote_code"
@@ -75,7 +75,7 @@ class EvaluationSettings(Settings):
 
 @dataclass(frozen=True)
 class RecommenderSettings(Settings):
-    """The frozen recommender; its own ``rec_`` keys are applied by ``LLaRAConfig.for_recommender``."""
+    """The frozen recommender; its own ``rec_`` keys are applied by ``RunConfig.for_recommender``."""
 
     rec_model: str
     rec_checkpoint: str | None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, Self
 
-from recbole_llara.masking import shown
+from recbole_llara.config.secrets import shown
 from recbole_llara.utils.errors import UserError, nearest
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from recbole_llara.checked import Range, check_value
+from recbole_llara.config.checked import Range, check_value
 from recbole_llara.utils.errors import UserError
 
 # A key's name -> the numbers it may hold.

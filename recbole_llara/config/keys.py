@@ -11,10 +11,10 @@ from pathlib import Path
 import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.model import stock_models
-from recbole_llara.properties_path import PROPERTIES
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.yaml_files import read_yaml
 
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 REC_PREFIX = "rec_"

@@ -15,7 +15,7 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
-from recbole_llara.config_checks import (
+from recbole_llara.config.checks import (
     check_dataset_files,
     check_metrics,
     check_paths,
@@ -24,16 +24,12 @@ from recbole_llara.config_checks import (
     checked_protocol,
     checked_recommender,
 )
-from recbole_llara.data.protocol import READY_MADE, DataProtocol
-from recbole_llara.evaluator.metric import register_metrics
-from recbole_llara.hyper_parameters import check_hyper_parameters
-from recbole_llara.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
-from recbole_llara.masking import without_secrets
-from recbole_llara.model import is_ours, replaces_item_table, resolve_model
-from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.properties_path import PROPERTIES
-from recbole_llara.recbole_settings import check_column_lists, check_recbole_keys
-from recbole_llara.settings import (
+from recbole_llara.config.hyper_parameters import check_hyper_parameters
+from recbole_llara.config.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.recbole_settings import check_column_lists, check_recbole_keys
+from recbole_llara.config.secrets import without_secrets
+from recbole_llara.config.settings import (
     TRUST,
     DataSettings,
     LLMSettings,
@@ -42,15 +38,19 @@ from recbole_llara.settings import (
     RecommenderSettings,
     TrainingSettings,
 )
+from recbole_llara.config.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
+from recbole_llara.data.protocol import READY_MADE, DataProtocol
+from recbole_llara.evaluator.metric import register_metrics
+from recbole_llara.model import is_ours, replaces_item_table, resolve_model
+from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.utils.compat import share_folders
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import launched, local_count, local_index
-from recbole_llara.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
 
 CALLER_DICT, CALLER_LINE = "config_dict", "command line"
 
 
-class LLaRAConfig(Config):
+class RunConfig(Config):
     """The configuration of one run.
 
     Args:
@@ -98,7 +98,7 @@ class LLaRAConfig(Config):
         if is_ours(self.model):
             self.for_recommender()  # before anything is done for a recommender that cannot be
 
-    def for_recommender(self) -> "LLaRAConfig":
+    def for_recommender(self) -> "RunConfig":
         """The configuration of this run's frozen recommender.
 
         It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys
@@ -113,12 +113,12 @@ class LLaRAConfig(Config):
         # Values were parsed once; a quoted "1" of a config file must not become a number now.
         values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
-            return LLaRAConfig(rec_model, self.dataset, config_dict=values)
+            return RunConfig(rec_model, self.dataset, config_dict=values)
         except UserError as error:
             is_own = str(error).partition(":")[0] in own
             raise UserError(f"{REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
 
-    def shown(self) -> "LLaRAConfig":
+    def shown(self) -> "RunConfig":
         """A copy whose values hold no secrets, for logs."""
         other = copy.copy(self)
         other.final_config_dict = without_secrets(self.final_config_dict)

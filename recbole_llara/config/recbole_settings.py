@@ -1,6 +1,6 @@
 """RecBole's own keys as checked values: RecBole takes what it is given and stumbles over it later, or never says a word.
 
-``LLaRAConfig`` calls ``check_recbole_keys`` once all layers are laid, before RecBole looks at a value.
+``RunConfig`` calls ``check_recbole_keys`` once all layers are laid, before RecBole looks at a value.
 """
 
 import codecs
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llara.checked import Settings, one_of, within
+from recbole_llara.config.checked import Settings, one_of, within
 from recbole_llara.utils.errors import UserError, nearest
 
 LARGEST_SEED = 2**32 - 1  # numpy's
