@@ -1,7 +1,7 @@
 """recbole-llara: large language models as sequential recommenders, on RecBole's spine.
 
-Importing the package imports neither RecBole nor transformers: the engine (``prompt``, ``model.llm``,
-``model.projector``, ``model.hybrid``, ``model.losses``) works on a machine without RecBole.
+Importing the package imports neither RecBole nor transformers: the engine (``prompt``, ``llm.loading``,
+``llm.projector``, ``llm.hybrid``, ``llm.answer_loss``) works on a machine without RecBole.
 """
 
 import os

@@ -95,7 +95,7 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     import torch
     from peft import get_peft_model
 
-    from recbole_llara.model.llm import load_llm
+    from recbole_llara.llm.loading import load_llm
     from recbole_llara.trainer.checkpoint import ADAPTER, load_adapter
 
     kind = getattr(torch, dtype)
@@ -115,7 +115,7 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, tr
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.data import numbering
     from recbole_llara.model.identity import llm_digest, tokenizer_digest
-    from recbole_llara.model.llm import load_llm
+    from recbole_llara.llm.loading import load_llm
     from recbole_llara.trainer.checkpoint import META, OWN_WEIGHTS, read_meta
 
     if not is_whole:

@@ -16,7 +16,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from recbole_llara.model.llm import input_embeddings, tune
+from recbole_llara.llm.loading import input_embeddings, tune
 
 VOCABULARY = 97
 WIDTH = 32

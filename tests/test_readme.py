@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from recbole_llara.config.keys import known_keys
-from recbole_llara.model import BASELINES, MODELS
+from recbole_llara.model.registry import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.search.__main__ import build_parser as build_search_parser
 from recbole_llara.search.__main__ import read_command as read_search_command

@@ -6,7 +6,7 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.model import build_model
+from recbole_llara.model.registry import build_model
 from recbole_llara.trainer import get_trainer
 
 TITLES = [f" Title {item} é" for item in range(60)]

@@ -14,19 +14,19 @@ from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.answering import answer_rows
-from recbole_llara.model.attention import training_attention
+from recbole_llara.llm.attention import training_attention
 from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.model.compilation import compile_blocks
-from recbole_llara.model.dropout import token_keys
-from recbole_llara.model.hybrid import merge_item_embeddings
+from recbole_llara.llm.compilation import compile_blocks
+from recbole_llara.llm.dropout import token_keys
+from recbole_llara.llm.hybrid import merge_item_embeddings
 from recbole_llara.model.identity import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.model.item_encoder import Recommender, prepare_recommender
-from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
-from recbole_llara.model.llm import causal_lm, embedded_vocabulary, input_embeddings
-from recbole_llara.model.losses import AnswerPass, answer_pass
-from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype
+from recbole_llara.llm.item_tokens import ItemTokens, centred, shuffled
+from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embeddings
+from recbole_llara.llm.answer_loss import AnswerPass, answer_pass
+from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
-from recbole_llara.model.sharding import shard_frozen
+from recbole_llara.llm.sharding import shard_frozen
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
@@ -233,7 +233,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         return answer_pass(self.llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels, with_states)
 
     def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, prompts: EncodedPrompts) -> None:
-        """Tell dropout which tokens the next pass holds; see ``model.dropout``.
+        """Tell dropout which tokens the next pass holds; see ``llm.dropout``.
 
         Args:
             purpose: what the pass is.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara import __version__
-from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.keys import WITHOUT_EFFECT, question_keys
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, read_yaml
 from recbole_llara.data.numbering import data_digest

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import check_writable
-from recbole_llara.model import is_ours
+from recbole_llara.model.registry import is_ours
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.search.definition import Search, spoken_values
 from recbole_llara.search.parameters import values_of

@@ -18,13 +18,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
-from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.evaluator.run_folder import write_atomically
-from recbole_llara.model import is_ours, replaces_item_table, stock_models
+from recbole_llara.model.registry import is_ours, replaces_item_table, stock_models
 from recbole_llara.model.item_encoder import WEIGHTS, prepare_recommender
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.study.arms import Arm, Entry, Failure, arms_of

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_llara.model import is_ours
+from recbole_llara.model.registry import is_ours
 
 
 def get_trainer(config: Any, model: nn.Module) -> Any:

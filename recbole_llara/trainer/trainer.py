@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
-from recbole_llara.model.sharding import held_here
+from recbole_llara.llm.sharding import held_here
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.trainer.boards import BoardsMixin
 from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin

@@ -20,7 +20,7 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import ContrastSettings
 from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.model import build_model
+from recbole_llara.model.registry import build_model
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.trainer import get_trainer
 

@@ -89,7 +89,7 @@ def data_point(items: int, rows: int, folder: str) -> dict[str, float]:
 
 def catalogue_point(items: int) -> dict[str, float]:
     """Seconds and memory of tokenising a catalogue once, as for LLaRA's curriculum."""
-    from recbole_llara.model.llm import load_llm
+    from recbole_llara.llm.loading import load_llm
     from recbole_llara.prompt.encoding import PromptEncoder
     from recbole_llara.prompt.representation import REPRESENTATIONS
     from recbole_llara.prompt.template import load_templates
@@ -109,8 +109,8 @@ def catalogue_point(items: int) -> dict[str, float]:
 
 def prompt_point(candidates: int, history: int, words: int) -> dict[str, float]:
     """Milliseconds a row: prompts put together, and answers of the embedded LLM by scores."""
-    from recbole_llara.evaluator.scoring import score_candidates
-    from recbole_llara.model.llm import input_embeddings, load_llm
+    from recbole_llara.llm.likelihood import score_candidates
+    from recbole_llara.llm.loading import input_embeddings, load_llm
     from recbole_llara.prompt.encoding import PromptEncoder
     from recbole_llara.prompt.representation import REPRESENTATIONS
     from recbole_llara.prompt.template import load_templates

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recbole_llara.evaluator.trie import build_trie, walk
+from recbole_llara.llm.answer_tree import build_trie, walk
 
 EOS = 1
 

@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from recbole_llara.model.dropout import RING, RowDropout, TokenKeys, key_dropout, token_keys
-from recbole_llara.model.llm import load_llm
+from recbole_llara.llm.dropout import RING, RowDropout, TokenKeys, key_dropout, token_keys
+from recbole_llara.llm.loading import load_llm
 
 
 def _keys(rows, length=6, purpose="rows", step=0, seed=0):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recbole_llara.model.hybrid import merge_item_embeddings
+from recbole_llara.llm.hybrid import merge_item_embeddings
 
 
 def test_equals_a_plain_loop_and_leaves_its_input_alone():

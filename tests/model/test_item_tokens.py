@@ -8,7 +8,7 @@ import torch
 from llm_families import make_family
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llara.model.item_tokens import ItemTokens, centred, shuffled
+from recbole_llara.llm.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
 
 N, D, D_REC = 5, 8, 3

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM, MambaConfig, MptConfig
 from transformers.pytorch_utils import Conv1D
 
-from recbole_llara.model import precision
-from recbole_llara.model.llm import (
+from recbole_llara.model.registry import precision
+from recbole_llara.llm.loading import (
     block_linears,
     causal_lm,
     context_length,
@@ -18,7 +18,7 @@ from recbole_llara.model.llm import (
     load_llm,
     tune,
 )
-from recbole_llara.model.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
+from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError
 
@@ -109,7 +109,7 @@ def test_a_hub_model_out_of_reach_is_the_users_error(monkeypatch):
     def refuse(*_, **__):
         raise OSError("We couldn't connect to the hub")
 
-    monkeypatch.setattr("recbole_llara.model.llm.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr("recbole_llara.llm.loading.AutoModelForCausalLM.from_pretrained", refuse)
     with pytest.raises(UserError, match="org/absent.*couldn't connect"):
         load_llm("org/absent")
 

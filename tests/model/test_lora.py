@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 
-from recbole_llara.model.lora import LeanLoraLinear, make_lean
+from recbole_llara.llm.lora import LeanLoraLinear, make_lean
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from recbole_llara.model.projector import Projector
+from recbole_llara.llm.projector import Projector
 
 
 def test_equals_the_formula_of_the_paper():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_llara.model import quantization
+from recbole_llara.model.registry import quantization
 from recbole_llara.utils.errors import UserError
 
 

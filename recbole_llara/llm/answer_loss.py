@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_llara.model.llm import causal_lm, decoder_of
+from recbole_llara.llm.loading import causal_lm, decoder_of
 
 IGNORED_LABEL = -100
 

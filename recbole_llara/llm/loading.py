@@ -23,10 +23,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.config.settings import TRUST
-from recbole_llara.model.llm_path import check_no_code, describe_expected, first_line, read_tokenizer, resolve_llm_path, why
-from recbole_llara.model.lora import make_lean
-from recbole_llara.model.precision import resolve_compute_dtype, weight_dtype
-from recbole_llara.model.quantization import quantization_config
+from recbole_llara.llm.llm_path import check_no_code, describe_expected, first_line, read_tokenizer, resolve_llm_path, why
+from recbole_llara.llm.lora import make_lean
+from recbole_llara.llm.precision import resolve_compute_dtype, weight_dtype
+from recbole_llara.llm.quantization import quantization_config
 from recbole_llara.utils.errors import UserError
 
 LLM_TUNINGS = ("lora", "frozen", "full")

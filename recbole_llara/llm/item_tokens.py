@@ -7,7 +7,7 @@ as they are. RecBole-free.
 import torch
 from torch import nn
 
-from recbole_llara.model.projector import Projector
+from recbole_llara.llm.projector import Projector
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
 
 

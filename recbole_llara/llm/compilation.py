@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from recbole_llara.model.llm import causal_lm, decoder_blocks
+from recbole_llara.llm.loading import causal_lm, decoder_blocks
 from recbole_llara.utils.errors import UserError
 
 _COMPILERS = ("g++", "clang++", "c++")

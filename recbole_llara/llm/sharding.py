@@ -9,7 +9,7 @@ from inspect import signature
 import torch
 from torch import nn
 
-from recbole_llara.model.llm import causal_lm, decoder_blocks
+from recbole_llara.llm.loading import causal_lm, decoder_blocks
 from recbole_llara.utils.errors import UserError
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from recbole_llara.evaluator.trie import IGNORED_LABEL, AnswerTrie, build_trie
-from recbole_llara.model.llm import causal_lm, input_embeddings
+from recbole_llara.llm.answer_tree import IGNORED_LABEL, AnswerTrie, build_trie
+from recbole_llara.llm.loading import causal_lm, input_embeddings
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
 _LOGITS_AT_ONCE = 1 << 24
