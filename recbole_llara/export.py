@@ -114,8 +114,8 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.data import numbering
-    from recbole_llara.model.identity import llm_digest, tokenizer_digest
     from recbole_llara.llm.loading import load_llm
+    from recbole_llara.model.identity import llm_digest, tokenizer_digest
     from recbole_llara.trainer.checkpoint import META, OWN_WEIGHTS, read_meta
 
     if not is_whole:

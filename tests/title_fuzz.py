@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import recbole_llara
 from recbole_llara.data.titles import TITLE_RULES, clean_title, is_text, is_visible
 from recbole_llara.evaluator.answer import match_titles, normalise_title
-from recbole_llara.llm.generation import answer_texts
 from recbole_llara.llm.answer_tree import build_trie
+from recbole_llara.llm.generation import answer_texts
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.room import PromptRoom

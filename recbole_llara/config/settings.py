@@ -21,7 +21,7 @@ def _representations() -> Iterable[str]:
 
 
 def _curricula() -> Iterable[str]:
-    from recbole_llara.trainer.strategy import CURRICULA
+    from recbole_llara.prompt.curriculum import CURRICULA
 
     return tuple(CURRICULA)
 
@@ -178,7 +178,7 @@ class ChatSettings(Settings):
 
 
 def _poolings() -> Iterable[str]:
-    from recbole_llara.model.text_encoder import POOLINGS
+    from recbole_llara.recommender.text_encoder import POOLINGS
 
     return POOLINGS
 

@@ -13,24 +13,24 @@ from recbole_llara.config.settings import EvaluationSettings, LLMSettings, Promp
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.model.answering import answer_rows
+from recbole_llara.llm.answer_loss import AnswerPass, answer_pass
 from recbole_llara.llm.attention import training_attention
-from recbole_llara.model.checked import ChecksConfig
 from recbole_llara.llm.compilation import compile_blocks
 from recbole_llara.llm.dropout import token_keys
 from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.model.identity import data_facts, rows_digest, tokenizer_digest
-from recbole_llara.model.item_encoder import Recommender, prepare_recommender
 from recbole_llara.llm.item_tokens import ItemTokens, centred, shuffled
 from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embeddings
-from recbole_llara.llm.answer_loss import AnswerPass, answer_pass
 from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
-from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
 from recbole_llara.llm.sharding import shard_frozen
+from recbole_llara.model.answering import answer_rows
+from recbole_llara.model.checked import ChecksConfig
+from recbole_llara.model.identity import data_facts, rows_digest, tokenizer_digest
+from recbole_llara.recommender.frozen import Recommender, prepare_recommender
+from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
-from recbole_llara.trainer.strategy import shown_parts, stages_of
+from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 

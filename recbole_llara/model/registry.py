@@ -19,8 +19,8 @@ MODELS: dict[str, str] = {
 }
 # Ours too, but trained and evaluated as RecBole's own models are.
 BASELINES: dict[str, str] = {
-    "Popularity": "recbole_llara.model.popularity:Popularity",
-    "MoRec": "recbole_llara.model.morec:MoRec",
+    "Popularity": "recbole_llara.recommender.popularity:Popularity",
+    "MoRec": "recbole_llara.recommender.morec:MoRec",
     "ChatLLM": "recbole_llara.model.chat:ChatLLM",
 }
 # Of these, the ones that are RecBole's ``rec_model`` with another item table: they take its keys without a prefix.

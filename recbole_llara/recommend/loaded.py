@@ -17,10 +17,10 @@ from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.evaluator.run_folder import RESULT, read_result
-from recbole_llara.model.registry import build_model, is_ours
 from recbole_llara.model.answering import generate_answers, shown_prompts
-from recbole_llara.model.item_encoder import recommender_model
-from recbole_llara.model.recommender_cache import WEIGHTS, file_sha256
+from recbole_llara.recommender.frozen import recommender_model
+from recbole_llara.recommender.cache import WEIGHTS, file_sha256
+from recbole_llara.model.registry import build_model, is_ours
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded

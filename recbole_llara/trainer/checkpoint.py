@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recbole_llara.data import numbering
-from recbole_llara.model.base import LLMRecommender
 from recbole_llara.llm.loading import causal_lm
+from recbole_llara.model.base import LLMRecommender
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import RunError, UserError
 

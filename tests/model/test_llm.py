@@ -8,7 +8,6 @@ from torch import nn
 from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM, MambaConfig, MptConfig
 from transformers.pytorch_utils import Conv1D
 
-from recbole_llara.model.registry import precision
 from recbole_llara.llm.loading import (
     block_linears,
     causal_lm,
@@ -19,6 +18,7 @@ from recbole_llara.llm.loading import (
     tune,
 )
 from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
+from recbole_llara.model.registry import precision
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError
 

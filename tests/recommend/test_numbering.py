@@ -13,7 +13,7 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.run_folder import read_records
 from recbole_llara.export import export
-from recbole_llara.model.item_encoder import prepare_recommender
+from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommend import load
 from recbole_llara.utils.errors import UserError

@@ -15,7 +15,7 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.model.popularity import Popularity
+from recbole_llara.recommender.popularity import Popularity
 from recbole_llara.study import run as module
 from recbole_llara.study.__main__ import main, read_command
 from recbole_llara.study.arms import Arm, Entry, Failure, arms_of

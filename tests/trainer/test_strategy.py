@@ -7,7 +7,7 @@ import pytest
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import OptimSettings, PromptSettings
 from recbole_llara.prompt.representation import Part
-from recbole_llara.trainer.strategy import CURRICULA, make_stages, shown_representations, stages_of
+from recbole_llara.prompt.curriculum import CURRICULA, make_stages, shown_representations, stages_of
 from recbole_llara.utils.errors import UserError
 
 TOTAL = 4000
@@ -116,7 +116,7 @@ def test_only_a_default_strategy_gives_way(keys):
 
 def test_shown_representations_are_each_stages_own_once(stages, monkeypatch):
     def shown(*arguments):
-        monkeypatch.setattr("recbole_llara.trainer.strategy.stages_of", lambda _: stages(*arguments))
+        monkeypatch.setattr("recbole_llara.prompt.curriculum.stages_of", lambda _: stages(*arguments))
         return [representation.name for representation in shown_representations(None)]
 
     assert shown("direct") == ["hybrid"]
