@@ -40,7 +40,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     Raises:
         UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
     """
-    from recbole_llara.evaluator.run_folder import read_result
+    from recbole_llara.checkpoint.run_folder import read_result
     from recbole_llara.model.base import LLMRecommender
     from recbole_llara.recommend import load
 
@@ -96,7 +96,7 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     from peft import get_peft_model
 
     from recbole_llara.llm.loading import load_llm
-    from recbole_llara.trainer.checkpoint import ADAPTER, load_adapter
+    from recbole_llara.checkpoint.llm_weights import ADAPTER, load_adapter
 
     kind = getattr(torch, dtype)
     if model.llm_tuning == "full":
@@ -115,8 +115,8 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, tr
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.data import numbering
     from recbole_llara.llm.loading import load_llm
-    from recbole_llara.model.identity import llm_digest, tokenizer_digest
-    from recbole_llara.trainer.checkpoint import META, OWN_WEIGHTS, read_meta
+    from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
+    from recbole_llara.checkpoint.llm_weights import META, OWN_WEIGHTS, read_meta
 
     if not is_whole:
         shutil.copytree(source, folder / CHECKPOINT)

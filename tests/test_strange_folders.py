@@ -19,10 +19,10 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.demo import __main__ as demo
 from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.loading import load_llm
-from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.model.registry import BASELINES, MODELS, build_model, stock_models
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommend import __main__ as recommend
+from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped, UserError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.evaluator.run_folder import read_result
+from recbole_llara.checkpoint.run_folder import read_result
 from recbole_llara.recommend import LoadedRun, load
 from recbole_llara.utils.errors import UserError
 

@@ -24,13 +24,13 @@ from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.llm.sharding import shard_frozen
 from recbole_llara.model.answering import answer_rows
 from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.model.identity import data_facts, rows_digest, tokenizer_digest
-from recbole_llara.recommender.frozen import Recommender, prepare_recommender
+from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
+from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
-from recbole_llara.prompt.curriculum import shown_parts, stages_of
+from recbole_llara.recommender.frozen import Recommender, prepare_recommender
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 

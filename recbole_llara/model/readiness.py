@@ -17,11 +17,11 @@ from recbole_llara.llm.likelihood import AnswerReader
 from recbole_llara.llm.llm_path import check_no_code, describe_expected, first_line, resolve_llm_path, why
 from recbole_llara.llm.loading import causal_lm, check_vocabulary, context_length, load_llm, load_tokenizer, tune
 from recbole_llara.llm.probe import probe_llm
-from recbole_llara.model.identity import llm_digest
+from recbole_llara.checkpoint.identity import llm_digest
+from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import load_templates
-from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 

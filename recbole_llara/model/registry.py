@@ -91,7 +91,7 @@ def build_model(config: Any, data: "PreparedData") -> "nn.Module":
         UserError: ``checkpoint`` cannot be this model's, or what the model itself or ``make_recommender`` refuses.
     """
     if config["checkpoint"] is not None:
-        from recbole_llara.trainer.given_checkpoint import check_given_checkpoint
+        from recbole_llara.checkpoint.given import check_given_checkpoint
 
         check_given_checkpoint(config["checkpoint"], config["model"], is_ours(config["model"]))
     if is_ours(config["model"]):
@@ -116,7 +116,7 @@ def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
     from recbole_llara.data.numbering import Numbering
     from recbole_llara.evaluator.result import json_ready
     from recbole_llara.model.checked import TellsIdentity
-    from recbole_llara.model.identity import training_digest
+    from recbole_llara.checkpoint.identity import training_digest
 
     name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])

@@ -11,10 +11,10 @@ from recbole_llara.data.dataset import PreparedData
 from recbole_llara.llm.loading import hidden_states
 from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
 from recbole_llara.model.contrast import in_batch_contrast, masked_mean
-from recbole_llara.recommender.frozen import Recommender
 from recbole_llara.model.readiness import ReadyLLM
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
+from recbole_llara.recommender.frozen import Recommender
 from recbole_llara.utils.errors import UserError
 
 ITEMS = "item tower"  # what dropout calls its passes

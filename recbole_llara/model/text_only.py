@@ -4,8 +4,8 @@ from typing import Any
 
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.model.base import LLMRecommender
-from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.curriculum import shown_parts
+from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.utils.errors import UserError
 
 

@@ -16,17 +16,17 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData,
 from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.evaluator.run_folder import RESULT, read_result
+from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.model.answering import generate_answers, shown_prompts
-from recbole_llara.recommender.frozen import recommender_model
-from recbole_llara.recommender.cache import WEIGHTS, file_sha256
 from recbole_llara.model.registry import build_model, is_ours
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
-from recbole_llara.resume import is_network_share, model_of, read_request
-from recbole_llara.trainer.checkpoint import load_llm_recommender
-from recbole_llara.trainer.stock_checkpoint import load_stock_model
+from recbole_llara.recommender.cache import WEIGHTS, file_sha256
+from recbole_llara.recommender.frozen import recommender_model
+from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
+from recbole_llara.checkpoint.llm_weights import load_llm_recommender
+from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import UserError
 

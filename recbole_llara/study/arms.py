@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.study.definition import Study
 
 

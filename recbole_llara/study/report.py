@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from recbole_llara.evaluator.run_folder import write_atomically
+from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.study.arms import Arm, Entry, Failure
 from recbole_llara.study.cases import find_cases
 from recbole_llara.study.definition import Study

@@ -23,10 +23,10 @@ from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.evaluator.run_folder import write_atomically
-from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
+from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.model.registry import is_ours, replaces_item_table, stock_models
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
 from recbole_llara.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.study.definition import EVALUATES, Study
 from recbole_llara.study.progress import Progress

@@ -18,7 +18,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
-from recbole_llara.trainer.stock_checkpoint import StockCheckpointMixin
+from recbole_llara.checkpoint.stock_weights import StockCheckpointMixin
 from recbole_llara.utils.errors import Diverged, UserError
 from recbole_llara.utils.processes import Processes
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import recbole_llara
 from recbole_llara.config.yaml_files import parse_arguments
-from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.recommend.loaded import LoadedRun
 
 SEED = 0

@@ -8,8 +8,8 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.recommender.frozen import WEIGHTS, item_embedding_table, prepare_recommender
 from recbole_llara.model.registry import item_encoder, resolve_model
+from recbole_llara.recommender.frozen import WEIGHTS, item_embedding_table, prepare_recommender
 from recbole_llara.utils.errors import UserError
 
 

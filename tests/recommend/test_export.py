@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import recbole_llara
-from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.export import export, main
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.recommend import load
 from recbole_llara.recommend.full_rank import FullRanks, full_rank_result, rank_test_rows
 from recbole_llara.utils.errors import UserError

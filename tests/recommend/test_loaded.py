@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import recbole_llara
-from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.registry import build_model
 from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
-from recbole_llara.trainer.stock_checkpoint import load_stock_model, read_stock_model
+from recbole_llara.checkpoint.stock_weights import load_stock_model, read_stock_model
 from recbole_llara.utils.errors import Diverged, UserError
 
 

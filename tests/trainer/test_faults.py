@@ -20,7 +20,7 @@ from killing import ROOT, outcome, run_folder, start
 
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer.trainer import LLMTrainer
-from recbole_llara.trainer.training_state import states
+from recbole_llara.checkpoint.training_state import states
 from recbole_llara.utils.errors import RunError, UserError
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "run_recbole_llara.py")]
@@ -79,7 +79,7 @@ def test_no_room_for_the_result(long_keys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_llara.evaluator.run_folder.RunFolder.write_result", full)
+        patch.setattr("recbole_llara.checkpoint.run_folder.RunFolder.write_result", full)
         with pytest.raises(OSError, match="No space"):
             run_recbole_llara(dataset="toy", config_dict=long_keys)
     run = _run_of(long_keys)

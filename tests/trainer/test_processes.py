@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_llara.evaluator.run_folder import read_records
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
 

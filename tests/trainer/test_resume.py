@@ -13,7 +13,7 @@ import yaml
 from killing import kill_until_done, outcome, run_folder, share_recommender, start
 
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.trainer.training_state import states
+from recbole_llara.checkpoint.training_state import states
 from recbole_llara.utils.errors import RunError, Stopped, UserError
 
 STEPS = 4  # an epoch of 64 rows in steps of 16
@@ -224,7 +224,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(stopped_run, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_llara.trainer.training_state.save_file", full)
+        patch.setattr("recbole_llara.checkpoint.training_state.save_file", full)
         with pytest.raises(RunError, match="No space left on device.*untouched"):
             run_recbole_llara(argv=[f"--resume={stopped_run}"])
     assert {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()} == kept

@@ -6,8 +6,8 @@ import pytest
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import OptimSettings, PromptSettings
-from recbole_llara.prompt.representation import Part
 from recbole_llara.prompt.curriculum import CURRICULA, make_stages, shown_representations, stages_of
+from recbole_llara.prompt.representation import Part
 from recbole_llara.utils.errors import UserError
 
 TOTAL = 4000

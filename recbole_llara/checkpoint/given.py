@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from recbole_llara.trainer.checkpoint import read_meta
-from recbole_llara.trainer.stock_checkpoint import read_stock_model
+from recbole_llara.checkpoint.llm_weights import read_meta
+from recbole_llara.checkpoint.stock_weights import read_stock_model
 from recbole_llara.utils.errors import UserError
 
 
