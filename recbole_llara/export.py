@@ -95,8 +95,8 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     import torch
     from peft import get_peft_model
 
-    from recbole_llara.llm.loading import load_llm
     from recbole_llara.checkpoint.llm_weights import ADAPTER, load_adapter
+    from recbole_llara.llm.loading import load_llm
 
     kind = getattr(torch, dtype)
     if model.llm_tuning == "full":
@@ -113,10 +113,10 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
 
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
-    from recbole_llara.data import numbering
-    from recbole_llara.llm.loading import load_llm
     from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
     from recbole_llara.checkpoint.llm_weights import META, OWN_WEIGHTS, read_meta
+    from recbole_llara.data import numbering
+    from recbole_llara.llm.loading import load_llm
 
     if not is_whole:
         shutil.copytree(source, folder / CHECKPOINT)

@@ -11,17 +11,17 @@ from typing import Any
 import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
+from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
+from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
+from recbole_llara.checkpoint.training_state import remove_states, state_numbering
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
-from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
 from recbole_llara.model.base import LLMRecommender
-from recbole_llara.model.checked import TellsFacts
+from recbole_llara.model.protocols import TellsFacts
 from recbole_llara.model.registry import build_model, is_ours
-from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.trainer import get_trainer
-from recbole_llara.checkpoint.training_state import remove_states, state_numbering
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.processes import Processes, processes_of

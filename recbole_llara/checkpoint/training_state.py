@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from recbole_llara.checkpoint.llm_weights import DamagedCheckpoint, load_llm_recommender, read_meta, save_llm_recommender
+from recbole_llara.checkpoint.progress import Progress, generator_states
 from recbole_llara.data.numbering import Numbering, read_numbering
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.prompt.representation import Representation
-from recbole_llara.checkpoint.llm_weights import DamagedCheckpoint, load_llm_recommender, read_meta, save_llm_recommender
-from recbole_llara.checkpoint.progress import Progress, generator_states
 from recbole_llara.utils.errors import UserError
 
 FOLDER, TENSORS, STATE = "training_state", "training.safetensors", "training.json"

@@ -41,7 +41,7 @@ from recbole_llara.config.settings import (
 from recbole_llara.config.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
 from recbole_llara.data.protocol import READY_MADE, DataProtocol
 from recbole_llara.evaluator.metric import register_metrics
-from recbole_llara.model.checked import ChecksConfig
+from recbole_llara.model.protocols import ChecksConfig
 from recbole_llara.model.registry import is_ours, replaces_item_table, resolve_model
 from recbole_llara.utils.compat import share_folders
 from recbole_llara.utils.errors import UserError

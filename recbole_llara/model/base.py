@@ -8,6 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.checks import check_titles
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.candidates import CandidateSampler
@@ -23,8 +24,7 @@ from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embe
 from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.llm.sharding import shard_frozen
 from recbole_llara.model.answering import answer_rows
-from recbole_llara.model.checked import ChecksConfig
-from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
+from recbole_llara.model.protocols import ChecksConfig
 from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts

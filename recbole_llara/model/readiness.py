@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from recbole_llara.checkpoint.identity import llm_digest
 from recbole_llara.config.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.llm.dropout import TokenKeys, key_dropout
@@ -17,7 +18,6 @@ from recbole_llara.llm.likelihood import AnswerReader
 from recbole_llara.llm.llm_path import check_no_code, describe_expected, first_line, resolve_llm_path, why
 from recbole_llara.llm.loading import causal_lm, check_vocabulary, context_length, load_llm, load_tokenizer, tune
 from recbole_llara.llm.probe import probe_llm
-from recbole_llara.checkpoint.identity import llm_digest
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.room import PromptRoom

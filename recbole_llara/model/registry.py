@@ -21,7 +21,7 @@ MODELS: dict[str, str] = {
 BASELINES: dict[str, str] = {
     "Popularity": "recbole_llara.recommender.popularity:Popularity",
     "MoRec": "recbole_llara.recommender.morec:MoRec",
-    "ChatLLM": "recbole_llara.model.chat:ChatLLM",
+    "ChatLLM": "recbole_llara.model.chat.chat_llm:ChatLLM",
 }
 # Of these, the ones that are RecBole's ``rec_model`` with another item table: they take its keys without a prefix.
 OVER_A_RECOMMENDER = ("MoRec",)
@@ -112,11 +112,11 @@ def numbered(model: "nn.Module", config: Any, dataset: Any) -> "nn.Module":
         config: its own.
         dataset: a split of ``prepare_data``.
     """
+    from recbole_llara.checkpoint.identity import training_digest
     from recbole_llara.config.keys import answering_keys
     from recbole_llara.data.numbering import Numbering
     from recbole_llara.evaluator.result import json_ready
-    from recbole_llara.model.checked import TellsIdentity
-    from recbole_llara.checkpoint.identity import training_digest
+    from recbole_llara.model.protocols import TellsIdentity
 
     name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])

@@ -10,13 +10,16 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
+from recbole_llara.checkpoint.llm_weights import load_llm_recommender
+from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
+from recbole_llara.checkpoint.run_folder import RESULT, read_result
+from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.registry import build_model, is_ours
 from recbole_llara.prompt.encoded import EncodedPrompts
@@ -24,9 +27,6 @@ from recbole_llara.recommend.item_names import ItemNames
 from recbole_llara.recommend.retrieval import Retriever, padded
 from recbole_llara.recommender.cache import WEIGHTS, file_sha256
 from recbole_llara.recommender.frozen import recommender_model
-from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
-from recbole_llara.checkpoint.llm_weights import load_llm_recommender
-from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import UserError
 

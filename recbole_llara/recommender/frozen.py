@@ -18,6 +18,8 @@ import recbole
 import torch
 from torch import nn
 
+from recbole_llara.checkpoint.recbole_weights import FILTERS, load_recbole_checkpoint
+from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
@@ -25,9 +27,7 @@ from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.result import json_ready
 from recbole_llara.model.registry import make_recommender, numbered
 from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
-from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
-from recbole_llara.checkpoint.recbole_weights import FILTERS, load_recbole_checkpoint
-from recbole_llara.checkpoint.stock_weights import load_stock_model
+from recbole_llara.trainer.evaluation import stock_trainer_class
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.random_state import own_random_state

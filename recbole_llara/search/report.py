@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from recbole_llara.evaluator.report import markdown_table
 from recbole_llara.checkpoint.run_folder import write_atomically
+from recbole_llara.evaluator.report import markdown_table
 from recbole_llara.search.definition import Search
 from recbole_llara.search.figure import draw
 from recbole_llara.search.trial import Trial, best_of

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from recbole_llara.evaluator.result import json_ready
 from recbole_llara.checkpoint.run_folder import check_writable
+from recbole_llara.evaluator.result import json_ready
 from recbole_llara.model.registry import is_ours
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.search.definition import Search, spoken_values

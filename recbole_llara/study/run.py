@@ -18,12 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_llara import __version__
+from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.model.registry import is_ours, replaces_item_table, stock_models
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
@@ -147,7 +147,7 @@ class StudyRun:
         """Where a chat model is to be served by the study, the server, and its address among the values."""
         with ExitStack() as stack:
             if values.get("api_base") == LOCAL:
-                from recbole_llara.model.chat_server import served
+                from recbole_llara.model.chat.server import served
 
                 server = stack.enter_context(served(str(self.study.settings.get("llm_path", "tiny"))))
                 values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}

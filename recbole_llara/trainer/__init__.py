@@ -18,6 +18,6 @@ def get_trainer(config: Any, model: nn.Module) -> Any:
         from recbole_llara.trainer.trainer import LLMTrainer
 
         return LLMTrainer(config, model)
-    from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
+    from recbole_llara.trainer.evaluation import stock_trainer_class
 
     return stock_trainer_class(config)(config, model)

@@ -6,9 +6,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from recbole_llara.checkpoint.resume import resume_command
 from recbole_llara.checkpoint.llm_weights import load_llm_recommender, save_llm_recommender
 from recbole_llara.checkpoint.progress import Progress, restore_generators
+from recbole_llara.checkpoint.resume import resume_command
 from recbole_llara.checkpoint.training_state import load_state, save_state
 from recbole_llara.utils.atomic import sweep
 from recbole_llara.utils.errors import RunError, Stopped, UserError

@@ -22,15 +22,15 @@ from recbole.utils import set_color
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from recbole_llara.checkpoint.progress import Progress
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.llm.sharding import held_here
 from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.trainer.boards import BoardsMixin
-from recbole_llara.trainer.candidate_evaluation import CandidateEvaluationMixin
+from recbole_llara.trainer.evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.divergence import diverged
-from recbole_llara.checkpoint.progress import Progress
 from recbole_llara.trainer.resumable import ResumableMixin
 from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.utils.processes import processes_of

@@ -21,8 +21,8 @@ from time import perf_counter
 from typing import Any
 
 import recbole_llara
-from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.checkpoint.run_folder import read_records
+from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.recommend.loaded import LoadedRun
 
 SEED = 0

@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
+from recbole_llara.checkpoint.run_folder import RunFolder, read_records
 from recbole_llara.evaluator.answer import OUTCOMES
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.result import build_result, command_line, without_secrets
-from recbole_llara.checkpoint.run_folder import RunFolder, read_records
 
 CONFIG = {
     "model": "SASRec",

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from recbole_llara.evaluator.wrapping import read_answer, without_reasoning
+from recbole_llara.model.chat.wrapping import read_answer, without_reasoning
 
 TITLES = [
     "M",

@@ -14,7 +14,7 @@ import pytest
 from chat_server import MANNERS, POLICY, first_candidate, newest, obedient, refusing, serving, slow
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.model.chat_server import served
+from recbole_llara.model.chat.server import served
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import RunError, UserError
 

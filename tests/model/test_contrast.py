@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recbole_llara.model.contrast import in_batch_contrast, masked_mean
+from recbole_llara.model.losses import in_batch_contrast, masked_mean
 
 
 def _cosine(a, b):

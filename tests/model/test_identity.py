@@ -14,15 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_run import toy_keys
 
+from recbole_llara.checkpoint.identity import STORED
+from recbole_llara.checkpoint.training_state import states
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.report import refuse_unlike
-from recbole_llara.checkpoint.identity import STORED
 from recbole_llara.model.registry import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommend import load
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.checkpoint.training_state import states
 from recbole_llara.utils.errors import Stopped, UserError
 
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{16,64}(?![0-9a-f])")

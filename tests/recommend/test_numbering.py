@@ -9,9 +9,9 @@ import pytest
 import torch
 from toy_run import toy_keys
 
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.export import export
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommend import load

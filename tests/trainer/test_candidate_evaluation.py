@@ -6,13 +6,13 @@ import torch
 from recbole.utils import init_seed
 from synthetic_data import write_toy_dataset
 
+from recbole_llara.checkpoint.stock_weights import load_stock_model, read_stock_model
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.registry import build_model
-from recbole_llara.trainer.candidate_evaluation import stock_trainer_class
-from recbole_llara.checkpoint.stock_weights import load_stock_model, read_stock_model
+from recbole_llara.trainer.evaluation import stock_trainer_class
 from recbole_llara.utils.errors import Diverged, UserError
 
 

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from killing import ROOT, outcome, run_folder, start
 
+from recbole_llara.checkpoint.training_state import states
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer.trainer import LLMTrainer
-from recbole_llara.checkpoint.training_state import states
 from recbole_llara.utils.errors import RunError, UserError
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "run_recbole_llara.py")]

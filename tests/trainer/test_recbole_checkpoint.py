@@ -11,10 +11,10 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model
 from synthetic_data import write_toy_dataset
 
+from recbole_llara.checkpoint.recbole_weights import load_recbole_checkpoint
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.checkpoint.recbole_weights import load_recbole_checkpoint
 from recbole_llara.utils.errors import UserError
 
 

@@ -12,8 +12,8 @@ import torch
 import yaml
 from killing import kill_until_done, outcome, run_folder, share_recommender, start
 
-from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.checkpoint.training_state import states
+from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import RunError, Stopped, UserError
 
 STEPS = 4  # an epoch of 64 rows in steps of 16

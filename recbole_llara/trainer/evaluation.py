@@ -14,11 +14,11 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score, get_trainer
 
+from recbole_llara.checkpoint.stock_weights import StockCheckpointMixin
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
-from recbole_llara.checkpoint.stock_weights import StockCheckpointMixin
 from recbole_llara.utils.errors import Diverged, UserError
 from recbole_llara.utils.processes import Processes
 
