@@ -13,7 +13,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from recbole_llara.quick_start import run_recbole_llara
-    from recbole_llara.recommend import load
+    from recbole_llara.serving import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run_recbole_llara"]
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> object:
 
         return run_recbole_llara
     if name == "load":
-        from recbole_llara.recommend import load
+        from recbole_llara.serving import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -236,8 +236,8 @@ def _measure_full_rank(
     config: RunConfig, data: PreparedData, trainer: Any, logger: logging.Logger
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
-    from recbole_llara.recommend.full_rank import full_rank_records, full_rank_result, rank_test_rows
-    from recbole_llara.recommend.loaded import loaded_run
+    from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
+    from recbole_llara.serving.loaded import loaded_run
 
     settings = EvaluationSettings.from_config(config)
     run = loaded_run(config, data, trainer.model)

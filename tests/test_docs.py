@@ -20,7 +20,7 @@ from commands import arguments_of, check_run, check_study
 from recbole_llara import __version__, cli
 from recbole_llara.config.keys import known_keys
 from recbole_llara.model.registry import BASELINES, MODELS
-from recbole_llara.recommend import __main__ as recommend
+from recbole_llara.serving import __main__ as recommend
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -28,7 +28,7 @@ PAGES = {path.relative_to(DOCS / "pages").as_posix(): path.read_text(encoding="u
 LINES = [line for text in PAGES.values() for line in text.splitlines()]
 COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
 STUDY_COMMANDS = arguments_of("-m recbole_llara.study", LINES)
-RECOMMEND_COMMANDS = arguments_of("-m recbole_llara.recommend", LINES)
+RECOMMEND_COMMANDS = arguments_of("-m recbole_llara.serving", LINES)
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
 TINY_LLM = {"rec_epochs": 1, "rec_max_train_rows": 64, "rec_max_eval_rows": 20, "train_batch_size": 32}
@@ -184,7 +184,7 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
                     assert cli.main(_small(words[2:])) == 0
                     followed.append(words[2])
                 else:
-                    assert words[1:3] == ["-m", "recbole_llara.recommend"]
+                    assert words[1:3] == ["-m", "recbole_llara.serving"]
                     assert recommend.main([word.replace("saved/RUN", str(_run_of("LLaRA"))) for word in words[3:]]) == 0
                     followed.append("recommend")
     assert followed == ["--model=SASRec", "--model=LLaRA", "python", "recommend"]

@@ -60,7 +60,7 @@ STORED = (
     Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "training_state.load_state", "refused"),
     Stored(f"{_STATE}/meta.json", "training_digest", "training interactions; rows_digest holds them too", "", "told"),
     Stored(f"{_STATE}/training.json", "trainer.rows_digest", "rows and candidates", "resumable.resume_checkpoint", "refused"),
-    Stored("*/result.json", "recommender.sha256", "its weights' file", "recommend.loaded.load", "refused"),
+    Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
     Stored(
         "*/result.json", "recommender.path", "see recommenders/*", "item_encoder.prepare_recommender", "looked for elsewhere"
     ),

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.prompt.plain_text import ANCHOR, spell, tokenise
 from recbole_llara.prompt.representation import SLOT_PARTS
-from recbole_llara.recommend.item_names import ItemNames
+from recbole_llara.serving.item_names import ItemNames
 
 
 def prompt_views(tokenizer: PreTrainedTokenizerBase, prompts: EncodedPrompts, names: ItemNames) -> list[dict[str, Any]]:

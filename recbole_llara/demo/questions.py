@@ -8,8 +8,8 @@ import torch
 
 from recbole_llara.demo.prompt_view import prompt_views
 from recbole_llara.demo.runs import DemoRun
-from recbole_llara.recommend.item_names import ID_PREFIX
-from recbole_llara.recommend.loaded import LoadedRun, as_json, in_own_order
+from recbole_llara.serving.item_names import ID_PREFIX
+from recbole_llara.serving.loaded import LoadedRun, as_json, in_own_order
 from recbole_llara.utils.errors import UserError
 
 

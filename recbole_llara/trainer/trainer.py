@@ -29,8 +29,8 @@ from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.trainer.boards import BoardsMixin
-from recbole_llara.trainer.evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.divergence import diverged
+from recbole_llara.trainer.evaluation import CandidateEvaluationMixin
 from recbole_llara.trainer.resumable import ResumableMixin
 from recbole_llara.trainer.schedule import learning_rate_factor
 from recbole_llara.utils.processes import processes_of

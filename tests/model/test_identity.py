@@ -21,7 +21,7 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.model.registry import build_model
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.recommend import load
+from recbole_llara.serving import load
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.utils.errors import Stopped, UserError
 

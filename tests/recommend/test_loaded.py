@@ -7,7 +7,7 @@ import pytest
 
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.recommend.item_names import ItemNames
+from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.utils.errors import UserError
 
 
@@ -125,7 +125,7 @@ def test_names():
 
 
 def test_json_holds_it(run):
-    from recbole_llara.recommend.loaded import as_json
+    from recbole_llara.serving.loaded import as_json
 
     told = json.loads(json.dumps(as_json(run.recommend(["i1"], k=1))))
     assert set(told[0]) == {"item_id", "title", "score", "rank", "recommender_rank"}

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from recbole_llara.recommend.__main__ import main
-from recbole_llara.recommend.stream import BATCHES_AT_ONCE, answer_lines
+from recbole_llara.serving.__main__ import main
+from recbole_llara.serving.stream import BATCHES_AT_ONCE, answer_lines
 
 
 def test_lines_are_answered_in_their_order(run):

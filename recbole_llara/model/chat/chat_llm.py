@@ -15,8 +15,8 @@ from recbole_llara.config.settings import ChatSettings, TrainingSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.model.chat.wrapping import read_answer, without_reasoning
 from recbole_llara.model.chat.client import AnswerCache, ChatAnswer, ChatClient, check_access
+from recbole_llara.model.chat.wrapping import read_answer, without_reasoning
 from recbole_llara.model.protocols import ChecksConfig
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from recbole_llara.config.secrets import MASK, masked_urls, secrets_of, without_secrets
-from recbole_llara.model.chat.wrapping import without_reasoning
 from recbole_llara.model.chat.faults import CONFIGURATION, Fault, fault_of
+from recbole_llara.model.chat.wrapping import without_reasoning
 from recbole_llara.utils.errors import RunError, UserError
 
 Messages = Sequence[Mapping[str, str]]

@@ -1,4 +1,4 @@
-"""``python -m recbole_llara.recommend``: items for one history, or JSON lines in and out for any number of users."""
+"""``python -m recbole_llara.serving``: items for one history, or JSON lines in and out for any number of users."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ A line out, in the same order: {"user": ..., "recommendations": [...]}, or {"use
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m recbole_llara.recommend",
+        prog="python -m recbole_llara.serving",
         description="Recommend items by a finished run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     from recbole_llara.config.yaml_files import parse_arguments
-    from recbole_llara.recommend.loaded import as_json, load
-    from recbole_llara.recommend.stream import answer_lines
+    from recbole_llara.serving.loaded import as_json, load
+    from recbole_llara.serving.stream import answer_lines
 
     if arguments.json or arguments.jsonl:
         write_json()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recbole_llara.evaluator.significance import paired_t, wilson_interval
-from recbole_llara.recommend.loaded import LoadedRun, in_own_order
+from recbole_llara.serving.loaded import LoadedRun, in_own_order
 from recbole_llara.utils.processes import Processes
 
 

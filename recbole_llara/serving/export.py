@@ -1,4 +1,4 @@
-"""``python -m recbole_llara.export``: a finished run as a folder that others can use without its training machine.
+"""``python -m recbole_llara.serving.export``: a finished run as a folder that others can use without its training machine.
 
 It holds ``llm/`` (with ``--merge`` or full tuning: a plain Hugging Face folder) or PEFT's adapter, the projector and its like
 (``checkpoint/``), the recommender, the items, and a model card. ``recbole_llara.load`` reads it, and ``run.yaml`` measures it again.
@@ -42,7 +42,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     """
     from recbole_llara.checkpoint.run_folder import read_result
     from recbole_llara.model.base import LLMRecommender
-    from recbole_llara.recommend import load
+    from recbole_llara.serving import load
 
     path, output = Path(run).expanduser(), Path(output).expanduser()
     if output.exists():
@@ -230,7 +230,7 @@ learned from its interactions: read both before you pass this on.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is that of ``exit_status``."""
-    parser = argparse.ArgumentParser(prog="python -m recbole_llara.export", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m recbole_llara.serving.export", description=__doc__, allow_abbrev=False)
     parser.add_argument("--run", required=True, help="the folder of a finished run")
     parser.add_argument("--output", required=True, help="the folder to make")
     parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TextIO
 
-from recbole_llara.recommend.loaded import LoadedRun, as_json
+from recbole_llara.serving.loaded import LoadedRun, as_json
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text_files import BYTE_ORDER_MARK, is_text
 
