@@ -7,8 +7,8 @@ from pathlib import Path
 
 from recbole_llara.cli import build_parser
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.study.__main__ import read_command
-from recbole_llara.study.run import StudyRun
+from recbole_llara.experiments.study.__main__ import read_command
+from recbole_llara.experiments.study.run import StudyRun
 
 
 def arguments_of(program: str, lines: Iterable[str]) -> list[str]:

@@ -27,7 +27,7 @@ DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS / "pages").as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("pages/**/*.md")}
 LINES = [line for text in PAGES.values() for line in text.splitlines()]
 COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("-m recbole_llara.study", LINES)
+STUDY_COMMANDS = arguments_of("-m recbole_llara.experiments.study", LINES)
 RECOMMEND_COMMANDS = arguments_of("-m recbole_llara.serving", LINES)
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoTokenizer
 from recbole_llara.config.keys import known_keys
 from recbole_llara.model.registry import BASELINES, MODELS
 from recbole_llara.prompt.representation import REPRESENTATIONS
-from recbole_llara.search.__main__ import build_parser as build_search_parser
-from recbole_llara.search.__main__ import read_command as read_search_command
-from recbole_llara.study.definition import STUDIES
+from recbole_llara.experiments.search.__main__ import build_parser as build_search_parser
+from recbole_llara.experiments.search.__main__ import read_command as read_search_command
+from recbole_llara.experiments.study.definition import STUDIES
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,8 +23,8 @@ LINES = [*README.splitlines(), *(ROOT / "RESULTS.md").read_text(encoding="utf-8"
 
 
 COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("-m recbole_llara.study", LINES)
-SEARCH_COMMANDS = arguments_of("-m recbole_llara.search", LINES)
+STUDY_COMMANDS = arguments_of("-m recbole_llara.experiments.study", LINES)
+SEARCH_COMMANDS = arguments_of("-m recbole_llara.experiments.search", LINES)
 
 
 def test_there_are_commands_to_follow():

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from toy_run import toy_keys
 
 import recbole_llara
-from recbole_llara.serving import export
 from recbole_llara.config.keys import FROM_RUN, FromRun, from_run, known_keys, recommender_keys
 from recbole_llara.config.run_config import RunConfig, keys
 from recbole_llara.data.dataset import prepare_data
@@ -21,8 +20,9 @@ from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.loading import load_llm
 from recbole_llara.model.registry import BASELINES, MODELS, build_model, stock_models
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.serving import __main__ as recommend
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.serving import __main__ as recommend
+from recbole_llara.serving import export
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped, UserError
 

@@ -12,7 +12,7 @@ from recbole_llara.checkpoint.stock_weights import FACTS, HEADER_KEY, read_stock
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.study.definition import load_study
+from recbole_llara.experiments.study.definition import load_study
 from recbole_llara.utils.errors import UserError
 
 

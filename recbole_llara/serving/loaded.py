@@ -23,10 +23,10 @@ from recbole_llara.evaluator.ranking import question_keys, rank_candidates, sett
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.registry import build_model, is_ours
 from recbole_llara.prompt.encoded import EncodedPrompts
-from recbole_llara.serving.item_names import ItemNames
-from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.recommender.cache import WEIGHTS, file_sha256
 from recbole_llara.recommender.frozen import recommender_model
+from recbole_llara.serving.item_names import ItemNames
+from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import UserError
 

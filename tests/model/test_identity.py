@@ -21,8 +21,8 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.model.registry import build_model
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.serving import load
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.serving import load
 from recbole_llara.utils.errors import Stopped, UserError
 
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{16,64}(?![0-9a-f])")

@@ -12,10 +12,10 @@ from toy_run import toy_keys
 from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.serving.export import export
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.serving import load
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.serving import load
+from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
 
 STOCK = ("SASRec", "GRU4Rec", "Caser", "Popularity", "MoRec", "SASRecF")

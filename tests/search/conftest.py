@@ -9,8 +9,8 @@ import pytest
 import yaml
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.search import run as module
-from recbole_llara.search.definition import define
+from recbole_llara.experiments.search import run as module
+from recbole_llara.experiments.search.definition import define
 
 PARAMETERS = "hidden_size choice [8, 16]\nlearning_rate choice [0.1, 0.01, 0.001]\nhidden_dropout_prob choice [0.2, 0.4]\n"
 
@@ -18,7 +18,7 @@ PARAMETERS = "hidden_size choice [8, 16]\nlearning_rate choice [0.1, 0.01, 0.001
 @pytest.fixture(autouse=True)
 def _work_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recbole_llara.search.report.write_pngs", lambda figures, folder: None)
+    monkeypatch.setattr("recbole_llara.experiments.search.report.write_pngs", lambda figures, folder: None)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.search import beside
+from recbole_llara.experiments.search import beside
 from recbole_llara.utils.errors import exit_status
 
 # Each writes a file when it begins, and another when SIGTERM has ended it.

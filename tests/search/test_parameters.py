@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from recbole_llara.search.parameters import known_files, read_parameters
+from recbole_llara.experiments.search.parameters import known_files, read_parameters
 from recbole_llara.utils.errors import UserError
 
 

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from recbole_llara.search.sampling import count_of, propose, space_of
+from recbole_llara.experiments.search.sampling import count_of, propose, space_of
 
 SPACE = "hidden_size choice [16, 8]\nhidden_dropout_prob quniform 0.1,0.3,0.1\nlearning_rate choice [0.1, 0.01]\n"
 

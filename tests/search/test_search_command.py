@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.search.__main__ import main
+from recbole_llara.experiments.search.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ("--model=SASRec", "--dataset=toy", "--config_files=toy.yaml", "--params_file=toy.hyper", "--output=found")
@@ -22,7 +22,7 @@ PATIENCE = 120  # seconds
 
 def start(*arguments):
     with open("printed.txt", "a", encoding="utf-8") as printed:
-        command = [sys.executable, "-W", "ignore", "-m", "recbole_llara.search", *COMMAND, *arguments]
+        command = [sys.executable, "-W", "ignore", "-m", "recbole_llara.experiments.search", *COMMAND, *arguments]
         return subprocess.Popen(command, env=ENVIRONMENT, stdout=printed, stderr=printed)
 
 

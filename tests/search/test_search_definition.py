@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.search.definition import define
-from recbole_llara.search.run import SearchRun
+from recbole_llara.experiments.search.definition import define
+from recbole_llara.experiments.search.run import SearchRun
 from recbole_llara.utils.errors import UserError
 
 

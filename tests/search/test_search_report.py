@@ -6,10 +6,10 @@ import pytest
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.search.figure import draw
-from recbole_llara.search.report import write_report
-from recbole_llara.search.run import SearchRun
-from recbole_llara.search.trial import best_of
+from recbole_llara.experiments.search.figure import draw
+from recbole_llara.experiments.search.report import write_report
+from recbole_llara.experiments.search.run import SearchRun
+from recbole_llara.experiments.search.trial import best_of
 from recbole_llara.utils.errors import Diverged
 
 MIXED = (

@@ -10,10 +10,10 @@ import torch
 import yaml
 from filelock import FileLock
 
-from recbole_llara.search import run as module
-from recbole_llara.search.report import write_report
-from recbole_llara.search.run import SearchRun
-from recbole_llara.search.trial import best_of
+from recbole_llara.experiments.search import run as module
+from recbole_llara.experiments.search.report import write_report
+from recbole_llara.experiments.search.run import SearchRun
+from recbole_llara.experiments.search.trial import best_of
 from recbole_llara.utils.errors import Diverged, RunError, Stopped, UserError
 
 FEW = "learning_rate choice [0.1, 0.01, 0.001]"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from recbole_llara.evaluator.significance import wilson_interval
-from recbole_llara.study.arms import Arm, Entry
-from recbole_llara.study.definition import Study
+from recbole_llara.experiments.study.arms import Arm, Entry
+from recbole_llara.experiments.study.definition import Study
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.study.arms import arms_of
-from recbole_llara.study.definition import STUDIES, known_studies, load_study
-from recbole_llara.study.run import StudyRun
+from recbole_llara.experiments.study.arms import arms_of
+from recbole_llara.experiments.study.definition import STUDIES, known_studies, load_study
+from recbole_llara.experiments.study.run import StudyRun
 from recbole_llara.utils.errors import UserError
 
 

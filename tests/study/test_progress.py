@@ -2,7 +2,7 @@
 
 import re
 
-from recbole_llara.study.progress import Progress, spoken
+from recbole_llara.experiments.study.progress import Progress, spoken
 
 
 def test_lengths_of_time():

@@ -16,11 +16,11 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.popularity import Popularity
-from recbole_llara.study import run as module
-from recbole_llara.study.__main__ import main, read_command
-from recbole_llara.study.arms import Arm, Entry, Failure, arms_of
-from recbole_llara.study.definition import load_study
-from recbole_llara.study.run import StudyRun
+from recbole_llara.experiments.study import run as module
+from recbole_llara.experiments.study.__main__ import main, read_command
+from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
+from recbole_llara.experiments.study.definition import load_study
+from recbole_llara.experiments.study.run import StudyRun
 from recbole_llara.utils.errors import UserError
 
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
@@ -30,7 +30,7 @@ LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_tra
 @pytest.fixture(autouse=True)
 def _work_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recbole_llara.study.report.write_pngs", lambda figures, folder: None)
+    monkeypatch.setattr("recbole_llara.experiments.study.report.write_pngs", lambda figures, folder: None)
 
 
 def results():
@@ -122,7 +122,7 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recbole_llara.study.__main__.run_study", interrupted)
+    monkeypatch.setattr("recbole_llara.experiments.study.__main__.run_study", interrupted)
     assert main([]) == 130
     assert "run it again" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path):
     root = Path(module.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, "-m", "recbole_llara.study", "quickstart", *SMALL]
+    command = [*launcher, "-m", "recbole_llara.experiments.study", "quickstart", *SMALL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("| LLaRA(SASRec) ") == 3  # in the results, compared, and timed: one report
@@ -174,7 +174,7 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     """SIGKILL while LLaRA is training, after the other systems have been finished."""
     root = Path(module.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "recbole_llara.study", "quickstart", *LONGER]
+    command = [sys.executable, "-m", "recbole_llara.experiments.study", "quickstart", *LONGER]
     with open(tmp_path / "errors", "w") as errors:
         process = subprocess.Popen([*command, "--checkpoint_dir=killed"], env=environment, stderr=errors, stdout=errors)
         deadline = time.monotonic() + 120

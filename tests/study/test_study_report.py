@@ -9,14 +9,14 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from recbole_llara.study.arms import Arm, Failure
-from recbole_llara.study.cases import find_cases
-from recbole_llara.study.definition import CasePattern, Published
-from recbole_llara.study.figures import draw, write_pngs
-from recbole_llara.study.page import page
-from recbole_llara.study.report import write_report
-from recbole_llara.study.summary import summarise
-from recbole_llara.study.tables import comparisons_csv, comparisons_table, latex, markdown, runs_csv
+from recbole_llara.experiments.study.arms import Arm, Failure
+from recbole_llara.experiments.study.cases import find_cases
+from recbole_llara.experiments.study.definition import CasePattern, Published
+from recbole_llara.experiments.study.figures import draw, write_pngs
+from recbole_llara.experiments.study.page import page
+from recbole_llara.experiments.study.report import write_report
+from recbole_llara.experiments.study.summary import summarise
+from recbole_llara.experiments.study.tables import comparisons_csv, comparisons_table, latex, markdown, runs_csv
 
 ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
 
@@ -115,7 +115,7 @@ def test_the_page_escapes_titles_and_needs_no_network(study, outcomes_of):
 
 def test_a_report_is_written_whole(study, outcomes_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recbole_llara.study.report.write_pngs", lambda figures, folder: "no PNG files: none")
+    monkeypatch.setattr("recbole_llara.experiments.study.report.write_pngs", lambda figures, folder: "no PNG files: none")
     text = write_report(study, outcomes_of(ANSWERS))
     assert "no PNG files: none" in text
     files = {"report.md", "report.html", "table.tex", "runs.csv", "comparisons.csv"}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from recbole_llara.study.arms import Arm, Failure
-from recbole_llara.study.definition import Published
-from recbole_llara.study.summary import summarise
+from recbole_llara.experiments.study.arms import Arm, Failure
+from recbole_llara.experiments.study.definition import Published
+from recbole_llara.experiments.study.summary import summarise
 from recbole_llara.utils.errors import UserError
 
 N = 943

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_llara.prompt.representation import Part
-from recbole_llara.study.definition import load_study
+from recbole_llara.experiments.study.definition import load_study
 
 ABLATIONS = [
     (study, name)

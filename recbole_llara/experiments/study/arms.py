@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.study.definition import Study
+from recbole_llara.experiments.study.definition import Study
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_llara.evaluator.report import ABSENT, markdown_table
-from recbole_llara.study.arms import Arm, Entry, Failure
-from recbole_llara.study.definition import Study
-from recbole_llara.study.summary import Measured, Summary
+from recbole_llara.experiments.study.arms import Arm, Entry, Failure
+from recbole_llara.experiments.study.definition import Study
+from recbole_llara.experiments.study.summary import Measured, Summary
 
 Table = tuple[list[str], list[list[str]]]
 LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"})

@@ -8,8 +8,8 @@ import numpy as np
 
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.evaluator.significance import Interval, MeanDifference, PairedTest, holm, mcnemar, paired_t, wilson_interval
-from recbole_llara.study.arms import Arm, Entry, Failure
-from recbole_llara.study.definition import Published, Study
+from recbole_llara.experiments.study.arms import Arm, Entry, Failure
+from recbole_llara.experiments.study.definition import Published, Study
 from recbole_llara.utils.errors import UserError
 
 ALPHA = 0.05

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llara.study.definition import CasePattern
-from recbole_llara.study.summary import Summary
+from recbole_llara.experiments.study.definition import CasePattern
+from recbole_llara.experiments.study.summary import Summary
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from recbole_llara.search.definition import Search
-from recbole_llara.search.parameters import CHOICE, LOGUNIFORM, Parameter
-from recbole_llara.search.trial import Trial
-from recbole_llara.study.figures import COLOURS, finished
+from recbole_llara.experiments.search.definition import Search
+from recbole_llara.experiments.search.parameters import CHOICE, LOGUNIFORM, Parameter
+from recbole_llara.experiments.search.trial import Trial
+from recbole_llara.experiments.study.figures import COLOURS, finished
 
 COLUMNS = 2  # panels beside each other, below the history
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from recbole_llara.checkpoint.run_folder import write_atomically
-from recbole_llara.study.arms import Arm, Entry, Failure
-from recbole_llara.study.cases import find_cases
-from recbole_llara.study.definition import Study
-from recbole_llara.study.figures import draw, write_pngs
-from recbole_llara.study.page import page
-from recbole_llara.study.summary import summarise
-from recbole_llara.study.tables import comparisons_csv, latex, markdown, runs_csv
+from recbole_llara.experiments.study.arms import Arm, Entry, Failure
+from recbole_llara.experiments.study.cases import find_cases
+from recbole_llara.experiments.study.definition import Study
+from recbole_llara.experiments.study.figures import draw, write_pngs
+from recbole_llara.experiments.study.page import page
+from recbole_llara.experiments.study.summary import summarise
+from recbole_llara.experiments.study.tables import comparisons_csv, latex, markdown, runs_csv
 
 
 def write_report(study: Study, outcomes: Mapping[Arm, Entry | Failure]) -> str:

@@ -1,4 +1,4 @@
-"""``python -m recbole_llara.search --model=M --dataset=D --params_file=F [--algo=bayes] [--max_evals=12] [--key=value ...]``."""
+"""``python -m recbole_llara.experiments.search --model=M --dataset=D --params_file=F [--algo=bayes] [--max_evals=12] [--key=value ...]``."""
 
 import argparse
 import logging
@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from recbole_llara.search.beside import environments_of, run_beside
-from recbole_llara.search.definition import Search, define
-from recbole_llara.search.parameters import known_files
-from recbole_llara.search.report import write_report
-from recbole_llara.search.run import SearchRun
-from recbole_llara.search.trial import best_of
+from recbole_llara.experiments.search.beside import environments_of, run_beside
+from recbole_llara.experiments.search.definition import Search, define
+from recbole_llara.experiments.search.parameters import known_files
+from recbole_llara.experiments.search.report import write_report
+from recbole_llara.experiments.search.run import SearchRun
+from recbole_llara.experiments.search.trial import best_of
 from recbole_llara.utils.errors import UserError, exit_status
 from recbole_llara.utils.processes import go_alone, launched
 
@@ -29,7 +29,7 @@ stopped or killed, and several processes may run it at once.
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the named arguments; all others are keys of the configuration."""
     parser = argparse.ArgumentParser(
-        prog="python -m recbole_llara.search",
+        prog="python -m recbole_llara.experiments.search",
         description="Search hyper-parameters by what they score on the validation rows.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

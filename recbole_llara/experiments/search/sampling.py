@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from recbole_llara.search.parameters import Parameter, values_of
+from recbole_llara.experiments.search.parameters import Parameter, values_of
 
 DRAWS = 100  # until one is new; then the first that is left is taken
 # optuna's 10 would leave a search of a dozen trials to chance.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from recbole_llara.study.cases import Case, Cases
-from recbole_llara.study.definition import Study
-from recbole_llara.study.summary import Summary
-from recbole_llara.study.tables import Table, comparisons_table, notes, results_table, time_table
+from recbole_llara.experiments.study.cases import Case, Cases
+from recbole_llara.experiments.study.definition import Study
+from recbole_llara.experiments.study.summary import Summary
+from recbole_llara.experiments.study.tables import Table, comparisons_table, notes, results_table, time_table
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llara.search.definition import Search
+from recbole_llara.experiments.search.definition import Search
 
 
 @dataclass(frozen=True)

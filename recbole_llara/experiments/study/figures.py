@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from recbole_llara.study.definition import Study
-from recbole_llara.study.summary import Summary
+from recbole_llara.experiments.study.definition import Study
+from recbole_llara.experiments.study.summary import Summary
 
 COLOURS = [*qualitative.D3, *qualitative.Set2]
 SMOOTH = 20  # optimiser steps in the moving mean of a loss

@@ -1,13 +1,13 @@
-"""``python -m recbole_llara.study NAME [--dataset=...] [--seeds=...] [--candidate_seeds=...] [--key=value ...] [--fresh]``."""
+"""``python -m recbole_llara.experiments.study NAME [--dataset=...] [--seeds=...] [--candidate_seeds=...] [--key=value ...] [--fresh]``."""
 
 import logging
 import sys
 from collections.abc import Sequence
 
 from recbole_llara.config.yaml_files import parse_arguments
-from recbole_llara.study.arms import Failure
-from recbole_llara.study.definition import Study, known_studies, load_study
-from recbole_llara.study.run import StudyRun
+from recbole_llara.experiments.study.arms import Failure
+from recbole_llara.experiments.study.definition import Study, known_studies, load_study
+from recbole_llara.experiments.study.run import StudyRun
 from recbole_llara.utils.errors import UserError, exit_status
 from recbole_llara.utils.processes import go_alone, launched
 
@@ -43,7 +43,7 @@ def run_study(arguments: Sequence[str]) -> bool:
     Raises:
         UserError: an argument cannot be used, or a system's keys.
     """
-    from recbole_llara.study.report import write_report
+    from recbole_llara.experiments.study.report import write_report
 
     study, fresh = read_command(arguments)
     if launched() > 1:

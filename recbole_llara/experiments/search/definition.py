@@ -14,8 +14,8 @@ from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, read_yaml
 from recbole_llara.data.numbering import data_digest
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.search.parameters import CHOICE, Parameter, read_parameters
-from recbole_llara.search.sampling import ALGORITHMS, EXHAUSTIVE, count_of
+from recbole_llara.experiments.search.parameters import CHOICE, Parameter, read_parameters
+from recbole_llara.experiments.search.sampling import ALGORITHMS, EXHAUSTIVE, count_of
 from recbole_llara.utils.errors import UserError, nearest
 
 MAX_EVALS = 10  # of RecBole's run_hyper.py

@@ -14,10 +14,10 @@ import yaml
 
 from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.evaluator.report import markdown_table
-from recbole_llara.search.definition import Search
-from recbole_llara.search.figure import draw
-from recbole_llara.search.trial import Trial, best_of
-from recbole_llara.study.figures import write_pngs
+from recbole_llara.experiments.search.definition import Search
+from recbole_llara.experiments.search.figure import draw
+from recbole_llara.experiments.search.trial import Trial, best_of
+from recbole_llara.experiments.study.figures import write_pngs
 
 BEST, TRIALS, REPORT, PAGE = "best.yaml", "trials.csv", "report.md", "search.html"
 FAILED = "failed"

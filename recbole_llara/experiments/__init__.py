@@ -1,0 +1,1 @@
+"""Many runs and what they say together: studies of systems, searches of keys."""
