@@ -17,9 +17,6 @@ from time import perf_counter
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "dataset_atomic"))
-
 
 def write_raw(folder: Path, lines: int) -> None:
     """Synthetic raw files."""
@@ -38,7 +35,7 @@ def write_raw(folder: Path, lines: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    import convert
+    from recbole_llara.data import converters as convert
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=1_000_000)

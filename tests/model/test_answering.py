@@ -7,8 +7,8 @@ import torch
 from tokenizers import normalizers
 
 from recbole_llara.llm.likelihood import trie_log_probs
+from recbole_llara.model import answering
 from recbole_llara.model.answering import answer_rows
-from recbole_llara.model.registry import answering
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import PromptTemplate

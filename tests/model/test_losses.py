@@ -1,113 +1,77 @@
+"""The contrastive losses against plain loops; equal targets."""
+
+import math
+
 import pytest
 import torch
-from torch.nn import functional as F
 
-from recbole_llara.llm.answer_loss import answer_loss, answer_pass
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.loading import causal_lm, tune
+from recbole_llara.model.losses import in_batch_contrast, masked_mean
 
 
-def labelled(prompts, answer_lengths, seed=3):
-    """Labels on the last tokens of each row."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(2, 97, prompts.attention_mask.shape, generator=generator)
-    n_tokens = labels.shape[1]
-    return labels.masked_fill(torch.arange(n_tokens) < n_tokens - torch.tensor(answer_lengths)[:, None], -100)
+def _cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
 
 
-def to_right_padding(prompts, labels):
-    """The same rows with their padding moved to the right."""
-    shifts = (prompts.attention_mask == 0).sum(1).tolist()
-    rolled = {
-        name: torch.stack([row.roll(-shift, 0) for row, shift in zip(tensor, shifts, strict=True)])
-        for name, tensor in prompts.as_dict().items()
-    }
-    return rolled, torch.stack([row.roll(-shift, 0) for row, shift in zip(labels, shifts, strict=True)])
+def _among_themselves(anchors, others, targets, temperature=0.5):
+    """Rows that are their own others."""
+    return in_batch_contrast(anchors, others, targets, targets, torch.arange(len(targets)), temperature)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_equals_the_loss_of_hugging_face(make_llm, make_prompts, architecture, lora):
-    llm = make_llm(architecture, lora=lora)
-    prompts = make_prompts(llm, [9, 14, 6])
-    labels = labelled(prompts, [3, 5, 2])
-    expected = llm(**prompts.as_dict(), labels=labels).loss
-    assert answer_loss(llm, **prompts.as_dict(), labels=labels).item() == pytest.approx(expected.item(), rel=1e-6)
+def _loop(anchors, others, targets, temperature):
+    """RSLLM eq. 3 and 4, one row and one negative at a time."""
+    losses = []
+    for i, anchor in enumerate(anchors):
+        kept = [j for j in range(len(others)) if j == i or targets[j] != targets[i]]
+        powers = {j: math.exp(_cosine(anchor, others[j]) / temperature) for j in kept}
+        losses.append(-math.log(powers[i] / sum(powers.values())))
+    return losses
 
 
-def test_row_sums_equal_a_plain_loop_over_rows_and_tokens(make_llm, make_prompts, architecture):
-    llm = make_llm(architecture)
-    prompts = make_prompts(llm, [9, 14, 6])
-    labels = labelled(prompts, [3, 5, 2])
-    answers = answer_pass(llm, **prompts.as_dict(), labels=labels)
-    sums, counts = answers.sums, answers.counts
-    assert counts.tolist() == [3, 5, 2]
+@pytest.mark.parametrize("targets", [[7, 4, 9], [7, 4, 7], [7, 7, 7]])
+def test_info_nce_equals_a_plain_loop(targets):
+    generator = torch.Generator().manual_seed(0)
+    anchors, others = (torch.randn(3, 5, generator=generator) for _ in range(2))
+    found = _among_themselves(anchors, others, torch.tensor(targets))
+    assert found.tolist() == pytest.approx(_loop(anchors.tolist(), others.tolist(), targets, 0.5), abs=1e-6)
+    if targets == [7, 7, 7]:
+        assert found.eq(0).all()  # no negatives, nothing to learn
+
+
+def test_rows_may_be_some_of_those_that_give_the_negatives():
+    generator = torch.Generator().manual_seed(1)
+    anchors, others = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    targets, some = torch.tensor([7, 4, 7, 1, 4]), torch.tensor([3, 0])
+    found = in_batch_contrast(anchors[some], others, targets[some], targets, some, 0.5)
+    assert torch.allclose(found, _among_themselves(anchors, others, targets)[some])
+
+
+def test_a_row_without_negatives_has_no_gradient_and_no_nan():
+    anchors = torch.randn(1, 4, requires_grad=True)
+    _among_themselves(anchors, torch.randn(1, 4), torch.tensor([3])).sum().backward()
+    assert anchors.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cosines_are_float32_under_autocast(dtype):
+    """The same loss and gradients as without, to the last digits of float32."""
+    found = []
+    for enabled in (False, True):
+        generator = torch.Generator().manual_seed(2)
+        anchors, others = (torch.randn(6, 5, generator=generator, requires_grad=True) for _ in range(2))
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            loss = _among_themselves(anchors, others, torch.tensor([7, 4, 7, 1, 4, 2])).sum()
+        loss.backward()
+        assert loss.dtype == torch.float32
+        found.append(torch.cat([loss.detach()[None], anchors.grad.flatten(), others.grad.flatten()]))
+    assert torch.allclose(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_masked_mean_equals_a_plain_loop():
+    states = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]).bool()
     for row in range(3):
-        alone = prompts.row(row)
-        logits = llm(inputs_embeds=alone.inputs_embeds).logits[0]
-        tokens = labels[row][labels[row] >= 0].tolist()
-        first = logits.shape[0] - len(tokens)
-        nll = -sum(F.log_softmax(logits[first + step - 1], 0)[token].item() for step, token in enumerate(tokens))
-        assert sums[row].item() == pytest.approx(nll, rel=1e-5)
-
-
-def test_padding_amount_and_side_do_not_change_it(make_llm, make_prompts, architecture):
-    llm = make_llm(architecture)
-    prompts = make_prompts(llm, [9, 14, 6])
-    labels = labelled(prompts, [3, 5, 2])
-    expected = answer_loss(llm, **prompts.as_dict(), labels=labels).item()
-    padded = {name: F.pad(tensor, (0, 0, 7, 0) if tensor.dim() == 3 else (7, 0)) for name, tensor in prompts.as_dict().items()}
-    more = answer_loss(llm, **padded, labels=F.pad(labels, (7, 0), value=-100)).item()
-    right, right_labels = to_right_padding(prompts, labels)
-    assert more == pytest.approx(expected, rel=1e-6)
-    assert answer_loss(llm, **right, labels=right_labels).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_head_runs_on_the_answers_columns_only(make_llm, make_prompts):
-    llm = make_llm("llama")
-    prompts = make_prompts(llm, [9, 14, 6])
-    seen = []
-    llm.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[:2])))
-    answer_pass(llm, **prompts.as_dict(), labels=labelled(prompts, [3, 5, 2]))
-    assert seen == [(3, 5)]
-
-
-@pytest.mark.parametrize("llm_tuning", ["lora", "frozen", "full"])
-def test_gradients_flow_to_slots_and_tuned_weights_alone(make_llm, make_prompts, architecture, llm_tuning):
-    llm = make_llm(architecture)
-    prompts = make_prompts(llm, [9, 14, 6])
-    llm = tune(llm, llm_tuning, lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="auto")
-    items = torch.randn(2, 32, requires_grad=True)
-    inputs = prompts.as_dict()
-    inputs["inputs_embeds"] = merge_item_embeddings(prompts.inputs_embeds, torch.tensor([0, 2]), torch.tensor([6, 9]), items)
-    answer_loss(llm, **inputs, labels=labelled(prompts, [3, 5, 2])).backward()
-    assert torch.isfinite(items.grad).all() and (items.grad.abs().sum(1) > 0).all()
-    with_gradient = {name for name, parameter in llm.named_parameters() if parameter.grad is not None}
-    assert with_gradient == {name for name, parameter in llm.named_parameters() if parameter.requires_grad} - unused(llm)
-    assert all(torch.isfinite(parameter.grad).all() for parameter in llm.parameters() if parameter.grad is not None)
-
-
-def unused(llm):
-    """Prompts come embedded, so that an input table which is not also the head has no gradient."""
-    base = causal_lm(llm)
-    table, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
-    return set() if table is head else {name for name, parameter in llm.named_parameters() if parameter is table}
-
-
-def test_refuses_labels_that_nothing_predicts(make_llm, make_prompts):
-    llm = make_llm("llama")
-    prompts = make_prompts(llm, [4, 4])
-    with pytest.raises(ValueError, match="no answer token"):
-        answer_loss(llm, **prompts.as_dict(), labels=torch.full((2, 4), -100))
-    with pytest.raises(ValueError, match="first column"):
-        answer_loss(llm, **prompts.as_dict(), labels=labelled(prompts, [4, 2]))
-
-
-def test_under_autocast_the_softmax_stays_in_float32(make_llm, make_prompts, architecture):
-    llm = make_llm(architecture)
-    prompts = make_prompts(llm, [9, 14, 6])
-    labels = labelled(prompts, [3, 5, 2])
-    expected = answer_loss(llm, **prompts.as_dict(), labels=labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = answer_loss(llm, **prompts.as_dict(), labels=labels)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=0.03)
+        kept = [states[row, column] for column in range(4) if mask[row, column]]
+        assert torch.allclose(masked_mean(states, mask)[row], sum(kept) / len(kept))
+    with pytest.raises(ValueError, match="row 1 has no token"):
+        masked_mean(states, mask & torch.tensor([[1], [0], [1]]).bool())

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from recbole_llara.prompt.representation import Part
 from recbole_llara.experiments.study.definition import load_study
+from recbole_llara.prompt.representation import Part
 
 ABLATIONS = [
     (study, name)

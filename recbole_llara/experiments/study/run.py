@@ -24,12 +24,12 @@ from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.result import json_ready
-from recbole_llara.model.registry import is_ours, replaces_item_table, stock_models
-from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
 from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.experiments.study.definition import EVALUATES, Study
 from recbole_llara.experiments.study.progress import Progress
+from recbole_llara.model.registry import is_ours, replaces_item_table, stock_models
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
 from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.utils.compat import prepare_cpu
 from recbole_llara.utils.errors import UserError
