@@ -14,17 +14,19 @@ from recbole.utils import calculate_valid_score, init_logger, init_seed
 from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
 from recbole_llara.checkpoint.training_state import remove_states, state_numbering
+from recbole_llara.config.models import is_ours
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
-from recbole_llara.model.protocols import TellsFacts
-from recbole_llara.model.registry import build_model, is_ours
+from recbole_llara.model.build import build_model
 from recbole_llara.trainer import get_trainer
+from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.processes import Processes, processes_of
+from recbole_llara.utils.protocols import TellsFacts
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
 
@@ -80,7 +82,7 @@ def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dic
         data = prepare_data(config, None if resumed is None else state_numbering(resumed.path))
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
-        model = build_model(config, data)
+        model = build_model(config, data, train_stock)
     logger.info(str(model))
     with _opened(resumed, config, processes) as folder:
         trainer = get_trainer(config, model)

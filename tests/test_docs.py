@@ -19,7 +19,7 @@ from commands import arguments_of, check_run, check_study
 
 from recbole_llara import __version__, cli
 from recbole_llara.config.keys import known_keys
-from recbole_llara.model.registry import BASELINES, MODELS
+from recbole_llara.config.models import BASELINES, MODELS
 from recbole_llara.serving import __main__ as recommend
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,6 @@
 """What a checkpoint belongs to, as short digests (data, LLM, tokenizer), and the table of all digests that any file stores."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import Numbering
+from recbole_llara.utils.digests import DIGITS, facts_digest
 from recbole_llara.utils.hashing import mix
 
 # What decides which rows are training rows.
 SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
 FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
-DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -45,32 +44,64 @@ _ENTRY, _META, _STATE = "recommenders/*/meta.json", "*/checkpoint/meta.json", "*
 STORED = (
     # What a run keeps.
     Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "checkpoint.stock_weights.read_stock_model", "refused"),
-    Stored("*/checkpoint.safetensors", "belongs_to.*", "MoRec's text encoder", "checkpoint.stock_weights.load_stock_model", "refused"),
+    Stored(
+        "*/checkpoint.safetensors",
+        "belongs_to.*",
+        "MoRec's text encoder",
+        "checkpoint.stock_weights.load_stock_model",
+        "refused",
+    ),
     Stored(
         "*/checkpoint.safetensors", "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"
     ),
     Stored(_META, "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"),
     Stored(_META, "sha256.*", "each file beside it", "checkpoint.llm_weights.load_llm_recommender", "refused"),
-    Stored(_META, "belongs_to.items_digest", "the items in their order", "checkpoint.llm_weights.load_llm_recommender", "refused"),
-    Stored(_META, "belongs_to.split_digest", "keys of split and filters", "checkpoint.llm_weights.load_llm_recommender", "refused"),
+    Stored(
+        _META, "belongs_to.items_digest", "the items in their order", "checkpoint.llm_weights.load_llm_recommender", "refused"
+    ),
+    Stored(
+        _META, "belongs_to.split_digest", "keys of split and filters", "checkpoint.llm_weights.load_llm_recommender", "refused"
+    ),
     Stored(_META, "belongs_to.llm_digest", "the LLM's weights", "checkpoint.llm_weights.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.tokenizer_digest", "the vocabulary", "checkpoint.llm_weights.load_llm_recommender", "refused"),
-    Stored(_META, "belongs_to.recommender_sha256", "its weights' file", "checkpoint.llm_weights.load_llm_recommender", "refused"),
+    Stored(
+        _META, "belongs_to.recommender_sha256", "its weights' file", "checkpoint.llm_weights.load_llm_recommender", "refused"
+    ),
     Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "checkpoint.training_state.load_state", "made again"),
     Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "checkpoint.training_state.load_state", "refused"),
     Stored(f"{_STATE}/meta.json", "training_digest", "training interactions; rows_digest holds them too", "", "told"),
-    Stored(f"{_STATE}/training.json", "trainer.rows_digest", "rows and candidates", "trainer.resumable.resume_checkpoint", "refused"),
+    Stored(
+        f"{_STATE}/training.json",
+        "trainer.rows_digest",
+        "rows and candidates",
+        "trainer.resumable.resume_checkpoint",
+        "refused",
+    ),
     Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
     Stored(
-        "*/result.json", "recommender.path", "see recommenders/*", "recommender.frozen.prepare_recommender", "looked for elsewhere"
+        "*/result.json",
+        "recommender.path",
+        "see recommenders/*",
+        "recommender.frozen.prepare_recommender",
+        "looked for elsewhere",
     ),
     Stored("*/result.json", "candidate_sha256.test", "the candidates' file", "evaluator.report.refuse_unlike", "refused"),
     Stored("*/result.json", "candidate_sha256.valid", "the candidates' file", "", "told"),
     # What runs share.
     Stored(
-        "recommenders/*", "name", "all that its weights depend on", "recommender.frozen.prepare_recommender", "looked for elsewhere"
+        "recommenders/*",
+        "name",
+        "all that its weights depend on",
+        "recommender.frozen.prepare_recommender",
+        "looked for elsewhere",
     ),
-    Stored("recommenders/*/model.safetensors", "numbering_sha256", "its ids", "checkpoint.stock_weights.read_stock_model", "refused"),
+    Stored(
+        "recommenders/*/model.safetensors",
+        "numbering_sha256",
+        "its ids",
+        "checkpoint.stock_weights.read_stock_model",
+        "refused",
+    ),
     Stored(
         "recommenders/*/model.safetensors",
         "training_digest",
@@ -83,12 +114,16 @@ STORED = (
     Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.cache.check_seal", "made again"),
     Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.cache.check_seal", "made again"),
     Stored("candidates/*.tsv", "name", "the file", "data.candidate_file.save_candidates", "refused"),
-    Stored("text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"),
+    Stored(
+        "text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"
+    ),
     Stored("text_features/*", "sha256", "the features", "recommender.text_encoder.cached_features", "made again"),
     Stored("search/*", "name", "keys, parameters and data", "experiments.search.run.SearchRun", "looked for elsewhere"),
     Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search.run.SearchRun", "refused"),
     Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat.client.AnswerCache", "looked for elsewhere"),
-    Stored("studies/finished/*", "name", "all that a result depends on", "experiments.study.run.StudyRun", "looked for elsewhere"),
+    Stored(
+        "studies/finished/*", "name", "all that a result depends on", "experiments.study.run.StudyRun", "looked for elsewhere"
+    ),
 )
 
 
@@ -160,8 +195,3 @@ def rows_digest(data: PreparedData) -> str:
     for field in (data.dataset.uid_field, data.dataset.iid_field):
         digest.update(data.dataset.inter_feat[field].numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
-
-
-def facts_digest(facts: Any) -> str:
-    """Digest of what JSON can hold; anything else counts by its text."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]

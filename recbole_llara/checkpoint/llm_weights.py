@@ -4,7 +4,6 @@ A folder holds ``meta.json`` (what it belongs to, and a SHA-256 of each file), `
 by their numbers), ``item_tokens.safetensors`` (projector, placeholder and their like) and ``adapter/`` (PEFT's own format, for lora) or ``llm/`` (a Hugging Face folder, for full).
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,20 +16,19 @@ from safetensors.torch import load_file, save_file
 
 from recbole_llara.data import numbering
 from recbole_llara.llm.loading import causal_lm
-from recbole_llara.model.base import LLMRecommender
 from recbole_llara.utils.atomic import write_folder
+from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import RunError, UserError
 
 META, OWN_WEIGHTS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 3
-_CHUNK = 1 << 20
 
 
 class DamagedCheckpoint(UserError):
     """A checkpoint whose files are not those that were written."""
 
 
-def belongs_to(model: LLMRecommender) -> dict[str, Any]:
+def belongs_to(model: Any) -> dict[str, Any]:
     """What a checkpoint fits: compared on loading."""
     llm = causal_lm(model.llm)
     text = llm.config.get_text_config()
@@ -48,9 +46,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
     }
 
 
-def save_llm_recommender(
-    model: LLMRecommender, path: Path, facts: Mapping[str, Any], fill: Callable[[Path], None] | None = None
-) -> None:
+def save_llm_recommender(model: Any, path: Path, facts: Mapping[str, Any], fill: Callable[[Path], None] | None = None) -> None:
     """Write a checkpoint beside ``path`` and put it there in one step, so that a whole one is always on disk.
 
     Args:
@@ -75,7 +71,7 @@ def save_llm_recommender(
         if fill is not None:
             fill(folder)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
-        sha256 = {file.relative_to(folder).as_posix(): _file_sha256(file) for file in files}
+        sha256 = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
         told = {"belongs_to": belongs_to(model), "training_digest": model.trained_on, "sha256": sha256}
         meta = {"format": FORMAT, **told, **facts}
         (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
@@ -89,7 +85,7 @@ def save_llm_recommender(
         ) from error
 
 
-def load_llm_recommender(model: LLMRecommender, path: Path) -> dict[str, Any]:
+def load_llm_recommender(model: Any, path: Path) -> dict[str, Any]:
     """Load a checkpoint into a model built by the same configuration; ``trained_on`` tells on which interactions it was trained.
 
     Returns:
@@ -143,7 +139,7 @@ def _check_files(path: Path, meta: Mapping[str, Any]) -> None:
     """
     for name, digest in meta["sha256"].items():
         file = path / name
-        if not file.is_file() or _file_sha256(file) != digest:
+        if not file.is_file() or file_sha256(file) != digest:
             raise DamagedCheckpoint(
                 f"checkpoint {path}: {name} is missing or was altered since it was written; choose another checkpoint"
             )
@@ -175,7 +171,7 @@ def load_adapter(llm: PeftModel, folder: Path) -> None:
     set_peft_model_state_dict(llm, saved)
 
 
-def _load_whole(model: LLMRecommender, folder: Path) -> None:
+def _load_whole(model: Any, folder: Path) -> None:
     """A Hugging Face folder into an LLM that is tuned whole: every tensor there, of its shape, and no other."""
     # By the config of the LLM that stands: that of the folder might name another model, or code.
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
@@ -190,11 +186,3 @@ def _load_whole(model: LLMRecommender, folder: Path) -> None:
 
 def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "none"
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

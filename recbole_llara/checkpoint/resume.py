@@ -14,15 +14,15 @@ from typing import Any
 
 import yaml
 
-from recbole_llara import __version__
 from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder
 from recbole_llara.config.keys import WITHOUT_EFFECT, FromRun, from_run
-from recbole_llara.config.secrets import shown
+from recbole_llara.config.models import is_ours
+from recbole_llara.config.secrets import shown, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
-from recbole_llara.evaluator.result import json_ready, without_secrets
-from recbole_llara.model.registry import is_ours
+from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.version import __version__
 
 AUTO = "auto"
 

@@ -16,10 +16,11 @@ from typing import Any, TextIO
 import yaml
 from filelock import FileLock, Timeout
 
-from recbole_llara import __version__
-from recbole_llara.evaluator.result import json_ready, without_secrets
+from recbole_llara.config.secrets import without_secrets
 from recbole_llara.utils.atomic import write_file
+from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import RunError, UserError
+from recbole_llara.utils.version import __version__
 
 CONFIG, REQUEST, RESULT = "config.yaml", "request.yaml", "result.json"
 LOCK = ".lock"

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from recbole_llara.data.numbering import PREFIX, Numbering
-from recbole_llara.evaluator.result import json_ready
 from recbole_llara.utils.atomic import write_file
+from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
 
 HEADER_KEY = "recbole_llara"

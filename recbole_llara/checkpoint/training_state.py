@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from recbole_llara.checkpoint.llm_weights import DamagedCheckpoint, load_llm_recommender, read_meta, save_llm_recommender
 from recbole_llara.checkpoint.progress import Progress, generator_states
 from recbole_llara.data.numbering import Numbering, read_numbering
-from recbole_llara.model.base import LLMRecommender
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
 
@@ -44,7 +43,7 @@ class TrainingState:
 
 
 def save_state(
-    model: LLMRecommender,
+    model: Any,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     facts: Mapping[str, Any],
@@ -99,7 +98,7 @@ def state_numbering(run: Path) -> Numbering | None:
     return next((numbering for numbering in found if numbering is not None), None)
 
 
-def load_state(model: LLMRecommender, run: Path, representations: Sequence[Representation]) -> TrainingState | None:
+def load_state(model: Any, run: Path, representations: Sequence[Representation]) -> TrainingState | None:
     """Load the newest whole state of a run, its weights into the model; None where there is none yet.
 
     A damaged one is passed over with a warning, for the one before it.

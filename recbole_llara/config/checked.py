@@ -3,10 +3,12 @@
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from typing import Any, Protocol, Self
 
+from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.secrets import shown
 from recbole_llara.utils.errors import UserError, nearest
 
@@ -49,9 +51,15 @@ def one_of(*names: str) -> Any:
     return field(metadata={"names": lambda: names})
 
 
-def named_in(names: Callable[[], Iterable[str]]) -> Any:
-    """A field whose text is a name of a table elsewhere, imported when it is needed."""
-    return field(metadata={"names": names})
+def named_in(table: str) -> Any:
+    """A field whose text is a name of a table of another folder, such as ``prompt.curriculum:CURRICULA``."""
+    module, _, name = table.partition(":")
+    return field(metadata={"names": lambda: getattr(import_module(f"recbole_llara.{module}"), name)})
+
+
+def one_of_files(folder: str) -> Any:
+    """A field whose text is the name of a YAML file in a folder of ``properties/``."""
+    return field(metadata={"names": lambda: sorted(path.stem for path in (PROPERTIES / folder).glob("*.yaml"))})
 
 
 def _type_name(kind: Any) -> str:

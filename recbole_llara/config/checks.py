@@ -9,9 +9,9 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metric_types, metrics_dict
 from recbole.utils import EvaluatorType
 
+from recbole_llara.config.models import stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.settings import EvaluationSettings
-from recbole_llara.model.registry import stock_models
 from recbole_llara.utils.errors import UserError, nearest
 
 PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package

@@ -11,9 +11,9 @@ from pathlib import Path
 import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_llara.config.models import stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.model.registry import stock_models
 from recbole_llara.utils.errors import UserError, nearest
 
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"

@@ -8,6 +8,7 @@ config dict < command line.
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from recbole_llara.config.checks import (
 )
 from recbole_llara.config.hyper_parameters import check_hyper_parameters
 from recbole_llara.config.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
+from recbole_llara.config.models import is_ours, replaces_item_table, resolve_model
 from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.protocol import READY_MADE, DataProtocol
 from recbole_llara.config.recbole_settings import check_column_lists, check_recbole_keys
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
@@ -39,13 +42,10 @@ from recbole_llara.config.settings import (
     TrainingSettings,
 )
 from recbole_llara.config.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
-from recbole_llara.data.protocol import READY_MADE, DataProtocol
-from recbole_llara.evaluator.metric import register_metrics
-from recbole_llara.model.protocols import ChecksConfig
-from recbole_llara.model.registry import is_ours, replaces_item_table, resolve_model
 from recbole_llara.utils.compat import share_folders
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import launched, local_count, local_index
+from recbole_llara.utils.protocols import ChecksConfig
 
 CALLER_DICT, CALLER_LINE = "config_dict", "command line"
 
@@ -75,7 +75,7 @@ class RunConfig(Config):
         config_dict: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
     ) -> None:
-        register_metrics()
+        import_module("recbole_llara.evaluator.metric").register_metrics()  # RecBole looks them up while it is built
         share_folders()
         self._argv = tuple(argv or ())
         self._sources: dict[str, str] = {}

@@ -4,46 +4,22 @@
 a missing key, a wrong type or a value out of range is a ``UserError`` that names the key.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from recbole_llara.config.checked import Settings, named_in, one_of, within
-from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.checked import Settings, named_in, one_of, one_of_files, within
 from recbole_llara.utils.errors import UserError
 
 TRUST = "llm_trust_remote_code"
 
 
-def _representations() -> Iterable[str]:
-    from recbole_llara.prompt.representation import REPRESENTATIONS
-
-    return tuple(REPRESENTATIONS)
-
-
-def _curricula() -> Iterable[str]:
-    from recbole_llara.prompt.curriculum import CURRICULA
-
-    return tuple(CURRICULA)
-
-
-def _title_rules() -> Iterable[str]:
-    from recbole_llara.data.titles import TITLE_RULES
-
-    return tuple(TITLE_RULES)
-
-
-def _domains() -> Iterable[str]:
-    return sorted(path.stem for path in (PROPERTIES / "prompt").glob("*.yaml"))
-
-
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """Histories and titles; the keys of rows and candidates are read by ``data.protocol.DataProtocol``."""
+    """Histories and titles; the keys of rows and candidates are read by ``config.protocol.DataProtocol``."""
 
     MAX_ITEM_LIST_LENGTH: int = within(1)
     title_field: str | None
-    title_rules: tuple[str, ...] = named_in(_title_rules)
-    domain: str = named_in(_domains)
+    title_rules: tuple[str, ...] = named_in("data.titles:TITLE_RULES")
+    domain: str = one_of_files("prompt")
     dataset_warning: str | None
 
 
@@ -131,10 +107,10 @@ class LLMSettings(Settings):
 class PromptSettings(Settings):
     """How items stand in the prompt, and which task is learned when."""
 
-    representation: str = named_in(_representations)
-    stage_1_representation: str = named_in(_representations)
+    representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    stage_1_representation: str = named_in("prompt.representation:REPRESENTATIONS")
     strategy: str = one_of("direct", "two_stage", "curriculum")
-    curriculum: str = named_in(_curricula)
+    curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
     test_prompt: str = one_of("first", "sampled", "all")
 
@@ -164,7 +140,7 @@ class ChatSettings(Settings):
     api_price_prompt: float | None = within(0)
     api_price_completion: float | None = within(0)
     chat_instruction: str
-    representation: str = named_in(_representations)
+    representation: str = named_in("prompt.representation:REPRESENTATIONS")
     test_prompt: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:
@@ -177,12 +153,6 @@ class ChatSettings(Settings):
             )
 
 
-def _poolings() -> Iterable[str]:
-    from recbole_llara.recommender.text_encoder import POOLINGS
-
-    return POOLINGS
-
-
 @dataclass(frozen=True)
 class TextEncoderSettings(Settings):
     """MoRec's text encoder."""
@@ -190,7 +160,7 @@ class TextEncoderSettings(Settings):
     text_encoder_path: str
     text_encoder_tuning: str = one_of("frozen", "full")
     text_encoder_learning_rate: float = within(0, open_low=True)
-    text_pooling: str = named_in(_poolings)
+    text_pooling: str = named_in("recommender.text_encoder:POOLINGS")
     text_batch_size: int = within(1)
     max_title_tokens: int = within(1)
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_llara.config.protocol import EXCLUDE_RULES
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys
-
-EXCLUDE_RULES = ("user", "window")
 
 # Rounds of redrawing refused slots before a row is drawn exactly from the list of what is left to it.
 _REDRAWS = 16

@@ -1,7 +1,6 @@
 """The content of ``result.json``: what was run, on which rows and candidates, what came out, how sure, how long."""
 
 import json
-import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llara import __version__
 from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_secrets
 from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.evaluator.significance import wilson_interval
+from recbole_llara.utils.digests import json_ready
+from recbole_llara.utils.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")
 
@@ -105,19 +105,3 @@ def build_result(
         "command": command_line(),
         **facts,
     }
-
-
-def json_ready(value: Any) -> Any:
-    """Plain Python of ``value``: numpy numbers unwrapped, NaN and infinities None, anything unknown its ``str``."""
-    if value is None or type(value) in (str, bool, int):  # not their subclasses: an IntEnum shows its name
-        return value
-    if isinstance(value, np.generic):
-        return json_ready(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
-        entries = sorted(value, key=str) if isinstance(value, set | frozenset) else value
-        return [json_ready(entry) for entry in entries]
-    return str(value)

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from recbole_llara.config.secrets import shown
-from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError, nearest
 
+TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 NEEDS_CODE = "it needs code that does not come with transformers"
 

@@ -1,6 +1,6 @@
 """Rows to answers: the prompts of an LLM recommender, decoded as configured, and what they name."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,8 @@ from recbole_llara.llm.likelihood import score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.utils.hashing import numbers, row_keys
 
-if TYPE_CHECKING:
-    from recbole_llara.model.base import LLMRecommender
 
-
-def answer_rows(
-    model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor
-) -> CandidateAnswers:
+def answer_rows(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> CandidateAnswers:
     """Answer each row by the model's decoding.
 
     Candidates of one answer, as items of one title are, cannot be told apart: ``score`` and ``constrained`` take the one
@@ -52,7 +47,7 @@ def answer_rows(
     return CandidateAnswers(items=items, scores=scores, texts=_texts(model, items.tolist()))
 
 
-def _scores(model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _scores(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """[B, C] nats, as ``test_prompt`` says."""
     if model.test_prompt == "all":
         return score_under_every_template(model, history, candidates, rows)
@@ -61,9 +56,7 @@ def _scores(model: "LLMRecommender", history: torch.Tensor, candidates: torch.Te
     ).cpu()
 
 
-def shown_prompts(
-    model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor
-) -> EncodedPrompts:
+def shown_prompts(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> EncodedPrompts:
     """The prompts of an evaluation, on the model's device; under test_prompt ``all`` those of the first template.
 
     Args:
@@ -74,9 +67,7 @@ def shown_prompts(
     return _encode(model, history, candidates, template_index)
 
 
-def score_under_every_template(
-    model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def score_under_every_template(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Log-probabilities among the candidates, averaged over the domain's templates.
 
     The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row).
@@ -101,19 +92,17 @@ def score_under_every_template(
     return total / len(model.encoder.templates)
 
 
-def _encode(
-    model: "LLMRecommender", history: torch.Tensor, candidates: torch.Tensor, template_index: torch.Tensor
-) -> EncodedPrompts:
+def _encode(model: Any, history: torch.Tensor, candidates: torch.Tensor, template_index: torch.Tensor) -> EncodedPrompts:
     return model.encoder.encode(history, candidates, None, model.representation, template_index).to(model.device)
 
 
-def _context(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch.Tensor) -> tuple:
+def _context(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> tuple:
     """What the decodings over candidates read: LLM, embedded prompts, mask, positions, answers [B, C, A]."""
     answer_ids = model.encoder.answer_ids(candidates, model.representation).to(model.device)
     return model.llm, model.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids
 
 
-def generate_answers(model: "LLMRecommender", prompts: EncodedPrompts, candidates: torch.Tensor) -> CandidateAnswers:
+def generate_answers(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> CandidateAnswers:
     """Let the LLM write, greedily, and see which of the candidates [B, C] each text names.
 
     Args:
@@ -134,7 +123,7 @@ def generate_answers(model: "LLMRecommender", prompts: EncodedPrompts, candidate
     return CandidateAnswers(items=items, scores=None, texts=texts, outcomes=outcomes)
 
 
-def _spelt_answers(model: "LLMRecommender", answer_ids: torch.Tensor) -> list[list[str]]:
+def _spelt_answers(model: Any, answer_ids: torch.Tensor) -> list[list[str]]:
     """What the tokenizer makes of each candidate's answer [B, C, A], as it does of a generated one.
 
     Not the titles: some tokenizers lose a character, and no text that they spell would be such a title.
@@ -144,6 +133,6 @@ def _spelt_answers(model: "LLMRecommender", answer_ids: torch.Tensor) -> list[li
     return [spelt[start : start + count] for start in range(0, len(spelt), count)]
 
 
-def _texts(model: "LLMRecommender", items: list[int]) -> list[str]:
+def _texts(model: Any, items: list[int]) -> list[str]:
     """What names each item in an answer."""
     return [model.encoder.answer_text(item, model.representation) for item in items]

@@ -24,15 +24,15 @@ from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embe
 from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.llm.sharding import shard_frozen
 from recbole_llara.model.answering import answer_rows
-from recbole_llara.model.protocols import ChecksConfig
 from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates
-from recbole_llara.recommender.frozen import Recommender, prepare_recommender
+from recbole_llara.recommender.frozen import Recommender, TrainStock, prepare_recommender
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
+from recbole_llara.utils.protocols import ChecksConfig
 
 # RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
 REPLACED_KEYS = {
@@ -175,12 +175,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             )
 
     @classmethod
-    def from_data(cls, config: Any, data: PreparedData) -> "LLMRecommender":
-        """Make the model of a run, its frozen recommender trained or taken from the cache where one is needed."""
+    def from_data(cls, config: Any, data: PreparedData, train: TrainStock) -> "LLMRecommender":
+        """Make the model of a run, its frozen recommender trained by ``train`` or taken from the cache where one is needed."""
         ready = ready_llm(config, data)
         pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
-        return cls(config, data, prepare_recommender(config, data) if wanted else None, ready)
+        return cls(config, data, prepare_recommender(config, data, train) if wanted else None, ready)
 
     def facts(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``TellsFacts``."""

@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llara.config.settings import ContrastSettings, OptimSettings
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.llm.loading import hidden_states
+from recbole_llara.llm.pooling import masked_mean
 from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
-from recbole_llara.model.losses import in_batch_contrast, masked_mean
+from recbole_llara.model.losses import in_batch_contrast
 from recbole_llara.model.readiness import ReadyLLM
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation

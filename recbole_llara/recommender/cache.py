@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.evaluator.result import json_ready
+from recbole_llara.utils.digests import file_sha256, json_ready
 
 WEIGHTS, META = "model.safetensors", "meta.json"
 _WEIGHTS_SHA256, _META_SHA256 = "weights_sha256", "meta_sha256"
@@ -63,12 +63,6 @@ def check_seal(folder: Path) -> dict[str, Any]:
     if meta[_WEIGHTS_SHA256] != weights_sha256:
         raise DamagedEntry(f"{WEIGHTS} is not as it was written")
     return meta
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts_sha256(facts: Mapping[str, Any]) -> str:

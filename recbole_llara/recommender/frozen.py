@@ -6,7 +6,7 @@ depend on, so a second run with the same recommender trains nothing, and one wit
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -24,15 +24,16 @@ from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.evaluator.result import json_ready
-from recbole_llara.model.registry import make_recommender, numbered
-from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, check_seal, file_sha256, seal, unseal
-from recbole_llara.trainer.evaluation import stock_trainer_class
+from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, check_seal, seal, unseal
+from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.utils.atomic import sole_writer, write_folder
+from recbole_llara.utils.digests import file_sha256, json_ready
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.random_state import own_random_state
 
 FORMAT = 2  # raise it when the meaning of a cached folder changes
+# Trains a model by its own keys and rows into a file; returns ``best_epoch`` and ``metrics``. It stands above: ``trainer.stock``.
+TrainStock = Callable[[RunConfig, nn.Module, PreparedData, Path], dict[str, Any]]
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
 
@@ -66,7 +67,7 @@ class Recommender:
         return {**told, "training_seconds": round(self.seconds, 1)}
 
 
-def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:
+def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainStock) -> Recommender:
     """Get the frozen recommender of a run: from ``rec_checkpoint``, from the cache, or by training it now.
 
     It learns from all training rows and stops early on the run's own validation candidates. The caller's random
@@ -75,23 +76,24 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommende
     Args:
         config: the LLM's configuration; ``rec_model`` and keys with the prefix ``rec_`` describe the recommender.
         prepared: the run's data.
+        train: trains a stock recommender, where neither a checkpoint nor the cache has it.
 
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
-    return _prepare(config, prepared)[0]
+    return _prepare(config, prepared, train)[0]
 
 
-def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[nn.Module, RunConfig]:
+def recommender_model(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[nn.Module, RunConfig]:
     """The recommender of a run as a whole, as ``prepare_recommender`` gets it, and its own configuration.
 
     Args:
-        config, prepared: as for ``prepare_recommender``.
+        config, prepared, train: as for ``prepare_recommender``.
     """
-    return _prepare(config, prepared)[1].eval(), config.for_recommender()
+    return _prepare(config, prepared, train)[1].eval(), config.for_recommender()
 
 
-def _prepare(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
+def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[Recommender, nn.Module]:
     """What an LLM sees of its recommender, and the recommender."""
     rec_config = config.for_recommender()
     if config["rec_checkpoint"]:
@@ -103,7 +105,7 @@ def _prepare(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn
     name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
     path = Path(rec_config["checkpoint_dir"]) / "recommenders" / name
     with sole_writer(path):  # runs started together wait for the one that trains
-        meta, seconds = _from_cache(path, rec_config, numbering, sha256)
+        meta, seconds = _from_cache(path, rec_config, numbering, sha256, train)
         model = _build_model(rec_config, prepared)
         load_stock_model(model, path / WEIGHTS, rec_config["model"])
     table, digest = item_embedding_table(model), meta["weights_sha256"]
@@ -170,7 +172,9 @@ def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
     return numbered(model, rec_config, data.train_data.dataset)
 
 
-def _from_cache(path: Path, rec_config: RunConfig, numbering: Numbering, sha256: str) -> tuple[dict[str, Any], float]:
+def _from_cache(
+    path: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock
+) -> tuple[dict[str, Any], float]:
     """The facts of the cached recommender, trained now where there is none, and the seconds spent on that."""
     if path.exists():
         try:
@@ -182,34 +186,30 @@ def _from_cache(path: Path, rec_config: RunConfig, numbering: Numbering, sha256:
             return meta, 0.0
     getLogger().info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
     started = perf_counter()
-    write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256))
+    write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256, train))
     return unseal(path, sha256), perf_counter() - started
 
 
-def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str) -> None:
+def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock) -> None:
     """Train a recommender into an empty folder."""
     started = perf_counter()
     # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
     data = prepare_data(rec_config, numbering)
     model = _build_model(rec_config, data)
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        trainer = stock_trainer_class(rec_config)(rec_config, model)
-        trainer.saved_model_file = str(folder / WEIGHTS)
-        show_progress = bool(rec_config["show_progress"])
-        _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
-        test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
+        trained = train(rec_config, model, data, folder / WEIGHTS)
     seconds = perf_counter() - started
     facts = {
         "model": rec_config["model"],
         "dataset": rec_config["dataset"],
         "sha256": sha256,
-        "best_epoch": trainer.best_epoch,
-        "metrics": {"valid": valid or {}, "test": test},
+        "best_epoch": trained["best_epoch"],
+        "metrics": trained["metrics"],
         "candidate_sha256": data.candidate_sha256,
         "training_seconds": round(seconds, 1),
     }
     seal(folder, facts)
-    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(test)}")
+    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
 
 
 def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:

@@ -15,11 +15,11 @@ from recbole_llara.config.checks import check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.llm.projector import Projector
-from recbole_llara.model.protocols import ChecksConfig
-from recbole_llara.model.registry import make_recommender
 from recbole_llara.recommender.frozen import has_mask_token, item_embedding_table
+from recbole_llara.recommender.stock import make_recommender
 from recbole_llara.recommender.text_encoder import TextEncoder, Titles, cached_features, encode_all
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.protocols import ChecksConfig
 
 
 class TextItemEmbedding(nn.Module):

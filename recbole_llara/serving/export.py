@@ -145,7 +145,7 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
         PromptSettings,
         RecommenderSettings,
     )
-    from recbole_llara.evaluator.result import json_ready
+    from recbole_llara.utils.digests import json_ready
 
     kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
     names = {setting.name for kind in kinds for setting in fields(kind)} - {"resume", "checkpoint", "rec_checkpoint"}

@@ -14,6 +14,7 @@ from recbole_llara.checkpoint.llm_weights import load_llm_recommender
 from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.checkpoint.stock_weights import load_stock_model
+from recbole_llara.config.models import is_ours
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
@@ -21,13 +22,15 @@ from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.model.answering import generate_answers, shown_prompts
-from recbole_llara.model.registry import build_model, is_ours
+from recbole_llara.model.build import build_model
 from recbole_llara.prompt.encoded import EncodedPrompts
-from recbole_llara.recommender.cache import WEIGHTS, file_sha256
+from recbole_llara.recommender.cache import WEIGHTS
 from recbole_llara.recommender.frozen import recommender_model
 from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.serving.retrieval import Retriever, padded
+from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
+from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
 
 Name = str | int
@@ -235,7 +238,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
     data = prepare_data(config, read_numbering(checkpoint, "run"))
-    model = build_model(config, data)
+    model = build_model(config, data, train_stock)
     if is_ours(request.model):
         load_llm_recommender(model, checkpoint)
     else:
@@ -276,7 +279,7 @@ def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
         data: what ``prepare_data`` returned.
         model: as trained.
     """
-    stock, stock_config = recommender_model(config, data) if is_ours(config["model"]) else (model, config)
+    stock, stock_config = recommender_model(config, data, train_stock) if is_ours(config["model"]) else (model, config)
     return LoadedRun(config, data, model.eval(), Retriever(stock, stock_config, data.sampler.n_items))
 
 

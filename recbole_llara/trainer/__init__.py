@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_llara.model.registry import is_ours
+from recbole_llara.config.models import is_ours
 
 
 def get_trainer(config: Any, model: nn.Module) -> Any:
@@ -18,6 +18,6 @@ def get_trainer(config: Any, model: nn.Module) -> Any:
         from recbole_llara.trainer.trainer import LLMTrainer
 
         return LLMTrainer(config, model)
-    from recbole_llara.trainer.evaluation import stock_trainer_class
+    from recbole_llara.trainer.stock import stock_trainer_class
 
     return stock_trainer_class(config)(config, model)

@@ -12,14 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.data.interaction import Interaction
-from recbole.utils import calculate_valid_score, get_trainer
+from recbole.utils import calculate_valid_score
 
-from recbole_llara.checkpoint.stock_weights import StockCheckpointMixin
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
-from recbole_llara.utils.errors import Diverged, UserError
+from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
 
 
@@ -29,14 +28,6 @@ class AnswersCandidates(Protocol):
 
     def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
         """Answer each row of ``interaction`` from its candidates."""
-
-
-@runtime_checkable
-class GroupsParameters(Protocol):
-    """A model whose parts learn at different rates."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The groups as torch's optimisers take them; a group without ``lr`` learns at ``learning_rate``."""
 
 
 class CandidateEvaluationMixin:
@@ -176,31 +167,6 @@ class CandidateEvaluationMixin:
                 return self.model.predict(pairs).view_as(candidates)
             return self._spilt_predict(pairs, len(pairs)).view_as(candidates)
         return scores.gather(1, candidates)
-
-
-def stock_trainer_class(config: Any) -> type:
-    """RecBole's own trainer of a stock model, evaluating over candidates and keeping safetensors checkpoints.
-
-    Args:
-        config: a RecBole Config; ``model`` and ``MODEL_TYPE`` choose the trainer.
-    """
-
-    class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
-        """RecBole's trainer with candidates and safe checkpoints."""
-
-        def __init__(self, config: Any, model: torch.nn.Module) -> None:
-            super().__init__(config.shown(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
-
-        def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-            if isinstance(self.model, GroupsParameters):
-                kwargs.setdefault("params", self.model.parameter_groups())
-            return super()._build_optimizer(**kwargs)
-
-        def _check_nan(self, loss: torch.Tensor) -> None:
-            if torch.isnan(loss):
-                raise Diverged(f"training: the loss is {loss.item()}, expected a number; try a smaller learning_rate")
-
-    return StockTrainer
 
 
 def _check_targets(rows: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> None:

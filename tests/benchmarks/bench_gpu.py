@@ -32,11 +32,11 @@ from recbole_llara.llm.generation import decode_constrained, decode_generate
 from recbole_llara.llm.hybrid import merge_item_embeddings
 from recbole_llara.llm.item_tokens import ItemTokens
 from recbole_llara.llm.likelihood import score_candidates
+from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
 from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embeddings, tune
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
-from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 
 SHAPES = {  # hidden, intermediate, layers, heads
     "7b": (4096, 11008, 32, 32),

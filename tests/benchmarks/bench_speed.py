@@ -33,8 +33,9 @@ from recbole_llara.llm.answer_tree import build_trie
 from recbole_llara.llm.compilation import uncompiled
 from recbole_llara.llm.loading import causal_lm, decoder_blocks
 from recbole_llara.model.base import LLMRecommender, TrainingRows
-from recbole_llara.model.registry import build_model
+from recbole_llara.model.build import build_model
 from recbole_llara.trainer import get_trainer
+from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu
 
 # The columns: keys of LLaRA over the embedded LLM.
@@ -74,7 +75,7 @@ def set_up(keys: dict[str, Any]) -> Setup:
     common = {"protocol": "leave_one_out", "item_embeddings": "random", "strategy": "direct", "lora_dropout": 0.0}
     config = RunConfig("LLaRA", "ml-100k", config_dict={**common, "max_train_rows": 8192, "max_eval_rows": 256, **keys})
     data = prepare_data(config)
-    model = build_model(config, data)
+    model = build_model(config, data, train_stock)
     model.item_tokens.item_embeddings.requires_grad_(False)
     trainer = get_trainer(config, model)
     trainer._enter(0, len(data.train_data))

@@ -15,6 +15,7 @@ from recbole_llara.checkpoint.recbole_weights import load_recbole_checkpoint
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 
 
@@ -88,9 +89,9 @@ def test_stock_recbole_itself_writes_the_same_kind(toy, tmp_path, monkeypatch):
     keys = {**toy, "rec_checkpoint": str(tmp_path / "stock.pth")}
     run = RunConfig("LLaRA", "toy", config_dict=keys)
     with pytest.raises(UserError, match=r"position_embedding.weight: \[50, 64\] there, \[10, 64\] here.*MAX_ITEM_LIST_LENGTH"):
-        prepare_recommender(run, prepare_data(run))
+        prepare_recommender(run, prepare_data(run), train_stock)
     run = RunConfig("LLaRA", "toy", config_dict={**keys, "MAX_ITEM_LIST_LENGTH": 50})
-    recommender = prepare_recommender(run, prepare_data(run))
+    recommender = prepare_recommender(run, prepare_data(run), train_stock)
     assert torch.equal(recommender.item_embeddings, trainer.model.item_embedding.weight)
     assert (recommender.best_epoch, recommender.metrics) == (0, {})
 
@@ -124,10 +125,10 @@ def test_other_filters_are_refused(toy, write, key, value):
     path, _ = write(**{key: value})
     run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
     with pytest.raises(UserError, match=f"was trained with {key} .*set {key} as it was"):
-        prepare_recommender(run, prepare_data(run))
+        prepare_recommender(run, prepare_data(run), train_stock)
     told = value.replace(" ", "") if isinstance(value, str) else value
     run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path), key: told})
-    assert prepare_recommender(run, prepare_data(run)).best_epoch == 3
+    assert prepare_recommender(run, prepare_data(run), train_stock).best_epoch == 3
 
 
 class _Calls:

@@ -14,16 +14,18 @@ from toy_run import toy_keys
 import recbole_llara
 from recbole_llara.config import keys
 from recbole_llara.config.keys import FROM_RUN, FromRun, from_run, known_keys, recommender_keys
+from recbole_llara.config.models import BASELINES, MODELS, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.demo import __main__ as demo
 from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.loading import load_llm
-from recbole_llara.model.registry import BASELINES, MODELS, build_model, stock_models
+from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.serving import __main__ as recommend
 from recbole_llara.serving import export
+from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped, UserError
 
@@ -433,7 +435,7 @@ def test_rec_checkpoint_takes_a_stranger_s_recommender_without_its_attributes(pl
     )
     config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(given)})
     with pytest.raises(UserError, match="rec_checkpoint: .* is damaged"):
-        prepare_recommender(config, prepare_data(config))
+        prepare_recommender(config, prepare_data(config), train_stock)
     with pytest.raises(UserError, match="checkpoint"):
         planted = RunConfig("LLaRA", "toy", config_dict={**toy, "checkpoint": str(given)})
-        build_model(planted, prepare_data(planted))
+        build_model(planted, prepare_data(planted), train_stock)

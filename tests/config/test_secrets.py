@@ -14,10 +14,10 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara import cli
 from recbole_llara.config.keys import known_keys
+from recbole_llara.config.models import BASELINES, MODELS, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import SECRET_KEYS, is_secret, masked_text, masked_urls, shown, without_secrets
 from recbole_llara.evaluator.result import command_line
-from recbole_llara.model.registry import BASELINES, MODELS, stock_models
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.data.protocol import DataProtocol
+from recbole_llara.config.protocol import DataProtocol
 from recbole_llara.utils.errors import UserError
 
 

@@ -9,6 +9,7 @@ from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM, MambaConfi
 from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.llm import precision
+from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
 from recbole_llara.llm.loading import (
     block_linears,
     causal_lm,
@@ -19,7 +20,6 @@ from recbole_llara.llm.loading import (
     tune,
 )
 from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
-from recbole_llara.tiny_llama import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError
 
 TITLES = ["The Matrix", "Alien", "M", "Léon: The Professional", "千と千尋の神隠し"]

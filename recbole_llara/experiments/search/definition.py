@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llara import __version__
 from recbole_llara.config.keys import WITHOUT_EFFECT, question_keys
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, read_yaml
 from recbole_llara.data.numbering import data_digest
-from recbole_llara.evaluator.result import json_ready
 from recbole_llara.experiments.search.parameters import CHOICE, Parameter, read_parameters
 from recbole_llara.experiments.search.sampling import ALGORITHMS, EXHAUSTIVE, count_of
+from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError, nearest
+from recbole_llara.utils.version import __version__
 
 MAX_EVALS = 10  # of RecBole's run_hyper.py
 # A trial has these of its own.

@@ -20,16 +20,16 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from recbole_llara.checkpoint.run_folder import check_writable
-from recbole_llara.evaluator.result import json_ready
+from recbole_llara.config.models import is_ours
 from recbole_llara.experiments.search.definition import Search, spoken_values
 from recbole_llara.experiments.search.parameters import values_of
 from recbole_llara.experiments.search.report import write_best
 from recbole_llara.experiments.search.sampling import propose, space_of
 from recbole_llara.experiments.search.trial import Trial
 from recbole_llara.experiments.study.progress import Progress
-from recbole_llara.model.registry import is_ours
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.compat import prepare_cpu
+from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import Diverged, Stopped, UserError
 
 FILE, NAME, FACTS = "trials.sqlite", "search", "facts"

@@ -17,22 +17,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recbole_llara import __version__
 from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
+from recbole_llara.config.models import is_ours, replaces_item_table, stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.evaluator.result import json_ready
 from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.experiments.study.definition import EVALUATES, Study
 from recbole_llara.experiments.study.progress import Progress
-from recbole_llara.model.registry import is_ours, replaces_item_table, stock_models
+from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
-from recbole_llara.tiny_llama import TINY_LLAMA_DIR
+from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu
+from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.version import __version__
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
@@ -170,7 +171,7 @@ class StudyRun:
             return {}
         settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.study.asked}
         config = RunConfig("LLaRA", config_dict={**settings, "rec_model": model})
-        return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).path / WEIGHTS)}
+        return {"checkpoint": str(prepare_recommender(config, prepare_data(config), train_stock).path / WEIGHTS)}
 
     def _trained(self, source: Arm, arm: Arm) -> dict[str, str]:
         """The checkpoint of another arm, and of the recommender whose embeddings it reads."""

@@ -17,10 +17,10 @@ from recbole_llara.data.titles import load_catalogue
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.chat.client import AnswerCache, ChatAnswer, ChatClient, check_access
 from recbole_llara.model.chat.wrapping import read_answer, without_reasoning
-from recbole_llara.model.protocols import ChecksConfig
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.protocols import ChecksConfig
 
 CUT = {"length": "cut", "content_filter": "filtered"}  # finish_reason of a message that the endpoint ended -> its outcome
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.data.candidates import EXCLUDE_RULES
 from recbole_llara.utils.errors import UserError
 
 READY_MADE = "benchmark"
+EXCLUDE_RULES = ("user", "window")
 REPEATED_TARGETS = ("keep", "drop", "match")
 SPLIT_PROTOCOLS = ("user_time", "leave_one_out", READY_MADE)
 

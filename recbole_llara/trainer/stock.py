@@ -1,0 +1,65 @@
+"""Training a stock recommender by RecBole's own trainer, evaluating over candidates and keeping safetensors checkpoints."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from recbole.utils import get_trainer
+
+from recbole_llara.checkpoint.stock_weights import StockCheckpointMixin
+from recbole_llara.data.dataset import PreparedData
+from recbole_llara.trainer.evaluation import CandidateEvaluationMixin
+from recbole_llara.utils.errors import Diverged
+
+
+@runtime_checkable
+class GroupsParameters(Protocol):
+    """A model whose parts learn at different rates."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups as torch's optimisers take them; a group without ``lr`` learns at ``learning_rate``."""
+
+
+def stock_trainer_class(config: Any) -> type:
+    """RecBole's own trainer of a stock model, evaluating over candidates and keeping safetensors checkpoints.
+
+    Args:
+        config: a RecBole Config; ``model`` and ``MODEL_TYPE`` choose the trainer.
+    """
+
+    class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
+        """RecBole's trainer with candidates and safe checkpoints."""
+
+        def __init__(self, config: Any, model: torch.nn.Module) -> None:
+            super().__init__(config.shown(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+
+        def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+            if isinstance(self.model, GroupsParameters):
+                kwargs.setdefault("params", self.model.parameter_groups())
+            return super()._build_optimizer(**kwargs)
+
+        def _check_nan(self, loss: torch.Tensor) -> None:
+            if torch.isnan(loss):
+                raise Diverged(f"training: the loss is {loss.item()}, expected a number; try a smaller learning_rate")
+
+    return StockTrainer
+
+
+def train_stock(config: Any, model: torch.nn.Module, data: PreparedData, weights: Path) -> dict[str, Any]:
+    """Train a stock recommender into one file, its best epoch's weights, and measure those on the test rows.
+
+    Args:
+        config: its own RunConfig.
+        model: as RecBole makes it.
+        data: its rows.
+        weights: the file.
+
+    Returns:
+        ``best_epoch``, counted from 0, and ``metrics``: RecBole's, of ``valid`` and ``test``.
+    """
+    trainer = stock_trainer_class(config)(config, model)
+    trainer.saved_model_file = str(weights)
+    show_progress = bool(config["show_progress"])
+    _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
+    test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
+    return {"best_epoch": trainer.best_epoch, "metrics": {"valid": valid or {}, "test": test}}
