@@ -14,7 +14,7 @@ from recbole.utils import calculate_valid_score, init_logger, init_seed
 from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
 from recbole_llara.checkpoint.training_state import remove_states, state_numbering
-from recbole_llara.config.models import is_ours
+from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
@@ -68,7 +68,7 @@ def run_recbole_llara(
             logger.info(note)
         if config["dataset_warning"]:
             logger.warning(f"dataset {config['dataset']}: {config['dataset_warning']}")
-        if is_ours(config["model"]):
+        if is_llm_recommender(config["model"]):
             return _run(config, logger, processes)
         if processes.count > 1:
             logger.info(f"{config['model']} is trained by process 0 alone, the other {processes.count - 1} wait")
@@ -104,7 +104,7 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
         try:
             yield folder
         except KeyboardInterrupt as stop:
-            if str(stop) or not is_ours(config["model"]):
+            if str(stop) or not is_llm_recommender(config["model"]):
                 raise
             number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
             command = resume_command(folder.path, config.external_config_dict)
@@ -127,7 +127,7 @@ def _train_and_measure(
             data.test_data, load_best_model=True, model_file=config["checkpoint"], show_progress=bool(config["show_progress"])
         )
     timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
-    if is_ours(config["model"]):
+    if is_llm_recommender(config["model"]):
         _add_training_times(trainer, timings)
     metrics = {"valid": best_valid_result or {}, "test": test_result}
     facts = trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}
@@ -209,7 +209,7 @@ def _write(
     titles = item_tokens if data.catalogue is None else data.catalogue.titles
     records = cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles)
     cases_file = folder.write_records("cases.jsonl", records)
-    if is_ours(config["model"]) and trainer.progress.training_log:
+    if is_llm_recommender(config["model"]) and trainer.progress.training_log:
         folder.write_records("training.jsonl", trainer.progress.training_log)
     if full_rank_records is not None:
         folder.write_records("full_rank.jsonl", full_rank_records)

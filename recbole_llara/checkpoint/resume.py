@@ -16,8 +16,8 @@ import yaml
 
 from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder
 from recbole_llara.config.keys import WITHOUT_EFFECT, FromRun, from_run
-from recbole_llara.config.models import is_ours
-from recbole_llara.config.secrets import shown, without_secrets
+from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 from recbole_llara.utils.digests import json_ready
@@ -86,7 +86,7 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
     refused |= {key: value for key, value in placed.items() if not _leads_into(value, run)}
     if refused:
         raise UserError(
-            f"run: {run / REQUEST} sets {', '.join(f'{key} to {shown(value)}' for key, value in refused.items())}, expected from "
+            f"run: {run / REQUEST} sets {', '.join(f'{key} to {redacted(value)}' for key, value in refused.items())}, expected from "
             "the caller: the folder of a run may come from a stranger, and these keys run code, reach the network or write files. If "
             "you want them so, give them yourself: "
             f"{_arguments(refused)}; else give others"
@@ -162,13 +162,13 @@ def _asked(run: Path) -> dict[str, Any]:
     asked = {"relative": {}, **_read(run / REQUEST)}
     for name, kind in (("model", str), ("dataset", str), ("keys", dict), ("relative", dict)):
         if not isinstance(asked.get(name), kind):
-            raise UserError(f"run: {run / REQUEST} has {name} {shown(asked.get(name))}, expected a {kind.__name__}")
+            raise UserError(f"run: {run / REQUEST} has {name} {redacted(asked.get(name))}, expected a {kind.__name__}")
     for key in asked["keys"]:
         if not isinstance(key, str):
             raise UserError(f"run: {run / REQUEST} has the key {key!r}, expected a text")
     for key, name in asked["relative"].items():
         if not isinstance(key, str) or from_run(key) is not FromRun.PATH or not isinstance(name, str):
-            raise UserError(f"run: {run / REQUEST} places {key!r} at {shown(name)}, expected a path within the folder")
+            raise UserError(f"run: {run / REQUEST} places {key!r} at {redacted(name)}, expected a path within the folder")
     return asked
 
 
@@ -186,7 +186,7 @@ def folder_to_resume(config: Any) -> RunFolder | None:
     wanted = config["resume"]
     if not wanted:
         return None
-    if not is_ours(config["model"]):
+    if not is_llm_recommender(config["model"]):
         raise UserError(f"resume: found {wanted!r} with {config['model']}, which keeps no training states; start it again")
     here = _compared(json_ready(without_secrets(config.final_config_dict)))
     if wanted != AUTO:

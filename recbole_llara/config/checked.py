@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol, Self
 
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.secrets import shown
+from recbole_llara.config.secrets import redacted
 from recbole_llara.utils.errors import UserError, nearest
 
 
@@ -111,16 +111,16 @@ def check_value(key: str, value: Any, kinds: tuple[Any, ...], metadata: Mapping[
             continue
     else:
         expected = " or ".join(_type_name(kind) for kind in kinds)
-        raise UserError(f"{key}: found {shown(value)} ({type(value).__name__}), expected {expected}")
+        raise UserError(f"{key}: found {redacted(value)} ({type(value).__name__}), expected {expected}")
     elements = converted if isinstance(converted, tuple) else (converted,)
     for element in elements:
         if element is None:
             continue
         if "range" in metadata and element not in metadata["range"]:
-            raise UserError(f"{key}: found {shown(element)}, expected a number {metadata['range']}")
+            raise UserError(f"{key}: found {redacted(element)}, expected a number {metadata['range']}")
         if "names" in metadata and element not in tuple(metadata["names"]()):
             names = tuple(metadata["names"]())
-            raise UserError(f"{key}: found {shown(element)}, expected one of {', '.join(names)}; {nearest(element, names)}")
+            raise UserError(f"{key}: found {redacted(element)}, expected one of {', '.join(names)}; {nearest(element, names)}")
     return converted
 
 

@@ -41,7 +41,7 @@ def stock_models() -> dict[str, type]:
     }
 
 
-def is_ours(name: str) -> bool:
+def is_llm_recommender(name: str) -> bool:
     """Whether a name is one of this package's LLM recommenders: others are trained as RecBole's own."""
     return name in MODELS
 

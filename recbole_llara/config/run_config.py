@@ -27,7 +27,7 @@ from recbole_llara.config.checks import (
 )
 from recbole_llara.config.hyper_parameters import check_hyper_parameters
 from recbole_llara.config.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
-from recbole_llara.config.models import is_ours, replaces_item_table, resolve_model
+from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.protocol import READY_MADE, DataProtocol
 from recbole_llara.config.recbole_settings import check_column_lists, check_recbole_keys
@@ -90,12 +90,12 @@ class RunConfig(Config):
         if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
         ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
-        for settings in (DataSettings, *(ours if is_ours(self.model) else (TrainingSettings,))):
+        for settings in (DataSettings, *(ours if is_llm_recommender(self.model) else (TrainingSettings,))):
             settings.from_config(self)
         if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)
         check_paths(self.final_config_dict)
-        if is_ours(self.model):
+        if is_llm_recommender(self.model):
             self.for_recommender()  # before anything is done for a recommender that cannot be
 
     def for_recommender(self) -> "RunConfig":
@@ -118,14 +118,14 @@ class RunConfig(Config):
             is_own = str(error).partition(":")[0] in own
             raise UserError(f"{REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
 
-    def shown(self) -> "RunConfig":
+    def redacted(self) -> "RunConfig":
         """A copy whose values hold no secrets, for logs."""
         other = copy.copy(self)
         other.final_config_dict = without_secrets(self.final_config_dict)
         return other
 
     def __str__(self) -> str:
-        return Config.__str__(self.shown())
+        return Config.__str__(self.redacted())
 
     # --- where values come from ----------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class RunConfig(Config):
             self.internal_config_dict["train_neg_sample_args"] = None
         self._layer("overall")
         is_tiny = False
-        if is_ours(model):
+        if is_llm_recommender(model):
             self._layer("llm_recommender")
             llm_path = {**self.internal_config_dict, **_layer_values(f"model/{model}"), **self.external_config_dict}["llm_path"]
             is_tiny = llm_path == "tiny"
@@ -207,9 +207,9 @@ class RunConfig(Config):
             self.internal_config_dict["load_col"] = {**load_col, **(self.internal_config_dict["load_col"] or {})}
         self._name_columns()
         self._fit_protocol(self._value("protocol"))
-        rec_model = checked_recommender(self._value("rec_model")) if is_ours(model) else None
+        rec_model = checked_recommender(self._value("rec_model")) if is_llm_recommender(model) else None
         check_keys(self._sources, known_keys(model, rec_model, inner))
-        if not is_ours(model):
+        if not is_llm_recommender(model):
             check_hyper_parameters(self.external_config_dict, self.internal_config_dict, model_keys(base))
 
     def _name_columns(self) -> None:
@@ -264,7 +264,7 @@ class RunConfig(Config):
         for key in ("metrics", "topk"):  # RecBole takes one value for a list of one
             if isinstance(final[key], str if key == "metrics" else int):
                 final[key] = [final[key]]
-        if is_ours(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
+        if is_llm_recommender(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)

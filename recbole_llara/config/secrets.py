@@ -81,6 +81,6 @@ def masked_text(text: str) -> str:
     return _NAMED_VALUE.sub(rf"\g<1>{MASK}", masked_urls(text))
 
 
-def shown(value: Any) -> str:
+def redacted(value: Any) -> str:
     """A value as a message quotes it: its ``repr`` without secrets."""
     return masked_text(repr(without_secrets(value)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from recbole_llara.config.secrets import MASK, is_secret, shown
+from recbole_llara.config.secrets import MASK, is_secret, redacted
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text_files import is_text
 
@@ -91,7 +91,7 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
     for argument in argv:
         match = _ARGUMENT.fullmatch(argument)
         if match is None:
-            raise UserError(f"command line: found {shown(argument)}, expected --key=value")
+            raise UserError(f"command line: found {redacted(argument)}, expected --key=value")
         key, text = match.groups()
         if not is_text(text):
             raise UserError(
@@ -99,7 +99,7 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
                 "set PYTHONUTF8=1, or LC_ALL to a locale of UTF-8"
             )
         if texts.setdefault(key, text) != text:
-            first, second = (MASK, MASK) if is_secret(key) else (shown(texts[key]), shown(text))
+            first, second = (MASK, MASK) if is_secret(key) else (redacted(texts[key]), redacted(text))
             raise UserError(f"command line: --{key} is given twice, as {first} and as {second}")
     return {key: parse_value(text) for key, text in texts.items()}
 

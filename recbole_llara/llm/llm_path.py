@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from recbole_llara.config.secrets import shown
+from recbole_llara.config.secrets import redacted
 from recbole_llara.utils.errors import UserError, nearest
 
 TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
@@ -39,7 +39,7 @@ def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Path | str:
         return folder
     is_below_a_folder = folder.parent != Path() and folder.parent.is_dir()
     if folder.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
-        raise UserError(f"{key} is {shown(llm_path)}: no such folder. {describe_expected(llm_path)}")
+        raise UserError(f"{key} is {redacted(llm_path)}: no such folder. {describe_expected(llm_path)}")
     return llm_path
 
 

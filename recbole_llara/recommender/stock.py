@@ -6,7 +6,7 @@ from torch import nn
 
 from recbole_llara.checkpoint.identity import training_digest
 from recbole_llara.config.keys import answering_keys
-from recbole_llara.config.models import is_ours, replaces_item_table, resolve_model, stock_models
+from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
@@ -66,7 +66,7 @@ def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])
     model.training_digest = model.trained_on = training_digest(dataset)
-    if not is_ours(name):
+    if not is_llm_recommender(name):
         keys = answering_keys(name, config["rec_model"] if replaces_item_table(name) else None)
         own = model.identity() if isinstance(model, TellsIdentity) else {}
         model.belongs_to = json_ready({**{key: config[key] for key in sorted(keys)}, **own})

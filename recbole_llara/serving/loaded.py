@@ -14,7 +14,7 @@ from recbole_llara.checkpoint.llm_weights import load_llm_recommender
 from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.checkpoint.stock_weights import load_stock_model
-from recbole_llara.config.models import is_ours
+from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
@@ -67,7 +67,7 @@ class LoadedRun:
 
     def __init__(self, config: Any, data: PreparedData, model: nn.Module, retriever: Retriever) -> None:
         self.config, self.data, self.model, self.retriever = config, data, model, retriever
-        self.is_llm = is_ours(config["model"])
+        self.is_llm = is_llm_recommender(config["model"])
         dataset = data.dataset
         ids = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         self.names = ItemNames(ids, ids if data.catalogue is None else data.catalogue.titles)
@@ -233,13 +233,15 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
-    if is_ours(request.model):
+    if is_llm_recommender(request.model):
         settled |= {"decoding": "score", "torch_compile": False, **_own_recommender(path, {**request.keys, **keys})}
     config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
-    checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_ours(request.model) else "checkpoint.safetensors"))
+    checkpoint = Path(
+        config["checkpoint"] or path / ("checkpoint" if is_llm_recommender(request.model) else "checkpoint.safetensors")
+    )
     data = prepare_data(config, read_numbering(checkpoint, "run"))
     model = build_model(config, data, train_stock)
-    if is_ours(request.model):
+    if is_llm_recommender(request.model):
         load_llm_recommender(model, checkpoint)
     else:
         load_stock_model(model, checkpoint, request.model)
@@ -279,7 +281,9 @@ def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
         data: what ``prepare_data`` returned.
         model: as trained.
     """
-    stock, stock_config = recommender_model(config, data, train_stock) if is_ours(config["model"]) else (model, config)
+    stock, stock_config = (
+        recommender_model(config, data, train_stock) if is_llm_recommender(config["model"]) else (model, config)
+    )
     return LoadedRun(config, data, model.eval(), Retriever(stock, stock_config, data.sampler.n_items))
 
 

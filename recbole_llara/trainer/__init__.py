@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_llara.config.models import is_ours
+from recbole_llara.config.models import is_llm_recommender
 
 
 def get_trainer(config: Any, model: nn.Module) -> Any:
@@ -14,7 +14,7 @@ def get_trainer(config: Any, model: nn.Module) -> Any:
         config: the run's RunConfig.
         model: what ``build_model`` made of it.
     """
-    if is_ours(config["model"]):
+    if is_llm_recommender(config["model"]):
         from recbole_llara.trainer.trainer import LLMTrainer
 
         return LLMTrainer(config, model)

@@ -31,7 +31,7 @@ def stock_trainer_class(config: Any) -> type:
         """RecBole's trainer with candidates and safe checkpoints."""
 
         def __init__(self, config: Any, model: torch.nn.Module) -> None:
-            super().__init__(config.shown(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+            super().__init__(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
 
         def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
             if isinstance(self.model, GroupsParameters):

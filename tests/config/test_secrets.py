@@ -16,7 +16,7 @@ from recbole_llara import cli
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import BASELINES, MODELS, stock_models
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.secrets import SECRET_KEYS, is_secret, masked_text, masked_urls, shown, without_secrets
+from recbole_llara.config.secrets import SECRET_KEYS, is_secret, masked_text, masked_urls, redacted, without_secrets
 from recbole_llara.evaluator.result import command_line
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError
@@ -194,7 +194,7 @@ def test_no_ordinary_key_is_taken_for_a_secret():
 
 def test_what_is_no_secret_stays():
     plain = {"a": [1, {"b": "https://host/v1?page=2&monkey=3"}], "titles": ("Basic Instinct", "user@host"), "n": None}
-    assert without_secrets(plain) == plain and shown(plain) == repr(plain)
+    assert without_secrets(plain) == plain and redacted(plain) == repr(plain)
     assert masked_urls("see http://host:80/a@b?x=1#token=y") == "see http://host:80/a@b?x=1#token=y"
     assert masked_urls("'https://u:p@ss@host/?sig=abc'") == "'https://***@host/?sig=***'"
     assert masked_text("{api_key: abc, max_tokens: 3}") == "{api_key: ***, max_tokens: 3}"

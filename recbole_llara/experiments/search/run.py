@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from recbole_llara.checkpoint.run_folder import check_writable
-from recbole_llara.config.models import is_ours
+from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.experiments.search.definition import Search, spoken_values
 from recbole_llara.experiments.search.parameters import values_of
 from recbole_llara.experiments.search.report import write_best
@@ -138,7 +138,7 @@ class SearchRun:
         """Run a trial; one that diverges or wants more memory than there is has failed, and the search goes on."""
         search, started = self.search, perf_counter()
         keys = search.keys_of(values)
-        if is_ours(search.model) and not keys.get("checkpoint"):  # one that was killed goes on from its last state
+        if is_llm_recommender(search.model) and not keys.get("checkpoint"):  # one that was killed goes on from its last state
             keys["resume"] = "auto"
         try:
             result = run_recbole_llara(model=search.model, dataset=search.dataset, config_dict=keys)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
-from recbole_llara.config.models import is_ours, replaces_item_table, stock_models
+from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
@@ -113,7 +113,7 @@ class StudyRun:
         model, values = self.study.model_of(arm.system), self._values(arm)
         with self._served(values):
             values |= self._checkpoint(arm)
-            if is_ours(model) and "checkpoint" not in values:  # one that a killed call has begun goes on
+            if is_llm_recommender(model) and "checkpoint" not in values:  # one that a killed call has begun goes on
                 values["resume"] = "auto"
             written = run_recbole_llara(model=model, config_dict=values)
         paths = {key: written[key] for key in PATHS}
@@ -189,7 +189,7 @@ class StudyRun:
         """The stock models whose item embeddings a system reads: they are run as trained for it."""
         study = self.study
         default = study.settings.get("rec_model", "SASRec")
-        ours = [name for name in study.systems if is_ours(study.model_of(name))]
+        ours = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
         return frozenset(study.keys_of(name).get("rec_model", default) for name in ours)
 
     # --- what is finished ----------------------------------------------------------------------
@@ -216,7 +216,7 @@ class StudyRun:
             model, values = self.study.model_of(arm.system), self._values(arm)
             config = self._config(model, values)
             keys: dict[str, Any] = {"run": config.final_config_dict}
-            if is_ours(model):
+            if is_llm_recommender(model):
                 keys["recommender"] = config.for_recommender().final_config_dict
             if values.get("api_base") == LOCAL:
                 keys["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
@@ -263,7 +263,7 @@ class StudyRun:
         for is_like in (
             lambda other: other.system == arm.system,
             lambda other: self.study.model_of(other.system) == model,
-            lambda other: is_ours(self.study.model_of(other.system)) == is_ours(model),
+            lambda other: is_llm_recommender(self.study.model_of(other.system)) == is_llm_recommender(model),
             lambda other: True,
         ):
             seconds = [value for other, value in known.items() if other.is_draw == arm.is_draw and is_like(other)]
@@ -277,7 +277,7 @@ def settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A model that learns as a recommender does takes the ``rec_`` keys besides, without their prefix.
     """
-    if is_ours(model):
+    if is_llm_recommender(model):
         return dict(settings)
     values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
     if model in stock_models() or replaces_item_table(model):
