@@ -115,7 +115,7 @@ def test_only_a_default_strategy_gives_way(keys):
 
 
 def test_shown_representations_are_each_stages_own_once(stages, monkeypatch):
-    def redacted(*arguments):
+    def shown(*arguments):
         monkeypatch.setattr("recbole_llara.prompt.curriculum.stages_of", lambda _: stages(*arguments))
         return [representation.name for representation in shown_representations(None)]
 
