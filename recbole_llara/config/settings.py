@@ -108,11 +108,12 @@ class PromptSettings(Settings):
     """How items stand in the prompt, and which task is learned when."""
 
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    easy_representation: str = named_in("prompt.representation:REPRESENTATIONS")
     stage_1_representation: str = named_in("prompt.representation:REPRESENTATIONS")
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
-    test_prompt: str = one_of("first", "sampled", "all")
+    eval_template: str = one_of("first", "sampled", "all")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class ChatSettings(Settings):
     api_price_completion: float | None = within(0)
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
-    test_prompt: str = one_of("first", "sampled")
+    eval_template: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:
         if not self.api_base.startswith(("http://", "https://")):

@@ -48,8 +48,8 @@ def answer_rows(model: Any, history: torch.Tensor, candidates: torch.Tensor, row
 
 
 def _scores(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[B, C] nats, as ``test_prompt`` says."""
-    if model.test_prompt == "all":
+    """[B, C] nats, as ``eval_template`` says."""
+    if model.eval_template == "all":
         return score_under_every_template(model, history, candidates, rows)
     return score_candidates(
         *_context(model, shown_prompts(model, history, candidates, rows), candidates), model.read_answers
@@ -57,12 +57,12 @@ def _scores(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: t
 
 
 def shown_prompts(model: Any, history: torch.Tensor, candidates: torch.Tensor, rows: torch.Tensor) -> EncodedPrompts:
-    """The prompts of an evaluation, on the model's device; under test_prompt ``all`` those of the first template.
+    """The prompts of an evaluation, on the model's device; under eval_template ``all`` those of the first template.
 
     Args:
         model, history, candidates, rows: as for ``answer_rows``.
     """
-    is_drawn = model.test_prompt == "sampled"
+    is_drawn = model.eval_template == "sampled"
     template_index = model.template_index(rows, "evaluation", 0) if is_drawn else torch.zeros_like(rows)
     return _encode(model, history, candidates, template_index)
 

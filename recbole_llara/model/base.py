@@ -119,7 +119,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         llm_settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
         self.decoding = EvaluationSettings.from_config(config).decoding
         self.representation = stages_of(config)[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
-        self.test_prompt = prompt.test_prompt
+        self.eval_template = prompt.eval_template
         self.seed = config["seed"]
         self.sampler: CandidateSampler = data.sampler
         self.recommender = recommender
@@ -168,9 +168,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
-        if prompt.test_prompt == "all" and decoding != "score":
+        if prompt.eval_template == "all" and decoding != "score":
             raise UserError(
-                f"test_prompt: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
+                f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
             )
 
