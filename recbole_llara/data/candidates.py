@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llara.config.protocol import EXCLUDE_RULES
+from recbole_llara.config.settings import EXCLUDE_RULES
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys
 

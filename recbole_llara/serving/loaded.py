@@ -214,7 +214,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
 
     Args:
         run: its folder, as ``saved/LLaRA-ml-100k-llara-seed2020-...``. It may come from a stranger: none of its code is run, and
-            what it asks for beside the values of the computation (``keys.FROM_RUN``) is refused.
+            what it asks for beside the values of the computation (see ``config.validation.FromRun``) is refused.
         keys: over the run's own, such as ``data_path`` or ``use_gpu``; those that change what was learned are refused by
             the checkpoint. ``llm_trust_remote_code=True`` with ``llm_path`` runs the code that comes with that LLM.
 
