@@ -7,7 +7,7 @@ from importlib import import_module
 
 from recbole_llara.utils.version import __version__
 
-_LAZY = {"run_recbole_llara": "recbole_llara.quick_start", "load": "recbole_llara.serving"}
+_LAZY = {"run_recbole_llara": "recbole_llara.quick_start", "load": "recbole_llara.serving.loaded"}
 __all__ = ["__version__", "load", "run_recbole_llara"]
 
 
