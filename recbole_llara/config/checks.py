@@ -9,7 +9,7 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metric_types, metrics_dict
 from recbole.utils import EvaluatorType
 
-from recbole_llara.config.models import stock_models
+from recbole_llara.config.models import recommenders
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.settings import EvaluationSettings
 from recbole_llara.utils.errors import UserError, nearest
@@ -44,14 +44,14 @@ def checked_protocol(name: Any) -> str:
 
 
 def checked_recommender(rec_model: Any) -> str:
-    """The name of a stock recommender.
+    """The name of a recommender that can be frozen: a stock one, or one that ``register_model`` added.
 
     Raises:
         UserError: it is not one.
     """
-    if not isinstance(rec_model, str) or rec_model not in stock_models():
-        hint = nearest(str(rec_model), stock_models())
-        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
+    if not isinstance(rec_model, str) or rec_model not in recommenders():
+        hint = nearest(str(rec_model), recommenders())
+        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model or a registered one; {hint}")
     return rec_model
 
 

@@ -15,6 +15,7 @@ from recbole_llara.checkpoint.resume import is_network_share, model_of, read_req
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
@@ -230,6 +231,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     # Answers are ranked by their likelihood, whatever decoding the run was measured by; one question should not wait for a compiler.
     settled = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
     settled["checkpoint_dir"] = PlainText(path.parent)
+    load_plugins(keys.get("plugins"))
     request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
