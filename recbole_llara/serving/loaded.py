@@ -24,7 +24,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.build import build_model
-from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.cache import WEIGHTS
 from recbole_llara.recommender.frozen import recommender_model
 from recbole_llara.serving.item_names import ItemNames
