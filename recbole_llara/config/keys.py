@@ -80,7 +80,7 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_batch_size", "eval_step"),
             *("eval_dtype", "decoding", "full_rank", "retrieve_k", "test_prompt"),
             # the recommender, the LLM, the prompts
-            *("rec_model", "item_embeddings", "item_embedding_size", "shuffle_item_embeddings"),
+            *("rec_model", "item_embedding_size", "shuffle_item_embeddings"),
             *("llm_dtype", "llm_quantization", "llm_tuning", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
             *("gradient_checkpointing", "torch_compile", "fsdp"),
             *("representation", "stage_1_representation", "strategy", "curriculum", "max_title_tokens", "chat_instruction"),
@@ -95,7 +95,9 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("use_gpu", "gpu_id", "worker", "state", "show_progress"),
         }
     ),
-    FromRun.PATH: frozenset({"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint"}),
+    FromRun.PATH: frozenset(
+        {"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint", "item_embeddings"}
+    ),
     FromRun.NEVER: frozenset(
         {
             "llm_trust_remote_code",

@@ -186,9 +186,17 @@ def own_defaults(name: str) -> Mapping[str, Any]:
     given = MODELS[name].defaults
     if given is not None:
         return read_yaml(given) if isinstance(given, Path) else given
-    file = getattr(sys.modules[resolve_model(name).__module__], "__file__", None)  # a notebook has none
-    beside = None if file is None else Path(file).with_suffix(".yaml")
+    code = own_code(name)
+    beside = None if code is None else code.with_suffix(".yaml")
     return read_yaml(beside) if beside is not None and beside.is_file() else {}
+
+
+def own_code(name: str) -> Path | None:
+    """The Python file of a registered model; None in a notebook, and for a model of this package or of RecBole."""
+    if name not in MODELS or name in _PACKAGED:
+        return None
+    file = getattr(sys.modules[resolve_model(name).__module__], "__file__", None)
+    return None if file is None else Path(file)
 
 
 def registered_defaults() -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
@@ -253,7 +254,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     """The key that names the recommender whose embeddings a run read; to train another would be minutes for nothing."""
     read = read_result(run).get("recommender")
-    if keys.get("rec_checkpoint"):
+    if keys.get("rec_checkpoint") or vectors_file(keys.get("item_embeddings")) is not None:
         return {}
     if not isinstance(read, dict) or not isinstance(read.get("path"), str):
         getLogger().warning("run: it read no recommender; items are proposed by rec_model, from the cache or trained now")
