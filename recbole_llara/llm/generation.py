@@ -10,8 +10,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from recbole_llara.llm.answer_tree import IGNORED_LABEL, build_trie, walk
+from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.likelihood import AnswerReader, check_prompts, score_candidates, trie_log_probs
-from recbole_llara.llm.loading import causal_lm
 from recbole_llara.prompt.plain_text import spell
 
 __all__ = ["answer_texts", "decode_constrained", "decode_generate", "score_candidates"]

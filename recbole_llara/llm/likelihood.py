@@ -1,13 +1,14 @@
 """Likelihoods of the candidates' answers: one pass over prompts and answers, or one for each candidate. RecBole-free."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
 
-from recbole_llara.llm.answer_tree import IGNORED_LABEL, AnswerTrie, build_trie
-from recbole_llara.llm.loading import causal_lm, input_embeddings
+from recbole_llara.llm.answer_tree import IGNORED_LABEL, AnswerTrie, build_trie, tree_masks
+from recbole_llara.llm.architecture import causal_lm, decoder_of, input_embeddings
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
 _LOGITS_AT_ONCE = 1 << 24
@@ -168,86 +169,125 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
     return torch.where(is_asked, picked, 0.0)
 
 
-def tree_masks(
-    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The masks under which prompts read what comes before, and nodes the prompt, their ancestors and themselves.
-
-    Layers that see less by themselves see as much less here: the tree and the window. transformers counts a window in
-    columns; behind a prompt these are the positions, in a tree they are not, so it is counted in positions.
-
-    Example, a prompt of 3 tokens, nodes ``a``, ``b`` (after ``a``) and ``c`` (another beginning), window 3::
-
-        position   0 1 2  3 4 3
-              a    . # #  # . .
-              b    . . #  # # .
-              c    . # #  . . #
-
-    Args:
-        attention_mask: [B, T] of the prompts.
-        visible: [B, Q, Q]
-        positions: [B, T + Q]
-
-    Returns:
-        [B, 1, T + Q, T + Q] bool, or what is added to the attention scores for eager attention; for an LLM whose layers are
-        of several types, as its config's ``layer_types`` says, one such mask for each type.
-
-    Raises:
-        ValueError: an attention that takes no such mask, or layers of another type.
-    """
-    config = model.config.get_text_config()
-    attention = config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise ValueError(f"its attention is {attention}, expected sdpa or eager")
-    tree = _tree_mask(attention_mask, visible)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
-        # As transformers reads such a config: one kind of layer throughout.
-        limits = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-        limited = [name for name, limit in limits.items() if getattr(config, limit, None) is not None]
-        return _as_added(tree & _reach(limited[0] if limited else "full_attention", config, positions), attention, dtype)
-    return {name: _as_added(tree & _reach(name, config, positions), attention, dtype) for name in sorted(set(layer_types))}
-
-
-def _tree_mask(attention_mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] bool, what an answer's tokens descend from."""
-    n_rows, n_prompt = attention_mask.shape
-    n_nodes = visible.shape[1]
-    mask = torch.zeros(n_rows, n_prompt + n_nodes, n_prompt + n_nodes, dtype=torch.bool, device=attention_mask.device)
-    mask[:, :, :n_prompt] = attention_mask.bool()[:, None]
-    mask[:, :n_prompt, :n_prompt].tril_()
-    mask[:, n_prompt:, n_prompt:] = visible
-    # Padding reads itself: a softmax over nothing is NaN, which no zero weight undoes.
-    mask.diagonal(dim1=1, dim2=2).fill_(True)
-    return mask
-
-
-def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] or [] bool, how far a layer of this type looks back.
-
-    Args:
-        positions: [B, T + Q]
-    """
-    query, key = positions[:, :, None], positions[:, None, :]
-    if layer_type == "full_attention":
-        return torch.ones((), dtype=torch.bool, device=positions.device)
-    if layer_type == "sliding_attention":
-        return query - key < config.sliding_window
-    if layer_type == "chunked_attention":
-        return query // config.attention_chunk_size == key // config.attention_chunk_size
-    raise ValueError(f"it has layers of type {layer_type}, expected full, sliding or chunked attention")
-
-
-def _as_added(mask: torch.Tensor, attention: str, dtype: torch.dtype) -> torch.Tensor:
-    """A mask [B, S, S] in the shape [B, 1, S, S] and the kind that this attention takes."""
-    if attention != "eager":
-        return mask[:, None]
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
-
-
 def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:
     """Raise where an answer would depend on chance or on the batch."""
     if llm.training:
         raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("a prompt ends in padding: expected prompts padded on the left")
+
+
+@dataclass(frozen=True)
+class AnswerPass:
+    """What one pass over prompts and answers gives.
+
+    Args:
+        sums: [B] float32, the NLL of each row's answer in nats.
+        counts: [B] int64, the number of its tokens.
+        states: [B, T, D] the decoder's last states, what the head reads; None unless they were asked for.
+    """
+
+    sums: torch.Tensor
+    counts: torch.Tensor
+    states: torch.Tensor | None
+
+
+def answer_pass(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    labels: torch.Tensor,
+    with_states: bool = False,
+) -> AnswerPass:
+    """Negative log-likelihood of each row's answer tokens, summed over the row.
+
+    The head runs on the columns from the first one that predicts a label of any row on, so that its cost is
+    B x K x V with K = the longest answer when prompts are padded on the left; padded on the right, the result
+    is the same and K grows to the width of the ragged edge. Models that take no ``logits_to_keep`` would need
+    the full B x T x V; all causal LMs of transformers 5 take it.
+
+    Args:
+        llm: a causal LM, wrapped by peft or not.
+        inputs_embeds: [B, T, D]
+        attention_mask: [B, T] 1 on tokens, 0 on padding.
+        position_ids: [B, T] 0 at the row's first token.
+        labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
+        with_states: whether to return the decoder's states too.
+
+    Raises:
+        ValueError: no row has a label, or a label stands in the first column, where nothing predicts it.
+    """
+    has_label = (labels != IGNORED_LABEL).any(0)  # [T]
+    if not bool(has_label.any()):
+        raise ValueError(
+            f"no answer token among labels of shape {tuple(labels.shape)}: expected at least one that is not {IGNORED_LABEL}"
+        )
+    first = int(has_label.int().argmax())
+    if first == 0:
+        raise ValueError("an answer token in the first column: expected a prompt before every answer")
+    n_tokens = labels.shape[1]
+    columns = torch.arange(first - 1, n_tokens - 1, device=inputs_embeds.device)  # [K]
+    model, states = causal_lm(llm), []
+    # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are dealt out.
+    hook = decoder_of(model).register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
+    try:
+        output = model(  # peft's own wrapper passes no inputs_embeds on to an MPT
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=columns,
+            use_cache=False,
+        )
+    finally:
+        hook.remove()
+    targets = labels[:, first:]  # [B, K]
+    # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
+    losses = F.cross_entropy(
+        output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    ).view_as(targets)  # [B, K]
+    return AnswerPass(losses.sum(1), (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
+
+
+def answer_loss(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """Mean negative log-likelihood over all answer tokens of the batch, as Hugging Face's ``labels=`` gives it.
+
+    ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). Rows with long
+    answers weigh more than rows with short ones; ``answer_pass`` gives the parts for any other mean, and for an
+    exact mean over several micro-batches.
+
+    Args and raises: as ``answer_pass``.
+
+    Returns:
+        A scalar, float32.
+    """
+    answers = answer_pass(llm, inputs_embeds, attention_mask, position_ids, labels)
+    return answers.sums.sum() / answers.counts.sum()
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of the states that a mask keeps, in float32.
+
+    Args:
+        states: [B, T, D]
+        mask: [B, T] bool, at least one True a row.
+
+    Returns:
+        [B, D]
+
+    Raises:
+        ValueError: a row keeps nothing.
+    """
+    counts = mask.sum(1, keepdim=True)  # [B, 1]
+    if bool((counts == 0).any()):
+        row = int((counts[:, 0] == 0).nonzero()[0])
+        raise ValueError(f"row {row} has no token to average: expected at least one in a mask of shape {tuple(mask.shape)}")
+    rows, columns = mask.nonzero(as_tuple=True)  # few of the T: only these are read, and only these get a gradient
+    sums = torch.zeros(mask.shape[0], states.shape[2], device=states.device)
+    return sums.index_add(0, rows, states[rows, columns].float()) / counts

@@ -7,7 +7,7 @@ import torch
 
 from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.llm.compilation import uncompiled
+from recbole_llara.llm.architecture import uncompiled
 from recbole_llara.llm.generation import answer_texts, decode_constrained, decode_generate
 from recbole_llara.llm.likelihood import score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts

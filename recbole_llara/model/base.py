@@ -14,17 +14,14 @@ from recbole_llara.config.settings import EvaluationSettings, LLMSettings, Promp
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.llm.answer_loss import AnswerPass, answer_pass
-from recbole_llara.llm.attention import training_attention
-from recbole_llara.llm.compilation import compile_blocks
-from recbole_llara.llm.dropout import token_keys
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.item_tokens import ItemTokens, centred, shuffled
-from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embeddings
-from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
-from recbole_llara.llm.sharding import shard_frozen
+from recbole_llara.llm.adapters import token_keys
+from recbole_llara.llm.architecture import causal_lm, compile_blocks, embedded_vocabulary, input_embeddings, shard_frozen
+from recbole_llara.llm.cpu import training_attention
+from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
+from recbole_llara.llm.likelihood import AnswerPass, answer_pass
+from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import answer_rows
-from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
+from recbole_llara.model.prepare_llm import PreparedLLM, answer_reader, prepare_llm
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
@@ -113,9 +110,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
 
-    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
+    def __init__(
+        self, config: Any, data: PreparedData, recommender: Recommender | None, ready: PreparedLLM | None = None
+    ) -> None:
         super().__init__(config, data.dataset)
-        ready = ready or ready_llm(config, data)
+        ready = ready or prepare_llm(config, data)
         llm_settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
         self.decoding = EvaluationSettings.from_config(config).decoding
         self.representation = stages_of(config)[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
@@ -177,18 +176,18 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def from_data(cls, config: Any, data: PreparedData, train: TrainStock) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained by ``train`` or taken from the cache where one is needed."""
-        ready = ready_llm(config, data)
+        ready = prepare_llm(config, data)
         pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
         return cls(config, data, prepare_recommender(config, data, train) if wanted else None, ready)
 
-    def facts(self) -> dict[str, Any]:
-        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+    def result_fields(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``HasResultFields``."""
         facts: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
         facts["max_title_tokens"] = self.encoder.max_title_tokens  # fewer than asked for, where the LLM holds no more
         if self.recommender is None:
             return {**facts, "recommender": None}
-        return {**facts, "rec_model": self.recommender.model, "recommender": self.recommender.facts()}
+        return {**facts, "rec_model": self.recommender.model, "recommender": self.recommender.result_fields()}
 
     def train(self, mode: bool = True) -> "LLMRecommender":
         """Training mode, with the attention that is fastest there."""

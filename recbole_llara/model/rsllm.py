@@ -8,11 +8,11 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_llara.config.settings import ContrastSettings, OptimSettings
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.llm.loading import hidden_states
-from recbole_llara.llm.pooling import masked_mean
+from recbole_llara.llm.architecture import hidden_states
+from recbole_llara.llm.likelihood import masked_mean
 from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
 from recbole_llara.model.losses import in_batch_contrast
-from recbole_llara.model.readiness import ReadyLLM
+from recbole_llara.model.prepare_llm import PreparedLLM
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.recommender.frozen import Recommender
@@ -73,7 +73,9 @@ class RSLLM(LLMRecommender):
         UserError: as ``LLMRecommender``; or an optimiser step of one row, which has no negatives.
     """
 
-    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
+    def __init__(
+        self, config: Any, data: PreparedData, recommender: Recommender | None, ready: PreparedLLM | None = None
+    ) -> None:
         super().__init__(config, data, recommender, ready)
         self.contrast = ContrastSettings.from_config(config)
 

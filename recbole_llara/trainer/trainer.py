@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from recbole_llara.checkpoint.progress import Progress
 from recbole_llara.config.settings import OptimSettings
-from recbole_llara.llm.sharding import held_here
+from recbole_llara.llm.architecture import held_here
 from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.prompt.representation import Representation

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_llara.llm.answer_loss import answer_loss, answer_pass
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.loading import causal_lm, tune
+from recbole_llara.llm.adapters import tune
+from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.llm.item_tokens import merge_item_embeddings
+from recbole_llara.llm.likelihood import answer_loss, answer_pass
 
 
 def labelled(prompts, answer_lengths, seed=3):
