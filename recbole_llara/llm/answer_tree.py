@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-IGNORED_LABEL = -100
+from recbole_llara.llm.cpu import BMM_ATTENTION
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def tree_masks(
     """
     config = model.config.get_text_config()
     attention = config._attn_implementation
-    if attention not in ("sdpa", "eager"):
+    if attention not in ("sdpa", "eager", BMM_ATTENTION):
         raise ValueError(f"its attention is {attention}, expected sdpa or eager")
     tree = _tree_mask(attention_mask, visible)
     layer_types = getattr(config, "layer_types", None)

@@ -1,7 +1,13 @@
-"""Likelihoods of the candidates' answers: one pass over prompts and answers, or one for each candidate. RecBole-free."""
+"""Likelihoods of answers: of the targets' in training, and of all candidates' with or without gradient.
+
+Inputs have the same shapes throughout: ``inputs_embeds`` [B, T, D], ``attention_mask`` [B, T] with 1 on tokens and 0 on
+padding, ``position_ids`` [B, T] with 0 at the row's first token, ``answer_ids`` [B, C, A] with each answer's EOS, padded on the
+right with -100. Prompts of candidates are padded on the left.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,168 +19,8 @@ from recbole_llara.llm.architecture import causal_lm, decoder_of, input_embeddin
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
 _LOGITS_AT_ONCE = 1 << 24
 
-# What reads the answers of a tree: LLM, inputs_embeds [B, T, D], attention_mask [B, T], position_ids [B, T] and the tree in,
-# log-probabilities [B, C, A] of the answers' tokens out. ``trie_log_probs`` is the fast one, ``candidate_log_probs`` the plain one.
-AnswerReader = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, AnswerTrie], torch.Tensor]
-
-
-@torch.no_grad()
-def trie_log_probs(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    trie: AnswerTrie,
-) -> torch.Tensor:
-    """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
-
-    One pass reads each prompt and, behind it, the packed tree of the row's answers, under a block mask. The cost is that of
-    T + Q tokens a row, Q the number of distinct beginnings of its answers, instead of C (T + A); logits are made for
-    B x (1 + Q) tokens. No key-value cache: nothing is read twice, and compiled blocks see what they see in training.
-
-    Args:
-        llm: a causal LM in evaluation mode, wrapped by peft or not.
-        inputs_embeds: [B, T, D] prompts, padded on the left.
-        attention_mask: [B, T] 1 on tokens, 0 on padding.
-        position_ids: [B, T] 0 at the row's first token.
-        trie: the rows' answers, [B, C, A] tokens.
-
-    Returns:
-        [B, C, A] float32, nats, 0 on padding.
-
-    Raises:
-        ValueError: prompts padded on the right, an LLM in training mode, or one whose layers cannot read a tree.
-    """
-    check_prompts(llm, attention_mask)
-    model = causal_lm(llm)
-    n_nodes = trie.node_ids.shape[1]
-    nodes = input_embeddings(model)(trie.node_ids).to(inputs_embeds.dtype)  # [B, Q, D]
-    positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + trie.node_depth], 1)  # [B, T + Q]
-    logits = model(
-        inputs_embeds=torch.cat([inputs_embeds, nodes], 1),
-        attention_mask=tree_masks(model, attention_mask, trie.visible, positions, inputs_embeds.dtype),
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=1 + n_nodes,
-    ).logits  # [B, 1 + Q, V]
-    # An answer's first token is predicted by the prompt's end, each further one by the node of the one before it.
-    places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
-    return _log_softmax_at(logits, places, trie.answer_ids)
-
-
-@torch.no_grad()
-def candidate_log_probs(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    trie: AnswerTrie,
-) -> torch.Tensor:
-    """``trie_log_probs`` without a tree, for LLMs that cannot read one: each candidate's answer behind the prompt, C passes.
-
-    Every pass is what training makes: prompt and answer, a mask of tokens and padding, the LLM's own masks and positions.
-
-    Args, returns and raises: as ``trie_log_probs``.
-    """
-    check_prompts(llm, attention_mask)
-    model, answer_ids = causal_lm(llm), trie.answer_ids
-    n_prompt, n_answer = attention_mask.shape[1], answer_ids.shape[2]
-    depth = torch.arange(n_answer, device=answer_ids.device)  # [A]
-    positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + depth], 1)  # [B, T + A]
-    places = depth.expand(len(answer_ids), 1, -1)  # [B, 1, A]
-    found = []
-    for tokens in answer_ids.unbind(1):  # C times [B, A]
-        is_token = tokens != IGNORED_LABEL
-        answers = input_embeddings(model)(tokens.clamp(min=0)).to(inputs_embeds.dtype)  # [B, A, D]
-        logits = model(
-            inputs_embeds=torch.cat([inputs_embeds, answers], 1),
-            attention_mask=torch.cat([attention_mask, is_token.to(attention_mask.dtype)], 1),
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=n_prompt - 1 + depth,
-        ).logits  # [B, A, V]
-        found.append(_log_softmax_at(logits, places, tokens[:, None]))
-    # Candidates of equal answers take the score of the first of them, whatever a kernel's roundings are.
-    first = (answer_ids[:, :, None] == answer_ids[:, None]).all(3).int().argmax(2)  # [B, C]
-    return torch.cat(found, 1).gather(1, first[:, :, None].expand_as(answer_ids))
-
-
-def score_candidates(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    answer_ids: torch.Tensor,
-    read: AnswerReader = trie_log_probs,
-) -> torch.Tensor:
-    """Log-likelihood of every candidate's answer, EOS included, given the row's prompt.
-
-    ``s_bc = sum_j log p(y_bcj | prompt_b, y_bc,<j)``: no division by the length, since the EOS already decides
-    where an answer ends and the s_bc of all texts sum to one.
-
-    Args:
-        llm, inputs_embeds, attention_mask, position_ids: as for ``trie_log_probs``.
-        answer_ids: [B, C, A] token ids, each answer with its EOS, padded on the right with -100.
-        read: how the answers are read.
-
-    Returns:
-        [B, C] float32, nats; candidates of equal answers have exactly equal scores.
-
-    Raises:
-        ValueError: as ``trie_log_probs``, or answers that ``build_trie`` refuses.
-    """
-    log_probs = read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids))
-    # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
-    return log_probs.double().sum(2).float()
-
-
-def answer_log_probs(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    answer_ids: torch.Tensor,
-    read: AnswerReader = trie_log_probs,
-) -> torch.Tensor:
-    """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
-
-    Args and raises: as ``score_candidates``.
-
-    Returns:
-        [B, C, A] float32, nats, 0 on padding.
-    """
-    return read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids))
-
-
-def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of tokens at places, in float32.
-
-    Args:
-        logits: [B, P, V]
-        places: [B, C, M] which of the P each token is predicted at.
-        tokens: [B, C, M] token ids, -100 where nothing is asked.
-
-    Returns:
-        [B, C, M], 0 where nothing is asked.
-    """
-    is_asked = tokens != IGNORED_LABEL
-    places, tokens = torch.where(is_asked, places, 0), tokens.clamp(min=0)
-    picked = torch.empty(tokens.shape, device=logits.device)
-    at_once = max(1, _LOGITS_AT_ONCE // logits[0].numel())
-    for first in range(0, len(logits), at_once):
-        part = slice(first, first + at_once)
-        log_probs = logits[part].float().log_softmax(2)
-        rows = torch.arange(len(log_probs), device=logits.device)[:, None, None]
-        picked[part] = log_probs[rows, places[part], tokens[part]]
-    return torch.where(is_asked, picked, 0.0)
-
-
-def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:
-    """Raise where an answer would depend on chance or on the batch."""
-    if llm.training:
-        raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
-    if not bool(attention_mask[:, -1].all()):
-        raise ValueError("a prompt ends in padding: expected prompts padded on the left")
+# Called with the position ids [B, S] of each pass of the LLM before it is made, so that dropout can be told its tokens.
+BeforePass = Callable[[torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -182,14 +28,19 @@ class AnswerPass:
     """What one pass over prompts and answers gives.
 
     Args:
-        sums: [B] float32, the NLL of each row's answer in nats.
-        counts: [B] int64, the number of its tokens.
+        token_losses: [B, K] float32, the negative log-likelihood of each answer token in nats; 0 elsewhere.
+        counts: [B] int64, the number of tokens of each row's answer.
         states: [B, T, D] the decoder's last states, what the head reads; None unless they were asked for.
     """
 
-    sums: torch.Tensor
+    token_losses: torch.Tensor
     counts: torch.Tensor
     states: torch.Tensor | None
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """[B] the negative log-likelihood of each row's answer."""
+        return self.token_losses.sum(1)
 
 
 def answer_pass(
@@ -200,18 +51,14 @@ def answer_pass(
     labels: torch.Tensor,
     with_states: bool = False,
 ) -> AnswerPass:
-    """Negative log-likelihood of each row's answer tokens, summed over the row.
+    """Negative log-likelihood of each row's answer tokens.
 
     The head runs on the columns from the first one that predicts a label of any row on, so that its cost is
     B x K x V with K = the longest answer when prompts are padded on the left; padded on the right, the result
-    is the same and K grows to the width of the ragged edge. Models that take no ``logits_to_keep`` would need
-    the full B x T x V; all causal LMs of transformers 5 take it.
+    is the same and K grows to the width of the ragged edge.
 
     Args:
         llm: a causal LM, wrapped by peft or not.
-        inputs_embeds: [B, T, D]
-        attention_mask: [B, T] 1 on tokens, 0 on padding.
-        position_ids: [B, T] 0 at the row's first token.
         labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
         with_states: whether to return the decoder's states too.
 
@@ -226,10 +73,9 @@ def answer_pass(
     first = int(has_label.int().argmax())
     if first == 0:
         raise ValueError("an answer token in the first column: expected a prompt before every answer")
-    n_tokens = labels.shape[1]
-    columns = torch.arange(first - 1, n_tokens - 1, device=inputs_embeds.device)  # [K]
+    columns = torch.arange(first - 1, labels.shape[1] - 1, device=inputs_embeds.device)  # [K]
     model, states = causal_lm(llm), []
-    # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are dealt out.
+    # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are sharded.
     hook = decoder_of(model).register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
     try:
         output = model(  # peft's own wrapper passes no inputs_embeds on to an MPT
@@ -246,7 +92,7 @@ def answer_pass(
     losses = F.cross_entropy(
         output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     ).view_as(targets)  # [B, K]
-    return AnswerPass(losses.sum(1), (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
+    return AnswerPass(losses, (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
 
 
 def answer_loss(
@@ -258,14 +104,7 @@ def answer_loss(
 ) -> torch.Tensor:
     """Mean negative log-likelihood over all answer tokens of the batch, as Hugging Face's ``labels=`` gives it.
 
-    ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). Rows with long
-    answers weigh more than rows with short ones; ``answer_pass`` gives the parts for any other mean, and for an
-    exact mean over several micro-batches.
-
-    Args and raises: as ``answer_pass``.
-
-    Returns:
-        A scalar, float32.
+    ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). A scalar, float32.
     """
     answers = answer_pass(llm, inputs_embeds, attention_mask, position_ids, labels)
     return answers.sums.sum() / answers.counts.sum()
@@ -291,3 +130,156 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     rows, columns = mask.nonzero(as_tuple=True)  # few of the T: only these are read, and only these get a gradient
     sums = torch.zeros(mask.shape[0], states.shape[2], device=states.device)
     return sums.index_add(0, rows, states[rows, columns].float()) / counts
+
+
+# --- all candidates' answers -------------------------------------------------------------------------
+
+
+class AnswerReader(Protocol):
+    """What reads the answers of a tree: ``trie_log_probs`` is the fast one, ``candidate_log_probs`` the plain one."""
+
+    def __call__(
+        self,
+        llm: nn.Module,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        trie: AnswerTrie,
+        before_pass: BeforePass | None = None,
+    ) -> torch.Tensor:
+        """[B, C, A] float32, the log-probability of each answer token given its prompt and the answer's beginning."""
+
+
+def trie_log_probs(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    trie: AnswerTrie,
+    before_pass: BeforePass | None = None,
+) -> torch.Tensor:
+    """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
+
+    One pass reads each prompt and, behind it, the packed tree of the row's answers, under a block mask. The cost is that of
+    T + Q tokens a row, Q the number of distinct beginnings of its answers, instead of C (T + A); logits are made for
+    B x (1 + Q) tokens. No key-value cache: nothing is read twice, and compiled blocks see what they see in training.
+
+    Gradients flow unless the caller switches them off.
+
+    Returns:
+        [B, C, A] float32, nats, 0 on padding.
+
+    Raises:
+        ValueError: prompts padded on the right, an LLM that is asked in training mode, or one whose layers cannot read a tree.
+    """
+    check_prompts(llm, attention_mask)
+    model = causal_lm(llm)
+    n_nodes = trie.node_ids.shape[1]
+    nodes = input_embeddings(model)(trie.node_ids).to(inputs_embeds.dtype)  # [B, Q, D]
+    positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + trie.node_depth], 1)  # [B, T + Q]
+    if before_pass is not None:
+        before_pass(positions)
+    logits = model(
+        inputs_embeds=torch.cat([inputs_embeds, nodes], 1),
+        attention_mask=tree_masks(model, attention_mask, trie.visible, positions, inputs_embeds.dtype),
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=1 + n_nodes,
+    ).logits  # [B, 1 + Q, V]
+    # An answer's first token is predicted by the prompt's end, each further one by the node of the one before it.
+    places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
+    return _log_softmax_at(logits, places, trie.answer_ids)
+
+
+def candidate_log_probs(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    trie: AnswerTrie,
+    before_pass: BeforePass | None = None,
+) -> torch.Tensor:
+    """``trie_log_probs`` without a tree, for LLMs that cannot read one: each candidate's answer behind the prompt, C passes.
+
+    Every pass is what training makes: prompt and answer, a mask of tokens and padding, the LLM's own masks and positions.
+    """
+    check_prompts(llm, attention_mask)
+    model, answer_ids = causal_lm(llm), trie.answer_ids
+    n_prompt, n_answer = attention_mask.shape[1], answer_ids.shape[2]
+    depth = torch.arange(n_answer, device=answer_ids.device)  # [A]
+    positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + depth], 1)  # [B, T + A]
+    places = depth.expand(len(answer_ids), 1, -1)  # [B, 1, A]
+    found = []
+    for tokens in answer_ids.unbind(1):  # C times [B, A]
+        is_token = tokens != IGNORED_LABEL
+        answers = input_embeddings(model)(tokens.clamp(min=0)).to(inputs_embeds.dtype)  # [B, A, D]
+        if before_pass is not None:
+            before_pass(positions)
+        logits = model(
+            inputs_embeds=torch.cat([inputs_embeds, answers], 1),
+            attention_mask=torch.cat([attention_mask, is_token.to(attention_mask.dtype)], 1),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=n_prompt - 1 + depth,
+        ).logits  # [B, A, V]
+        found.append(_log_softmax_at(logits, places, tokens[:, None]))
+    # Candidates of equal answers take the score of the first of them, whatever a kernel's roundings are.
+    first = (answer_ids[:, :, None] == answer_ids[:, None]).all(3).int().argmax(2)  # [B, C]
+    return torch.cat(found, 1).gather(1, first[:, :, None].expand_as(answer_ids))
+
+
+def answer_log_probs(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    answer_ids: torch.Tensor,
+    read: AnswerReader = trie_log_probs,
+    before_pass: BeforePass | None = None,
+) -> torch.Tensor:
+    """[B, C, A] float32, what ``read`` finds for candidates' answers; raises what it and ``build_trie`` raise."""
+    return read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids), before_pass)
+
+
+def score_candidates(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    answer_ids: torch.Tensor,
+    read: AnswerReader = trie_log_probs,
+    before_pass: BeforePass | None = None,
+) -> torch.Tensor:
+    """Log-likelihood of every candidate's answer, EOS included, given the row's prompt.
+
+    ``s_bc = sum_j log p(y_bcj | prompt_b, y_bc,<j)``: no division by the length, since the EOS already decides
+    where an answer ends and the s_bc of all texts sum to one.
+
+    Returns:
+        [B, C] float32, nats; candidates of equal answers have exactly equal scores.
+    """
+    log_probs = answer_log_probs(llm, inputs_embeds, attention_mask, position_ids, answer_ids, read, before_pass)
+    # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
+    return log_probs.double().sum(2).float()
+
+
+def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in float32 of tokens [B, C, M] at places [B, C, M] of logits [B, P, V]; 0 where the token is -100."""
+    is_asked = tokens != IGNORED_LABEL
+    places, tokens = torch.where(is_asked, places, 0), tokens.clamp(min=0)
+    picked = torch.empty(tokens.shape, device=logits.device)
+    at_once = max(1, _LOGITS_AT_ONCE // logits[0].numel())
+    for first in range(0, len(logits), at_once):
+        part = slice(first, first + at_once)
+        log_probs = logits[part].float().log_softmax(2)
+        rows = torch.arange(len(log_probs), device=logits.device)[:, None, None]
+        picked[part] = log_probs[rows, places[part], tokens[part]]
+    return torch.where(is_asked, picked, 0.0)
+
+
+def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:
+    """Raise where an answer would depend on chance or on the batch."""
+    if llm.training and not torch.is_grad_enabled():
+        raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
+    if not bool(attention_mask[:, -1].all()):
+        raise ValueError("a prompt ends in padding: expected prompts padded on the left")

@@ -215,6 +215,7 @@ class _Probe:
         )
         return candidate_log_probs
 
+    @torch.no_grad()
     def read(self, reader: AnswerReader, answer_ids: torch.Tensor) -> torch.Tensor:
         """What a reader makes of answers [1, C, A] behind the padded prompt."""
         return reader(self.llm, self.inputs_embeds, self.attention_mask, self.position_ids, build_trie(answer_ids))

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from recbole_llara.checkpoint.identity import llm_digest
 from recbole_llara.config.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
+from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.likelihood import AnswerReader
@@ -136,7 +137,7 @@ def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder, token_key
         answer_ids,
         tokenizer.eos_token_id,
         encoder.pad_id,
-        generates=EvaluationSettings.from_config(config).decoding == "generate",
+        generates=DECODINGS[EvaluationSettings.from_config(config).decoding].generates,
         is_quantized=settings.llm_quantization != "none",
         token_keys=token_keys,
     )
