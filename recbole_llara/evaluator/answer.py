@@ -104,23 +104,24 @@ DECODINGS: dict[str, Decoding] = {
     "constrained": Decoding("recbole_llara.model.answering:constrained"),
     "generate": Decoding("recbole_llara.model.answering:generate", generates=True),
 }
+_BUILT_IN = frozenset(DECODINGS)
 
 
 def register_decoding(
     name: str, answer: Callable[[Any, Any], CandidateAnswers], ranks: bool = False, generates: bool = False
 ) -> None:
-    """Add a decoding to the table, so that ``decoding: name`` chooses it; the same one may be registered again.
+    """Add a decoding to the table, so that ``decoding: name`` chooses it; one of your own may be registered again.
 
     Args:
         name: of the decoding.
         answer, ranks, generates: see ``Decoding``.
 
     Raises:
-        UserError: another decoding has this name.
+        UserError: a decoding of this package has this name.
     """
-    decoding = Decoding(answer, ranks, generates)
-    if DECODINGS.setdefault(name, decoding) != decoding:
-        raise UserError(f"decoding: {name!r} is registered already; choose another name")
+    if name in _BUILT_IN:
+        raise UserError(f"decoding: {name!r} is built in; register yours under another name")
+    DECODINGS[name] = Decoding(answer, ranks, generates)
 
 
 def names_one_item(decoding: Any) -> bool:

@@ -113,16 +113,18 @@ def token(forward: ForwardPass) -> dict[str, torch.Tensor]:
 
 
 LOSSES: dict[str, Loss] = {"token": token}
+_BUILT_IN = frozenset(LOSSES)
 
 
 def register_loss(name: str, loss: Loss) -> None:
-    """Add a loss to the table, so that ``answer_loss: name`` chooses it; the same function may be registered again.
+    """Add a loss to the table, so that ``answer_loss: name`` chooses it; one of your own may be registered again.
 
     Raises:
-        UserError: another loss has this name.
+        UserError: a loss of this package has this name.
     """
-    if LOSSES.setdefault(name, loss) is not loss:
-        raise UserError(f"answer_loss: a loss {name!r} is registered already; choose another name")
+    if name in _BUILT_IN:
+        raise UserError(f"answer_loss: {name!r} is built in; register yours under another name")
+    LOSSES[name] = loss
 
 
 def in_batch_contrast(
