@@ -129,6 +129,7 @@ class PromptSettings(Settings):
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled", "all")
 
 
@@ -158,6 +159,7 @@ class ChatSettings(Settings):
     api_price_completion: float | None = within(0)
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:
