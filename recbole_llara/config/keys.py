@@ -104,7 +104,16 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
         }
     ),
     FromRun.PATH: frozenset(
-        {"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint", "item_embeddings"}
+        {
+            "data_path",
+            "candidate_file",
+            "llm_path",
+            "text_encoder_path",
+            "rec_checkpoint",
+            "checkpoint",
+            "item_embeddings",
+            "prompt_file",
+        }
     ),
     FromRun.NEVER: frozenset(
         {

@@ -130,6 +130,7 @@ class PromptSettings(Settings):
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled", "all")
     answer_loss: str = named_in("model.losses:LOSSES")
 
@@ -160,6 +161,7 @@ class ChatSettings(Settings):
     api_price_completion: float | None = within(0)
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:

@@ -122,11 +122,12 @@ def build_encoder(
 ) -> PromptEncoder:
     """The encoder of a run's prompts; a UserError where they are longer than ``max_positions`` tokens, None = any number."""
     history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    prompt = PromptSettings.from_config(config)
     return PromptEncoder(
         tokenizer,
         data.catalogue.titles,
-        load_templates(data.catalogue.domain, candidates),
-        PromptSettings.from_config(config).max_title_tokens,
+        load_templates(data.catalogue.domain, candidates, prompt.prompt_file),
+        prompt.max_title_tokens,
         None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
     )
