@@ -13,7 +13,7 @@ from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import BASELINES, MODELS
 from recbole_llara.experiments.search import build_parser as build_search_parser
 from recbole_llara.experiments.search_definition import read_command as read_search_command
-from recbole_llara.experiments.study import STUDIES
+from recbole_llara.experiments.study_definition import STUDIES
 from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
 

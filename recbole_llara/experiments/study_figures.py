@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from recbole_llara.experiments.report import COLOURS, styled
-from recbole_llara.experiments.study import Study
+from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_summary import Summary
 
 SMOOTH = 20  # optimiser steps in the moving mean of a loss

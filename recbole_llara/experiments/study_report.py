@@ -6,7 +6,7 @@ from typing import Any
 
 from recbole_llara.evaluator.report import ABSENT
 from recbole_llara.experiments.report import Bullets, Heading, Html, Report, Table, csv_text, write_report
-from recbole_llara.experiments.study import Study
+from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_figures import draw
 from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
 from recbole_llara.experiments.study_summary import Case, Cases, Summary, SystemResult, find_cases, summarise

@@ -18,7 +18,7 @@ from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.runner import run_model, take_lock
-from recbole_llara.experiments.study import EVALUATES, Study
+from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.llm_path import embedded_llm_sha256
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.trainer.stock import train_stock

@@ -9,7 +9,7 @@ import numpy as np
 
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.evaluator.significance import Interval, MeanDifference, PairedTest, holm, mcnemar, paired_t, wilson_interval
-from recbole_llara.experiments.study import CasePattern, Published, Study
+from recbole_llara.experiments.study_definition import CasePattern, Published, Study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, Outcome
 from recbole_llara.utils.errors import UserError
 

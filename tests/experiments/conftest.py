@@ -15,7 +15,7 @@ from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.experiments.runner import execute
 from recbole_llara.experiments.search_definition import define
 from recbole_llara.experiments.search_trials import SearchTrials
-from recbole_llara.experiments.study import Study
+from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_runs import Arm, FinishedArm
 
 PARAMETERS = "hidden_size choice [8, 16]\nlearning_rate choice [0.1, 0.01, 0.001]\nhidden_dropout_prob choice [0.2, 0.4]\n"

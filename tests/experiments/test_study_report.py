@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recbole_llara.experiments.report import html_page, markdown, write_pngs
-from recbole_llara.experiments.study import CasePattern, Published
+from recbole_llara.experiments.study_definition import CasePattern, Published
 from recbole_llara.experiments.study_figures import draw
 from recbole_llara.experiments.study_report import (
     comparisons_csv,

@@ -17,7 +17,8 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments import runner
 from recbole_llara.experiments.runner import execute
-from recbole_llara.experiments.study import load_study, main, read_command
+from recbole_llara.experiments.study import main, read_command
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
 from recbole_llara.recommender.popularity import Popularity
 from recbole_llara.utils.errors import UserError

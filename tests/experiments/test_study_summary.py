@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recbole_llara.experiments.study import Published
+from recbole_llara.experiments.study_definition import Published
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import summarise
 from recbole_llara.utils.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.experiments.study import STUDIES, known_studies, load_study
+from recbole_llara.experiments.study_definition import STUDIES, known_studies, load_study
 from recbole_llara.experiments.study_runs import StudyRuns, arms_of
 from recbole_llara.utils.errors import UserError
 
