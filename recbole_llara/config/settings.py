@@ -5,11 +5,14 @@ a missing key, a wrong type or a value out of range is a ``UserError`` that name
 """
 
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 from recbole_llara.config.checked import Settings, named_in, one_of, one_of_files, within
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 
 TRUST = "llm_trust_remote_code"
+VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class DataSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured, and how an LLM answers."""
 
-    decoding: str = one_of("score", "constrained", "generate")
+    decoding: str = named_in("evaluator.answer:DECODINGS")
     metrics: tuple[str, ...]
     topk: tuple[int, ...] = within(1)
     valid_metric: str
@@ -41,12 +44,22 @@ class EvaluationSettings(Settings):
     retrieve_k: int = within(1)
 
     def __post_init__(self) -> None:
-        if self.full_rank and self.decoding != "score":
+        if self.full_rank and import_module("recbole_llara.evaluator.answer").names_one_item(self.decoding):
             raise UserError(
                 f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
             )
         if self.checkpoint is not None and self.resume is not None:
             raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
+
+
+def vectors_file(item_embeddings: str | None) -> Path | None:
+    """The file of a table of vectors that ``item_embeddings`` names; None where it names none."""
+    return Path(item_embeddings).expanduser() if str(item_embeddings).endswith(VECTORS) else None
+
+
+def ids_file(vectors: Path) -> Path:
+    """The text file beside a table of vectors: the item id of each row, one a line."""
+    return vectors.with_suffix(".ids.txt")
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,15 @@ class RecommenderSettings(Settings):
     rec_model: str
     rec_checkpoint: str | None
     shuffle_item_embeddings: bool
-    item_embeddings: str = one_of("recommender", "random")
+    item_embeddings: str
     item_embedding_size: int = within(1)
 
     def __post_init__(self) -> None:
+        if self.item_embeddings not in ("recommender", "random") and vectors_file(self.item_embeddings) is None:
+            raise UserError(
+                f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
+                f"{' or '.join(VECTORS)}; {nearest(self.item_embeddings, ['recommender', 'random'])}"
+            )
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise UserError(
                 "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"
@@ -112,7 +130,9 @@ class PromptSettings(Settings):
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled", "all")
+    answer_loss: str = named_in("model.losses:LOSSES")
 
 
 @dataclass(frozen=True)
@@ -141,6 +161,7 @@ class ChatSettings(Settings):
     api_price_completion: float | None = within(0)
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:

@@ -157,12 +157,12 @@ P = TypeVar("P", bound=Plan)
 
 
 def run_command(
-    module: str, argv: Sequence[str], processes: int, make: Callable[[int | None, bool], P], report: Callable[[P], int]
+    command: str, argv: Sequence[str], processes: int, make: Callable[[int | None, bool], P], report: Callable[[P], int]
 ) -> int:
     """Do what a study's or a search's command says.
 
     Args:
-        module: of the command, by which further processes are started.
+        command: of ``recbole_llara.cli``, by which further processes are started.
         argv: for those processes.
         processes: that share the runs.
         make: builds the plan from the number of this process's GPU (None = as the keys say) and whether this is the first of
@@ -180,7 +180,7 @@ def run_command(
     environments = environments_of(processes)
     plan = make(gpu, index == 0)
     if environments:
-        return run_processes([sys.executable, "-m", module, *argv], environments)
+        return run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments)
     execute(plan)
     return report(plan) if index == 0 else 0
 

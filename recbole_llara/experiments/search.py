@@ -23,7 +23,7 @@ stopped or killed, and several processes may run it at once.
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the named arguments; all others are keys of the configuration."""
     parser = argparse.ArgumentParser(
-        prog="search",
+        prog="recbole-llara search",
         description="Search hyper-parameters by what they score on the validation rows.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a search; returns the exit status: 1 where every trial failed, 2 for a user's mistake, 128 + the signal when stopped."""
+    logging.captureWarnings(True)
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, keys = build_parser().parse_known_args(argv)
     statuses: list[int] = []
@@ -66,9 +67,4 @@ def _run(argv: Sequence[str], arguments: argparse.Namespace, keys: Sequence[str]
         return int(best_of(trials.search, finished) is None)
 
     own = [*argv, "--processes=1"]  # the last of two counts
-    return run_command("recbole_llara.experiments.search", own, arguments.processes, make_trials, report)
-
-
-if __name__ == "__main__":
-    logging.captureWarnings(True)
-    sys.exit(main())
+    return run_command("search", own, arguments.processes, make_trials, report)

@@ -17,7 +17,7 @@ from recbole_llara.utils.errors import UserError, exit_status
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the named arguments; all others are the study's name and keys."""
     parser = argparse.ArgumentParser(
-        prog="study",
+        prog="recbole-llara study",
         usage="%(prog)s NAME [--dataset=...] [--seeds=...] [--candidate_seeds=...] [--key=value ...] [--fresh] [--processes=N]",
         description="Run several systems on the same rows and candidates, compare them, and write tables, figures and a page.",
         epilog=f"NAME: {', '.join(known_studies())}, or a YAML file. --key=value: any key of properties/, for all systems. "
@@ -47,6 +47,7 @@ def read_command(arguments: Sequence[str]) -> Study:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; returns the exit status: 1 where a system failed, 2 for a user's mistake, 128 + the signal when stopped."""
+    logging.captureWarnings(True)
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, words = build_parser().parse_known_args(argv)
     statuses: list[int] = []
@@ -68,9 +69,4 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         sys.stdout.write(write_study_report(runs.study, runs.outcomes))
         return int(any(isinstance(outcome, FailedArm) for outcome in runs.outcomes.values()))
 
-    return run_command("recbole_llara.experiments.study", words, arguments.processes, make_runs, report)
-
-
-if __name__ == "__main__":
-    logging.captureWarnings(True)
-    sys.exit(main())
+    return run_command("study", words, arguments.processes, make_runs, report)

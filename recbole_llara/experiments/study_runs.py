@@ -14,13 +14,15 @@ from typing import Any
 from recbole_llara.checkpoint.run_folder import read_records, write_atomically
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.runner import run_model, take_lock
 from recbole_llara.experiments.study_definition import EVALUATES, Study
-from recbole_llara.llm.llm_path import embedded_llm_sha256
+from recbole_llara.llm.loading import embedded_llm_sha256
+from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.recommender.vectors import vectors_sha256
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
@@ -260,8 +262,9 @@ class StudyRuns:
         values: dict[str, str] = {}
         if Path(trained.paths["checkpoint"]).exists():  # a system that learns nothing has none
             values["checkpoint"] = trained.paths["checkpoint"]
-        if arm.is_draw and trained.result.get("recommender"):
-            values["rec_checkpoint"] = trained.result["recommender"]["path"]
+        recommender = trained.result.get("recommender")
+        if arm.is_draw and recommender and vectors_file(self._values(arm).get("item_embeddings")) is None:
+            values["rec_checkpoint"] = recommender["path"]
         return values
 
     def _recommenders(self) -> frozenset[str]:
@@ -296,8 +299,9 @@ class StudyRuns:
                 keys["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
             files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
             keys["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-            prompts = PROPERTIES / "prompt" / f"{config['domain']}.yaml"
-            keys["prompts"] = prompts.read_text(encoding="utf-8") if prompts.is_file() else None
+            keys["prompts"] = template_texts(config["domain"], config["prompt_file"])
+            vectors = vectors_file(config["item_embeddings"])
+            keys["vectors"] = None if vectors is None else vectors_sha256(vectors)
             for kind in ("run", "recommender"):
                 keys[kind] = {key: value for key, value in keys[kind].items() if key not in WITHOUT_EFFECT}
             self._facts[arm] = keys
