@@ -1,14 +1,24 @@
-"""Parameter files: RecBole's lines mean what they mean there, nothing is evaluated, faults name their line."""
+"""Parameter files: RecBole's lines mean what they mean there, nothing is evaluated, faults name their line. Draws: in order
+where exhaustive, no combination twice, the same by the same seed."""
 
+import itertools
 import math
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
+from optuna.trial import TrialState, create_trial
 
-from recbole_llara.experiments.search.parameters import known_files, read_parameters
+from recbole_llara.experiments.search_space import count_of, known_files, propose, read_parameters, space_of
 from recbole_llara.utils.errors import UserError
+
+SPACE = "hidden_size choice [16, 8]\nhidden_dropout_prob quniform 0.1,0.3,0.1\nlearning_rate choice [0.1, 0.01]\n"
+
+
+@pytest.fixture(autouse=True)
+def _quietly():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def read(text):
@@ -109,7 +119,7 @@ def test_a_key_twice_no_parameter_and_no_file():
 
 @pytest.mark.parametrize("name", known_files())
 def test_the_files_that_ship_can_be_searched(name, make_search):
-    text = (Path(__file__).resolve().parents[3] / "properties" / "search" / f"{name}.hyper").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "properties" / "search" / f"{name}.hyper").read_text(encoding="utf-8")
     algo = "exhaustive" if name == "SASRec" else "bayes"
     search = make_search(text, algo, model=name)
     assert search.parameters == read_parameters(name)
@@ -118,3 +128,46 @@ def test_the_files_that_ship_can_be_searched(name, make_search):
 
 def test_a_byte_order_mark_is_no_part_of_the_first_parameter():
     assert read("\ufeffseed choice [1, 2]\n") == read("seed choice [1, 2]\n")
+
+
+@pytest.fixture
+def parameters(make_search):
+    return make_search(SPACE, "random").parameters
+
+
+def all_of(parameters, algo, seed=0, limit=99, value=lambda drawn: 0.5, state=TrialState.COMPLETE):
+    """What is drawn until nothing is left, every trial with the score that ``value`` gives it."""
+    trials = []
+    while len(trials) < limit and (drawn := propose(parameters, trials, algo, seed, "maximize")) is not None:
+        score = value(drawn) if state == TrialState.COMPLETE else None
+        trials.append(create_trial(state=state, value=score, params=drawn, distributions=space_of(parameters)))
+        trials[-1].number = len(trials) - 1
+    return [trial.params for trial in trials]
+
+
+def test_exhaustive_goes_through_all_in_the_order_of_the_file(make_search):
+    parameters = make_search("hidden_size choice [16, 8]\nlearning_rate choice [0.1, 0.01, 0.001]").parameters
+    found = [(int(one["hidden_size"]), float(one["learning_rate"])) for one in all_of(parameters, "exhaustive")]
+    assert found == list(itertools.product([16, 8], [0.1, 0.01, 0.001]))
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL])
+@pytest.mark.parametrize("algo", ["random", "bayes"])
+def test_nothing_is_drawn_twice_and_everything_in_the_end(parameters, algo, state):
+    found = all_of(parameters, algo, state=state)
+    assert len(found) == count_of(parameters) == 12
+    assert len({tuple(one.values()) for one in found}) == 12
+
+
+@pytest.mark.parametrize("algo", ["random", "bayes"])
+def test_a_seed_is_a_search(parameters, algo):
+    one, again, other = (all_of(parameters, algo, seed) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_bayes_looks_where_scores_are_high(make_search):
+    parameters = make_search("learning_rate uniform 0.0001,1.0", "bayes").parameters
+    found = [one["learning_rate"] for one in all_of(parameters, "bayes", 3, 40, lambda one: -abs(one["learning_rate"] - 0.8))]
+    chance = [one["learning_rate"] for one in all_of(parameters, "random", 3, 40)]
+    near = [sum(abs(value - 0.8) < 0.1 for value in values[10:]) for values in (found, chance)]
+    assert near[0] > 1.5 * near[1]

@@ -1,17 +1,55 @@
-"""A study's tables: to read (Markdown), to print (LaTeX) and to go on with (CSV)."""
+"""A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
-from recbole_llara.evaluator.report import ABSENT, markdown_table
-from recbole_llara.experiments.study.arms import Arm, Entry, Failure
-from recbole_llara.experiments.study.definition import Study
-from recbole_llara.experiments.study.summary import Measured, Summary
+from recbole_llara.evaluator.report import ABSENT
+from recbole_llara.experiments.report import Bullets, Heading, Html, Report, Table, csv_text, write_report
+from recbole_llara.experiments.study_definition import Study
+from recbole_llara.experiments.study_figures import draw
+from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
+from recbole_llara.experiments.study_summary import Case, Cases, Summary, SystemResult, find_cases, summarise
 
-Table = tuple[list[str], list[list[str]]]
 LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"})
+
+
+def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
+    """Write ``report.md``, ``report.html``, ``table.tex``, ``runs.csv``, ``comparisons.csv`` and ``figures/`` of a study.
+
+    Returns:
+        What to print: the Markdown report and where the rest is.
+    """
+    summaries = summarise(study, outcomes)
+    files = {
+        "table.tex": latex(study, summaries),
+        "runs.csv": runs_csv(outcomes),
+        "comparisons.csv": comparisons_csv(summaries),
+    }
+    return write_report(study_report(study, summaries), study.folder, "report.html", files)
+
+
+def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
+    """What a study tells."""
+    blocks, cases = [], []
+    for summary in summaries:
+        blocks.append(Heading(summary.dataset))
+        if summary.systems:
+            blocks.append(results_table(summary))
+        if summary.comparisons:
+            blocks.append(comparisons_table(summary))
+        if summary.systems:
+            blocks.append(time_table(summary))
+        blocks.append(Bullets(notes(study, summary)))
+        if "cases" in study.figures:
+            found = [find_cases(summary, pattern, seed=study.seeds[0]) for pattern in study.cases]
+            cases.append(Html(f"<h2>Cases of {escape(summary.dataset)}</h2>"))
+            cases += [_cases_html(entry) for entry in found if entry is not None]
+    closing = "each run's folder is named in runs.csv; its cases.jsonl has every test row, with what was shown and answered"
+    return Report(study.title, blocks, draw(study, summaries), cases, [closing])
+
+
+# --- tables ------------------------------------------------------------------------------------
 
 
 def results_table(summary: Summary) -> Table:
@@ -19,13 +57,13 @@ def results_table(summary: Summary) -> Table:
     systems = summary.systems
     header = ["System", "HitRatio@1"]
     if any(system.spread is not None for system in systems):
-        header.append(f"± over {max(len(system.entries) for system in systems)} seeds")
+        header.append(f"± over {max(len(system.runs) for system in systems)} seeds")
     if any(system.draws for system in systems):
         header.append(f"± over {1 + max(len(system.draws) for system in systems)} draws")
     header += ["95 % interval", "ValidRatio", "HitRatio@5", "NDCG@10", "n"]
     header += _columns(summary)
     marks = _marks(summary)
-    return header, [[_cell(system, column, summary, marks) for column in header] for system in systems]
+    return Table("Results", header, [[_cell(system, column, summary, marks) for column in header] for system in systems])
 
 
 def _columns(summary: Summary) -> list[str]:
@@ -33,7 +71,7 @@ def _columns(summary: Summary) -> list[str]:
     return list(dict.fromkeys(name for system in summary.systems for name in system.published))
 
 
-def _cell(system: Measured, column: str, summary: Summary, marks: dict[str, str]) -> str:
+def _cell(system: SystemResult, column: str, summary: Summary, marks: dict[str, str]) -> str:
     if column.endswith("seeds"):
         return _share(system.spread)
     if column.endswith("draws"):
@@ -67,7 +105,7 @@ def comparisons_table(summary: Summary) -> Table:
         if over_seeds:
             cells += [ABSENT, ABSENT] if c.seeds is None else [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
         rows.append([*cells, c.verdict])
-    return header, rows
+    return Table("Differences", header, rows)
 
 
 def time_table(summary: Summary) -> Table:
@@ -75,17 +113,17 @@ def time_table(summary: Summary) -> Table:
     header = ["System", "training, s", "rows/s in training", "rows/s in evaluation"]
     rows = []
     for system in summary.systems:
-        timings = system.entries[0].result["timings"]
+        timings = system.runs[0].result["timings"]
         numbers = (timings.get(k) for k in ("training_seconds", "training_rows_per_second", "evaluation_rows_per_second"))
         rows.append([system.name, *(ABSENT if number is None else f"{number:,.0f}" for number in numbers)])
-    return header, rows
+    return Table("Time", header, rows)
 
 
 def notes(study: Study, summary: Summary) -> list[str]:
     """What a reader of the tables must know."""
     lines = [
         f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all systems "
-        f"answer the same candidates (candidate_seed {study.asked}). The interval is Wilson's, over rows.",
+        f"answer the same candidates (candidate_seed {study.candidate_seed}). The interval is Wilson's, over rows.",
     ]
     if summary.comparisons:
         lines.append(
@@ -94,7 +132,7 @@ def notes(study: Study, summary: Summary) -> list[str]:
             f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
     for system in summary.systems:
-        counts = system.entries[0].result.get("answers") or {}
+        counts = system.runs[0].result.get("answers") or {}
         told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
         if told:
             lines.append(f"How {system.name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
@@ -115,22 +153,10 @@ def _marks(summary: Summary) -> dict[str, str]:
     return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
 
 
-def markdown(study: Study, summaries: Sequence[Summary]) -> str:
-    """The report to read."""
-    lines = [f"# {study.title}", ""]
-    for summary in summaries:
-        lines += [f"## {summary.dataset}", ""]
-        if summary.systems:
-            lines += [markdown_table(*results_table(summary)), ""]
-        if summary.comparisons:
-            lines += [markdown_table(*comparisons_table(summary)), ""]
-        if summary.systems:
-            lines += [markdown_table(*time_table(summary)), ""]
-        lines += [f"- {line}" for line in notes(study, summary)] + [""]
-    return "\n".join(lines)
+# --- files -------------------------------------------------------------------------------------
 
 
-def runs_csv(outcomes: dict[Arm, Entry | Failure]) -> str:
+def runs_csv(outcomes: Mapping[Arm, Outcome]) -> str:
     """One line a run, with all its metrics."""
     rows = []
     for arm, outcome in outcomes.items():
@@ -140,7 +166,7 @@ def runs_csv(outcomes: dict[Arm, Entry | Failure]) -> str:
             "seed": arm.seed,
             "candidate_seed": arm.candidate_seed,
         }
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, FailedArm):
             row["failure"] = outcome.message
         else:
             result = outcome.result
@@ -149,7 +175,7 @@ def runs_csv(outcomes: dict[Arm, Entry | Failure]) -> str:
             row |= {f"{split}_{key}": value for split, values in result["metrics"].items() for key, value in values.items()}
             row |= {**result["timings"], "seconds": outcome.seconds, "run_dir": outcome.paths["run_dir"]}
         rows.append(row)
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def comparisons_csv(summaries: Sequence[Summary]) -> str:
@@ -163,16 +189,7 @@ def comparisons_csv(summaries: Sequence[Summary]) -> str:
             if c.seeds is not None:
                 row |= {"t_p": c.seeds.p_value, "t_holm": c.seeds_holm, "low": c.seeds.low, "high": c.seeds.high}
             rows.append({**row, "verdict": c.verdict})
-    return _csv(rows)
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows)
 
 
 def latex(study: Study, summaries: Sequence[Summary]) -> str:
@@ -195,7 +212,7 @@ def latex(study: Study, summaries: Sequence[Summary]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _latex_cells(system: Measured, best: float) -> list[str]:
+def _latex_cells(system: SystemResult, best: float) -> list[str]:
     hit = f"{system.hit:.4f}"
     hit = f"\\textbf{{{hit}}}" if system.hit == best else hit
     spread = "" if system.spread is None else f" $\\pm$ {system.spread:.4f}"
@@ -205,3 +222,34 @@ def _latex_cells(system: Measured, best: float) -> list[str]:
 
 def _share(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4f}"
+
+
+# --- cases ------------------------------------------------------------------------------------
+
+
+def _cases_html(found: Cases) -> Html:
+    pattern = found.pattern
+    who = f"{', '.join(pattern.right) or 'nobody'} right; {', '.join(pattern.wrong) or 'nobody'} wrong"
+    drawn = f", {len(found.shown)} of them drawn at random" if len(found.shown) < found.count else ""
+    head = f"<h3>{escape(pattern.title)}</h3><p>{escape(who)}: {found.count} of {found.n} rows{drawn}.</p>"
+    return Html(head + "".join(_case_html(case) for case in found.shown))
+
+
+def _case_html(case: Case) -> str:
+    question = case.question
+    history = "".join(f"<li>{escape(title)}</li>" for title in question["history_titles"])
+    options = "".join(
+        f'<li class="target">{escape(title)}</li>' if item == question["target"] else f"<li>{escape(title)}</li>"
+        for item, title in zip(question["candidates"], question["candidate_titles"], strict=True)
+    )
+    answers = "".join(
+        f'<tr class="{"right" if name in case.correct else "wrong"}"><td>{escape(name)}</td><td>{escape(text)}</td>'
+        f"<td>{'right' if name in case.correct else 'wrong'}</td></tr>"
+        for name, text in case.answers.items()
+    )
+    return (
+        f'<section class="case"><div><h4>User {escape(str(question["user"]))} has seen</h4><ol>{history}</ol></div>'
+        f"<div><h4>Candidates</h4><ul>{options}</ul></div>"
+        f'<div><h4>Answers</h4><table><tbody>{answers}</tbody></table><p>True: <b class="true">{escape(question["target_title"])}</b></p>'
+        "</div></section>"
+    )

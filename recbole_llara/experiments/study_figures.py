@@ -1,28 +1,20 @@
-"""A study's figures, drawn by plotly: the page shows them alive, PNG files show them where a browser draws them."""
+"""A study's figures: HitRatio@1 with its interval, ValidRatio, training curves, RSLLM's radar."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from recbole_llara.experiments.study.definition import Study
-from recbole_llara.experiments.study.summary import Summary
+from recbole_llara.experiments.report import COLOURS, styled
+from recbole_llara.experiments.study_definition import Study
+from recbole_llara.experiments.study_summary import Summary
 
-COLOURS = [*qualitative.D3, *qualitative.Set2]
 SMOOTH = 20  # optimiser steps in the moving mean of a loss
-PNG_NEEDS = "kaleido and Chrome or Chromium (pip install kaleido, and a browser of your system or plotly_get_chrome)"
 
 
 def draw(study: Study, summaries: Sequence[Summary]) -> dict[str, go.Figure]:
-    """All figures of a study by file name; those that would be empty are left out.
-
-    Args:
-        study: whose ``figures`` and ``radars`` say what is drawn.
-        summaries: of its datasets.
-    """
+    """The figures that a study asks for, by file name; those that would be empty are left out."""
     drawn: dict[str, go.Figure] = {}
     for summary in summaries:
         if summary.systems:
@@ -69,7 +61,7 @@ def bars(summary: Summary) -> go.Figure:
         figure.add_scatter(x=x, y=y, mode="markers", name=column, marker=marker)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
-    return finished(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(names))
+    return styled(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(names))
 
 
 def validity(summary: Summary) -> go.Figure:
@@ -83,12 +75,12 @@ def validity(summary: Summary) -> go.Figure:
             figure.add_scatter(x=[system.hit], y=[valid], mode="markers", name=system.name, marker=marker)
     figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
     figure.update_yaxes(title="ValidRatio", range=[-0.03, 1.05])
-    return finished(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
+    return styled(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
 
 
 def curves(summary: Summary) -> go.Figure | None:
     """The first seed's loss, validation HitRatio@1 and, where a curriculum moves it, probability of the hard task, by step."""
-    logs = {system.name: system.entries[0].training_log() for system in summary.systems}
+    logs = {system.name: system.runs[0].training_log() for system in summary.systems}
     steps = {name: found for name, log in logs.items() if (found := [record for record in log if "loss" in record])}
     if not steps:
         return None
@@ -111,7 +103,7 @@ def curves(summary: Summary) -> go.Figure | None:
             figure.add_scatter(x=x, y=probability, mode="lines", row=3, col=1, **group)
             figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
     figure.update_xaxes(title="optimiser step", row=rows, col=1)
-    return finished(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
+    return styled(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
 
 
 def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
@@ -126,7 +118,7 @@ def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.
             axes[f"{summary.dataset}<br>HitRatio@1"] = system.hit
             axes[f"{summary.dataset}<br>ValidRatio"] = system.mean("validratio") or 0.0
             if len(summaries) == 1:
-                among = [entry.result["hit_among_valid"] or 0.0 for entry in system.entries]
+                among = [run.result["hit_among_valid"] or 0.0 for run in system.runs]
                 axes[f"{summary.dataset}<br>HitRatio@1<br>among valid"] = float(np.mean(among))
         if axes:
             around, values = [*axes, next(iter(axes))], [*axes.values(), next(iter(axes.values()))]
@@ -134,32 +126,10 @@ def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.
     if not figure.data:
         return None
     figure.update_polars(radialaxis={"range": [0, 1.12], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
-    return finished(figure, f"Over {title}", 520)
+    return styled(figure, f"Over {title}", 520)
 
 
 PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {"bars": bars, "validity": validity, "curves": curves}
-
-
-def write_pngs(figures: dict[str, go.Figure], folder: Path) -> str | None:
-    """Write every figure as a PNG.
-
-    Args:
-        figures: by file name.
-        folder: is made.
-
-    Returns:
-        None, or what is missing: drawing a picture file needs a browser, which few servers have.
-    """
-    import plotly.io
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png" for name in figures]
-    try:
-        heights = [figure.layout.height for figure in figures.values()]
-        plotly.io.write_images(list(figures.values()), paths, scale=2, width=1000, height=heights)
-    except (ValueError, RuntimeError, ImportError) as error:
-        return f"no PNG files: they need {PNG_NEEDS}; the page has all figures ({str(error).strip().splitlines()[0]})"
-    return None
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:
@@ -168,15 +138,3 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - SMOOTH, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """A figure in the manner of all others; ``height`` in pixels."""
-    return figure.update_layout(
-        title=title,
-        height=height,
-        template="plotly_white",
-        font={"size": 13},
-        margin={"l": 70, "r": 30, "t": 90, "b": 60},
-        legend={"orientation": "v", "x": 1.02, "y": 1},
-    )

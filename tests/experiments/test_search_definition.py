@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.experiments.search.definition import define
-from recbole_llara.experiments.search.run import SearchRun
+from recbole_llara.experiments.search_definition import define
+from recbole_llara.experiments.search_trials import SearchTrials
 from recbole_llara.utils.errors import UserError
 
 
@@ -70,12 +70,12 @@ def test_the_folder_is_that_of_the_facts(make_search):
 def test_other_data_is_another_search(make_search, runs):
     """Trials over a file that has changed since are not compared with those over the file as it was."""
     first = make_search()
-    SearchRun(make_search(output="mine"))
+    SearchTrials(make_search(output="mine"))
     (file,) = Path().glob("**/toy.inter")
     file.write_text(file.read_text(encoding="utf-8") + "u0\ti1\t99\n", encoding="utf-8")
     assert make_search().folder != first.folder
     with pytest.raises(UserError, match=r"output: mine holds another search: data: \w{16} there, \w{16} here"):
-        SearchRun(make_search(output="mine"))
+        SearchTrials(make_search(output="mine"))
 
 
 def test_the_direction_is_the_metrics(make_search):

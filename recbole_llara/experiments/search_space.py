@@ -1,15 +1,25 @@
-"""RecBole's parameter files: a line a key, ``learning_rate loguniform -8,0``, read without evaluating anything."""
+"""What a search draws from, and the next draw.
 
+A parameter file is RecBole's: a line for each key, ``learning_rate loguniform -8,0``, read without evaluating anything. A draw
+comes in order, by chance, or by what the earlier trials scored; no combination is drawn twice. It depends on the seed, the
+trial's number and the trials before it, and on nothing that a process remembers: a killed search resumes with the same draws.
+"""
+
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.yaml_files import parse_value
@@ -18,23 +28,26 @@ from recbole_llara.utils.errors import UserError, nearest
 FILES = PROPERTIES / "search"
 ENDING = ".hyper"
 CHOICE, UNIFORM, QUNIFORM, LOGUNIFORM = "choice", "uniform", "quniform", "loguniform"
+DRAWS = 100  # until one is new; then the first that is left is taken
+# optuna's 10 would leave a search of a dozen trials to chance.
+CHANCE_FIRST = 5
+EXHAUSTIVE = "exhaustive"
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+    "random": lambda seed: RandomSampler(seed),
+    "bayes": lambda seed: TPESampler(n_startup_trials=CHANCE_FIRST, constant_liar=True, seed=seed),
+}
+ALGORITHMS = (EXHAUSTIVE, *SAMPLERS)
 _LOG_LIMIT = 700  # exp of more is no float
 _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A key and what it may be.
+    """A key and its possible values."""
 
-    Args:
-        key: of the configuration.
-        kind: choice, uniform, quniform or loguniform.
-        distribution: optuna's. The values of a choice are JSON texts there, since optuna keeps no lists.
-    """
-
-    key: str
-    kind: str
-    distribution: BaseDistribution
+    key: str  # of the configuration
+    kind: str  # of ``KINDS``
+    distribution: BaseDistribution  # optuna's; it has the values of a choice as JSON texts, since optuna keeps no lists
 
     def value_of(self, drawn: Any) -> Any:
         """What the configuration is given for what optuna has drawn."""
@@ -203,10 +216,64 @@ KINDS: Mapping[str, Callable[[str], BaseDistribution]] = {
 
 
 def values_of(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configuration is given for a trial.
+    """The configuration's values for what optuna has drawn."""
+    return {parameter.key: parameter.value_of(drawn[parameter.key]) for parameter in parameters}
+
+
+# --- draws ------------------------------------------------------------------------------------
+
+
+def count_of(parameters: Sequence[Parameter]) -> int | None:
+    """How many combinations there are; None where there is no end."""
+    options = [parameter.options for parameter in parameters]
+    return None if None in options else math.prod(len(one) for one in options if one is not None)
+
+
+def propose(
+    parameters: Sequence[Parameter], trials: Sequence[FrozenTrial], algo: str, seed: int, direction: str
+) -> dict[str, Any] | None:
+    """Choose the next trial.
 
     Args:
         parameters: of the search.
-        drawn: key -> what optuna has drawn.
+        trials: those before, in their order; one that is being run counts as a bad one, so that others look elsewhere.
+        algo: exhaustive (the last line of the file changes fastest), random or bayes (the tree-structured Parzen estimator).
+        seed: of the search.
+        direction: ``maximize`` or ``minimize``.
+
+    Returns:
+        key -> optuna's value; None where every combination has been tried.
     """
-    return {parameter.key: parameter.value_of(drawn[parameter.key]) for parameter in parameters}
+    tried = {_identity(parameters, trial.params) for trial in trials}
+    for drawn in itertools.chain(_draws(parameters, trials, algo, seed, direction), _in_order(parameters)):
+        if _identity(parameters, drawn) not in tried:
+            return drawn
+    return None
+
+
+def space_of(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
+    """The parameters as optuna takes them."""
+    return {parameter.key: parameter.distribution for parameter in parameters}
+
+
+def _draws(
+    parameters: Sequence[Parameter], trials: Sequence[FrozenTrial], algo: str, seed: int, direction: str
+) -> Iterator[dict[str, Any]]:
+    if algo == EXHAUSTIVE:
+        return
+    own_seed = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+    copy = optuna.create_study(direction=direction, sampler=SAMPLERS[algo](own_seed))
+    copy.add_trials(trials)
+    for _ in range(DRAWS):
+        yield copy.ask(space_of(parameters)).params
+
+
+def _in_order(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
+    if count_of(parameters) is None:
+        return
+    for combination in itertools.product(*(parameter.options or () for parameter in parameters)):
+        yield dict(zip([parameter.key for parameter in parameters], combination, strict=True))
+
+
+def _identity(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> str:
+    return json.dumps(values_of(parameters, drawn))

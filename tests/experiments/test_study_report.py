@@ -9,14 +9,19 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from recbole_llara.experiments.study.arms import Arm, Failure
-from recbole_llara.experiments.study.cases import find_cases
-from recbole_llara.experiments.study.definition import CasePattern, Published
-from recbole_llara.experiments.study.figures import draw, write_pngs
-from recbole_llara.experiments.study.page import page
-from recbole_llara.experiments.study.report import write_report
-from recbole_llara.experiments.study.summary import summarise
-from recbole_llara.experiments.study.tables import comparisons_csv, comparisons_table, latex, markdown, runs_csv
+from recbole_llara.experiments.report import html_page, markdown, write_pngs
+from recbole_llara.experiments.study_definition import CasePattern, Published
+from recbole_llara.experiments.study_figures import draw
+from recbole_llara.experiments.study_report import (
+    comparisons_csv,
+    comparisons_table,
+    latex,
+    runs_csv,
+    study_report,
+    write_study_report,
+)
+from recbole_llara.experiments.study_runs import Arm, FailedArm
+from recbole_llara.experiments.study_summary import find_cases, summarise
 
 ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
 
@@ -39,7 +44,7 @@ def study(make_study):
 def test_tables_hold_what_was_measured(study, outcomes_of):
     outcomes = outcomes_of(ANSWERS)
     summaries = summarise(study, outcomes)
-    text = markdown(study, summaries)
+    text = markdown(study_report(study, summaries))
     row = next(line for line in text.splitlines() if line.startswith("| A "))
     assert [cell.strip() for cell in row.split("|")][2:4] == ["0.5000", "0.0000"] and "0.4000 (valid 0.9000) [a] [b] [c]" in row
     assert row.rstrip(" |").endswith("0.3000 [a] [b] [c]") and "a later run" in text.splitlines()[4]
@@ -58,7 +63,8 @@ def test_a_comparison_without_a_test_over_seeds_fills_its_columns(make_study, ou
     answers = {"A": [[1, 1, 0]] * 3, "B": [[0, 1, 0]] * 3, "C": [[0, 0, 0], [1, 0, 0], [0, 1, 1]]}
     study = make_study(("A", "B", "C"), seeds=(1, 2, 3), compare=(("A", "B"), ("A", "C")))
     (summary,) = summarise(study, outcomes_of(answers))
-    header, rows = comparisons_table(summary)
+    table = comparisons_table(summary)
+    header, rows = table.header, table.rows
     assert {len(row) for row in rows} == {len(header)}
     assert rows[0][header.index("t-test over seeds p")] == "—" and float(rows[1][header.index("t-test over seeds p")]) > 0.05
 
@@ -72,8 +78,8 @@ def test_latex_has_a_line_a_system_and_no_bare_specials(study, outcomes_of):
 
 def test_a_failure_is_in_every_table(study, outcomes_of):
     failed = Arm("B & C_1", "ml-100k", 2020, 2020)
-    outcomes = {**outcomes_of({"A": ANSWERS["A"]}), failed: Failure("RuntimeError: broken")}
-    text = markdown(study, summarise(study, outcomes))
+    outcomes = {**outcomes_of({"A": ANSWERS["A"]}), failed: FailedArm("RuntimeError: broken")}
+    text = markdown(study_report(study, summarise(study, outcomes)))
     assert "FAILED: B & C_1 on ml-100k, seed 2020: RuntimeError: broken" in text
     assert "RuntimeError: broken" in runs_csv(outcomes)
     assert r"B \& C\_1 & -- & -- \\" in latex(study, summarise(study, outcomes))
@@ -107,7 +113,7 @@ def test_cases_are_rows_of_the_pattern(study, outcomes_of):
 def test_the_page_escapes_titles_and_needs_no_network(study, outcomes_of):
     nasty = "</td><script>alert(1)</script>"
     summaries = summarise(study, outcomes_of(ANSWERS, title=nasty))
-    text = page(study, summaries, draw(study, summaries), {"ml-100k": [find_cases(summaries[0], study.cases[0])]})
+    text = html_page(study_report(study, summaries))
     assert nasty not in text and "&lt;script&gt;alert(1)" in text
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
     assert "Made &lt;by hand&gt;" in text and text.count("<figure>") == 3
@@ -115,8 +121,8 @@ def test_the_page_escapes_titles_and_needs_no_network(study, outcomes_of):
 
 def test_a_report_is_written_whole(study, outcomes_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recbole_llara.experiments.study.report.write_pngs", lambda figures, folder: "no PNG files: none")
-    text = write_report(study, outcomes_of(ANSWERS))
+    monkeypatch.setattr("recbole_llara.experiments.report.write_pngs", lambda figures, folder: "no PNG files: none")
+    text = write_study_report(study, outcomes_of(ANSWERS))
     assert "no PNG files: none" in text
     files = {"report.md", "report.html", "table.tex", "runs.csv", "comparisons.csv"}
     assert {path.name for path in study.folder.iterdir()} == files

@@ -8,14 +8,14 @@ import optuna
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
-from recbole_llara.experiments.search import run as module
-from recbole_llara.experiments.search.report import write_report
-from recbole_llara.experiments.search.run import SearchRun
-from recbole_llara.experiments.search.trial import best_of
+from recbole_llara.experiments import runner
+from recbole_llara.experiments.search_definition import best_of
+from recbole_llara.experiments.search_report import write_search_report
+from recbole_llara.experiments.search_trials import SearchTrials
 from recbole_llara.utils.errors import Diverged, RunError, Stopped, UserError
 
+pytestmark = pytest.mark.usefixtures("no_pngs")
 FEW = "learning_rate choice [0.1, 0.01, 0.001]"
 ARGV = ("--hidden_size=16", "--hidden_dropout_prob=0.2")
 
@@ -24,13 +24,7 @@ def searched(runs):
     return [(keys["hidden_size"], keys["learning_rate"], keys["hidden_dropout_prob"]) for keys in runs.keys]
 
 
-def finished(search):
-    run = SearchRun(search)
-    run.run()
-    return run.finished()
-
-
-def test_every_trial_is_one_run_of_its_keys_and_a_second_call_runs_none(make_search, runs):
+def test_every_trial_is_one_run_of_its_keys_and_a_second_call_runs_none(make_search, runs, finished):
     search = make_search(argv=["--epochs=3"])
     trials = finished(search)
     assert len(trials) == len(runs.keys) == len(set(searched(runs))) == 12
@@ -41,7 +35,7 @@ def test_every_trial_is_one_run_of_its_keys_and_a_second_call_runs_none(make_sea
     assert finished(search) == trials and len(runs.keys) == 12
 
 
-def test_more_trials_go_on_from_those_there_are(make_search, runs):
+def test_more_trials_go_on_from_those_there_are(make_search, runs, finished):
     few = finished(make_search(max_evals=5))
     assert len(few) == 5
     assert finished(make_search(max_evals=3)) == few
@@ -53,7 +47,7 @@ def test_more_trials_go_on_from_those_there_are(make_search, runs):
     ("algo", "ends_by"),
     [("exhaustive", MemoryError), ("random", KeyboardInterrupt), ("bayes", Stopped(signal.SIGTERM, "of the run"))],
 )
-def test_a_search_that_was_broken_off_goes_on_as_if_it_had_not_been(make_search, runs, algo, ends_by):
+def test_a_search_that_was_broken_off_goes_on_as_if_it_had_not_been(make_search, runs, algo, ends_by, finished):
     whole = [trial.values for trial in finished(make_search(algo=algo, max_evals=9, output="whole"))]
     runs.keys.clear()
 
@@ -65,14 +59,14 @@ def test_a_search_that_was_broken_off_goes_on_as_if_it_had_not_been(make_search,
     with pytest.raises(MemoryError if ends_by is MemoryError else Stopped) as caught:
         finished(make_search(algo=algo, max_evals=9))
     if ends_by is not MemoryError:
-        assert "4 of 9 trials are finished, the same command goes on" in str(caught.value)
+        assert "4 of 9 runs are finished and kept, the same command goes on" in str(caught.value)
     trials = finished(make_search(algo=algo, max_evals=9))
     assert [trial.values for trial in trials] == whole
     assert searched(runs)[4] == searched(runs)[5] and len(runs.keys) == 10  # the fifth was begun, and run again
     assert [trial.number for trial in trials] == list(range(9))
 
 
-def test_a_trial_that_diverges_or_is_too_large_has_failed_and_is_not_run_again(make_search, runs):
+def test_a_trial_that_diverges_or_is_too_large_has_failed_and_is_not_run_again(make_search, runs, finished):
     failures = iter([Diverged("the loss is nan"), torch.OutOfMemoryError("no room")])
 
     def fail(keys):
@@ -86,20 +80,20 @@ def test_a_trial_that_diverges_or_is_too_large_has_failed_and_is_not_run_again(m
     assert finished(search) == trials and len(runs.keys) == 3
     states = [trial.state.name for trial in optuna.load_study(study_name="search", storage=_storage(search)).trials]
     assert states == ["FAIL", "COMPLETE", "FAIL"]
-    assert "2 of them failed" in write_report(search, trials)
+    assert "2 of them failed" in write_search_report(search, trials)
 
 
-def test_a_score_that_is_no_number_has_failed(make_search, monkeypatch):
+def test_a_score_that_is_no_number_has_failed(make_search, monkeypatch, finished):
     nothing = {"best_valid_score": -float("inf"), "best_valid_result": None, "run_dir": "a", "result_file": "b"}
-    monkeypatch.setattr(module, "run_recbole_llara", lambda **keys: nothing)
+    monkeypatch.setattr(runner, "run_recbole_llara", lambda **keys: nothing)
     search = make_search(FEW)
     trials = finished(search)
     assert {trial.score for trial in trials} == {None} and "eval_step" in trials[0].error
-    assert "No trial came to a score" in write_report(search, trials) and not (search.folder / "best.yaml").exists()
+    assert "No trial came to a score" in write_search_report(search, trials) and not (search.folder / "best.yaml").exists()
 
 
 @pytest.mark.parametrize("error", [UserError("hidden_size: found 8"), RunError("the disk is full")])
-def test_other_errors_end_the_search_and_the_trial_is_run_again(make_search, runs, error):
+def test_other_errors_end_the_search_and_the_trial_is_run_again(make_search, runs, error, finished):
     def fail(keys):
         raise error
 
@@ -112,7 +106,7 @@ def test_other_errors_end_the_search_and_the_trial_is_run_again(make_search, run
     assert len(runs.keys) == 4
 
 
-def test_the_test_rows_choose_nothing_and_stand_nowhere_but_at_the_best(make_search, runs):
+def test_the_test_rows_choose_nothing_and_stand_nowhere_but_at_the_best(make_search, runs, finished):
     """The made-up test metrics say the opposite of those of the validation rows."""
     search = make_search(algo="bayes")
     trials = finished(search)
@@ -122,14 +116,14 @@ def test_the_test_rows_choose_nothing_and_stand_nowhere_but_at_the_best(make_sea
         kept = [text for (text,) in database.execute("select value_json from trial_user_attributes")]
         values = [value for (value,) in database.execute("select value from trial_values order by trial_id")]
     assert len(kept) == 10 and "test" not in "".join(kept) and values == [trial.score for trial in trials]
-    report = write_report(search, trials)
+    report = write_search_report(search, trials)
     assert report.count(f"hit@1 {1 - best.score}") == 1
     assert "test" not in (search.folder / "trials.csv").read_text()
     others = [trial for trial in trials if trial.score != best.score]
     assert others and all(f"{1 - trial.score}" not in report for trial in others)
 
 
-def test_where_less_is_better_the_least_is_the_best(make_search, runs):
+def test_where_less_is_better_the_least_is_the_best(make_search, runs, finished):
     less = make_search(argv=["--metrics=[Hit,AveragePopularity]", "--valid_metric=AveragePopularity"])
     trials = finished(less)
     assert best_of(less, trials).score == min(trial.score for trial in trials)
@@ -138,23 +132,23 @@ def test_where_less_is_better_the_least_is_the_best(make_search, runs):
     assert study.best_value == best_of(less, trials).score
 
 
-def test_of_equal_scores_the_first_is_the_best(make_search, monkeypatch):
+def test_of_equal_scores_the_first_is_the_best(make_search, monkeypatch, finished):
     same = {"best_valid_score": 0.5, "best_valid_result": {}, "run_dir": "a", "result_file": "b"}
-    monkeypatch.setattr(module, "run_recbole_llara", lambda **keys: same)
+    monkeypatch.setattr(runner, "run_recbole_llara", lambda **keys: same)
     search = make_search()
     assert best_of(search, finished(search)).number == 0
 
 
-def test_two_at_once_take_each_trial_once(make_search, runs, monkeypatch):
+def test_two_at_once_take_each_trial_once(make_search, runs, monkeypatch, finished):
     """The second begins while the first is in its third trial, does all that are left, and waits for that one."""
     search, waited = make_search(), []
-    second = SearchRun(search)
+    second = SearchTrials(search)
 
     def begin(keys):
         if len(runs.keys) == 3 and not waited:
-            monkeypatch.setattr(module, "sleep", lambda seconds: waited.append(seconds) or (_ for _ in ()).throw(_Waiting))
+            monkeypatch.setattr(runner, "sleep", lambda seconds: waited.append(seconds) or (_ for _ in ()).throw(_Waiting))
             with pytest.raises(_Waiting):
-                second.run()
+                runner.execute(second)
 
     runs.before = begin
     trials = finished(search)
@@ -169,26 +163,29 @@ class _Waiting(Exception):
 
 def test_the_trial_of_a_living_process_is_left_alone(make_search, runs):
     search = make_search(max_evals=2)
-    run = SearchRun(search)
-    with FileLock(search.folder / ".trial-0.lock", is_singleton=False), run._lock:
-        assert run._held(0) is None
-    assert run._held(0) is not None
+    (first, lock), (second, other) = SearchTrials(search).claim(), SearchTrials(search).claim()
+    with other:
+        with lock:
+            assert (first[0], second[0]) == (0, 1) and SearchTrials(search).claim() is None
+        again, lock = SearchTrials(search).claim()  # as after a kill
+        with lock:
+            assert again == first
 
 
-def test_an_llms_trial_goes_on_from_its_own_states(make_search, runs):
+def test_an_llms_trial_goes_on_from_its_own_states(make_search, runs, finished):
     runs.before = lambda keys: keys.update(hidden_size=8, hidden_dropout_prob=0)
     finished(make_search("learning_rate choice [0.1, 0.2]", model="LLaRA"))
     assert [keys["resume"] for keys in runs.keys] == ["auto", "auto"]
 
 
-def test_a_folder_holds_one_search(make_search, runs):
+def test_a_folder_holds_one_search(make_search, runs, finished):
     finished(make_search(FEW, argv=ARGV, output="mine"))
     with pytest.raises(
         UserError, match=r"output: mine holds another search: parameters: .*0.1', '0.01', '0.001.*choose another"
     ):
-        SearchRun(make_search("learning_rate choice [0.1]", argv=ARGV, output="mine"))
+        SearchTrials(make_search("learning_rate choice [0.1]", argv=ARGV, output="mine"))
     with pytest.raises(UserError, match="holds another search: keys"):
-        SearchRun(make_search(FEW, argv=[*ARGV, "--epochs=9"], output="mine"))
+        SearchTrials(make_search(FEW, argv=[*ARGV, "--epochs=9"], output="mine"))
 
 
 def _storage(search):

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.experiments.study.arms import arms_of
-from recbole_llara.experiments.study.definition import STUDIES, known_studies, load_study
-from recbole_llara.experiments.study.run import StudyRun
+from recbole_llara.experiments.study_definition import STUDIES, known_studies, load_study
+from recbole_llara.experiments.study_runs import StudyRuns, arms_of
 from recbole_llara.utils.errors import UserError
 
 
@@ -15,7 +14,7 @@ def test_every_system_of_a_shipped_study_is_a_configuration(name, tmp_path, monk
     """The keys of each are known and fit together, and what the papers report stands under names that the study has."""
     monkeypatch.chdir(tmp_path)
     study = load_study(name)
-    StudyRun(study).check()
+    StudyRuns(study)
     assert study.settings["protocol"] == "leave_one_out" and study.datasets == ("ml-100k",)
     for column in study.published:
         for values in [*column.hit.values(), *column.valid.values(), column.llms]:
@@ -39,11 +38,11 @@ def test_the_papers_six_studies_are_there():
 def test_studies_of_one_budget_share_their_systems(tmp_path, monkeypatch):
     """What efficiency and case_study need is what main_results ran."""
     monkeypatch.chdir(tmp_path)
-    main = StudyRun(load_study("main_results"))
-    done = {main._place(arm) for arm in arms_of(main.study)}
+    main = StudyRuns(load_study("main_results"))
+    done = {main.place(arm) for arm in arms_of(main.study)}
     for name in ("efficiency", "case_study"):
-        other = StudyRun(load_study(name))
-        assert {other._place(arm) for arm in arms_of(other.study)} <= done
+        other = StudyRuns(load_study(name))
+        assert {other.place(arm) for arm in arms_of(other.study)} <= done
 
 
 def test_arguments():
@@ -61,7 +60,7 @@ def test_arguments():
 
 def test_the_questions_are_those_of_the_candidate_seed_or_the_first_seed():
     study = load_study("quickstart").with_arguments({"seeds": "3,4"})
-    assert study.asked == 3 and study.with_arguments({"candidate_seed": 0}).asked == 0
+    assert study.candidate_seed == 3 and study.with_arguments({"candidate_seed": 0}).candidate_seed == 0
 
 
 def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():

@@ -6,12 +6,11 @@ import pytest
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.experiments.search.figure import draw
-from recbole_llara.experiments.search.report import write_report
-from recbole_llara.experiments.search.run import SearchRun
-from recbole_llara.experiments.search.trial import best_of
+from recbole_llara.experiments.search_definition import best_of
+from recbole_llara.experiments.search_report import draw, write_search_report
 from recbole_llara.utils.errors import Diverged
 
+pytestmark = pytest.mark.usefixtures("no_pngs")
 MIXED = (
     "hidden_size choice [8, 16]\nlearning_rate loguniform -7,-1\nhidden_dropout_prob uniform 0.1,0.5\n"
     "n_layers quniform 1,3,1\nloss_type choice [CE, BPR]\n"
@@ -19,7 +18,7 @@ MIXED = (
 
 
 @pytest.fixture
-def make_finished(make_search, runs):
+def make_finished(make_search, runs, finished):
     """A search of six trials, the third of which diverged, and its trials."""
 
     def make(parameters=MIXED, **keys):
@@ -29,9 +28,7 @@ def make_finished(make_search, runs):
 
         runs.before = fail
         search = make_search(parameters, "random", max_evals=6, **keys)
-        run = SearchRun(search)
-        run.run()
-        return search, run.finished()
+        return search, finished(search)
 
     return make
 
@@ -48,7 +45,7 @@ def test_best_yaml_is_the_best_trial_and_a_config_file(make_finished):
     assert config["epochs"] == 3 and config["candidate_num"] == 10
 
 
-def test_best_yaml_and_the_table_stand_after_every_trial(make_search, runs):
+def test_best_yaml_and_the_table_stand_after_every_trial(make_search, runs, finished):
     search = make_search(MIXED, "random", max_evals=4)
     found = []
 
@@ -58,7 +55,7 @@ def test_best_yaml_and_the_table_stand_after_every_trial(make_search, runs):
             assert read_yaml(search.folder / "best.yaml")["model"] == "SASRec"
 
     runs.before = look
-    SearchRun(search).run()
+    finished(search)
     assert found == [1, 2, 3]
 
 
@@ -70,7 +67,7 @@ def test_secrets_stay_out(make_search, runs):
 
 def test_the_tables_have_every_trial(make_finished):
     search, trials = make_finished()
-    text = write_report(search, trials)
+    text = write_search_report(search, trials)
     with open(search.folder / "trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == list(range(6))
@@ -106,9 +103,7 @@ def test_the_figure_has_the_history_and_a_panel_for_each_key(make_finished):
     assert types == ["category", "log", "linear", "linear", "category"]
 
 
-def test_a_figure_of_one_key_or_of_failures_alone(make_search, runs):
+def test_a_figure_of_one_key_or_of_failures_alone(make_search, runs, finished):
     search = make_search("learning_rate choice [0.1]", argv=["--hidden_size=8", "--hidden_dropout_prob=0"])
     runs.before = lambda keys: (_ for _ in ()).throw(Diverged("nan"))
-    run = SearchRun(search)
-    run.run()
-    assert [trace.name for trace in draw(search, run.finished()).data][2] == "failed"
+    assert [trace.name for trace in draw(search, finished(search)).data][2] == "failed"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.experiments.search.__main__ import main
+from recbole_llara.experiments.search import main
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("no_pngs")
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ("--model=SASRec", "--dataset=toy", "--config_files=toy.yaml", "--params_file=toy.hyper", "--output=found")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PATIENCE = 120  # seconds
@@ -121,4 +122,4 @@ def test_where_no_trial_comes_to_a_score_it_ends_with_1(toy, runs):
 def test_an_interrupt_ends_with_130(toy, runs, capsys):
     runs.before = lambda keys: (_ for _ in ()).throw(KeyboardInterrupt)
     assert main(COMMAND) == 130
-    assert "0 of 12 trials are finished, the same command goes on" in capsys.readouterr().err
+    assert "0 of 12 runs are finished and kept, the same command goes on" in capsys.readouterr().err

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from recbole_llara.experiments.study.arms import Arm, Failure
-from recbole_llara.experiments.study.definition import Published
-from recbole_llara.experiments.study.summary import summarise
+from recbole_llara.experiments.study_definition import Published
+from recbole_llara.experiments.study_runs import Arm, FailedArm
+from recbole_llara.experiments.study_summary import summarise
 from recbole_llara.utils.errors import UserError
 
 N = 943
@@ -87,7 +87,7 @@ def test_the_best_baseline_is_chosen_on_the_validation_rows(make_study, outcomes
 
 def test_a_failed_system_is_told_and_left_out(make_study, outcomes_of):
     study = make_study(compare=(("A", "B"),))
-    outcomes = {**outcomes_of({"A": [[1, 0]]}), Arm("B", "ml-100k", 2020, 2020): Failure("RuntimeError: broken")}
+    outcomes = {**outcomes_of({"A": [[1, 0]]}), Arm("B", "ml-100k", 2020, 2020): FailedArm("RuntimeError: broken")}
     (summary,) = summarise(study, outcomes)
     assert [system.name for system in summary.systems] == ["A"]
     assert "broken" in summary.failures["B"] and summary.comparisons == ()

@@ -1,9 +1,10 @@
 """What is searched: a model's keys and their ranges, checked before anything is run."""
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +13,38 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, read_yaml
 from recbole_llara.data.numbering import data_digest
-from recbole_llara.experiments.search.parameters import CHOICE, Parameter, read_parameters
-from recbole_llara.experiments.search.sampling import ALGORITHMS, EXHAUSTIVE, count_of
+from recbole_llara.experiments.search_space import (
+    ALGORITHMS,
+    CHOICE,
+    EXHAUSTIVE,
+    Parameter,
+    count_of,
+    known_files,
+    read_parameters,
+)
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.version import __version__
 
 MAX_EVALS = 10  # of RecBole's run_hyper.py
-# A trial has these of its own.
-OF_TRIALS = ("resume", "result_file")
+KEYS_OF_TRIALS = ("resume", "result_file")  # every trial has its own
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search, as a command asks for it.
-
-    Args:
-        model: of every trial.
-        dataset: of every trial.
-        fixed: the keys that all trials share, as files and command line gave them.
-        parameters: what is searched.
-        algo: exhaustive, random or bayes.
-        max_evals: trials in all, those of earlier calls among them.
-        folder: where trials and report are kept.
-        valid_metric: what is optimised, on the validation rows.
-        is_bigger_better: of ``valid_metric``.
-        seed: of the draws.
-        data: digest of the dataset's files.
-    """
+    """A search, as a command asks for it."""
 
     model: str
     dataset: str
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Any]  # the keys that all trials share, as files and command line gave them
     parameters: tuple[Parameter, ...]
-    algo: str
-    max_evals: int
-    folder: Path
-    valid_metric: str
-    is_bigger_better: bool
-    seed: int
-    data: str
+    algo: str  # of ``ALGORITHMS``
+    max_evals: int  # trials in all, with those of earlier calls
+    folder: Path  # of trials and report
+    valid_metric: str  # what is optimised, on the validation rows
+    is_bigger_better: bool  # of ``valid_metric``
+    seed: int  # of the draws
+    data: str  # digest of the dataset's files
 
     @property
     def direction(self) -> str:
@@ -60,8 +53,11 @@ class Search:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that a trial's score depends on but its own values; two searches of the same facts are one."""
-        return _facts(self.model, self.dataset, self.fixed, self.parameters, self.algo, self.data)
+        """All that a trial's score depends on except its own values: equal facts mean the same search."""
+        keys = {key: value for key, value in without_secrets(self.fixed).items() if key not in WITHOUT_EFFECT}
+        searched = [f"{parameter.key} {parameter.distribution}" for parameter in self.parameters]
+        facts = {"model": self.model, "dataset": self.dataset, "data": self.data, "keys": keys, "parameters": searched}
+        return json_ready({**facts, "algo": self.algo, "version": __version__})
 
     def keys_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The ``config_dict`` of a trial."""
@@ -71,6 +67,51 @@ class Search:
         """The content of a configuration file that runs a trial again; keys without effect on it and secrets are left out."""
         keys = {key: value for key, value in {**self.fixed, **values}.items() if key not in WITHOUT_EFFECT}
         return json_ready(without_secrets({"model": self.model, "dataset": self.dataset, **keys}))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial; where it failed, it has an error and no score."""
+
+    number: int  # from 0
+    values: dict[str, Any]  # of the searched keys
+    score: float | None  # ``best_valid_score``
+    seconds: float
+    valid: dict[str, float]  # RecBole's metrics of the validation rows
+    run_dir: str | None = None
+    result_file: str | None = None
+    error: str | None = None
+
+
+def best_of(search: Search, trials: Sequence[Trial]) -> Trial | None:
+    """The trial of the best score, of equals the first; None where all failed."""
+    scored = [trial for trial in trials if trial.score is not None]
+    sign = -1 if search.is_bigger_better else 1
+    return min(scored, key=lambda trial: (sign * trial.score, trial.number), default=None)
+
+
+def read_command(arguments: argparse.Namespace, keys: Sequence[str]) -> Search:
+    """The search that a command line asks for.
+
+    Args:
+        arguments: the named ones.
+        keys: ``--key=value`` for all trials.
+
+    Raises:
+        UserError: an argument, a key or a value cannot be used.
+    """
+    if arguments.params_file is None:
+        raise UserError(f"params_file: found none, expected a file or one of {', '.join(known_files())}")
+    return define(
+        arguments.model,
+        arguments.dataset,
+        arguments.params_file,
+        algo=arguments.algo,
+        max_evals=arguments.max_evals,
+        config_files=(arguments.config_files or "").split(),
+        argv=keys,
+        output=arguments.output,
+    )
 
 
 def define(
@@ -99,7 +140,10 @@ def define(
     Raises:
         UserError: an argument, the file, a key or a value cannot be used.
     """
-    fixed = _given(config_files, argv)
+    fixed: dict[str, Any] = {}
+    for path in config_files:
+        fixed |= read_yaml(path)
+    fixed |= parse_arguments(argv)
     model, dataset = model or fixed.get("model"), dataset or fixed.get("dataset")
     parameters = read_parameters(params_file)
     _check_algo(algo, parameters)
@@ -107,21 +151,24 @@ def define(
     searched = {"model", "dataset", *(parameter.key for parameter in parameters)}
     fixed = {key: value for key, value in fixed.items() if key not in searched}
     config = _checked(model, dataset, config_files, argv, parameters)
-    data = data_digest(config)
-    place = _place(config, algo, _facts(config["model"], config["dataset"], fixed, parameters, algo, data))
-    return Search(
+    search = Search(
         model=config["model"],
         dataset=config["dataset"],
         fixed=fixed,
         parameters=parameters,
         algo=algo,
         max_evals=_wanted(parameters, algo, max_evals),
-        folder=place if output is None else Path(output),
+        folder=Path(output or ""),
         valid_metric=config["valid_metric"],
         is_bigger_better=bool(config["valid_metric_bigger"]),
         seed=config["seed"],
-        data=data,
+        data=data_digest(config),
     )
+    if output is not None:
+        return search
+    digest = hashlib.sha256(json.dumps(search.facts, sort_keys=True).encode()).hexdigest()
+    name = f"{search.model}-{search.dataset}-{algo}-{digest[:8]}"
+    return replace(search, folder=Path(config["checkpoint_dir"]) / "search" / name)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,32 +176,9 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
-def spoken_values(values: Mapping[str, Any]) -> str:
+def values_text(values: Mapping[str, Any]) -> str:
     """A trial's values on one line."""
     return ", ".join(f"{key}={value:.4g}" if type(value) is float else f"{key}={value}" for key, value in values.items())
-
-
-def _given(config_files: Sequence[str | Path], argv: Sequence[str]) -> dict[str, Any]:
-    """All keys of files and command line."""
-    given: dict[str, Any] = {}
-    for path in config_files:
-        given |= read_yaml(path)
-    return given | parse_arguments(argv)
-
-
-def _place(config: RunConfig, algo: str, facts: Mapping[str, Any]) -> Path:
-    """The folder of a search that was given none."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Path(config["checkpoint_dir"]) / "search" / f"{config['model']}-{config['dataset']}-{algo}-{digest[:8]}"
-
-
-def _facts(
-    model: Any, dataset: Any, fixed: Mapping[str, Any], parameters: Sequence[Parameter], algo: str, data: str
-) -> dict[str, Any]:
-    keys = {key: value for key, value in without_secrets(fixed).items() if key not in WITHOUT_EFFECT}
-    searched = [f"{parameter.key} {parameter.distribution}" for parameter in parameters]
-    facts = {"model": model, "dataset": dataset, "data": data, "keys": keys, "parameters": searched, "algo": algo}
-    return json_ready({**facts, "version": __version__})
 
 
 def _check_algo(algo: str, parameters: Sequence[Parameter]) -> None:
@@ -178,7 +202,7 @@ def _check_keys(parameters: Sequence[Parameter], given: Mapping[str, Any], fixed
             )
         if parameter.key in given:
             raise UserError(f"{parameter.key} is searched and given on the command line; leave it out of one of the two")
-    for key in OF_TRIALS:
+    for key in KEYS_OF_TRIALS:
         if fixed.get(key) is not None:
             raise UserError(
                 f"{key}: found {fixed[key]!r}, but every trial has its own; leave it out, the search goes on by itself"
@@ -198,7 +222,7 @@ def _checked(
         try:
             configs.append(RunConfig(model, dataset, config_files, plain(values), argv))
         except UserError as error:
-            raise UserError(f"with {spoken_values(values)}: {error}") from error
+            raise UserError(f"with {values_text(values)}: {error}") from error
     if len({(config["valid_metric"], bool(config["valid_metric_bigger"])) for config in configs}) > 1:
         raise UserError("valid_metric differs among the values that are searched; give --valid_metric=NAME")
     return configs[0]

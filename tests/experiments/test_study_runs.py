@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+import yaml
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.experiments.study import run as module
-from recbole_llara.experiments.study.__main__ import main, read_command
-from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
-from recbole_llara.experiments.study.definition import load_study
-from recbole_llara.experiments.study.run import StudyRun
+from recbole_llara.experiments import runner
+from recbole_llara.experiments.runner import execute
+from recbole_llara.experiments.study import main, read_command
+from recbole_llara.experiments.study_definition import load_study
+from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
 from recbole_llara.recommender.popularity import Popularity
 from recbole_llara.utils.errors import UserError
 
@@ -27,10 +27,14 @@ SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_m
 LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_train_rows")), "--max_train_rows=512")
 
 
-@pytest.fixture(autouse=True)
-def _work_in(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recbole_llara.experiments.study.report.write_pngs", lambda figures, folder: None)
+pytestmark = pytest.mark.usefixtures("no_pngs")
+
+
+def run_study(study):
+    """The outcomes of a study that is run."""
+    runs = StudyRuns(study)
+    execute(runs)
+    return runs.outcomes
 
 
 def results():
@@ -54,7 +58,7 @@ def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monke
     def fail(*arguments, **keys):
         raise AssertionError("a finished system was run again")
 
-    monkeypatch.setattr(module, "run_recbole_llara", fail)
+    monkeypatch.setattr(runner, "run_recbole_llara", fail)
     assert main(["quickstart", *SMALL]) == 0
     again = capsys.readouterr()
     assert again.out == report and "3 of 3 runs are taken from earlier calls" in again.err
@@ -64,9 +68,9 @@ def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monke
 
 def test_seeds_and_further_draws(monkeypatch):
     arguments = ["quickstart", *SMALL, "--seeds=1,2", "--candidate_seeds=7"]
-    study, _ = read_command(arguments)
-    outcomes = StudyRun(study).run()
-    assert len(outcomes) == 9 and all(isinstance(outcome, Entry) for outcome in outcomes.values())
+    study = read_command(arguments)
+    outcomes = run_study(study)
+    assert len(outcomes) == 9 and all(isinstance(outcome, FinishedArm) for outcome in outcomes.values())
     questions = {arm: entry.result["candidate_sha256"]["test"] for arm, entry in outcomes.items()}
     assert len({digest for arm, digest in questions.items() if not arm.is_draw}) == 1  # seeds share the questions
     assert len(set(questions.values())) == 2
@@ -83,26 +87,26 @@ def test_a_system_that_evaluates_another(tmp_path):
         "systems: {scored: {model: LLaRA}, generated: {evaluates: scored, decoding: generate}}",
         encoding="utf-8",
     )
-    study, _ = read_command([str(own), *SMALL])
-    scored, generated = StudyRun(study).run().values()
+    study = read_command([str(own), *SMALL])
+    scored, generated = run_study(study).values()
     assert generated.result["decoding"] == "generate" and "training_seconds" not in generated.result["timings"]
     assert generated.paths["checkpoint"] == scored.paths["checkpoint"]
 
 
 def test_a_failed_arm_is_told_and_the_rest_go_on(monkeypatch, capsys):
-    run = module.run_recbole_llara
+    run = runner.run_recbole_llara
 
     def sometimes(model, **keys):
         if model == "SASRec":
             raise RuntimeError("the disk is on fire")
         return run(model=model, **keys)
 
-    monkeypatch.setattr(module, "run_recbole_llara", sometimes)
+    monkeypatch.setattr(runner, "run_recbole_llara", sometimes)
     assert main(["quickstart", *SMALL]) == 1
     report = capsys.readouterr().out
     assert "FAILED: SASRec on ml-100k, seed 2020: RuntimeError: the disk is on fire" in report
     assert "| LLaRA(SASRec)" in report and "| Popularity" in report
-    monkeypatch.setattr(module, "run_recbole_llara", run)
+    monkeypatch.setattr(runner, "run_recbole_llara", run)
     assert main(["quickstart", *SMALL]) == 0  # only what failed is run
 
 
@@ -119,17 +123,17 @@ def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
 
 
 def test_an_interrupt_ends_with_130(monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(**keys):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recbole_llara.experiments.study.__main__.run_study", interrupted)
-    assert main([]) == 130
-    assert "run it again" in capsys.readouterr().err
+    monkeypatch.setattr(runner, "run_recbole_llara", interrupted)
+    assert main(["quickstart", *SMALL]) == 130
+    assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
 
 
 def test_two_processes_share_the_arms_of_a_study(tmp_path):
     """Started by a launcher, as by hand: every system is run once, by one or the other, and the first tells of all."""
-    root = Path(module.__file__).parents[3]
+    root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "-m", "recbole_llara", "study", "quickstart", *SMALL]
@@ -142,23 +146,21 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path):
 
 def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
     """Its outcome is taken when it comes; meanwhile the others are run."""
-    study, _ = read_command(["quickstart", *SMALL])
-    runs = StudyRun(study), StudyRun(study)
+    study = read_command(["quickstart", *SMALL])
+    runs = StudyRuns(study), StudyRuns(study)
     arms = arms_of(study)
     slept = []
 
     def finish(seconds):
         slept.append(list(runs[0].outcomes))
-        runs[1].run_arm(arms[0])
-        held.release()
+        with lock:
+            runs[1].keep(arm, runs[1].perform(arm))
 
-    monkeypatch.setattr(module, "sleep", finish)
-    place = runs[1]._place(arms[0])
-    place.parent.mkdir(parents=True)
-    held = FileLock(place.with_name(f".{place.name}.lock"), is_singleton=False)
-    held.acquire()
-    outcomes = runs[0].run()
-    assert slept == [arms[1:]] and all(isinstance(outcome, Entry) for outcome in outcomes.values())
+    monkeypatch.setattr(runner, "sleep", finish)
+    arm, lock = runs[1].claim()
+    execute(runs[0])
+    outcomes = runs[0].outcomes
+    assert arm == arms[0] and slept == [arms[1:]] and all(isinstance(outcome, FinishedArm) for outcome in outcomes.values())
     assert len(results()) == 3
 
 
@@ -172,7 +174,7 @@ def numbers(folder):
 
 def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     """SIGKILL while LLaRA is training, after the other systems have been finished."""
-    root = Path(module.__file__).parents[3]
+    root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "recbole_llara", "study", "quickstart", *LONGER]
     with open(tmp_path / "errors", "w") as errors:
@@ -191,9 +193,9 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
 
 def test_the_chat_model_of_a_study_is_served_by_it():
     study = load_study("main_results").with_arguments({"max_eval_rows": 8, "show_progress": False})
-    run = StudyRun(study)
+    run = StudyRuns(study)
     arm = next(arm for arm in arms_of(study) if arm.system == "ChatLLM")
-    result = run.run_arm(arm).result
+    result = run.perform(arm).result
     assert result["n"] == 8 == result["chat"]["paid"]["requests"] and result["chat"]["paid"]["completion_tokens"] >= 8
     assert sum(result["answers"].values()) == 8
     assert result["llm"] == "tiny"
@@ -203,8 +205,8 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     keys = {**write_toy_dataset(tmp_path), "protocol": "leave_one_out", "dataset": "toy"}
 
     def places(**changed):
-        run = StudyRun(load_study("quickstart").with_arguments({**keys, **changed}))
-        return [run._place(arm).name for arm in arms_of(run.study)]
+        run = StudyRuns(load_study("quickstart").with_arguments({**keys, **changed}))
+        return [run.place(arm).name for arm in arms_of(run.study)]
 
     first = places()
     assert places(checkpoint_dir=str(tmp_path / "other"), show_progress=False) == first
@@ -216,15 +218,20 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     assert not set(places()) & set(first)
 
 
-def test_time_left_is_what_like_arms_took():
-    study = load_study("main_results")
-    run = StudyRun(study)
-    arms = {arm.system: arm for arm in arms_of(study)}
-    assert run._seconds_left(list(arms.values())) is None
-    run.outcomes = {arms["LLaRA(GRU4Rec)"]: Entry({}, {}, 100.0), arms["SASRec"]: Entry({}, {}, 10.0)}
-    run.outcomes[arms["Caser"]] = Failure("no time was measured")
-    assert run._seconds_left([arms["LLaRA(Caser)"]]) == 100  # as the same model
-    assert run._seconds_left([arms["GRU4Rec"], arms["TALLRec"]]) == 110  # as another of its kind
+def test_time_left_is_what_like_arms_took(tmp_path):
+    own = tmp_path / "own.yaml"
+    models = {"LLaRA(GRU4Rec)": "LLaRA", "SASRec": "SASRec", "Caser": "Caser", "LLaRA(Caser)": "LLaRA"}
+    models |= {"GRU4Rec": "GRU4Rec", "TALLRec": "TALLRec"}
+    own.write_text(yaml.safe_dump({"systems": {name: {"model": model} for name, model in models.items()}}), encoding="utf-8")
+    runs = StudyRuns(load_study(str(own)))
+    assert runs.seconds_left() is None
+    arms = {arm.system: arm for arm in arms_of(runs.study)}
+    runs.keep(arms["LLaRA(GRU4Rec)"], FinishedArm({}, {}, 100.0))
+    runs.keep(arms["SASRec"], FinishedArm({}, {}, 10.0))
+    runs.keep(arms["Caser"], FailedArm("no time was measured"))
+    assert runs.seconds_left() == 100 + 10 + 100  # LLaRA(Caser) as the same model, GRU4Rec and TALLRec as others of their kind
+    runs.keep(arms["LLaRA(Caser)"], FinishedArm({}, {}, 60.0))
+    assert runs.seconds_left() == 10 + 80
 
 
 def test_popularity_counts_training_targets(tmp_path):

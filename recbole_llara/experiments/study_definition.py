@@ -12,43 +12,25 @@ from recbole_llara.utils.errors import UserError, nearest
 STUDIES = PROPERTIES / "study"
 FIGURES = ("bars", "validity", "curves", "radar", "cases")
 EVALUATES = "evaluates"  # in a system's keys: the system whose checkpoint it evaluates, trained no further
-_RESERVED = ("model", EVALUATES)
 
 
 @dataclass(frozen=True)
 class Published:
-    """A column of a paper.
+    """A column of a paper; each column of a study has its own ``name``."""
 
-    Args:
-        source: the table, as a reader finds it.
-        protocol: of its rows.
-        llm: what its LLM systems were built on.
-        llms: system -> what it was built on, where that is another.
-        hit: dataset -> system -> HitRatio@1.
-        valid: dataset -> system -> ValidRatio, where the paper gives one.
-        decoding: how its LLM systems answered, of the key ``decoding``.
-        name: of the column; every column of a study has its own.
-    """
-
-    source: str
-    protocol: str
-    llm: str
-    hit: dict[str, dict[str, float]]
-    valid: dict[str, dict[str, float]] = field(default_factory=dict)
-    llms: dict[str, str] = field(default_factory=dict)
-    decoding: str = "generate"
+    source: str  # the table, as a reader finds it
+    protocol: str  # of its rows
+    llm: str  # what its LLM systems were built on
+    hit: dict[str, dict[str, float]]  # dataset -> system -> HitRatio@1
+    valid: dict[str, dict[str, float]] = field(default_factory=dict)  # dataset -> system -> ValidRatio, where it has one
+    llms: dict[str, str] = field(default_factory=dict)  # system -> what it was built on, where that is another LLM
+    decoding: str = "generate"  # of its LLM systems, in the words of the key ``decoding``
     name: str = "published"
 
 
 @dataclass(frozen=True)
 class CasePattern:
-    """Rows worth showing: those that some systems answer correctly and others do not.
-
-    Args:
-        title: above them.
-        right: systems that answer correctly.
-        wrong: systems that do not.
-    """
+    """Rows worth showing: all of ``right`` answer them correctly, none of ``wrong`` does."""
 
     title: str
     right: tuple[str, ...]
@@ -57,54 +39,37 @@ class CasePattern:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """What is compared."""
 
-    Args:
-        name: of its folder under ``checkpoint_dir/studies``.
-        title: of its report.
-        settings: keys of all systems; a stock model takes those it shares with an LLM, and the ``rec_`` keys.
-        systems: name in the table -> the system's own keys over all others: ``model``, or ``evaluates`` with the name of
-            a system above it whose checkpoint is evaluated under these keys.
-        compare: pairs of names that are tested against each other.
-        baselines: the systems of which the best (on the validation rows) is tested against every other.
-        figures: of ``FIGURES``.
-        published: what the papers report.
-        cases: which rows the figure ``cases`` shows.
-        radars: title -> the systems of a figure ``radar``.
-        datasets: each is run apart.
-        seeds: of training; all answer the questions of one ``candidate_seed``, by default the first of them.
-        candidate_seeds: further candidate draws, on which the first seed's checkpoints are evaluated again.
-    """
-
-    name: str
+    name: str  # of its folder under ``checkpoint_dir/studies``
     title: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # keys of all systems; a stock model takes those it shares with an LLM, and the ``rec_`` keys
+    # Name in the table -> the system's own keys over all others: ``model``, or ``evaluates`` with the name of a system above
+    # it, whose checkpoint is evaluated under these keys.
     systems: dict[str, dict[str, Any]]
-    compare: tuple[tuple[str, str], ...] = ()
-    baselines: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ("bars",)
+    compare: tuple[tuple[str, str], ...] = ()  # pairs of systems that are tested against each other
+    baselines: tuple[str, ...] = ()  # the best of them on the validation rows is tested against every other system
+    figures: tuple[str, ...] = ("bars",)  # of ``FIGURES``
     published: tuple[Published, ...] = ()
-    cases: tuple[CasePattern, ...] = ()
-    radars: dict[str, list[str]] = field(default_factory=dict)
+    cases: tuple[CasePattern, ...] = ()  # which rows the figure ``cases`` shows
+    radars: dict[str, list[str]] = field(default_factory=dict)  # title -> the systems of a figure ``radar``
     datasets: tuple[str, ...] = ("ml-100k",)
-    seeds: tuple[int, ...] = (2020,)
-    candidate_seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (2020,)  # of training
+    candidate_seeds: tuple[int, ...] = ()  # further candidate draws, on which the first seed's checkpoints are evaluated
 
     def with_arguments(self, keys: Mapping[str, Any]) -> "Study":
         """The same systems with ``dataset``, ``seeds`` or ``candidate_seeds`` changed, and any key of the settings.
 
         Raises:
-            UserError: seeds that are no whole numbers, or twice the same.
+            UserError: seeds that are not whole numbers, or one of them twice.
         """
         keys = dict(keys)
         changes: dict[str, Any] = {}
         if "dataset" in keys:
-            changes["datasets"] = tuple(str(name) for name in _listed(keys.pop("dataset")))
-        for key in ("seeds", "candidate_seeds"):
+            changes["datasets"] = tuple(str(name) for name in _list(keys.pop("dataset")))
+        for key in ("seeds", "candidate_seeds", "seed"):
             if key in keys:
-                changes[key] = _numbers(key, keys.pop(key))
-        if "seed" in keys:
-            changes["seeds"] = _numbers("seed", keys.pop("seed"))
+                changes["seeds" if key == "seed" else key] = _whole_numbers(key, keys.pop(key))
         return replace(self, settings={**self.settings, **keys}, **changes)
 
     def model_of(self, name: str) -> str:
@@ -113,14 +78,14 @@ class Study:
         return self.model_of(keys[EVALUATES]) if EVALUATES in keys else str(keys["model"])
 
     def keys_of(self, name: str) -> dict[str, Any]:
-        """A system's own keys, with those of the system that it evaluates, less ``model`` and ``evaluates``."""
+        """A system's own keys over those of the system that it evaluates, without ``model`` and ``evaluates``."""
         keys = self.systems[name]
         inherited = self.keys_of(keys[EVALUATES]) if EVALUATES in keys else {}
-        return {**inherited, **{key: value for key, value in keys.items() if key not in _RESERVED}}
+        return {**inherited, **{key: value for key, value in keys.items() if key not in ("model", EVALUATES)}}
 
     @property
-    def asked(self) -> int:
-        """The candidate seed of the questions that every system answers."""
+    def candidate_seed(self) -> int:
+        """The seed of the candidates that every system answers."""
         own = self.settings.get("candidate_seed")
         return self.seeds[0] if own is None else int(own)
 
@@ -131,6 +96,11 @@ class Study:
         return Path(str(self.settings["checkpoint_dir"])) / "studies" / "-".join(part for part in parts if part)
 
 
+def known_studies() -> list[str]:
+    """The names of the shipped studies."""
+    return sorted(file.stem for file in STUDIES.glob("*.yaml"))
+
+
 def load_study(name: str) -> Study:
     """Read a study.
 
@@ -138,7 +108,7 @@ def load_study(name: str) -> Study:
         name: of a file in ``properties/study``, or a path that ends in ``.yaml``.
 
     Raises:
-        UserError: no such study, or a file that is none.
+        UserError: there is no such study, or the file does not describe one.
     """
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
     known = known_studies()
@@ -151,30 +121,23 @@ def load_study(name: str) -> Study:
             raise UserError(
                 f"{path}: found the key {key!r}, expected some of {', '.join(sorted(names))}; {nearest(key, names)}"
             )
-    systems = _systems(path, content.get("systems"))
+    settings = {"checkpoint_dir": "saved", **(content.get("settings") or {})}
+    arguments = {key: settings.pop(key) for key in ("dataset", "seed") if key in settings}
+    arguments |= {key: content[key] for key in ("dataset", "seeds", "candidate_seeds") if key in content}
     study = Study(
         name=path.stem,
         title=str(content.get("title", path.stem)),
-        settings={"checkpoint_dir": "saved", **(content.get("settings") or {})},
-        systems=systems,
+        settings=settings,
+        systems=_systems(path, content.get("systems")),
         compare=tuple(tuple(pair) for pair in content.get("compare") or ()),
         baselines=tuple(content.get("baselines") or ()),
         figures=tuple(content.get("figures") or ("bars",)),
         published=tuple(_built(path, "published", Published, entry) for entry in content.get("published") or ()),
-        cases=tuple(_pattern(path, entry) for entry in content.get("cases") or ()),
+        cases=tuple(_case_pattern(path, entry) for entry in content.get("cases") or ()),
         radars=content.get("radars") or {},
     )
-    own = study.settings.keys() & {"dataset", "seed"}
-    moved = {key: study.settings.pop(key) for key in own} | {
-        key: content[key] for key in ("dataset", "seeds", "candidate_seeds") if key in content
-    }
     _check_names(path, study)
-    return study.with_arguments(moved)
-
-
-def known_studies() -> list[str]:
-    """The names of the shipped studies."""
-    return sorted(file.stem for file in STUDIES.glob("*.yaml"))
+    return study.with_arguments(arguments)
 
 
 def _systems(path: Path, systems: Any) -> dict[str, dict[str, Any]]:
@@ -193,10 +156,10 @@ def _systems(path: Path, systems: Any) -> dict[str, dict[str, Any]]:
 
 
 def _check_names(path: Path, study: Study) -> None:
-    """Refuse names of systems and figures that are none."""
+    """Refuse unknown systems and figures."""
     known = ", ".join(study.systems)
-    foreign = [name for pair in study.compare for name in pair if name not in study.systems]
-    if foreign or any(len(pair) != 2 for pair in study.compare):
+    unknown = [name for pair in study.compare for name in pair if name not in study.systems]
+    if unknown or any(len(pair) != 2 for pair in study.compare):
         raise UserError(f"{path}: compare holds {[list(pair) for pair in study.compare]}, expected pairs of {known}")
     named = [("baselines", study.baselines)]
     named += [("cases", pattern.right + pattern.wrong) for pattern in study.cases]
@@ -213,7 +176,7 @@ def _check_names(path: Path, study: Study) -> None:
         raise UserError(f"{path}: figures holds {list(study.figures)}, expected some of {', '.join(FIGURES)}")
 
 
-def _pattern(path: Path, entry: Any) -> CasePattern:
+def _case_pattern(path: Path, entry: Any) -> CasePattern:
     pattern = _built(path, "cases", CasePattern, entry)
     return replace(pattern, right=tuple(pattern.right), wrong=tuple(pattern.wrong))
 
@@ -226,15 +189,15 @@ def _built(path: Path, key: str, kind: type, entry: Any) -> Any:
         raise UserError(f"{path}: {key} holds {entry!r}, expected the keys {names}") from None
 
 
-def _listed(value: Any) -> list[Any]:
-    """A list of what stands in one: ``[a, b]``, ``a,b`` or ``a``."""
+def _list(value: Any) -> list[Any]:
+    """The values of ``[a, b]``, ``a,b`` or ``a``."""
     if isinstance(value, (list, tuple)):
         return list(value)
     return [part.strip() for part in str(value).split(",")]
 
 
-def _numbers(key: str, value: Any) -> tuple[int, ...]:
-    parts = _listed(value)
+def _whole_numbers(key: str, value: Any) -> tuple[int, ...]:
+    parts = _list(value)
     if not all(str(part).isdigit() for part in parts) or len({str(part) for part in parts}) < len(parts):
         raise UserError(f"{key}: found {value!r}, expected different whole numbers such as --{key}=2020,2021,2022")
     if key != "candidate_seeds" and not parts:
