@@ -11,6 +11,7 @@ from typing import Any
 import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
+from recbole_llara.checkpoint.llm_weights import has_other_prompts
 from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
 from recbole_llara.checkpoint.training_state import remove_states, state_numbering
@@ -151,7 +152,7 @@ def _train_and_measure(
 
 
 def _trained_on_other_rows(config: RunConfig, model: Any, logger: logging.Logger) -> dict[str, Any]:
-    """Tell of given weights that were trained on other interactions than this run's training rows.
+    """Tell of given weights that were trained on other interactions than this run's training rows, or under other prompts.
 
     Returns:
         for ``result.json``, the keys that named them; nothing where no weights were given.
@@ -167,7 +168,8 @@ def _trained_on_other_rows(config: RunConfig, model: Any, logger: logging.Logger
             f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
             "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
         )
-    return {"trained_on_other_rows": others}
+    other_prompts = {"trained_under_other_prompts": has_other_prompts(model)} if isinstance(model, LLMRecommender) else {}
+    return {"trained_on_other_rows": others, **other_prompts}
 
 
 def _add_training_times(trainer: Any, timings: dict[str, float]) -> None:

@@ -11,10 +11,17 @@ from recbole_llara.experiments.study.__main__ import read_command
 from recbole_llara.experiments.study.run import StudyRun
 
 
-def arguments_of(program: str, lines: Iterable[str]) -> list[str]:
-    """What follows a program's name in the lines that run it, under a launcher or not."""
-    begins = re.compile(rf"(?:python|torchrun|accelerate launch)[^#]*? ?{re.escape(program)} (.*)")
+def arguments_of(command: str, lines: Iterable[str]) -> list[str]:
+    """What follows a command of ``recbole_llara.cli.COMMANDS`` in the lines that run it, under a launcher or not."""
+    program = "run_recbole_llara.py" if command == "run" else f"recbole[-_]llara {command}"
+    begins = re.compile(rf"(?:(?:python|torchrun|accelerate launch)[^#]*? )?{program} (.*)")
     return sorted({found[1] for line in lines if (found := begins.match(line))})
+
+
+def write_files(page: str, folder: Path) -> None:
+    """Write the files that a page shows, each a block with its name as the title."""
+    for name, content in re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def check_run(command: str, folder: Path) -> None:

@@ -65,7 +65,11 @@ STORED = (
     Stored(_META, "belongs_to.llm_digest", "the LLM's weights", "checkpoint.llm_weights.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.tokenizer_digest", "the vocabulary", "checkpoint.llm_weights.load_llm_recommender", "refused"),
     Stored(
-        _META, "belongs_to.recommender_sha256", "its weights' file", "checkpoint.llm_weights.load_llm_recommender", "refused"
+        _META,
+        "belongs_to.recommender_sha256",
+        "its weights' file, or the table of vectors",
+        "checkpoint.llm_weights.load_llm_recommender",
+        "refused",
     ),
     Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "checkpoint.training_state.load_state", "made again"),
     Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "checkpoint.training_state.load_state", "refused"),
@@ -77,6 +81,9 @@ STORED = (
         "trainer.resumable.resume_checkpoint",
         "refused",
     ),
+    Stored(_META, "prompts_digest", "the templates", "checkpoint.llm_weights.has_other_prompts", "warned of"),
+    Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "checkpoint.training_state.load_state", "refused"),
+    Stored("*/result.json", "prompts_digest", "the templates", "", "told"),
     Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
     Stored(
         "*/result.json",

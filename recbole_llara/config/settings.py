@@ -6,11 +6,13 @@ a missing key, a wrong type or a value out of range is a ``UserError`` that name
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from recbole_llara.config.checked import Settings, named_in, one_of, one_of_files, within
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 
 TRUST = "llm_trust_remote_code"
+VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class EvaluationSettings(Settings):
             raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
 
 
+def vectors_file(item_embeddings: str | None) -> Path | None:
+    """The file of a table of vectors that ``item_embeddings`` names; None where it names none."""
+    return Path(item_embeddings).expanduser() if str(item_embeddings).endswith(VECTORS) else None
+
+
+def ids_file(vectors: Path) -> Path:
+    """The text file beside a table of vectors: the item id of each row, one a line."""
+    return vectors.with_suffix(".ids.txt")
+
+
 @dataclass(frozen=True)
 class RecommenderSettings(Settings):
     """The frozen recommender; its own ``rec_`` keys are applied by ``RunConfig.for_recommender``."""
@@ -57,10 +69,15 @@ class RecommenderSettings(Settings):
     rec_model: str
     rec_checkpoint: str | None
     shuffle_item_embeddings: bool
-    item_embeddings: str = one_of("recommender", "random")
+    item_embeddings: str
     item_embedding_size: int = within(1)
 
     def __post_init__(self) -> None:
+        if self.item_embeddings not in ("recommender", "random") and vectors_file(self.item_embeddings) is None:
+            raise UserError(
+                f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
+                f"{' or '.join(VECTORS)}; {nearest(self.item_embeddings, ['recommender', 'random'])}"
+            )
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise UserError(
                 "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"
@@ -113,6 +130,7 @@ class PromptSettings(Settings):
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled", "all")
     answer_loss: str = named_in("model.losses:LOSSES")
 
@@ -143,6 +161,7 @@ class ChatSettings(Settings):
     api_price_completion: float | None = within(0)
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from recbole_llara.llm.cpu import BMM_ATTENTION
-from recbole_llara.prompt.encoded import IGNORED_LABEL
+from recbole_llara.prompt.encoding import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

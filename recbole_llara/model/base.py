@@ -26,7 +26,7 @@ from recbole_llara.model.prepare_llm import PreparedLLM, answer_reader, prepare_
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
-from recbole_llara.prompt.template import draw_templates
+from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.recommender.frozen import Recommender, TrainStock, prepare_recommender
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
@@ -74,6 +74,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.llm, self.tokenizer, self.encoder = prepared.llm, prepared.tokenizer, prepared.encoder
         self._token_keys = prepared.token_keys
         self.llm_digest, self.tokenizer_digest = prepared.digest, tokenizer_digest(self.tokenizer)
+        self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
         self._choose_execution(config)
         self.read_answers = prepared.read_answers or answer_reader(config, self.llm, self.encoder, self._token_keys)
@@ -123,6 +124,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
+        load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
         if prompt.test_prompt == "all" and names_one_item(decoding):
             raise UserError(
                 f"test_prompt: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
@@ -133,13 +135,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def from_data(cls, config: Any, data: PreparedData, train: TrainStock) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained by ``train`` or taken from the cache where one is needed."""
         prepared = prepare_llm(config, data)
-        pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
+        pretrained = RecommenderSettings.from_config(config).item_embeddings != "random"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
         return cls(config, data, prepare_recommender(config, data, train) if wanted else None, prepared)
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``HasResultFields``."""
         fields: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
+        fields["prompts_digest"] = self.prompts_digest
         fields["max_title_tokens"] = self.encoder.max_title_tokens  # fewer than asked for, where the LLM holds no more
         if self.recommender is None:
             return {**fields, "recommender": None}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_llara.llm.likelihood import AnswerPass
-from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
 

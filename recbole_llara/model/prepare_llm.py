@@ -31,8 +31,8 @@ from recbole_llara.llm.loading import (
 from recbole_llara.llm.probe import Probe
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
-from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import load_templates
+from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -122,12 +122,13 @@ def build_encoder(
 ) -> PromptEncoder:
     """The encoder of a run's prompts; a UserError where they are longer than ``max_positions`` tokens, None = any number."""
     history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    prompt = PromptSettings.from_config(config)
     return PromptEncoder(
         tokenizer,
         data.catalogue.titles,
-        load_templates(data.catalogue.domain, candidates),
-        PromptSettings.from_config(config).max_title_tokens,
-        None if max_positions is None else PromptRoom(max_positions, history, candidates),
+        load_templates(data.catalogue.domain, candidates, prompt.prompt_file),
+        prompt.max_title_tokens,
+        None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
     )
 

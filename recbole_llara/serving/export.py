@@ -1,13 +1,11 @@
-"""``python -m recbole_llara.serving.export``: a finished run as a folder that others can use without its training machine.
+"""``recbole-llara export``: a finished run as a folder that others can use without its training machine.
 
 It holds ``llm/`` (with ``--merge`` or full tuning: a plain Hugging Face folder) or PEFT's adapter, the projector and its like
 (``checkpoint/``), the recommender, the items, and a model card. ``recbole_llara.load`` reads it, and ``run.yaml`` measures it again.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
@@ -16,12 +14,15 @@ from typing import Any
 
 import yaml
 
+from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.utils.atomic import write_folder
-from recbole_llara.utils.errors import UserError, exit_status
+from recbole_llara.utils.errors import UserError
 
 COPIED = ("result.json", "config.yaml")
 DTYPES = ("float32", "bfloat16", "float16")
-LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS = "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml"
+LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS, PROMPTS = (
+    "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml", "prompts.yaml",
+)  # fmt: skip
 
 
 def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
@@ -42,7 +43,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     """
     from recbole_llara.checkpoint.run_folder import read_result
     from recbole_llara.model.base import LLMRecommender
-    from recbole_llara.serving import load
+    from recbole_llara.serving.loaded import load
 
     path, output = Path(run).expanduser(), Path(output).expanduser()
     if output.exists():
@@ -65,14 +66,14 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         if is_whole:
             _write_llm(model, source, folder / LLM, dtype, trusts)
         _write_checkpoint(model, source, folder, is_whole, trusts)
-        if model.recommender is not None:
-            (folder / RECOMMENDER).parent.mkdir()
-            weights = model.recommender.path
-            shutil.copyfile(weights / "model.safetensors" if weights.is_dir() else weights, folder / RECOMMENDER)
-        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
         relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
-        relative |= {"rec_checkpoint": RECOMMENDER} if model.recommender is not None else {}
-        settled = _settled(loaded.config, is_whole)
+        if model.recommender is not None:
+            relative |= _write_recommender(model.recommender.path, loaded.config["item_embeddings"], folder)
+        if loaded.config["prompt_file"] is not None:
+            shutil.copyfile(Path(loaded.config["prompt_file"]).expanduser(), folder / PROMPTS)
+            relative["prompt_file"] = PROMPTS
+        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
+        settled = {key: value for key, value in _settled(loaded.config, is_whole).items() if key not in relative}
         result = read_result(path)
         for name in COPIED:
             shutil.copyfile(path / name, folder / name)
@@ -109,6 +110,18 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     llm.to(kind).save_pretrained(folder)
     llm.to(torch.float32)
     model.tokenizer.save_pretrained(folder)
+
+
+def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[str, str]:
+    """The recommender's weights, or the table of vectors with its ids; returns the key that names it, and its place."""
+    (folder / RECOMMENDER).parent.mkdir()
+    if vectors_file(item_embeddings) is None:
+        shutil.copyfile(path / "model.safetensors" if path.is_dir() else path, folder / RECOMMENDER)
+        return {"rec_checkpoint": RECOMMENDER}
+    place = Path(RECOMMENDER).with_name(path.name)
+    shutil.copyfile(path, folder / place)
+    shutil.copyfile(ids_file(path), folder / ids_file(place))
+    return {"item_embeddings": str(place)}
 
 
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
@@ -226,25 +239,3 @@ Both need the dataset `{result["dataset"]}` in `data_path`.
 The licence of the base LLM goes with its weights, and that of the dataset with the titles in `items.tsv` and with what was
 learned from its interactions: read both before you pass this on.
 """
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is that of ``exit_status``."""
-    parser = argparse.ArgumentParser(prog="python -m recbole_llara.serving.export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="the folder of a finished run")
-    parser.add_argument("--output", required=True, help="the folder to make")
-    parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
-    parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
-    arguments, keys = parser.parse_known_args(argv)
-
-    def run() -> None:
-        from recbole_llara.config.yaml_files import parse_arguments
-
-        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
-        sys.stdout.write(f"written: {written}\n")
-
-    return exit_status("recbole-llara", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -50,7 +50,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         self.names = [
             str(item) if representation.answer is Part.INDEX else title for item, title in enumerate(catalogue.titles)
         ]
-        self.templates = load_templates(catalogue.domain, config["candidate_num"])
+        self.templates = load_templates(catalogue.domain, config["candidate_num"], settings.prompt_file)
         self.client = ChatClient(settings, AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"))
         self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
 
@@ -65,6 +65,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
                 f"representation: found {settings.representation}, expected one of {', '.join(worded)}: a chat model behind an API "
                 "reads words, no vectors; for those choose LLaRA or RSLLM"
             )
+        load_templates(config["domain"], config["candidate_num"], settings.prompt_file)
         epochs = TrainingSettings.from_config(config).epochs
         if epochs:
             raise UserError(f"epochs: found {epochs}, expected 0: ChatLLM is not trained")
