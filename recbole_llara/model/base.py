@@ -88,9 +88,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def _choose_execution(self, config: Any) -> None:
         """Types of the matrix products, attention, and what is done to the decoder blocks."""
         settings, device, processes = LLMSettings.from_config(config), config["device"], processes_of(config)
-        self.llm_path, self.llm_tuning, self.llm_quantization = (
-            settings.llm_path, settings.llm_tuning, settings.llm_quantization,
-        )  # fmt: skip
+        self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
+        self.llm_quantization = settings.llm_quantization
         llm = causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
         self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, device)
