@@ -1,6 +1,6 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test, lint: what they say. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
+# test: the tests but the slow ones, test ALL=1: all of them, what CI runs. lint: what it says. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
 # bench-gpu: the same at Llama-2-7B's size.
 # bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
@@ -19,18 +19,19 @@ PAPERS := main_results efficiency case_study item_representation learning_strate
 .PHONY: quickstart study papers test test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
-	$(RUN) -m recbole_llara.experiments.study quickstart
+	$(RUN) -m recbole_llara study quickstart
 
 study: $(STAMP)
-	$(RUN) -m recbole_llara.experiments.study $(STUDY)
+	$(RUN) -m recbole_llara study $(STUDY)
 
 papers: $(STAMP)
 	for name in $(PAPERS); do \
-		$(RUN) -m torch.distributed.run --standalone --nproc_per_node=$(PROCESSES) -m recbole_llara.experiments.study $$name || failed=1; \
+		$(RUN) -m torch.distributed.run --standalone --nproc_per_node=$(PROCESSES) -m recbole_llara study $$name || failed=1; \
 	done; test -z "$$failed"
 
+# A test's processes compute by one thread each; the files are dealt out over the cores.
 test: $(STAMP)
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist loadfile $(if $(ALL),,-m 'not slow')
 
 test-kill: $(STAMP)
 	$(RUN) tests/kill_runs.py
@@ -46,7 +47,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f docs/mkdocs.yml
 
 accuracy: $(STAMP)
-	$(RUN) -m recbole_llara.experiments.study accuracy --seeds=2020,2021,2022
+	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022
 
 bench: $(STAMP)
 	$(RUN) tests/benchmarks/bench_speed.py

@@ -9,7 +9,7 @@ from recbole_llara.utils.version import __version__
 
 _LAZY = {
     "run_recbole_llara": "recbole_llara.quick_start",
-    "load": "recbole_llara.serving",
+    "load": "recbole_llara.serving.loaded",
     "register_model": "recbole_llara.config.models",
 }
 __all__ = ["__version__", "load", "register_model", "run_recbole_llara"]

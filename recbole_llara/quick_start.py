@@ -27,7 +27,7 @@ from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.processes import Processes, processes_of
-from recbole_llara.utils.protocols import TellsFacts
+from recbole_llara.utils.protocols import HasResultFields
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
 
@@ -131,7 +131,7 @@ def _train_and_measure(
     if is_llm_recommender(config["model"]):
         _add_training_times(trainer, timings)
     metrics = {"valid": best_valid_result or {}, "test": test_result}
-    facts = trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}
+    facts = trainer.model.result_fields() if isinstance(trainer.model, HasResultFields) else {}
     facts = {**facts, **_trained_on_other_rows(config, trainer.model, logger)}
     if config["full_rank"]:
         full_rank, full_rank_records = _measure_full_rank(config, data, trainer, logger)

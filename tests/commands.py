@@ -11,9 +11,10 @@ from recbole_llara.experiments.study.__main__ import read_command
 from recbole_llara.experiments.study.run import StudyRun
 
 
-def arguments_of(program: str, lines: Iterable[str]) -> list[str]:
-    """What follows a program's name in the lines that run it, under a launcher or not."""
-    begins = re.compile(rf"(?:python|torchrun|accelerate launch)[^#]*? ?{re.escape(program)} (.*)")
+def arguments_of(command: str, lines: Iterable[str]) -> list[str]:
+    """What follows a command of ``recbole_llara.cli.COMMANDS`` in the lines that run it, under a launcher or not."""
+    program = "run_recbole_llara.py" if command == "run" else f"recbole[-_]llara {command}"
+    begins = re.compile(rf"(?:(?:python|torchrun|accelerate launch)[^#]*? )?{program} (.*)")
     return sorted({found[1] for line in lines if (found := begins.match(line))})
 
 

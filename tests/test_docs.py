@@ -20,15 +20,15 @@ from commands import arguments_of, check_run, check_study, write_files
 from recbole_llara import __version__, cli
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
-from recbole_llara.serving import __main__ as recommend
+from recbole_llara.serving import command as recommend
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS / "pages").as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("pages/**/*.md")}
 LINES = [line for text in PAGES.values() for line in text.splitlines()]
-COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("-m recbole_llara.experiments.study", LINES)
-RECOMMEND_COMMANDS = arguments_of("-m recbole_llara.serving", LINES)
+COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
+STUDY_COMMANDS = arguments_of("study", LINES)
+RECOMMEND_COMMANDS = arguments_of("recommend", LINES)
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
 TINY_LLM = {"rec_epochs": 1, "rec_max_train_rows": 64, "rec_max_eval_rows": 20, "train_batch_size": 32}
@@ -187,8 +187,10 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
                     assert cli.main(_small(words[2:])) == 0
                     followed.append(words[2])
                 else:
-                    assert words[1:3] == ["-m", "recbole_llara.serving"]
-                    assert recommend.main([word.replace("saved/RUN", str(_run_of("LLaRA"))) for word in words[3:]]) == 0
+                    assert words[:2] == ["recbole-llara", "recommend"]
+                    assert (
+                        recommend.recommend_main([word.replace("saved/RUN", str(_run_of("LLaRA"))) for word in words[2:]]) == 0
+                    )
                     followed.append("recommend")
     assert followed == ["--model=SASRec", "--model=LLaRA", "python", "recommend"]
     return folder, printed.getvalue()
@@ -229,7 +231,7 @@ def test_a_run_recommends_as_the_page_says(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]
     asked = json.loads(_block("recommend.md", "json"))
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked) + '\n{"user": "u2"}\n'))
-    assert recommend.main(["--run", str(_run_of("LLaRA")), "--jsonl"]) == 0
+    assert recommend.recommend_main(["--run", str(_run_of("LLaRA")), "--jsonl"]) == 0
     answer, refused = map(json.loads, capsys.readouterr().out.splitlines())
     assert answer["user"] == "u1" and len(answer["recommendations"]) == asked["k"]
     assert {"item_id", "title", "score", "rank", "recommender_rank"} == answer["recommendations"][0].keys()

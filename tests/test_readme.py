@@ -14,7 +14,7 @@ from recbole_llara.config.models import MODELS
 from recbole_llara.experiments.search.__main__ import build_parser as build_search_parser
 from recbole_llara.experiments.search.__main__ import read_command as read_search_command
 from recbole_llara.experiments.study.definition import STUDIES
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,9 +22,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [*README.splitlines(), *(ROOT / "RESULTS.md").read_text(encoding="utf-8").splitlines()]
 
 
-COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("-m recbole_llara.experiments.study", LINES)
-SEARCH_COMMANDS = arguments_of("-m recbole_llara.experiments.search", LINES)
+COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
+STUDY_COMMANDS = arguments_of("study", LINES)
+SEARCH_COMMANDS = arguments_of("search", LINES)
 
 
 def test_there_are_commands_to_follow():

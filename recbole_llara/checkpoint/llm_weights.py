@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recbole_llara.data import numbering
-from recbole_llara.llm.loading import causal_lm
+from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import RunError, UserError

@@ -10,13 +10,12 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
-from recbole_llara.llm.answer_loss import answer_pass
+from recbole_llara.llm.adapters import TokenKeys
 from recbole_llara.llm.answer_tree import IGNORED_LABEL, build_trie
-from recbole_llara.llm.dropout import TokenKeys
+from recbole_llara.llm.architecture import input_embeddings
 from recbole_llara.llm.generation import decode_generate
-from recbole_llara.llm.likelihood import AnswerReader, candidate_log_probs, trie_log_probs
-from recbole_llara.llm.llm_path import first_line
-from recbole_llara.llm.loading import input_embeddings
+from recbole_llara.llm.likelihood import AnswerReader, answer_pass, candidate_log_probs, trie_log_probs
+from recbole_llara.llm.loading import first_line
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.utils.errors import UserError
 
@@ -216,6 +215,7 @@ class _Probe:
         )
         return candidate_log_probs
 
+    @torch.no_grad()
     def read(self, reader: AnswerReader, answer_ids: torch.Tensor) -> torch.Tensor:
         """What a reader makes of answers [1, C, A] behind the padded prompt."""
         return reader(self.llm, self.inputs_embeds, self.attention_mask, self.position_ids, build_trie(answer_ids))

@@ -1,13 +1,11 @@
-"""``python -m recbole_llara.serving.export``: a finished run as a folder that others can use without its training machine.
+"""``recbole-llara export``: a finished run as a folder that others can use without its training machine.
 
 It holds ``llm/`` (with ``--merge`` or full tuning: a plain Hugging Face folder) or PEFT's adapter, the projector and its like
 (``checkpoint/``), the recommender, the items, and a model card. ``recbole_llara.load`` reads it, and ``run.yaml`` measures it again.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
@@ -18,7 +16,7 @@ import yaml
 
 from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.utils.atomic import write_folder
-from recbole_llara.utils.errors import UserError, exit_status
+from recbole_llara.utils.errors import UserError
 
 COPIED = ("result.json", "config.yaml")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,7 +43,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     """
     from recbole_llara.checkpoint.run_folder import read_result
     from recbole_llara.model.base import LLMRecommender
-    from recbole_llara.serving import load
+    from recbole_llara.serving.loaded import load
 
     path, output = Path(run).expanduser(), Path(output).expanduser()
     if output.exists():
@@ -241,25 +239,3 @@ Both need the dataset `{result["dataset"]}` in `data_path`.
 The licence of the base LLM goes with its weights, and that of the dataset with the titles in `items.tsv` and with what was
 learned from its interactions: read both before you pass this on.
 """
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is that of ``exit_status``."""
-    parser = argparse.ArgumentParser(prog="python -m recbole_llara.serving.export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="the folder of a finished run")
-    parser.add_argument("--output", required=True, help="the folder to make")
-    parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
-    parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
-    arguments, keys = parser.parse_known_args(argv)
-
-    def run() -> None:
-        from recbole_llara.config.yaml_files import parse_arguments
-
-        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
-        sys.stdout.write(f"written: {written}\n")
-
-    return exit_status("recbole-llara", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

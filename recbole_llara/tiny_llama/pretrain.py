@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_llara.llm.attention import BMM_ATTENTION
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.projector import Projector
+from recbole_llara.llm.cpu import BMM_ATTENTION
+from recbole_llara.llm.item_tokens import Projector, merge_item_embeddings
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR
 from recbole_llara.tiny_llama.catalogue import read_catalogue
 from recbole_llara.tiny_llama.circuits import initialise_circuits

@@ -22,7 +22,7 @@ from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.serving import load
+from recbole_llara.serving.loaded import load
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import Stopped, UserError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.tiny_llama.guidance import FIT_LAYERS, Decoder, Guidance, answer_attention
 from recbole_llara.tiny_llama.pretrain import Pretraining

@@ -1,7 +1,6 @@
-"""``python -m recbole_llara.experiments.search --model=M --dataset=D --params_file=F [--algo=bayes] [--max_evals=12] [--key=value ...]``."""
+"""``recbole-llara search --model=M --dataset=D --params_file=F [--algo=bayes] [--max_evals=12] [--key=value ...]``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ stopped or killed, and several processes may run it at once.
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the named arguments; all others are keys of the configuration."""
     parser = argparse.ArgumentParser(
-        prog="python -m recbole_llara.experiments.search",
+        prog="recbole-llara search",
         description="Search hyper-parameters by what they score on the validation rows.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -107,8 +106,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     ended: list[int] = []
     kept = "interrupted; finished trials are kept, the same command goes on with the rest"
     return exit_status(PROGRAM, lambda: ended.append(run_search(arguments)), kept) or ended[0]
-
-
-if __name__ == "__main__":
-    logging.captureWarnings(True)
-    sys.exit(main())

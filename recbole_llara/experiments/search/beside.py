@@ -11,7 +11,7 @@ import torch
 
 from recbole_llara.utils.errors import Stopped
 
-COMMAND = (sys.executable, "-m", "recbole_llara.experiments.search")
+COMMAND = (sys.executable, "-m", "recbole_llara", "search")
 LOOK_AGAIN = 0.2  # seconds
 
 

@@ -1,6 +1,5 @@
-"""``python -m recbole_llara.experiments.study NAME [--dataset=...] [--seeds=...] [--candidate_seeds=...] [--key=value ...] [--fresh]``."""
+"""``recbole-llara study NAME [--dataset=...] [--seeds=...] [--candidate_seeds=...] [--key=value ...] [--fresh]``."""
 
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -67,8 +66,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole: list[bool] = []
     status = exit_status("study", lambda: whole.append(run_study(arguments)), kept)
     return status or (0 if all(whole) else FAILED)
-
-
-if __name__ == "__main__":
-    logging.captureWarnings(True)
-    sys.exit(main())

@@ -26,7 +26,7 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.experiments.study.definition import EVALUATES, Study
 from recbole_llara.experiments.study.progress import Progress
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender

@@ -121,8 +121,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         """Zero: there is nothing to train."""
         return self.unused.sum()
 
-    def facts(self) -> dict[str, Any]:
-        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+    def result_fields(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``HasResultFields``."""
         settings = self.settings
         chat: dict[str, Any] = {"api_base": self.client.api_base}
         for name in ("paid", "cached"):

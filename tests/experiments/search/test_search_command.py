@@ -22,7 +22,7 @@ PATIENCE = 120  # seconds
 
 def start(*arguments):
     with open("printed.txt", "a", encoding="utf-8") as printed:
-        command = [sys.executable, "-W", "ignore", "-m", "recbole_llara.experiments.search", *COMMAND, *arguments]
+        command = [sys.executable, "-W", "ignore", "-m", "recbole_llara", "search", *COMMAND, *arguments]
         return subprocess.Popen(command, env=ENVIRONMENT, stdout=printed, stderr=printed)
 
 

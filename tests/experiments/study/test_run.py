@@ -132,7 +132,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path):
     root = Path(module.__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, "-m", "recbole_llara.experiments.study", "quickstart", *SMALL]
+    command = [*launcher, "-m", "recbole_llara", "study", "quickstart", *SMALL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("| LLaRA(SASRec) ") == 3  # in the results, compared, and timed: one report
@@ -174,7 +174,7 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     """SIGKILL while LLaRA is training, after the other systems have been finished."""
     root = Path(module.__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "recbole_llara.experiments.study", "quickstart", *LONGER]
+    command = [sys.executable, "-m", "recbole_llara", "study", "quickstart", *LONGER]
     with open(tmp_path / "errors", "w") as errors:
         process = subprocess.Popen([*command, "--checkpoint_dir=killed"], env=environment, stderr=errors, stdout=errors)
         deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""``python -m recbole_llara.serving``: items for one history, or JSON lines in and out for any number of users."""
+"""``recbole-llara recommend``: items for one history, or JSON lines for any number of users; ``recbole-llara export``."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ A line out, in the same order: {"user": ..., "recommendations": [...]}, or {"use
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m recbole_llara.serving",
+        prog="recbole-llara recommend",
         description="Recommend items by a finished run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def recommend_main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is that of ``exit_status``."""
     parser = build_parser()
     arguments, keys = parser.parse_known_args(argv)
@@ -74,5 +74,24 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         sys.stdout.write(f"{item.rank:>4}  {item.title:<{width}}  {item.item_id:>8}  {item.score:>9.3f}  {own}\n")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """Export a run; the exit status is that of ``exit_status``."""
+    parser = argparse.ArgumentParser(
+        prog="recbole-llara export",
+        description="Write a finished run as a folder that others can use; --key=value goes over the run's own keys.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, help="the folder of a finished run")
+    parser.add_argument("--output", required=True, help="the folder to make")
+    parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
+    parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
+    arguments, keys = parser.parse_known_args(argv)
+
+    def export_run() -> None:
+        from recbole_llara.config.yaml_files import parse_arguments
+        from recbole_llara.serving.export import export
+
+        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
+        sys.stdout.write(f"written: {written}\n")
+
+    return exit_status("recbole-llara", export_run)

@@ -1,4 +1,4 @@
-"""``python -m recbole_llara.demo``: the page on this machine, for as long as the command runs."""
+"""``recbole-llara demo``: the page on this machine, for as long as the command runs."""
 
 import argparse
 import socket
@@ -11,7 +11,7 @@ from recbole_llara.utils.errors import UserError, exit_status
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m recbole_llara.demo",
+        prog="recbole-llara demo",
         description="Ask finished runs side by side in a browser; --key=value goes over the runs' own keys, as --data_path.",
         allow_abbrev=False,
     )
@@ -58,7 +58,3 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         raise UserError(f"port: {host}:{port} cannot be listened to ({error}); choose another --port or --host") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,10 +13,21 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from recbole_llara.checkpoint.identity import llm_digest
 from recbole_llara.config.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.llm.dropout import TokenKeys, key_dropout
+from recbole_llara.evaluator.answer import DECODINGS
+from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
+from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.likelihood import AnswerReader
-from recbole_llara.llm.llm_path import check_no_code, describe_expected, first_line, resolve_llm_path, why
-from recbole_llara.llm.loading import causal_lm, check_vocabulary, context_length, load_llm, load_tokenizer, tune
+from recbole_llara.llm.loading import (
+    check_no_code,
+    check_vocabulary,
+    context_length,
+    describe_expected,
+    first_line,
+    load_llm,
+    load_tokenizer,
+    resolve_llm_path,
+    why,
+)
 from recbole_llara.llm.probe import probe_llm
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
@@ -27,7 +38,7 @@ from recbole_llara.utils.processes import processes_of
 
 
 @dataclass(frozen=True)
-class ReadyLLM:
+class PreparedLLM:
     """An LLM that can be trained and asked, and what writes its prompts.
 
     Args:
@@ -47,7 +58,7 @@ class ReadyLLM:
     read_answers: AnswerReader | None
 
 
-def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
+def prepare_llm(config: Any, data: PreparedData) -> PreparedLLM:
     """Load and tune the run's LLM; refuse one that cannot hold or read the run's prompts, and users without enough other items.
 
     Args:
@@ -96,7 +107,7 @@ def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
     )
     key_dropout(tuned, config["seed"], token_keys)
     is_asked_later = settings.fsdp and processes_of(config).count > 1
-    return ReadyLLM(
+    return PreparedLLM(
         tuned,
         digest,
         tokenizer,
@@ -126,7 +137,7 @@ def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder, token_key
         answer_ids,
         tokenizer.eos_token_id,
         encoder.pad_id,
-        generates=EvaluationSettings.from_config(config).decoding == "generate",
+        generates=DECODINGS[EvaluationSettings.from_config(config).decoding].generates,
         is_quantized=settings.llm_quantization != "none",
         token_keys=token_keys,
     )
