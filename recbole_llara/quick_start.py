@@ -223,7 +223,7 @@ def _write(
         candidate_sha256=data.candidate_sha256,
         metrics=metrics,
         timings=timings,
-        facts=facts,
+        fields=facts,
         best_epoch=trainer.best_epoch,
     )
     result_file = folder.write_result(result, config["result_file"])

@@ -66,13 +66,12 @@ def joined(parts: Sequence[CandidateAnswers]) -> CandidateAnswers:
     Args:
         parts: at least one, all of one decoding.
     """
-    if len(parts) == 1:
-        return parts[0]
+    first = parts[0]
     return CandidateAnswers(
         items=torch.cat([part.items for part in parts]),
-        scores=None if parts[0].scores is None else torch.cat([part.scores for part in parts]),
-        texts=None if parts[0].texts is None else [text for part in parts for text in part.texts],
-        outcomes=None if parts[0].outcomes is None else [outcome for part in parts for outcome in part.outcomes],
+        scores=None if first.scores is None else torch.cat([part.scores for part in parts]),
+        texts=None if first.texts is None else [text for part in parts for text in part.texts],
+        outcomes=None if first.outcomes is None else [outcome for part in parts for outcome in part.outcomes],
     )
 
 
@@ -138,9 +137,8 @@ def match_titles(texts: list[str], candidate_titles: list[list[str]], candidate_
     """Find the candidate that each generated text names.
 
     A text is valid if it equals, after ``normalise_title``, the title of exactly one of its row's candidates.
-    It is never searched for titles inside it: "M" is a film, and part of most others. Two candidates of one
-    title cannot be told apart by it, so naming it is invalid; duplicates outside the row's candidates do not
-    matter. For answers by number, the titles are the texts of the numbers.
+    It is never searched for titles inside it: "M" is a film, and part of most others. Where two candidates have one
+    title, naming it is invalid. For answers by number, the titles are the texts of the numbers.
 
     Args:
         texts: B generated texts, without special tokens.

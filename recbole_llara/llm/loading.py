@@ -1,7 +1,4 @@
-"""The LLM: loading a causal language model with its tokenizer, choosing its arithmetic, and what of it is tuned.
-
-Placement on a device is the caller's. RecBole-free.
-"""
+"""Loading a causal language model with its tokenizer: where it lies, in which types it computes, and what is refused."""
 
 import re
 from collections.abc import Mapping
@@ -60,7 +57,7 @@ def load_llm(
         trust_remote_code: run model code that comes with the weights.
         llm_tuning: lora, frozen or full; decides with ``device`` in which type weights are held.
         device: where the model is going to run.
-        quantization: none, 8bit or 4bit, see ``quantization.quantization_config``.
+        quantization: none, 8bit or 4bit, see ``quantization_config``.
 
     Raises:
         UserError: no such folder or model, weights or tokenizer missing, a tokenizer that does not fit, or a quantization
@@ -115,15 +112,12 @@ def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """An LLM's tokenizer, its padding id set.
+    """An LLM's tokenizer, its padding id set; a UserError where there is none, an empty one, or one without EOS.
 
     Args:
         llm_path: for messages.
         source: what ``resolve_llm_path`` found.
         options: of ``from_pretrained``.
-
-    Raises:
-        UserError: no tokenizer there, an empty one, or one without EOS.
     """
     try:
         tokenizer = read_tokenizer(source, options)
@@ -146,11 +140,7 @@ def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]
 
 
 def check_vocabulary(llm_path: str, tokenizer: PreTrainedTokenizerBase, n_embeddings: int | None) -> None:
-    """Refuse a tokenizer with more tokens than the LLM has input embeddings; None = not known.
-
-    Raises:
-        UserError: it has.
-    """
+    """Refuse, by a UserError, a tokenizer with more tokens than the LLM has input embeddings; None = not known."""
     if n_embeddings is not None and len(tokenizer) > n_embeddings:
         raise UserError(
             f"llm_path is {llm_path!r}: its tokenizer has {len(tokenizer)} tokens, "
@@ -204,10 +194,6 @@ def describe_expected(llm_path: str) -> str:
 
 def read_tokenizer(source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """transformers' AutoTokenizer.
-
-    Args:
-        source: what ``resolve_llm_path`` found.
-        options: of ``from_pretrained``.
 
     Raises:
         OSError, ValueError, ImportError: no tokenizer can be read there; whatever a broken file leads to is a ValueError.

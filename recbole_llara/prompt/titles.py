@@ -162,7 +162,11 @@ def cut_titles(
         _logger.warning(
             f"max_title_tokens: {sum(map(len, alike))} of {len(titles) - 1} titles begin with the same {most} tokens as another: of these "
             f"the first {most // 2} tokens are kept, and {most - most // 2} from the end or from where they differ"
-            + (f". {sum(map(len, left))} are still the same text as another, and no answer tells their items apart" if left else "")
+            + (
+                f". {sum(map(len, left))} are still the same text as another, and no answer tells their items apart"
+                if left
+                else ""
+            )
         )
     items = is_cut.nonzero()[0].tolist()
     spelt = spell(tokenizer, [rows[row_of[item]].tolist() for item in items])

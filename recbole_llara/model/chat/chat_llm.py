@@ -51,18 +51,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
             str(item) if representation.answer is Part.INDEX else title for item, title in enumerate(catalogue.titles)
         ]
         self.templates = load_templates(catalogue.domain, config["candidate_num"], settings.prompt_file)
-        self.client = ChatClient(
-            settings.api_base,
-            settings.api_model,
-            settings.api_key_env,
-            AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"),
-            settings.api_options,
-            settings.api_concurrency,
-            settings.api_timeout,
-            settings.api_max_retries,
-            settings.api_max_requests,
-            settings.api_max_failures,
-        )
+        self.client = ChatClient(settings, AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"))
         self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
 
     @classmethod
