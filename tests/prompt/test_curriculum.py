@@ -19,7 +19,14 @@ def stages():
 
     def make(strategy, representation="hybrid", easy="text_only", seed=0, curriculum="linear", **optim):
         prompt = PromptSettings(
-            representation, easy, strategy, curriculum, max_title_tokens=64, test_prompt="first", answer_loss="token"
+            representation,
+            easy,
+            strategy,
+            curriculum,
+            max_title_tokens=64,
+            test_prompt="first",
+            answer_loss="token",
+            prompt_file=None,
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
