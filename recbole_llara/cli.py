@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def list_models() -> str:
     """The names of all models, ours first, one paragraph each."""
-    from recbole_llara.config.models import BASELINES, MODELS, stock_models
+    from recbole_llara.config.models import MODELS, stock_models
 
-    return f"recbole-llara: {', '.join([*MODELS, *BASELINES])}\nRecBole: {', '.join(sorted(stock_models()))}\n"
+    return f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,12 @@ def arguments_of(command: str, lines: Iterable[str]) -> list[str]:
     return sorted({found[1] for line in lines if (found := begins.match(line))})
 
 
+def write_files(page: str, folder: Path) -> None:
+    """Write the files that a page shows, each a block with its name as the title."""
+    for name, content in re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(content, encoding="utf-8")
+
+
 def check_run(command: str, folder: Path) -> None:
     """Refuse a run's arguments that are no configuration; ``folder`` is the working folder, empty."""
     arguments, keys = build_parser().parse_known_args(shlex.split(command))

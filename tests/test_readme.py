@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from recbole_llara.config.keys import known_keys
-from recbole_llara.config.models import BASELINES, MODELS
+from recbole_llara.config.models import MODELS
 from recbole_llara.experiments.search.__main__ import build_parser as build_search_parser
 from recbole_llara.experiments.search.__main__ import read_command as read_search_command
 from recbole_llara.experiments.study.definition import STUDIES
@@ -77,9 +77,7 @@ def _first_cells(heading):
 def test_the_tables_of_representations_and_studies_are_whole():
     assert _first_cells("### Representations") == set(REPRESENTATIONS)
     assert _first_cells("### Studies") == {path.stem for path in STUDIES.glob("*.yaml")}
-    assert set(MODELS) | set(BASELINES) <= set(
-        re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0])
-    )
+    assert set(MODELS) <= set(re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0]))
 
 
 def test_the_embedded_llm_is_as_described():

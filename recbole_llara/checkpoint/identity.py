@@ -65,7 +65,11 @@ STORED = (
     Stored(_META, "belongs_to.llm_digest", "the LLM's weights", "checkpoint.llm_weights.load_llm_recommender", "refused"),
     Stored(_META, "belongs_to.tokenizer_digest", "the vocabulary", "checkpoint.llm_weights.load_llm_recommender", "refused"),
     Stored(
-        _META, "belongs_to.recommender_sha256", "its weights' file", "checkpoint.llm_weights.load_llm_recommender", "refused"
+        _META,
+        "belongs_to.recommender_sha256",
+        "its weights' file, or the table of vectors",
+        "checkpoint.llm_weights.load_llm_recommender",
+        "refused",
     ),
     Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "checkpoint.training_state.load_state", "made again"),
     Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "checkpoint.training_state.load_state", "refused"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
-from recbole_llara.config.models import stock_models
+from recbole_llara.config.models import model_defaults, recbole_base, registered_defaults, stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.utils.errors import UserError, nearest
@@ -80,7 +80,7 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_batch_size", "eval_step"),
             *("eval_dtype", "decoding", "full_rank", "retrieve_k", "test_prompt"),
             # the recommender, the LLM, the prompts
-            *("rec_model", "item_embeddings", "item_embedding_size", "shuffle_item_embeddings"),
+            *("rec_model", "item_embedding_size", "shuffle_item_embeddings"),
             *("llm_dtype", "llm_quantization", "llm_tuning", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
             *("gradient_checkpointing", "torch_compile", "fsdp"),
             *("representation", "stage_1_representation", "strategy", "curriculum", "max_title_tokens", "chat_instruction"),
@@ -95,13 +95,15 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("use_gpu", "gpu_id", "worker", "state", "show_progress"),
         }
     ),
-    FromRun.PATH: frozenset({"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint"}),
+    FromRun.PATH: frozenset(
+        {"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint", "item_embeddings"}
+    ),
     FromRun.NEVER: frozenset(
         {
             "llm_trust_remote_code",
             *("api_base", "api_key_env", "api_model", "api_options", "api_concurrency", "api_timeout", "api_max_retries"),
             *("api_max_requests", "api_max_failures", "api_price_prompt", "api_price_completion"),
-            *("checkpoint_dir", "result_file", "log_wandb", "wandb_project", "resume"),
+            *("checkpoint_dir", "result_file", "log_wandb", "wandb_project", "resume", "plugins"),
             # RecBole pickles to these and unpickles from them, and reads further keys from config files
             *("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_file", "config_files"),
         }
@@ -120,7 +122,7 @@ def _folder_keys(folder: str) -> frozenset[str]:
 
 def model_keys(model: str) -> frozenset[str]:
     """Keys that RecBole's file of a model and ours name."""
-    return _file_keys(RECBOLE_PROPERTIES / "model" / f"{model}.yaml") | _file_keys(PROPERTIES / "model" / f"{model}.yaml")
+    return _file_keys(RECBOLE_PROPERTIES / "model" / f"{recbole_base(model)}.yaml") | model_defaults(model).keys()
 
 
 @cache
@@ -130,14 +132,19 @@ def _recbole_hyper_parameters() -> frozenset[str]:
 
 
 def from_run(key: str) -> FromRun:
-    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without."""
+    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without.
+
+    Numbers of a registered model are values; its texts are the caller's to give.
+    """
     for name in (key, key.removeprefix(REC_PREFIX)):
         for answer, names in FROM_RUN.items():
             if name in names:
                 return answer
         if name in _recbole_hyper_parameters():
             return FromRun.VALUE
-    return FromRun.NEVER
+    # A text of a registered model may be a path or worse; whether a number is one is checked by ``check_hyper_parameters``.
+    is_number = isinstance(registered_defaults().get(key.removeprefix(REC_PREFIX)), int | float)
+    return FromRun.VALUE if is_number else FromRun.NEVER
 
 
 def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:

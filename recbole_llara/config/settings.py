@@ -5,11 +5,13 @@ a missing key, a wrong type or a value out of range is a ``UserError`` that name
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from recbole_llara.config.checked import Settings, named_in, one_of, one_of_files, within
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 
 TRUST = "llm_trust_remote_code"
+VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class EvaluationSettings(Settings):
             raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
 
 
+def vectors_file(item_embeddings: str | None) -> Path | None:
+    """The file of a table of vectors that ``item_embeddings`` names; None where it names none."""
+    return Path(item_embeddings).expanduser() if str(item_embeddings).endswith(VECTORS) else None
+
+
+def ids_file(vectors: Path) -> Path:
+    """The text file beside a table of vectors: the item id of each row, one a line."""
+    return vectors.with_suffix(".ids.txt")
+
+
 @dataclass(frozen=True)
 class RecommenderSettings(Settings):
     """The frozen recommender; its own ``rec_`` keys are applied by ``RunConfig.for_recommender``."""
@@ -56,10 +68,15 @@ class RecommenderSettings(Settings):
     rec_model: str
     rec_checkpoint: str | None
     shuffle_item_embeddings: bool
-    item_embeddings: str = one_of("recommender", "random")
+    item_embeddings: str
     item_embedding_size: int = within(1)
 
     def __post_init__(self) -> None:
+        if self.item_embeddings not in ("recommender", "random") and vectors_file(self.item_embeddings) is None:
+            raise UserError(
+                f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
+                f"{' or '.join(VECTORS)}; {nearest(self.item_embeddings, ['recommender', 'random'])}"
+            )
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise UserError(
                 "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"

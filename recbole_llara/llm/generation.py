@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from recbole_llara.llm.answer_tree import IGNORED_LABEL, build_trie, walk
 from recbole_llara.llm.likelihood import AnswerReader, check_prompts, score_candidates, trie_log_probs
 from recbole_llara.llm.loading import causal_lm
-from recbole_llara.prompt.plain_text import spell
+from recbole_llara.prompt.tokens import spell
 
 __all__ = ["answer_texts", "decode_constrained", "decode_generate", "score_candidates"]
 

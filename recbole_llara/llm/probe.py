@@ -17,7 +17,7 @@ from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.likelihood import AnswerReader, candidate_log_probs, trie_log_probs
 from recbole_llara.llm.llm_path import first_line
 from recbole_llara.llm.loading import input_embeddings
-from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.utils.errors import UserError
 
 # What a tree may differ from plain passes by: nats, or shares of them where there are more; the largest difference in float32, the

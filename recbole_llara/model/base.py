@@ -178,7 +178,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def from_data(cls, config: Any, data: PreparedData, train: TrainStock) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained by ``train`` or taken from the cache where one is needed."""
         ready = ready_llm(config, data)
-        pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
+        pretrained = RecommenderSettings.from_config(config).item_embeddings != "random"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
         return cls(config, data, prepare_recommender(config, data, train) if wanted else None, ready)
 

@@ -20,8 +20,8 @@ from recbole_llara.llm.loading import causal_lm, check_vocabulary, context_lengt
 from recbole_llara.llm.probe import probe_llm
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
-from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import load_templates
+from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -151,7 +151,7 @@ def build_encoder(
         data.catalogue.titles,
         load_templates(data.catalogue.domain, candidates),
         PromptSettings.from_config(config).max_title_tokens,
-        None if max_positions is None else PromptRoom(max_positions, history, candidates),
+        None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
     )
 

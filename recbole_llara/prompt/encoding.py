@@ -1,24 +1,56 @@
 """Tokens of a prompt: titles tokenised once, prompts assembled as arrays, slots known by position.
 
-A prompt is a row of *pieces* (``pieces.py``). A slot is found by its place in that row, never by searching
+A prompt is a row of *pieces* (``tokens.py``). A slot is found by its place in that row, never by searching
 text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.prompt.catalogue import cut_titles, longest, tokenise_items
-from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
-from recbole_llara.prompt.pieces import PieceBank, Pieces, Texts
-from recbole_llara.prompt.plain_text import tokenise, tokenise_inside
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
-from recbole_llara.prompt.room import PromptLengths, PromptRoom, fitting_title_tokens
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
+from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
+from recbole_llara.prompt.tokens import PieceBank, Pieces, Texts, tokenise, tokenise_inside
 from recbole_llara.utils.errors import UserError
 
 SEPARATOR = ","
+
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
+
+    Args:
+        input_ids: [B, T] token ids; a slot holds a stand-in id whose embedding is overwritten.
+        attention_mask: [B, T] 1 on tokens, 0 on padding.
+        position_ids: [B, T] 0 at the row's first token.
+        labels: [B, T] the answer's tokens and its EOS, ``IGNORED_LABEL`` elsewhere.
+        slot_rows, slot_columns: [S] where the slots are.
+        slot_parts: [S] what each slot holds, as its place in ``SLOT_PARTS``.
+        slot_items: [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is.
+        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: all parts of its items) or for the
+            item (``encode_items``: all parts of it). RSLLM's two towers average them.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    slot_rows: torch.Tensor
+    slot_columns: torch.Tensor
+    slot_parts: torch.Tensor
+    slot_items: torch.Tensor
+    pooled: torch.Tensor
+
+    def to(self, device: torch.device) -> "EncodedPrompts":
+        """The same prompts on another device."""
+        return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def _text_tokens(layout: list[list[int] | str]) -> int:
@@ -34,7 +66,7 @@ class PromptEncoder:
         titles: N texts, ``titles[0]`` belongs to the padding item and is never used.
         templates: the domain's templates.
         max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
-        room: what every prompt must fit in, for which titles are cut further if need be; None = unlimited.
+        budget: what every prompt must fit in, for which titles are cut further if need be; None = unlimited.
         representations: how items are going to be written; only for those that show or answer with the items' numbers
             are the numbers tokenised. None = in any way.
 
@@ -53,7 +85,7 @@ class PromptEncoder:
         titles: Sequence[str],
         templates: Sequence[PromptTemplate],
         max_title_tokens: int = 64,
-        room: PromptRoom | None = None,
+        budget: ContextBudget | None = None,
         representations: Iterable[Representation] | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
@@ -61,7 +93,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.templates = list(templates)
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
-        self.room = room
+        self.budget = budget
         self.n_items = len(titles)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # BOS where the tokenizer puts one before a text, else nothing.
@@ -70,11 +102,11 @@ class PromptEncoder:
         layouts = [self._tokenise_template(template, opening) for template in self.templates]
         whole, numbers = tokenise_items(tokenizer, titles, max_title_tokens), self._numbers()
         self.max_title_tokens = max_title_tokens
-        if room is not None:
+        if budget is not None:
             texts = {Part.TITLE: whole, Part.INDEX: numbers}
-            items = {part: longest(parts, room.candidates) for part, parts in texts.items() if parts}
+            items = {part: longest(parts, budget.candidates) for part, parts in texts.items() if parts}
             lengths = PromptLengths(max(map(_text_tokens, layouts)), len(separator), items)
-            self.max_title_tokens = fitting_title_tokens(room, lengths, self.representations, max_title_tokens)
+            self.max_title_tokens = fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
         cut, self.titles = cut_titles(tokenizer, titles, whole, self.max_title_tokens)
         self._refuse_one_answer(titles)
         self._bank = bank = PieceBank()
@@ -289,9 +321,9 @@ class PromptEncoder:
             UserError: a prompt is longer than the LLM can hold.
         """
         tokens, rows, columns, flat_pieces, length = self._bank.gather(pieces, padding_side)
-        if self.room is not None and length > self.room.tokens:
+        if self.budget is not None and length > self.budget.tokens:
             raise UserError(
-                f"a prompt of {length} tokens, but the LLM holds {self.room.tokens}: lower max_title_tokens, "
+                f"a prompt of {length} tokens, but the LLM holds {self.budget.tokens}: lower max_title_tokens, "
                 "MAX_ITEM_LIST_LENGTH or candidate_num"
             )
         shape = (pieces.shape[0], length)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
 
@@ -63,14 +64,11 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         if is_whole:
             _write_llm(model, source, folder / LLM, dtype, trusts)
         _write_checkpoint(model, source, folder, is_whole, trusts)
-        if model.recommender is not None:
-            (folder / RECOMMENDER).parent.mkdir()
-            weights = model.recommender.path
-            shutil.copyfile(weights / "model.safetensors" if weights.is_dir() else weights, folder / RECOMMENDER)
-        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
         relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
-        relative |= {"rec_checkpoint": RECOMMENDER} if model.recommender is not None else {}
-        settled = _settled(loaded.config, is_whole)
+        if model.recommender is not None:
+            relative |= _write_recommender(model.recommender.path, loaded.config["item_embeddings"], folder)
+        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
+        settled = {key: value for key, value in _settled(loaded.config, is_whole).items() if key not in relative}
         result = read_result(path)
         for name in COPIED:
             shutil.copyfile(path / name, folder / name)
@@ -107,6 +105,18 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     llm.to(kind).save_pretrained(folder)
     llm.to(torch.float32)
     model.tokenizer.save_pretrained(folder)
+
+
+def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[str, str]:
+    """The recommender's weights, or the table of vectors with its ids; returns the key that names it, and its place."""
+    (folder / RECOMMENDER).parent.mkdir()
+    if vectors_file(item_embeddings) is None:
+        shutil.copyfile(path / "model.safetensors" if path.is_dir() else path, folder / RECOMMENDER)
+        return {"rec_checkpoint": RECOMMENDER}
+    place = Path(RECOMMENDER).with_name(path.name)
+    shutil.copyfile(path, folder / place)
+    shutil.copyfile(ids_file(path), folder / ids_file(place))
+    return {"item_embeddings": str(place)}
 
 
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:

@@ -15,7 +15,9 @@ from recbole_llara.checkpoint.resume import is_network_share, model_of, read_req
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
@@ -23,7 +25,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.model.answering import generate_answers, shown_prompts
 from recbole_llara.model.build import build_model
-from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.cache import WEIGHTS
 from recbole_llara.recommender.frozen import recommender_model
 from recbole_llara.serving.item_names import ItemNames
@@ -230,6 +232,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     # Answers are ranked by their likelihood, whatever decoding the run was measured by; one question should not wait for a compiler.
     settled = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
     settled["checkpoint_dir"] = PlainText(path.parent)
+    load_plugins(keys.get("plugins"))
     request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
@@ -251,7 +254,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     """The key that names the recommender whose embeddings a run read; to train another would be minutes for nothing."""
     read = read_result(run).get("recommender")
-    if keys.get("rec_checkpoint"):
+    if keys.get("rec_checkpoint") or vectors_file(keys.get("item_embeddings")) is not None:
         return {}
     if not isinstance(read, dict) or not isinstance(read.get("path"), str):
         getLogger().warning("run: it read no recommender; items are proposed by rec_model, from the cache or trained now")

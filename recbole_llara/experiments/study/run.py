@@ -22,6 +22,7 @@ from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_ke
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.experiments.study.definition import EVALUATES, Study
@@ -181,8 +182,9 @@ class StudyRun:
         values: dict[str, str] = {}
         if Path(entry.paths["checkpoint"]).exists():  # a system that learns nothing has none
             values["checkpoint"] = entry.paths["checkpoint"]
-        if arm.is_draw and entry.result.get("recommender"):
-            values["rec_checkpoint"] = str(Path(entry.result["recommender"]["path"]) / WEIGHTS)
+        recommender = entry.result.get("recommender")
+        if arm.is_draw and recommender and vectors_file(self._values(arm).get("item_embeddings")) is None:
+            values["rec_checkpoint"] = str(Path(recommender["path"]) / WEIGHTS)
         return values
 
     def _recommenders(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Titles cut for want of room: the longest prompt of a run fits, no title is cut in vain, and too little room is refused."""
+"""Titles cut to the LLM's context: the longest prompt of a run fits, no title is cut in vain, and too small a context is refused."""
 
 import logging
 
@@ -8,8 +8,8 @@ import torch
 
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
-from recbole_llara.prompt.room import PromptLengths, PromptRoom
 from recbole_llara.prompt.template import PromptTemplate
+from recbole_llara.prompt.titles import ContextBudget, PromptLengths
 from recbole_llara.utils.errors import UserError
 
 L, C = 3, 4
@@ -25,9 +25,9 @@ def tokenizer(make_tokenizer):
     return make_tokenizer(TITLES)
 
 
-def encoder_of(tokenizer, room, *names, max_title_tokens=64):
+def encoder_of(tokenizer, budget, *names, max_title_tokens=64):
     shown = [REPRESENTATIONS[name] for name in names]
-    return PromptEncoder(tokenizer, TITLES, TEMPLATES, max_title_tokens, room, shown)
+    return PromptEncoder(tokenizer, TITLES, TEMPLATES, max_title_tokens, budget, shown)
 
 
 def longest_prompt(encoder, name):
@@ -45,20 +45,20 @@ def longest_prompt(encoder, name):
 
 def test_the_longest_prompt_of_an_example():
     lengths = PromptLengths(9, 1, {Part.TITLE: np.array([7, 4, 4])})
-    room = PromptRoom(0, history=2, candidates=3)
-    assert lengths.longest(room, REPRESENTATIONS["hybrid"], 64) == 9 + (2 * 7 + 1 + 2) + (15 + 2 + 3) + 7 + 1
-    assert lengths.longest(room, REPRESENTATIONS["textual"], 5) == 9 + (2 * 5 + 1) + (13 + 2) + 5 + 1
+    budget = ContextBudget(0, history=2, candidates=3)
+    assert lengths.longest(budget, REPRESENTATIONS["hybrid"], 64) == 9 + (2 * 7 + 1 + 2) + (15 + 2 + 3) + 7 + 1
+    assert lengths.longest(budget, REPRESENTATIONS["textual"], 5) == 9 + (2 * 5 + 1) + (13 + 2) + 5 + 1
 
 
 @pytest.mark.parametrize("name", list(REPRESENTATIONS))
 def test_titles_are_cut_until_the_longest_prompt_fits_and_no_further(tokenizer, name):
     whole = longest_prompt(encoder_of(tokenizer, None, name), name)
-    assert encoder_of(tokenizer, PromptRoom(whole, L, C), name).max_title_tokens == 64
+    assert encoder_of(tokenizer, ContextBudget(whole, L, C), name).max_title_tokens == 64
     if name == "numerical":
         return
     cuts, lost = [], 60 if Part.TITLE in REPRESENTATIONS[name].parts else 22  # there the answer alone can be cut
     for tokens in range(whole - 1, whole - lost, -7):
-        encoder = encoder_of(tokenizer, PromptRoom(tokens, L, C), name)
+        encoder = encoder_of(tokenizer, ContextBudget(tokens, L, C), name)
         assert longest_prompt(encoder, name) <= tokens
         by_hand = encoder_of(tokenizer, None, name, max_title_tokens=encoder.max_title_tokens + 1)
         assert longest_prompt(by_hand, name) > tokens
@@ -66,8 +66,8 @@ def test_titles_are_cut_until_the_longest_prompt_fits_and_no_further(tokenizer, 
     assert cuts == sorted(cuts, reverse=True) and cuts[-1] < cuts[0]
 
 
-def test_a_cut_for_want_of_room_is_that_of_max_title_tokens(tokenizer):
-    cut = encoder_of(tokenizer, PromptRoom(150, L, C), "hybrid", "text_only")
+def test_a_cut_to_the_context_is_that_of_max_title_tokens(tokenizer):
+    cut = encoder_of(tokenizer, ContextBudget(150, L, C), "hybrid", "text_only")
     same = encoder_of(tokenizer, None, "hybrid", "text_only", max_title_tokens=cut.max_title_tokens)
     assert cut.titles == same.titles and cut.titles[1:3] == TITLES[1:3]
     assert torch.equal(cut._bank.tokens, same._bank.tokens)
@@ -75,16 +75,16 @@ def test_a_cut_for_want_of_room_is_that_of_max_title_tokens(tokenizer):
 
 def test_the_log_says_what_was_found_and_why(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
-        encoder = encoder_of(tokenizer, PromptRoom(150, L, C), "hybrid")
+        encoder = encoder_of(tokenizer, ContextBudget(150, L, C), "hybrid")
     (message,) = [message for message in caplog.messages if "titles are cut to" in message]
     for word in (f"cut to {encoder.max_title_tokens}", "found 64", "MAX_ITEM_LIST_LENGTH 3", "candidate_num 4", "holds 150"):
         assert word in message
 
 
-def test_too_little_room_for_a_few_tokens_of_each_title_is_refused(tokenizer):
+def test_a_context_too_small_for_a_few_tokens_of_each_title_is_refused(tokenizer):
     # 30 tokens of template and answer, 7 titles of 4 with a slot each: well above 60.
     with pytest.raises(UserError, match="MAX_ITEM_LIST_LENGTH 3 and candidate_num 4.*cut to 4, but the LLM holds 60.*llm_path"):
-        encoder_of(tokenizer, PromptRoom(60, L, C), "hybrid")
+        encoder_of(tokenizer, ContextBudget(60, L, C), "hybrid")
 
 
 # As shops name what differs in one word: what tells them apart stands at the end, in the middle, or is the length.

@@ -1,19 +1,109 @@
-"""Titles as tokens, once for a run: whole, then cut alike wherever an item stands, what tells them apart kept. RecBole-free."""
+"""Titles as tokens, once for a run: how many tokens of each the LLM's context has room for, and what is kept of the longer ones.
+
+A title has the same tokens wherever it stands, and what tells titles apart is kept. RecBole-free.
+"""
 
 import logging
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.prompt.pieces import Texts
-from recbole_llara.prompt.plain_text import spell, tokenise_inside
+from recbole_llara.prompt.representation import SLOT_PARTS, Part, Representation
+from recbole_llara.prompt.tokens import Texts, spell, tokenise_inside
 from recbole_llara.utils.errors import UserError
+
+_logger = logging.getLogger()
+
+# Titles are not cut below this to fit the context: fewer tokens name no item.
+LEAST_TITLE_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class ContextBudget:
+    """What the LLM can hold, and the lists that must fit.
+
+    Args:
+        tokens: of a prompt and its answer together.
+        history: L, the items of a full history.
+        candidates: C.
+    """
+
+    tokens: int
+    history: int
+    candidates: int
+
+
+@dataclass(frozen=True)
+class PromptLengths:
+    """What prompts are made of, in tokens.
+
+    Args:
+        template: of the longest template, without its lists.
+        separator: between two items of a list.
+        items: of the texts of C items in descending order, the longest there are: titles, numbers or both.
+    """
+
+    template: int
+    separator: int
+    items: Mapping[Part, np.ndarray]
+
+    def longest(self, budget: ContextBudget, representation: Representation, title_tokens: int) -> int:
+        """Tokens of the longest prompt of full lists with its answer, titles being cut.
+
+        An item may fill a history alone, if users return to it; among the candidates it stands once.
+
+        Example, L = 2, C = 3, template 9, separator 1, titles of 7, 4, 4 tokens with a slot each: the history has at
+        most 2 * 7 + 2 + 1, the candidates 15 + 3 + 2, the answer 7 and its EOS, all together 54.
+        """
+        items = {**self.items, Part.TITLE: np.minimum(self.items[Part.TITLE], title_tokens)}
+        separators = max(0, budget.history - 1) + max(0, budget.candidates - 1)
+        total = self.template + self.separator * separators
+        for part in representation.parts:
+            if part in SLOT_PARTS:
+                total += budget.history + budget.candidates
+            else:
+                total += budget.history * int(items[part].max(initial=0)) + int(items[part][: budget.candidates].sum())
+        return total + int(items[representation.answer].max(initial=0)) + 1
+
+
+def fitting_title_tokens(
+    budget: ContextBudget, lengths: PromptLengths, representations: Iterable[Representation], max_title_tokens: int
+) -> int:
+    """The most tokens that titles may have for every prompt to fit: ``max_title_tokens``, or fewer.
+
+    One number for the catalogue, not for a row: an item's title and its answer are the same tokens wherever it stands.
+
+    Raises:
+        UserError: not even a few tokens of each title fit.
+    """
+    representations = tuple(representations)
+
+    def longest(title_tokens: int) -> int:
+        return max(lengths.longest(budget, representation, title_tokens) for representation in representations)
+
+    whole = longest(max_title_tokens)
+    if whole <= budget.tokens:
+        return max_title_tokens
+    least = min(LEAST_TITLE_TOKENS, max_title_tokens)
+    lists = f"MAX_ITEM_LIST_LENGTH {budget.history} and candidate_num {budget.candidates}"
+    if longest(least) > budget.tokens:
+        raise UserError(
+            f"{lists}: a prompt may have {longest(least)} tokens, titles being cut to {least}, but the LLM holds {budget.tokens}: "
+            "lower one of them, or choose an llm_path that holds more"
+        )
+    fitting = least - 1 + bisect_right(range(least, max_title_tokens), budget.tokens, key=longest)
+    _logger.warning(
+        f"max_title_tokens: found {max_title_tokens}, titles are cut to {fitting} tokens: with {lists} a prompt might have "
+        f"{whole} tokens, but the LLM holds {budget.tokens}"
+    )
+    return fitting
+
 
 # Texts in one call of the tokenizer, whose records of them are larger than their tokens.
 TOKENISED_AT_ONCE = 8192
-
-_logger = logging.getLogger()
 
 
 def tokenise_items(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int | None = None) -> list[Texts]:
