@@ -135,7 +135,9 @@ ENTRIES = {
     "export": lambda folder, capsys: export(folder, "out", merge=True),
     "demo": lambda folder, capsys: load_runs([str(folder)]),
     "compare": lambda folder, capsys: load_runs([str(folder.parents[1] / "copy"), str(folder)]),
-    "recommend's command": lambda folder, capsys: failing_words(recommend.recommend_main, [f"--run={folder}", "--history", "i1"], capsys),
+    "recommend's command": lambda folder, capsys: failing_words(
+        recommend.recommend_main, [f"--run={folder}", "--history", "i1"], capsys
+    ),
     "its JSON lines": jsonl,
     "export's command": lambda folder, capsys: failing_words(
         recommend.export_main, [f"--run={folder}", "--output=out"], capsys
