@@ -81,6 +81,9 @@ STORED = (
         "trainer.resumable.resume_checkpoint",
         "refused",
     ),
+    Stored(_META, "prompts_digest", "the templates", "checkpoint.llm_weights.has_other_prompts", "warned of"),
+    Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "checkpoint.training_state.load_state", "refused"),
+    Stored("*/result.json", "prompts_digest", "the templates", "", "told"),
     Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
     Stored(
         "*/result.json",

@@ -6,6 +6,7 @@ by their numbers), ``item_tokens.safetensors`` (projector, placeholder and their
 
 import json
 from collections.abc import Callable, Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recbole_llara.data import numbering
-from recbole_llara.llm.loading import causal_lm
+from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import RunError, UserError
@@ -72,7 +73,8 @@ def save_llm_recommender(model: Any, path: Path, facts: Mapping[str, Any], fill:
             fill(folder)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         sha256 = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
-        told = {"belongs_to": belongs_to(model), "training_digest": model.trained_on, "sha256": sha256}
+        trained = {"training_digest": model.trained_on, "prompts_digest": model.trained_prompts}
+        told = {"belongs_to": belongs_to(model), **trained, "sha256": sha256}
         meta = {"format": FORMAT, **told, **facts}
         (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
@@ -86,7 +88,8 @@ def save_llm_recommender(model: Any, path: Path, facts: Mapping[str, Any], fill:
 
 
 def load_llm_recommender(model: Any, path: Path) -> dict[str, Any]:
-    """Load a checkpoint into a model built by the same configuration; ``trained_on`` tells on which interactions it was trained.
+    """Load a checkpoint into a model built by the same configuration; ``trained_on`` tells on which interactions it was trained,
+    ``trained_prompts`` under which templates.
 
     Returns:
         the contents of ``meta.json``.
@@ -107,7 +110,18 @@ def load_llm_recommender(model: Any, path: Path) -> dict[str, Any]:
     elif model.llm_tuning == "full":
         _load_whole(model, path / LLM)
     model.trained_on = meta.get("training_digest")
+    model.trained_prompts = meta.get("prompts_digest")
+    if has_other_prompts(model):
+        getLogger().warning(
+            f"checkpoint {path} was trained under other prompts than those of this run, and may answer worse under these; give "
+            "the prompt_file and domain that it was trained under"
+        )
     return meta
+
+
+def has_other_prompts(model: Any) -> bool:
+    """Whether a model's weights were trained under other templates than it is asked with."""
+    return model.trained_prompts not in (None, model.prompts_digest)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

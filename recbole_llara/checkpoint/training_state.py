@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_llara.checkpoint.llm_weights import DamagedCheckpoint, load_llm_recommender, read_meta, save_llm_recommender
+from recbole_llara.checkpoint.llm_weights import (
+    DamagedCheckpoint,
+    has_other_prompts,
+    load_llm_recommender,
+    read_meta,
+    save_llm_recommender,
+)
 from recbole_llara.checkpoint.progress import Progress, generator_states
 from recbole_llara.data.numbering import Numbering, read_numbering
 from recbole_llara.prompt.representation import Representation
@@ -121,6 +127,11 @@ def load_state(model: Any, run: Path, representations: Sequence[Representation])
         except DamagedCheckpoint as error:
             getLogger().warning(f"{error}. The state before it is taken, if there is one")
             continue
+        if has_other_prompts(model):
+            raise UserError(
+                f"resume: {run} was begun under other prompts: the templates of prompt_file or domain have changed since; bring them "
+                "back, or start a new run"
+            )
         getLogger().info(f"Training goes on from {path}")
         return _read(path)
     if found:

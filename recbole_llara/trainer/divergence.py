@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from logging import getLogger
 
-from recbole_llara.model.base import TrainingRows
+from recbole_llara.model.losses import TrainingRows
 from recbole_llara.utils.errors import Diverged
 
 SHOWN = 5  # rows; the log names them all

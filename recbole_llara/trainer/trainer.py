@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from recbole_llara.checkpoint.progress import Progress
 from recbole_llara.config.settings import OptimSettings
-from recbole_llara.llm.sharding import held_here
-from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
+from recbole_llara.llm.architecture import held_here
+from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.losses import Step, TrainingRows
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.trainer.boards import BoardsMixin
