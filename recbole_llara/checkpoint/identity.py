@@ -120,7 +120,7 @@ STORED = (
     Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender.cache.check_seal", "made again"),
     Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.cache.check_seal", "made again"),
     Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.cache.check_seal", "made again"),
-    Stored("candidates/*.tsv", "name", "the file", "data.candidate_file.save_candidates", "refused"),
+    Stored("candidates/*.tsv", "name", "the file", "data.candidates.save_candidates", "refused"),
     Stored(
         "text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"
     ),
