@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from commands import write_files
 from toy_run import toy_keys
@@ -13,6 +14,7 @@ from toy_run import toy_keys
 import recbole_llara
 from recbole_llara import cli
 from recbole_llara.config import models
+from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
 
 STOCK = ("data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress")
@@ -77,3 +79,25 @@ def test_a_recommender_of_one_s_own_and_a_table_of_vectors(follow, tmp_path):
     assert meta["belongs_to"]["recommender_sha256"] == result["recommender"]["sha256"]
     loaded = recbole_llara.load(by_table)
     assert len(loaded.recommend(["i1", "i2"], k=3)) == 3
+
+
+def test_prompts_of_one_s_own(follow, tmp_path):
+    ((run, result),) = follow("prompt.md")
+    loaded = recbole_llara.load(run)
+    prompts = loaded.prompts([[1, 2]], torch.arange(1, 11)[None])
+    text = loaded.model.tokenizer.decode(prompts.input_ids[0])
+    assert "A customer has bought Title" in text and "One of these 10 articles is bought next:" in text
+
+    (tmp_path / "others.yaml").write_text('templates: ["Seen {history}. Next among {candidates}:"]', encoding="utf-8")
+    words = ["--model=LLaRA", "--dataset=toy", "--config_files=toy.yaml", f"--checkpoint={run}/checkpoint"]
+    assert cli.main([*words, "--prompt_file=others.yaml", "--result_file=others.json"]) == 0
+    assert cli.main([*words, "--prompt_file=my_prompts.yaml", "--result_file=same.json"]) == 0
+    others, same = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("others.json", "same.json"))
+    assert others["trained_under_other_prompts"] is True and others["prompts_digest"] != result["prompts_digest"]
+    assert same["trained_under_other_prompts"] is False and same["prompts_digest"] == result["prompts_digest"]
+    assert same["metrics"]["test"] == result["metrics"]["test"]
+
+    export(run, tmp_path / "exported")
+    (tmp_path / "my_prompts.yaml").unlink()
+    moved = recbole_llara.load((tmp_path / "exported").rename(tmp_path / "moved"))
+    assert moved.model.prompts_digest == result["prompts_digest"]

@@ -77,6 +77,9 @@ STORED = (
         "trainer.trainer.resume_checkpoint",
         "refused",
     ),
+    Stored(_META, "prompts_digest", "the templates", "model.weights.has_other_prompts", "warned of"),
+    Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "trainer.trainer.resume_checkpoint", "refused"),
+    Stored("*/result.json", "prompts_digest", "the templates", "", "told"),
     Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
     Stored(
         "*/result.json",

@@ -145,6 +145,7 @@ class LLMWeights:
         numbering: ids by number.
         belongs_to: what the weights fit.
         training_digest: of the interactions they were trained on.
+        prompts_digest: of the templates they were trained under.
         write_llm: writes what was trained of the LLM into the folder, as ``adapter/`` or ``llm/``.
     """
 
@@ -152,6 +153,7 @@ class LLMWeights:
     numbering: Numbering
     belongs_to: Mapping[str, Any]
     training_digest: str | None
+    prompts_digest: str | None
     write_llm: Callable[[Path], None]
 
 
@@ -178,8 +180,9 @@ def write_llm_checkpoint(
             fill(folder)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         sha256 = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
-        told = {"belongs_to": weights.belongs_to, "training_digest": weights.training_digest, "sha256": sha256}
-        (folder / META).write_text(json.dumps({"format": FORMAT, **told, **facts}, indent=2), encoding="utf-8")
+        trained = {"training_digest": weights.training_digest, "prompts_digest": weights.prompts_digest}
+        meta = {"format": FORMAT, "belongs_to": weights.belongs_to, **trained, "sha256": sha256, **facts}
+        (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
     try:
         write_folder(path, write)

@@ -83,7 +83,15 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("rec_model", "item_embedding_size", "shuffle_item_embeddings"),
             *("llm_dtype", "llm_quantization", "llm_tuning", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
             *("gradient_checkpointing", "torch_compile", "fsdp"),
-            *("representation", "stage_1_representation", "strategy", "curriculum", "max_title_tokens", "chat_instruction"),
+            *(
+                "representation",
+                "stage_1_representation",
+                "strategy",
+                "curriculum",
+                "answer_loss",
+                "max_title_tokens",
+                "chat_instruction",
+            ),
             *("item_item_weight", "user_item_weight", "contrast_temperature"),
             *("text_encoder_tuning", "text_encoder_learning_rate", "text_pooling", "text_batch_size"),
             # training
@@ -96,7 +104,16 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
         }
     ),
     FromRun.PATH: frozenset(
-        {"data_path", "candidate_file", "llm_path", "text_encoder_path", "rec_checkpoint", "checkpoint", "item_embeddings"}
+        {
+            "data_path",
+            "candidate_file",
+            "llm_path",
+            "text_encoder_path",
+            "rec_checkpoint",
+            "checkpoint",
+            "item_embeddings",
+            "prompt_file",
+        }
     ),
     FromRun.NEVER: frozenset(
         {

@@ -278,7 +278,8 @@ class RunConfig(Config):
         for key in ("metrics", "topk"):  # RecBole takes one value for a list of one
             if isinstance(final[key], str if key == "metrics" else int):
                 final[key] = [final[key]]
-        if is_llm_recommender(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
+        names_one = import_module("recbole_llara.evaluator.answer").names_one_item(final["decoding"])
+        if is_llm_recommender(self.model) and names_one and final["topk"] != [1]:
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)

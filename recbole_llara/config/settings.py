@@ -5,6 +5,7 @@ a missing key, a wrong type or a value out of range is a ``UserError`` that name
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from recbole_llara.config.checked import Settings, named_in, one_of, one_of_files, within
@@ -29,7 +30,7 @@ class DataSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured, and how an LLM answers."""
 
-    decoding: str = one_of("score", "constrained", "generate")
+    decoding: str = named_in("evaluator.answer:DECODINGS")
     metrics: tuple[str, ...]
     topk: tuple[int, ...] = within(1)
     valid_metric: str
@@ -43,7 +44,7 @@ class EvaluationSettings(Settings):
     retrieve_k: int = within(1)
 
     def __post_init__(self) -> None:
-        if self.full_rank and self.decoding != "score":
+        if self.full_rank and import_module("recbole_llara.evaluator.answer").names_one_item(self.decoding):
             raise UserError(
                 f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
             )
@@ -129,7 +130,9 @@ class PromptSettings(Settings):
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled", "all")
+    answer_loss: str = named_in("model.losses:LOSSES")
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class ChatSettings(Settings):
     api_price_completion: float | None = within(0)
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    prompt_file: str | None
     test_prompt: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:

@@ -10,11 +10,9 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from recbole_llara.llm.answer_tree import IGNORED_LABEL, build_trie, walk
-from recbole_llara.llm.likelihood import AnswerReader, check_prompts, score_candidates, trie_log_probs
-from recbole_llara.llm.loading import causal_lm
+from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.llm.likelihood import AnswerReader, check_prompts, trie_log_probs
 from recbole_llara.prompt.tokens import spell
-
-__all__ = ["answer_texts", "decode_constrained", "decode_generate", "score_candidates"]
 
 # Everything of a model's own generation settings that would bend the likelihoods, switched off.
 PLAIN_GENERATION = {
@@ -44,7 +42,7 @@ def decode_constrained(
     Every likelihood the walk could need is among those that score the candidates, so there is no
     token-by-token loop over the LLM.
 
-    Args and raises: as ``scoring.score_candidates``.
+    Args and raises: as ``score_candidates``.
 
     Returns:
         [B] int64, the index of the chosen candidate; of candidates with equal answers, the first.

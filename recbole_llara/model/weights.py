@@ -1,6 +1,7 @@
 """What was trained of an LLM recommender, as plain values for its checkpoint; and back into the model, strictly."""
 
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, LLMWeights, read_checkpoint
-from recbole_llara.llm.loading import causal_lm
+from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.utils.errors import UserError
 
@@ -42,11 +43,14 @@ def weights_of(model: LLMRecommender) -> LLMWeights:
             model.llm.save_pretrained(folder / LLM)
             model.tokenizer.save_pretrained(folder / LLM)
 
-    return LLMWeights(model.item_tokens.state_dict(), model.numbering, belongs_to(model), model.trained_on, write_llm)
+    trained = (model.trained_on, model.trained_prompts)
+    return LLMWeights(model.item_tokens.state_dict(), model.numbering, belongs_to(model), *trained, write_llm)
 
 
 def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | Path) -> Checkpoint:
-    """Load a checkpoint into a model built by the same configuration; its ``trained_on`` then tells on which interactions.
+    """Load a checkpoint into a model built by the same configuration.
+
+    ``trained_on`` of the model then tells on which interactions it was trained, ``trained_prompts`` under which templates.
 
     Returns:
         the checkpoint.
@@ -63,7 +67,18 @@ def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | P
     elif model.llm_tuning == "full":
         _load_whole_llm(model, checkpoint.path / LLM)
     model.trained_on = checkpoint.training_digest
+    model.trained_prompts = checkpoint.facts.get("prompts_digest")
+    if has_other_prompts(model):
+        getLogger().warning(
+            f"checkpoint {checkpoint.path} was trained under other prompts than those of this run, and may answer worse under these; "
+            "give the prompt_file and domain that it was trained under"
+        )
     return checkpoint
+
+
+def has_other_prompts(model: LLMRecommender) -> bool:
+    """Whether a model's weights were trained under other templates than it is asked with."""
+    return model.trained_prompts not in (None, model.prompts_digest)
 
 
 def load_adapter(llm: PeftModel, folder: Path) -> None:

@@ -64,7 +64,7 @@ class Recommender:
     seconds: float
     trained_on: str | None
 
-    def facts(self) -> dict[str, Any]:
+    def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
         told = {"sha256": self.sha256, "path": str(self.path), "metrics": self.metrics}
         return {**told, "training_seconds": round(self.seconds, 1)}

@@ -20,7 +20,9 @@ from recbole_llara.utils.errors import UserError
 
 COPIED = ("result.json", "config.yaml")
 DTYPES = ("float32", "bfloat16", "float16")
-LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS = "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml"
+LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS, PROMPTS = (
+    "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml", "prompts.yaml",
+)  # fmt: skip
 
 
 def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
@@ -67,6 +69,9 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
         if model.recommender is not None:
             relative |= _write_recommender(model.recommender.path, loaded.config["item_embeddings"], folder)
+        if loaded.config["prompt_file"] is not None:
+            shutil.copyfile(Path(loaded.config["prompt_file"]).expanduser(), folder / PROMPTS)
+            relative["prompt_file"] = PROMPTS
         _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
         settled = {key: value for key, value in _settled(loaded.config, is_whole).items() if key not in relative}
         result = read_result(path)

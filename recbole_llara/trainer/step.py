@@ -16,7 +16,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_llara.config.settings import OptimSettings
-from recbole_llara.model.base import LLMRecommender, Step, TrainingRows
+from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.losses import Step, TrainingRows
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import Diverged
 from recbole_llara.utils.processes import Processes

@@ -22,9 +22,10 @@ from recbole_llara.checkpoint.resume import resume_command
 from recbole_llara.checkpoint.training_state import Generators, Progress, TrainingState, TrainingStates
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.settings import OptimSettings
-from recbole_llara.llm.sharding import held_here
-from recbole_llara.model.base import LLMRecommender, TrainingRows
-from recbole_llara.model.weights import load_llm_recommender, weights_of
+from recbole_llara.llm.architecture import held_here
+from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.losses import TrainingRows
+from recbole_llara.model.weights import has_other_prompts, load_llm_recommender, weights_of
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.trainer.evaluation import CandidateTrainer
 from recbole_llara.trainer.step import OptimiserSteps
@@ -323,6 +324,11 @@ class LLMTrainer(CandidateTrainer, Trainer):
         def load_weights(checkpoint: Checkpoint) -> None:
             self.model.representation = self.stages[checkpoint.facts["stage"]].hard
             load_llm_recommender(self.model, checkpoint)
+            if has_other_prompts(self.model):
+                raise UserError(
+                    f"resume: {resume_file} was begun under other prompts: the templates of prompt_file or domain have changed since; "
+                    "bring them back, or start a new run"
+                )
 
         state = TrainingStates(Path(resume_file)).load_newest(load_weights)
         if state is None:

@@ -18,7 +18,9 @@ def stages():
     """Builds stages of a strategy from keys."""
 
     def make(strategy, representation="hybrid", easy="text_only", seed=0, curriculum="linear", **optim):
-        prompt = PromptSettings(representation, easy, strategy, curriculum, max_title_tokens=64, test_prompt="first")
+        prompt = PromptSettings(
+            representation, easy, strategy, curriculum, max_title_tokens=64, test_prompt="first", answer_loss="token"
+        )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
             "stage_1_learning_rate": None, "weight_decay_on": "all", "micro_batch_size": 1, "min_learning_rate_ratio": 0.0,

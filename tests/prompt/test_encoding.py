@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from recbole_llara.llm.answer_loss import answer_loss
-from recbole_llara.llm.hybrid import merge_item_embeddings
+from recbole_llara.llm.item_tokens import merge_item_embeddings
+from recbole_llara.llm.likelihood import answer_loss
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates

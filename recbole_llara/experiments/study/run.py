@@ -20,16 +20,17 @@ from filelock import FileLock, Timeout
 from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.study.arms import Arm, Entry, Failure, arms_of
 from recbole_llara.experiments.study.definition import EVALUATES, Study
 from recbole_llara.experiments.study.progress import Progress
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
+from recbole_llara.prompt.template import template_texts
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
+from recbole_llara.recommender.vectors import vectors_sha256
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu
 from recbole_llara.utils.digests import json_ready
@@ -224,8 +225,9 @@ class StudyRun:
                 keys["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
             files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
             keys["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-            prompts = PROPERTIES / "prompt" / f"{config['domain']}.yaml"
-            keys["prompts"] = prompts.read_text(encoding="utf-8") if prompts.is_file() else None
+            keys["prompts"] = template_texts(config["domain"], config["prompt_file"])
+            vectors = vectors_file(config["item_embeddings"])
+            keys["vectors"] = None if vectors is None else vectors_sha256(vectors)
             for kind in ("run", "recommender"):
                 keys[kind] = {key: value for key, value in keys.get(kind, {}).items() if key not in WITHOUT_EFFECT}
             self._keys[arm] = keys

@@ -13,11 +13,22 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from recbole_llara.checkpoint.identity import llm_digest
 from recbole_llara.config.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.llm.dropout import TokenKeys, key_dropout
+from recbole_llara.evaluator.answer import DECODINGS
+from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
+from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.likelihood import AnswerReader
-from recbole_llara.llm.llm_path import check_no_code, describe_expected, first_line, resolve_llm_path, why
-from recbole_llara.llm.loading import causal_lm, check_vocabulary, context_length, load_llm, load_tokenizer, tune
-from recbole_llara.llm.probe import probe_llm
+from recbole_llara.llm.loading import (
+    check_no_code,
+    check_vocabulary,
+    context_length,
+    describe_expected,
+    first_line,
+    load_llm,
+    load_tokenizer,
+    resolve_llm_path,
+    why,
+)
+from recbole_llara.llm.probe import Probe
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.template import load_templates
@@ -27,16 +38,16 @@ from recbole_llara.utils.processes import processes_of
 
 
 @dataclass(frozen=True)
-class ReadyLLM:
+class PreparedLLM:
     """An LLM that can be trained and asked, and what writes its prompts.
 
     Args:
-        llm: as ``tune`` leaves it, on the run's device unless its weights are going to be dealt out.
+        llm: as ``tune`` leaves it, on the run's device unless its weights are going to be sharded.
         digest: of the LLM itself, see ``llm_digest``.
         tokenizer: its own.
         encoder: of the run's prompts.
         token_keys: where its dropout reads which tokens a pass holds.
-        read_answers: how it reads the candidates' answers; None where its weights are dealt out before it is asked.
+        read_answers: how it reads the candidates' answers; None where its weights are sharded before it is asked.
     """
 
     llm: nn.Module
@@ -47,7 +58,7 @@ class ReadyLLM:
     read_answers: AnswerReader | None
 
 
-def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
+def prepare_llm(config: Any, data: PreparedData) -> PreparedLLM:
     """Load and tune the run's LLM; refuse one that cannot hold or read the run's prompts, and users without enough other items.
 
     Args:
@@ -56,7 +67,7 @@ def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
 
     Raises:
         UserError: no titles; config, tokenizer or weights of ``llm_path``; a prompt longer than the LLM can hold; too few
-            items; or what ``probe_llm`` refuses.
+            items; or what ``Probe`` refuses.
     """
     if data.catalogue is None:
         raise UserError(
@@ -82,75 +93,41 @@ def ready_llm(config: Any, data: PreparedData) -> ReadyLLM:
         device=config["device"],
         quantization=settings.llm_quantization,
     )
-    digest, token_keys = llm_digest(llm), TokenKeys()
+    digest, token_keys = llm_digest(llm), TokenKeys()  # of the LLM as it came
     if settings.gradient_checkpointing:
         again = {"use_reentrant": False, "context_fn": token_keys.for_checkpoint}
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
-    tuned = tune(
-        llm,
-        settings.llm_tuning,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        settings.lora_target_modules,
-    )
+    lora = (settings.lora_r, settings.lora_alpha, settings.lora_dropout, settings.lora_target_modules)
+    tuned = tune(llm, settings.llm_tuning, *lora)
     key_dropout(tuned, config["seed"], token_keys)
-    is_asked_later = settings.fsdp and processes_of(config).count > 1
-    return ReadyLLM(
-        tuned,
-        digest,
-        tokenizer,
-        encoder,
-        token_keys,
-        None if is_asked_later else answer_reader(config, tuned, encoder, token_keys),
-    )
+    is_sharded = settings.fsdp and processes_of(config).count > 1
+    reader = None if is_sharded else answer_reader(config, tuned, encoder, token_keys)
+    return PreparedLLM(tuned, digest, tokenizer, encoder, token_keys, reader)
 
 
 def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder, token_keys: TokenKeys) -> AnswerReader:
-    """``probe_llm`` with the longest prompt of the run; the LLM goes to the run's device for it.
-
-    Args:
-        config: the run's RunConfig.
-        llm: as ``tune`` leaves it, dealt out or not.
-        encoder: of the run's prompts.
-        token_keys: where its dropout reads which tokens a pass holds.
-    """
-    settings, tokenizer = LLMSettings.from_config(config), encoder.tokenizer
-    if settings.llm_quantization == "none":  # quantised weights are there already
+    """How a tuned LLM, sharded or not, reads answers: ``Probe`` with the run's longest prompt, on the run's device."""
+    settings = LLMSettings.from_config(config)
+    is_quantized = settings.llm_quantization != "none"
+    if not is_quantized:  # quantised weights are there already
         llm.to(config["device"])
     prompt, answer_ids = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
-    return probe_llm(
-        causal_lm(llm.eval()),
-        settings.llm_path,
-        prompt,
-        answer_ids,
-        tokenizer.eos_token_id,
-        encoder.pad_id,
-        generates=EvaluationSettings.from_config(config).decoding == "generate",
-        is_quantized=settings.llm_quantization != "none",
-        token_keys=token_keys,
-    )
+    end, pad = encoder.tokenizer.eos_token_id, encoder.pad_id
+    probe = Probe(causal_lm(llm.eval()), settings.llm_path, prompt, answer_ids, end, pad, is_quantized, token_keys)
+    return probe.run(DECODINGS[EvaluationSettings.from_config(config).decoding].generates)
 
 
 def build_encoder(
     config: Any, data: PreparedData, tokenizer: PreTrainedTokenizerBase, max_positions: int | None
 ) -> PromptEncoder:
-    """The encoder of a run's prompts.
-
-    Args:
-        config, data: of the run.
-        tokenizer: of its LLM.
-        max_positions: (int, tokens) that the LLM can hold; None = any number.
-
-    Raises:
-        UserError: prompts do not fit.
-    """
+    """The encoder of a run's prompts; a UserError where they are longer than ``max_positions`` tokens, None = any number."""
     history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    prompt = PromptSettings.from_config(config)
     return PromptEncoder(
         tokenizer,
         data.catalogue.titles,
-        load_templates(data.catalogue.domain, candidates),
-        PromptSettings.from_config(config).max_title_tokens,
+        load_templates(data.catalogue.domain, candidates, prompt.prompt_file),
+        prompt.max_title_tokens,
         None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
     )

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_llara.llm.answer_loss import answer_loss, answer_pass
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.loading import causal_lm, tune
+from recbole_llara.llm.adapters import tune
+from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.llm.item_tokens import merge_item_embeddings
+from recbole_llara.llm.likelihood import answer_loss, answer_pass, candidate_log_probs, score_candidates, trie_log_probs
 
 
 def labelled(prompts, answer_lengths, seed=3):
@@ -111,3 +112,34 @@ def test_under_autocast_the_softmax_stays_in_float32(make_llm, make_prompts, arc
         loss = answer_loss(llm, **prompts.as_dict(), labels=labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=0.03)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_the_tree_are_those_of_candidates_one_by_one(make_llm, make_prompts, checkpointing):
+    """Of a loss over all candidates, in adapters and in the prompts' embeddings; answers share beginnings."""
+    answers = torch.tensor(
+        [[[5, 6, 7, 1], [5, 6, 1, -100], [8, 1, -100, -100]], [[9, 5, 1, -100], [9, 6, 1, -100], [9, 6, 7, 1]]]
+    )
+    found = []
+    for read in (trie_log_probs, candidate_log_probs):
+        llm = make_llm("llama", lora=True)
+        prompts = make_prompts(llm, [9, 6]).as_dict()
+        llm.double()
+        prompts["inputs_embeds"] = prompts["inputs_embeds"].double().requires_grad_()
+        if checkpointing:
+            causal_lm(llm).gradient_checkpointing_enable({"use_reentrant": False})
+            llm.train()
+            for layer in llm.modules():
+                if isinstance(layer, torch.nn.Dropout):
+                    layer.p = 0.0
+        passes = []
+        scores = score_candidates(llm, **prompts, answer_ids=answers, read=read, before_pass=passes.append)
+        assert len(passes) == (1 if read is trie_log_probs else 3)
+        F.cross_entropy(scores, torch.tensor([1, 2])).backward()
+        reached = {name: p.grad for name, p in llm.named_parameters() if p.grad is not None}
+        found.append({**reached, "prompts": prompts["inputs_embeds"].grad})
+    tree, plain = found
+    assert tree.keys() == plain.keys() and any("lora_A" in name for name in tree)
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0
+        assert (tree[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
