@@ -107,7 +107,7 @@ def test_a_run_is_loaded_exported_and_refuses_another_table(keys, table, tmp_pat
     assert not Path(keys["checkpoint_dir"], "recommenders").exists()
 
     write_table(tmp_path / "vectors.npy", list(table), seed=1)
-    with pytest.raises(UserError, match="belongs to another run: recommender_sha256"):
+    with pytest.raises(UserError, match="does not fit this LLaRA: recommender_sha256"):
         recbole_llara.load(run)
     (tmp_path / "vectors.npy").unlink()
     with pytest.raises(UserError, match="item_embeddings: found no file 'vectors.npy'"):
