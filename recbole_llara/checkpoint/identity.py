@@ -15,7 +15,7 @@ from recbole_llara.utils.digests import DIGITS, facts_digest
 from recbole_llara.utils.hashing import mix
 
 # What decides which rows are training rows.
-SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
+SPLIT_KEYS = ("split", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
 FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
 
@@ -166,7 +166,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTER_KEYS}
     return {
         "dataset": config["dataset"],
-        "split_protocol": protocol.split_protocol,
+        "split": protocol.split,
         "split_digest": facts_digest(split),
         "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
         "n_items": data.dataset.item_num,

@@ -67,7 +67,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.seed = config["seed"]
         self.sampler: CandidateSampler = data.sampler
         self.recommender = recommender
-        self.decoding, self.test_prompt = EvaluationSettings.from_config(config).decoding, prompt.test_prompt
+        self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
         self.answer_loss = LOSSES[prompt.answer_loss]
         self.stages = stages_of(config)
         self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
@@ -125,9 +125,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
         load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
-        if prompt.test_prompt == "all" and names_one_item(decoding):
+        if prompt.eval_template == "all" and names_one_item(decoding):
             raise UserError(
-                f"test_prompt: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
+                f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
             )
 
