@@ -19,14 +19,14 @@ PAPERS := main_results efficiency case_study item_representation learning_strate
 .PHONY: quickstart study papers test test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
-	$(RUN) -m recbole_llara.experiments.study quickstart
+	$(RUN) -m recbole_llara study quickstart
 
 study: $(STAMP)
-	$(RUN) -m recbole_llara.experiments.study $(STUDY)
+	$(RUN) -m recbole_llara study $(STUDY)
 
 papers: $(STAMP)
 	for name in $(PAPERS); do \
-		$(RUN) -m torch.distributed.run --standalone --nproc_per_node=$(PROCESSES) -m recbole_llara.experiments.study $$name || failed=1; \
+		$(RUN) -m torch.distributed.run --standalone --nproc_per_node=$(PROCESSES) -m recbole_llara study $$name || failed=1; \
 	done; test -z "$$failed"
 
 # A test's processes compute by one thread each; the files are dealt out over the cores.
@@ -47,7 +47,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f docs/mkdocs.yml
 
 accuracy: $(STAMP)
-	$(RUN) -m recbole_llara.experiments.study accuracy --seeds=2020,2021,2022
+	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022
 
 bench: $(STAMP)
 	$(RUN) tests/benchmarks/bench_speed.py

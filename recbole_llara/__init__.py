@@ -7,8 +7,12 @@ from importlib import import_module
 
 from recbole_llara.utils.version import __version__
 
-_LAZY = {"run_recbole_llara": "recbole_llara.quick_start", "load": "recbole_llara.serving"}
-__all__ = ["__version__", "load", "run_recbole_llara"]
+_LAZY = {
+    "run_recbole_llara": "recbole_llara.quick_start",
+    "load": "recbole_llara.serving.loaded",
+    "register_model": "recbole_llara.config.models",
+}
+__all__ = ["__version__", "load", "register_model", "run_recbole_llara"]
 
 
 def __getattr__(name: str) -> object:

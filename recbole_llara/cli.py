@@ -1,28 +1,48 @@
-"""The command line: ``--model --dataset --config_files`` and any ``--key=value``, in RecBole's manner."""
+"""One command: ``recbole-llara [run|study|search|recommend|demo|export|convert|leaks]``; without a name it trains and evaluates.
+
+Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from recbole_llara.utils.errors import exit_status
 
-_DESCRIPTION = "Train and evaluate a model on the candidates of its test rows."
+# Command -> its function, which takes the arguments and returns the exit status, and what it does.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("cli:run_main", "train and evaluate a model on the candidates of its test rows (the default)"),
+    "study": ("experiments.study:main", "several systems on the same rows and candidates, over seeds"),
+    "search": ("experiments.search:main", "search hyper-parameters by what they score on the validation rows"),
+    "recommend": ("serving.command:recommend_main", "recommend items by a finished run"),
+    "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
+    "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
+    "convert": ("data.command:convert_main", "make RecBole's atomic files out of the files of a dataset"),
+    "leaks": ("data.command:leaks_main", "what rules without a model find in the draws of a run"),
+}
 _EPILOG = """\
 Any further key of properties/ or of RecBole: --key=value, over those of the config files.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out
   --model=LLaRA  --dataset=ml-100k --rec_model=GRU4Rec --rec_epochs=50 --decoding=generate
+
+commands, each with a --help of its own:
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the named arguments; all others are keys of the configuration."""
+    """The parser of a run's named arguments; all others are keys of the configuration."""
+    width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
         prog="recbole-llara",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        usage="recbole-llara [COMMAND] [--model MODEL] [--dataset DATASET] [--key=value ...]",
+        description="Train and evaluate a model on the candidates of its test rows.",
+        epilog=_EPILOG + "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("--help", "-h", nargs="?", const="", metavar="KEY", help="show this, or what a key means, and end")
     parser.add_argument("--model", "-m", help="one of our models, or a RecBole sequential one (see --list_models)")
     parser.add_argument("--dataset", "-d", help="ml-100k, or the name of a folder of data_path")
     parser.add_argument("--config_files", metavar='"A.yaml B.yaml"', help="YAML files, parted by spaces; later ones win")
@@ -32,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def list_models() -> str:
     """The names of all models, ours first, one paragraph each."""
-    from recbole_llara.config.models import BASELINES, MODELS, stock_models
+    from recbole_llara.config.models import MODELS, stock_models
 
-    return f"recbole-llara: {', '.join([*MODELS, *BASELINES])}\nRecBole: {', '.join(sorted(stock_models()))}\n"
+    return f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,11 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a user's mistake, 130 when interrupted.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words and words[0] in COMMANDS else "run"
+    module, _, function = COMMANDS[name][0].partition(":")
+    return getattr(import_module(f"recbole_llara.{module}"), function)(words)
+
+
+def run_main(argv: Sequence[str]) -> int:
+    """Train and evaluate one model; the exit status is that of ``exit_status``."""
     arguments, keys = build_parser().parse_known_args(argv)
     return exit_status("recbole-llara", lambda: _run(arguments, keys))
 
 
 def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
+    if arguments.help is not None:
+        sys.stdout.write(build_parser().format_help())
+        return
     if arguments.list_models:
         sys.stdout.write(list_models())
         return

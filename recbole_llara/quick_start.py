@@ -13,7 +13,7 @@ from recbole.utils import calculate_valid_score, init_logger, init_seed
 
 from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
-from recbole_llara.checkpoint.training_state import remove_states, state_numbering
+from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EvaluationSettings
@@ -21,12 +21,13 @@ from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
+from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.processes import Processes, processes_of
-from recbole_llara.utils.protocols import TellsFacts
+from recbole_llara.utils.protocols import HasResultFields
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
 
@@ -79,7 +80,7 @@ def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dic
     timings: dict[str, float] = {}
     resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
-        data = prepare_data(config, None if resumed is None else state_numbering(resumed.path))
+        data = prepare_data(config, None if resumed is None else TrainingStates(resumed.path).numbering())
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data, train_stock)
@@ -130,7 +131,7 @@ def _train_and_measure(
     if is_llm_recommender(config["model"]):
         _add_training_times(trainer, timings)
     metrics = {"valid": best_valid_result or {}, "test": test_result}
-    facts = trainer.model.facts() if isinstance(trainer.model, TellsFacts) else {}
+    facts = trainer.model.result_fields() if isinstance(trainer.model, HasResultFields) else {}
     facts = {**facts, **_trained_on_other_rows(config, trainer.model, logger)}
     if config["full_rank"]:
         full_rank, full_rank_records = _measure_full_rank(config, data, trainer, logger)
@@ -151,7 +152,7 @@ def _train_and_measure(
 
 
 def _trained_on_other_rows(config: RunConfig, model: Any, logger: logging.Logger) -> dict[str, Any]:
-    """Tell of given weights that were trained on other interactions than this run's training rows.
+    """Tell of given weights that were trained on other interactions than this run's training rows, or under other prompts.
 
     Returns:
         for ``result.json``, the keys that named them; nothing where no weights were given.
@@ -167,7 +168,8 @@ def _trained_on_other_rows(config: RunConfig, model: Any, logger: logging.Logger
             f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
             "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
         )
-    return {"trained_on_other_rows": others}
+    other_prompts = {"trained_under_other_prompts": has_other_prompts(model)} if isinstance(model, LLMRecommender) else {}
+    return {"trained_on_other_rows": others, **other_prompts}
 
 
 def _add_training_times(trainer: Any, timings: dict[str, float]) -> None:
@@ -221,11 +223,11 @@ def _write(
         candidate_sha256=data.candidate_sha256,
         metrics=metrics,
         timings=timings,
-        facts=facts,
+        fields=facts,
         best_epoch=trainer.best_epoch,
     )
     result_file = folder.write_result(result, config["result_file"])
-    remove_states(folder.path)  # only now: until the result is written the run may have to go on
+    TrainingStates(folder.path).remove()  # only now: until the result is written the run may have to go on
     return {
         "run_dir": str(folder.path),
         "result_file": str(result_file),

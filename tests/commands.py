@@ -7,14 +7,22 @@ from pathlib import Path
 
 from recbole_llara.cli import build_parser
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.experiments.study.__main__ import read_command
-from recbole_llara.experiments.study.run import StudyRun
+from recbole_llara.experiments.study import build_parser as build_study_parser
+from recbole_llara.experiments.study import read_command
+from recbole_llara.experiments.study_runs import StudyRuns
 
 
-def arguments_of(program: str, lines: Iterable[str]) -> list[str]:
-    """What follows a program's name in the lines that run it, under a launcher or not."""
-    begins = re.compile(rf"(?:python|torchrun|accelerate launch)[^#]*? ?{re.escape(program)} (.*)")
+def arguments_of(command: str, lines: Iterable[str]) -> list[str]:
+    """What follows a command of ``recbole_llara.cli.COMMANDS`` in the lines that run it, under a launcher or not."""
+    program = "run_recbole_llara.py" if command == "run" else f"recbole[-_]llara {command}"
+    begins = re.compile(rf"(?:(?:python|torchrun|accelerate launch)[^#]*? )?{program} (.*)")
     return sorted({found[1] for line in lines if (found := begins.match(line))})
+
+
+def write_files(page: str, folder: Path) -> None:
+    """Write the files that a page shows, each a block with its name as the title."""
+    for name, content in re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def check_run(command: str, folder: Path) -> None:
@@ -33,5 +41,5 @@ def check_study(command: str, folder: Path) -> None:
     """Refuse a study's arguments that are no study; ``folder`` is the working folder, empty."""
     (folder / "dataset" / "lastfm").mkdir(parents=True)  # as if it had been converted
     (folder / "dataset" / "lastfm" / "lastfm.inter").touch()
-    study, _ = read_command(shlex.split(command))
-    StudyRun(study).check()
+    _, words = build_study_parser().parse_known_args(shlex.split(command))
+    StudyRuns(read_command(words))

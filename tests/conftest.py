@@ -16,7 +16,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from recbole_llara.llm.loading import input_embeddings, tune
+from recbole_llara.llm.adapters import tune
+from recbole_llara.llm.architecture import input_embeddings
 
 VOCABULARY = 97
 WIDTH = 32

@@ -7,16 +7,49 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.cli import main
+from recbole_llara.cli import COMMANDS, main
 
 
 def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
+    assert main(["--help"]) == 0
     assert main(["--list_models"]) == 0
     listed = capsys.readouterr().out
     assert "--config_files" in listed and "LLaRA" in listed and "SASRec" in listed
+
+
+# What takes seconds to import.
+HEAVY = (
+    "torch",
+    "recbole",
+    "transformers",
+    "peft",
+    "accelerate",
+    "pandas",
+    "numpy",
+    "scipy",
+    "plotly",
+    "optuna",
+    "fastapi",
+    "ray",
+)
+
+
+@pytest.mark.parametrize("command", [None, *sorted({*COMMANDS} - {"study", "search"})])
+def test_help_comes_before_anything_heavy_is_imported(command: str | None) -> None:
+    words = ["--help"] if command is None else [command, "--help"]
+    code = (
+        "import sys\nfrom recbole_llara.cli import main\ntry: print(main(sys.argv[1:]))\nexcept SystemExit as end: print(end.code)\n"
+        f"print(sorted({set(HEAVY)!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=True)
+    *told, status, heavy = done.stdout.splitlines()
+    assert (status, heavy) == ("0", "[]") and told[0].startswith("usage: recbole-llara"), done.stdout
+
+
+def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in COMMANDS)
 
 
 @pytest.mark.parametrize(

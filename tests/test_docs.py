@@ -15,20 +15,20 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from commands import arguments_of, check_run, check_study
+from commands import arguments_of, check_run, check_study, write_files
 
 from recbole_llara import __version__, cli
 from recbole_llara.config.keys import known_keys
-from recbole_llara.config.models import BASELINES, MODELS
-from recbole_llara.serving import __main__ as recommend
+from recbole_llara.config.models import MODELS
+from recbole_llara.serving import command as recommend
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS / "pages").as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("pages/**/*.md")}
 LINES = [line for text in PAGES.values() for line in text.splitlines()]
-COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("-m recbole_llara.experiments.study", LINES)
-RECOMMEND_COMMANDS = arguments_of("-m recbole_llara.serving", LINES)
+COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
+STUDY_COMMANDS = arguments_of("study", LINES)
+RECOMMEND_COMMANDS = arguments_of("recommend", LINES)
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
 TINY_LLM = {"rec_epochs": 1, "rec_max_train_rows": 64, "rec_max_eval_rows": 20, "train_batch_size": 32}
@@ -120,7 +120,7 @@ def test_every_public_module_stands_in_the_reference_once() -> None:
 
 def test_every_model_has_a_page() -> None:
     text = "\n".join(text for name, text in PAGES.items() if name.startswith("models/"))
-    assert set(MODELS) | set(BASELINES) <= set(re.findall(r"--model=(\w+)", text))
+    assert set(MODELS) <= set(re.findall(r"--model=(\w+)", text))
 
 
 def test_there_are_commands_to_follow() -> None:
@@ -132,6 +132,9 @@ def test_a_command_is_a_configuration(command: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OPENAI_API_KEY", "of the test")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text(_block("own_dataset.md", "yaml"), encoding="utf-8")
+    for name, text in PAGES.items():
+        if name.startswith("extend/"):
+            write_files(text, tmp_path)
     check_run(command, tmp_path)
 
 
@@ -184,8 +187,10 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
                     assert cli.main(_small(words[2:])) == 0
                     followed.append(words[2])
                 else:
-                    assert words[1:3] == ["-m", "recbole_llara.serving"]
-                    assert recommend.main([word.replace("saved/RUN", str(_run_of("LLaRA"))) for word in words[3:]]) == 0
+                    assert words[:2] == ["recbole-llara", "recommend"]
+                    assert (
+                        recommend.recommend_main([word.replace("saved/RUN", str(_run_of("LLaRA"))) for word in words[2:]]) == 0
+                    )
                     followed.append("recommend")
     assert followed == ["--model=SASRec", "--model=LLaRA", "python", "recommend"]
     return folder, printed.getvalue()
@@ -226,7 +231,7 @@ def test_a_run_recommends_as_the_page_says(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]
     asked = json.loads(_block("recommend.md", "json"))
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked) + '\n{"user": "u2"}\n'))
-    assert recommend.main(["--run", str(_run_of("LLaRA")), "--jsonl"]) == 0
+    assert recommend.recommend_main(["--run", str(_run_of("LLaRA")), "--jsonl"]) == 0
     answer, refused = map(json.loads, capsys.readouterr().out.splitlines())
     assert answer["user"] == "u1" and len(answer["recommendations"]) == asked["k"]
     assert {"item_id", "title", "score", "rank", "recommender_rank"} == answer["recommendations"][0].keys()

@@ -1,5 +1,6 @@
 """What an install holds, and what importing the package does not pull in."""
 
+import os
 import re
 import subprocess
 import sys
@@ -57,23 +58,29 @@ def test_recboles_own_entry_imports() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not IN_CHECKOUT, reason="needs the sources")
-@pytest.mark.parametrize("by_sdist", [False, True], ids=["wheel", "sdist"])
-def test_a_build_holds_every_property_and_the_weights(tmp_path: Path, by_sdist: bool) -> None:
+def _build(folder: Path, by_sdist: bool = False) -> Path:
+    """The wheel, built from the checkout or from its sdist."""
     code = f"""
 import os, sys, tarfile
 sys.argv = ["setup.py", "-q"]
 from setuptools import build_meta
-os.environ["DIST_EXTRA_CONFIG"] = {str(tmp_path / "build.cfg")!r}
-open(os.environ["DIST_EXTRA_CONFIG"], "w").write("[build]\\nbuild_base={tmp_path / "build"}\\n[egg_info]\\negg_base={tmp_path}\\n")
+os.environ["DIST_EXTRA_CONFIG"] = {str(folder / "build.cfg")!r}
+open(os.environ["DIST_EXTRA_CONFIG"], "w").write("[build]\\nbuild_base={folder / "build"}\\n[egg_info]\\negg_base={folder}\\n")
 if {by_sdist}:
-    name = build_meta.build_sdist({str(tmp_path)!r})
-    tarfile.open(os.path.join({str(tmp_path)!r}, name)).extractall({str(tmp_path)!r}, filter="data")
-    os.chdir(os.path.join({str(tmp_path)!r}, name.removesuffix(".tar.gz")))
-build_meta.build_wheel({str(tmp_path)!r})
+    name = build_meta.build_sdist({str(folder)!r})
+    tarfile.open(os.path.join({str(folder)!r}, name)).extractall({str(folder)!r}, filter="data")
+    os.chdir(os.path.join({str(folder)!r}, name.removesuffix(".tar.gz")))
+build_meta.build_wheel({str(folder)!r})
 """
     done = _python(code)
-    (wheel,) = tmp_path.glob("*.whl") or pytest.fail(done.stderr)
+    (wheel,) = folder.glob("*.whl") or pytest.fail(done.stderr)
+    return wheel
+
+
+@pytest.mark.skipif(not IN_CHECKOUT, reason="needs the sources")
+@pytest.mark.parametrize("by_sdist", [False, True], ids=["wheel", "sdist"])
+def test_a_build_holds_every_property_and_the_weights(tmp_path: Path, by_sdist: bool) -> None:
+    wheel = _build(tmp_path, by_sdist)
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         f"recbole_llara/properties/{path.relative_to(ROOT / 'properties')}"
@@ -89,3 +96,37 @@ build_meta.build_wheel({str(tmp_path)!r})
         "recbole-llara = recbole_llara.cli:main"
         in zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IN_CHECKOUT, reason="needs the sources")
+def test_a_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
+    """What pip unpacks, alone on the path: raw files are converted, a model is trained, the run recommends."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "build").mkdir()
+    zipfile.ZipFile(_build(tmp_path / "build")).extractall(site)
+    rows = [f"u{user},i{(user + time) % 30},{user * 100 + time}" for user in range(30) for time in range(8)]
+    (work / "shop.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
+    (work / "goods.csv").write_text("\n".join(["item_id,title", *(f"i{n},Good {n}" for n in range(30))]), encoding="utf-8")
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "recbole_llara", *words],
+            cwd=work, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "240 interactions" in run("convert", "generic", "--inter=shop.csv", "--item=goods.csv", "--out=dataset")
+    data = ["--data_path=dataset", "--protocol=leave_one_out", "--use_gpu=False", "--candidate_num=10", "--title_field=title"]
+    data += ["--load_col={inter: [user_id, item_id, timestamp]}", "--show_progress=False"]
+    run("run", "--model=LLaRA", "--dataset=shop", *data, "--rec_epochs=1", "--epochs=1", "--train_batch_size=64")
+    (made,) = (work / "saved").glob("LLaRA-shop-*")
+    told = run("recommend", f"--run={made}", "--history", "Good 1", "Good 2", "--k=3")
+    assert [line.split()[0] for line in told.splitlines()] == ["rank", "1", "2", "3"]
+    where = subprocess.run(
+        [sys.executable, "-c", "import recbole_llara; print(recbole_llara.__file__)"],
+        cwd=work, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(where.stdout.strip()).is_relative_to(site)

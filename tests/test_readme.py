@@ -10,11 +10,11 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from recbole_llara.config.keys import known_keys
-from recbole_llara.config.models import BASELINES, MODELS
-from recbole_llara.experiments.search.__main__ import build_parser as build_search_parser
-from recbole_llara.experiments.search.__main__ import read_command as read_search_command
-from recbole_llara.experiments.study.definition import STUDIES
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.config.models import MODELS
+from recbole_llara.experiments.search import build_parser as build_search_parser
+from recbole_llara.experiments.search_definition import read_command as read_search_command
+from recbole_llara.experiments.study_definition import STUDIES
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,9 +22,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [*README.splitlines(), *(ROOT / "RESULTS.md").read_text(encoding="utf-8").splitlines()]
 
 
-COMMANDS = [arguments for arguments in arguments_of("run_recbole_llara.py", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("-m recbole_llara.experiments.study", LINES)
-SEARCH_COMMANDS = arguments_of("-m recbole_llara.experiments.search", LINES)
+COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
+STUDY_COMMANDS = arguments_of("study", LINES)
+SEARCH_COMMANDS = arguments_of("search", LINES)
 
 
 def test_there_are_commands_to_follow():
@@ -77,9 +77,7 @@ def _first_cells(heading):
 def test_the_tables_of_representations_and_studies_are_whole():
     assert _first_cells("### Representations") == set(REPRESENTATIONS)
     assert _first_cells("### Studies") == {path.stem for path in STUDIES.glob("*.yaml")}
-    assert set(MODELS) | set(BASELINES) <= set(
-        re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0])
-    )
+    assert set(MODELS) <= set(re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0]))
 
 
 def test_the_embedded_llm_is_as_described():

@@ -27,8 +27,8 @@ from recbole_llara.llm.answer_tree import build_trie
 from recbole_llara.llm.generation import answer_texts
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
-from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
 
 LLAMA_2 = Path(__file__).parents[2] / "shared" / "tokenizers" / "llama-2"
@@ -228,12 +228,12 @@ def check_example(tokenizer: PreTrainedTokenizerBase, example: Example) -> None:
     for title in example.titles[1:]:
         assert title == title.strip() and not set(title).intersection("\n\r\t\0\x0b\x0c\x7f\x85\u2028\u2029")
     candidate_num = len(example.candidates[0])
-    room = None if example.held is None else PromptRoom(example.held, L, candidate_num)
+    budget = None if example.held is None else ContextBudget(example.held, L, candidate_num)
     try:
-        encoder = PromptEncoder(tokenizer, example.titles, templates_of(candidate_num), example.max_title_tokens, room)
+        encoder = PromptEncoder(tokenizer, example.titles, templates_of(candidate_num), example.max_title_tokens, budget)
     except UserError as error:
         is_one_text = len(example.titles) > 2 and "have the same text" in str(error)
-        assert is_one_text or (room is not None and "but the LLM holds" in str(error))
+        assert is_one_text or (budget is not None and "but the LLM holds" in str(error))
         return
     assert 0 < encoder.max_title_tokens <= example.max_title_tokens
     loop = PlainLoop(tokenizer, encoder, example.titles)

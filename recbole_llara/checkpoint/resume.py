@@ -17,6 +17,7 @@ import yaml
 from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder
 from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
 from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
@@ -64,6 +65,7 @@ def completed_request(
         return Request(model, dataset, keys)
     for path in config_file_list or ():
         given = {**read_yaml(path), **given}
+    load_plugins(given.get("plugins"))
     folder = _run_folder(wanted)
     asked = read_request(folder, given)
     placed = {} if "checkpoint_dir" in given else {"checkpoint_dir": PlainText(folder.parent)}
@@ -141,7 +143,7 @@ def _can_set(key: str, value: Any, trusts: bool) -> bool:
     if answer is FromRun.VALUE or value is None:
         return True
     if answer is FromRun.NEVER:
-        return value is False  # it asks for nothing
+        return value is False or value == []  # it asks for nothing
     if key == "llm_path" and trusts and value != "tiny":
         return False  # whose code is run, the caller says
     return not is_network_share(value)

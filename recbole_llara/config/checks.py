@@ -9,9 +9,9 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metric_types, metrics_dict
 from recbole.utils import EvaluatorType
 
-from recbole_llara.config.models import stock_models
+from recbole_llara.config.models import recommenders
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.settings import EvaluationSettings
+from recbole_llara.config.settings import EvaluationSettings, ids_file, vectors_file
 from recbole_llara.utils.errors import UserError, nearest
 
 PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package
@@ -44,14 +44,14 @@ def checked_protocol(name: Any) -> str:
 
 
 def checked_recommender(rec_model: Any) -> str:
-    """The name of a stock recommender.
+    """The name of a recommender that can be frozen: a stock one, or one that ``register_model`` added.
 
     Raises:
         UserError: it is not one.
     """
-    if not isinstance(rec_model, str) or rec_model not in stock_models():
-        hint = nearest(str(rec_model), stock_models())
-        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model; {hint}")
+    if not isinstance(rec_model, str) or rec_model not in recommenders():
+        hint = nearest(str(rec_model), recommenders())
+        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model or a registered one; {hint}")
     return rec_model
 
 
@@ -150,11 +150,18 @@ def check_paths(config: Mapping[str, Any]) -> None:
     Checkpoints are looked at where they are read, before anything is trained.
 
     Raises:
-        UserError: ``candidate_file``, ``checkpoint_dir`` or ``result_file``.
+        UserError: ``candidate_file``, ``item_embeddings``, ``checkpoint_dir`` or ``result_file``.
     """
     value = config["candidate_file"]
     if value is not None and not (isinstance(value, str | Path) and Path(value).is_file()):
         raise UserError(f"candidate_file: found {str(value)!r}, which is not there; expected a file of candidate sets")
+    vectors = vectors_file(config.get("item_embeddings"))
+    for path in () if vectors is None else (vectors, ids_file(vectors)):
+        if not path.is_file():
+            raise UserError(
+                f"item_embeddings: found no file {str(path)!r}, expected a table of vectors and beside it a text file of their item "
+                "ids, one a line"
+            )
     _check_writable("checkpoint_dir", config["checkpoint_dir"], is_folder=True)
     if config["result_file"] is not None:
         _check_writable("result_file", config["result_file"], is_folder=False)

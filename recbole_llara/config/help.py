@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara.config.keys import DECLARED, REC_PREFIX, RECBOLE_PROPERTIES, known_keys, recommender_keys
-from recbole_llara.config.models import BASELINES, MODELS, stock_models
+from recbole_llara.config.models import MODELS, is_llm_recommender, stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.recbole_keys import RECBOLES
 from recbole_llara.config.settings import OURS
@@ -91,7 +91,7 @@ def keys_page() -> str:
         "Every key that our YAML files name, with its defaults; RecBole's own keys are known too. `recbole-llara --help KEY` tells one.",
     ]
     seen: set[str] = set()
-    for whose in (*_FILES.values(), *MODELS, *BASELINES, "every protocol"):
+    for whose in (*_FILES.values(), *MODELS, "every protocol"):
         keys = [key for key, said in _notes().items() if key not in seen and any(_heading(note) == whose for note in said)]
         seen.update(keys)
         if keys:
@@ -146,8 +146,8 @@ def _takers(key: str) -> list[str]:
     whose = list(dict.fromkeys(note.whose for note in _notes().get(key, ())))
     if not whose or {"every model", "RecBole's default"} & set(whose) or any(name.startswith("protocol ") for name in whose):
         return []
-    models = [name for name in whose if name in (LLMS, STOCK) or name in (*MODELS, *BASELINES, *stock_models())]
-    return [name for name in models if name not in MODELS or LLMS not in models]
+    models = [name for name in whose if name in (LLMS, STOCK) or name in (*MODELS, *stock_models())]
+    return [name for name in models if not is_llm_recommender(name) or LLMS not in models]
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
-from recbole_llara.config.models import stock_models
+from recbole_llara.config.models import model_defaults, recbole_base, registered_defaults, stock_models
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.recbole_keys import OF_LEARNING, RECBOLES
 from recbole_llara.config.settings import OURS, declared
@@ -53,7 +53,7 @@ def _folder_keys(folder: str) -> frozenset[str]:
 
 def model_keys(model: str) -> frozenset[str]:
     """Keys that RecBole's file of a model and ours name."""
-    return _file_keys(RECBOLE_PROPERTIES / "model" / f"{model}.yaml") | _file_keys(PROPERTIES / "model" / f"{model}.yaml")
+    return _file_keys(RECBOLE_PROPERTIES / "model" / f"{recbole_base(model)}.yaml") | model_defaults(model).keys()
 
 
 @cache
@@ -63,13 +63,18 @@ def _hyper_parameters() -> frozenset[str]:
 
 
 def from_run(key: str) -> FromRun:
-    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without, an unknown one is NEVER."""
+    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without, an unknown one is NEVER.
+
+    Numbers of a registered model are values; its texts are the caller's to give.
+    """
     for name in (key, key.removeprefix(REC_PREFIX)):
         if name in DECLARED:
             return DECLARED[name].from_run
         if name in _hyper_parameters():
             return FromRun.VALUE
-    return FromRun.NEVER
+    # A text of a registered model may be a path or worse; whether a number is one is checked by ``check_hyper_parameters``.
+    is_number = isinstance(registered_defaults().get(key.removeprefix(REC_PREFIX)), int | float)
+    return FromRun.VALUE if is_number else FromRun.NEVER
 
 
 def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:

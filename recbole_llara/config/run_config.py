@@ -34,7 +34,16 @@ from recbole_llara.config.keys import (
     refuse_old_names,
     shared_keys,
 )
-from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model
+from recbole_llara.config.models import (
+    is_llm_recommender,
+    lineage,
+    model_defaults,
+    own_defaults,
+    recbole_base,
+    replaces_item_table,
+    resolve_model,
+)
+from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.recbole_keys import check_column_lists, check_hyper_parameters, check_recbole_keys
 from recbole_llara.config.secrets import without_secrets
@@ -170,6 +179,7 @@ class RunConfig(Config):
         refuse_old_names(self.external_config_dict)
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
+        load_plugins(self.external_config_dict.get("plugins"))
         check_column_lists("load_col", self.external_config_dict.get("load_col"))  # the layers below add to it
         for key, value in (("model", model), ("dataset", dataset)):
             if not isinstance(value, str) or not value:
@@ -191,7 +201,8 @@ class RunConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         inner = self._recommender_within(model)
-        base, base_class = (model, model_class) if inner is None else (inner, resolve_model(inner))
+        base = recbole_base(model if inner is None else inner)
+        base_class = model_class if base == model else resolve_model(base)
         super()._load_internal_config_dict(base, base_class, dataset)
         if not _draws_negatives(base_class, self._value("loss_type")):
             self.internal_config_dict["train_neg_sample_args"] = None
@@ -199,7 +210,7 @@ class RunConfig(Config):
         is_tiny = False
         if is_llm_recommender(model):
             self._layer("llm_recommender")
-            llm_path = {**self.internal_config_dict, **_layer_values(f"model/{model}"), **self.external_config_dict}["llm_path"]
+            llm_path = {**self.internal_config_dict, **model_defaults(model), **self.external_config_dict}["llm_path"]
             is_tiny = llm_path == "tiny"
             if is_tiny:
                 self._layer("llm/tiny")
@@ -207,9 +218,12 @@ class RunConfig(Config):
             self._layer("recommender")
         if inner is not None:
             self._layer(f"model/{inner}")
-        self._layer(f"model/{model}")
-        if is_tiny:
-            self._layer(f"llm/tiny-{model}")
+        for name in lineage(model):
+            self._layer(f"model/{name}")
+        for name in lineage(model) if is_tiny else ():
+            self._layer(f"llm/tiny-{name}")
+        for name in lineage(model):
+            self.internal_config_dict.update(own_defaults(name))
         # RecBole loads user and item columns for the models that read them; a dataset's or protocol's own list adds to these.
         for name in (f"dataset/{dataset}", f"protocol/{checked_protocol(self._value('protocol'))}"):
             load_col = self.internal_config_dict["load_col"] or {}
@@ -219,8 +233,8 @@ class RunConfig(Config):
         self._fit_protocol(self._value("protocol"))
         rec_model = checked_recommender(self._value("rec_model")) if is_llm_recommender(model) else None
         check_keys(self._sources, known_keys(model, rec_model, inner))
-        if not is_llm_recommender(model):
-            check_hyper_parameters(self.external_config_dict, self.internal_config_dict, model_keys(base))
+        checked = own_defaults(model).keys() if is_llm_recommender(model) else model_keys(model if inner is None else inner)
+        check_hyper_parameters(self.external_config_dict, self.internal_config_dict, checked)
 
     def _name_columns(self) -> None:
         """Call the columns of ready-made windows as the run's ``*_FIELD`` keys and ``LIST_SUFFIX`` do."""
@@ -255,7 +269,7 @@ class RunConfig(Config):
         """The recommender that a model is, but for its item table; None for all others."""
         if not replaces_item_table(model):
             return None
-        return checked_recommender({**_layer_values(f"model/{model}"), **self.external_config_dict}["rec_model"])
+        return checked_recommender({**model_defaults(model), **self.external_config_dict}["rec_model"])
 
     def _layer(self, name: str) -> None:
         self.internal_config_dict.update(_layer_values(name))
@@ -274,7 +288,8 @@ class RunConfig(Config):
         for key in ("metrics", "topk"):  # RecBole takes one value for a list of one
             if isinstance(final[key], str if key == "metrics" else int):
                 final[key] = [final[key]]
-        if is_llm_recommender(self.model) and final["decoding"] != "score" and final["topk"] != [1]:
+        names_one = import_module("recbole_llara.evaluator.answer").names_one_item(final["decoding"])
+        if is_llm_recommender(self.model) and names_one and final["topk"] != [1]:
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         check_metrics(final)

@@ -5,6 +5,7 @@ in RecBole: code of this package takes its keys from these classes, where a miss
 """
 
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,11 +27,12 @@ from recbole_llara.config.validation import (
     named_in,
     one_of,
 )
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 
 VALUE, PATH, NEVER = FromRun.VALUE, FromRun.PATH, FromRun.NEVER
 SHARED, EACH = Scope.SHARED, Scope.EACH
 TRUST = "llm_trust_remote_code"
+VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
@@ -38,6 +40,12 @@ READY_MADE = "benchmark"
 # Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
 SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
 EXCLUDE_RULES = ("user", "window")
+
+
+class PluginSettings(Settings):
+    """Code of the user's own, imported by ``config.plugins``."""
+
+    plugins: str | tuple[str, ...] | None = key(NEVER, SHARED)
 
 
 class DataSettings(Settings):
@@ -134,7 +142,7 @@ class DataProtocol(SeedSettings):
 class EvaluationSettings(Settings):
     """What is measured, and how an LLM answers."""
 
-    decoding: str = key(VALUE, names=one_of("score", "constrained", "generate"))
+    decoding: str = key(VALUE, names=named_in("evaluator.answer:DECODINGS"))
     metrics: tuple[str, ...] = key(VALUE, EACH, is_question=True)
     topk: tuple[Count, ...] = key(VALUE, EACH, is_question=True)
     valid_metric: str = key(VALUE, EACH, is_question=True)
@@ -150,7 +158,7 @@ class EvaluationSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "EvaluationSettings":
-        if self.full_rank and self.decoding != "score":
+        if self.full_rank and import_module("recbole_llara.evaluator.answer").names_one_item(self.decoding):
             raise UserError(
                 f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
             )
@@ -159,17 +167,32 @@ class EvaluationSettings(Settings):
         return self
 
 
+def vectors_file(item_embeddings: str | None) -> Path | None:
+    """The file of a table of vectors that ``item_embeddings`` names; None where it names none."""
+    return Path(item_embeddings).expanduser() if str(item_embeddings).endswith(VECTORS) else None
+
+
+def ids_file(vectors: Path) -> Path:
+    """The text file beside a table of vectors: the item id of each row, one a line."""
+    return vectors.with_suffix(".ids.txt")
+
+
 class RecommenderSettings(Settings):
     """The frozen recommender; its own ``rec_`` keys are applied by ``RunConfig.for_recommender``."""
 
     rec_model: str = key(VALUE)
     rec_checkpoint: str | None = key(PATH)
     shuffle_item_embeddings: bool = key(VALUE)
-    item_embeddings: str = key(VALUE, names=one_of("recommender", "random"))
+    item_embeddings: str = key(PATH)
     item_embedding_size: Count = key(VALUE)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RecommenderSettings":
+        if self.item_embeddings not in ("recommender", "random") and vectors_file(self.item_embeddings) is None:
+            raise UserError(
+                f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
+                f"{' or '.join(VECTORS)}; {nearest(self.item_embeddings, ['recommender', 'random'])}"
+            )
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise UserError(
                 "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"
@@ -219,6 +242,7 @@ class AskingSettings(Settings):
     """How an LLM or a chat model is asked."""
 
     representation: str = key(VALUE, names=REPRESENTATIONS)
+    prompt_file: str | None = key(PATH)
     eval_template: str = key(VALUE, names=one_of("first", "sampled", "all"))
 
 
@@ -235,6 +259,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     stage_1_representation: str = key(VALUE, names=REPRESENTATIONS)
     strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
+    answer_loss: str = key(VALUE, names=named_in("model.losses:LOSSES"))
 
 
 class ContrastSettings(Settings):
@@ -319,7 +344,7 @@ class OptimSettings(TrainingSettings):
 # Where each key of ours is declared.
 OURS: tuple[type[Settings], ...] = (
     *(DataSettings, DataProtocol, EvaluationSettings, RecommenderSettings, LLMSettings, PromptSettings, ContrastSettings),
-    *(ChatSettings, TextEncoderSettings, OptimSettings),
+    *(ChatSettings, TextEncoderSettings, OptimSettings, PluginSettings),
 )
 
 

@@ -18,12 +18,18 @@ from recbole.utils import FeatureType, ModelType
 
 from recbole_llara.config.settings import READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
-from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
-from recbole_llara.data.candidates import CandidateSampler, OwnPast, Rows
-from recbole_llara.data.knowledge import SPLITS, Knowledge, repeat_message
+from recbole_llara.data.candidates import CandidateRows, CandidateSampler, OwnPast, load_candidate_file, save_candidates
 from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
+from recbole_llara.data.rows import (
+    SPLITS,
+    Knowledge,
+    Rows,
+    repeat_message,
+    rows_by_user_split,
+    sliding_windows,
+    split_users,
+)
 from recbole_llara.data.titles import Catalogue, load_catalogue
-from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
 

@@ -1,6 +1,6 @@
 """Rules that answer without a model: what the draws, their order and the history tell of a target.
 
-    python -m recbole_llara.data.leaks --dataset=ml-100k --protocol=leave_one_out
+    recbole-llara leaks --dataset=ml-100k --protocol=leave_one_out
 
 Each rule scores the candidates of every row; the best is its answer, and where several are best it is right by its share of
 them. A rule that says nothing is right in 1 / C of the rows. One that differs from this by more than three standard errors
@@ -8,9 +8,6 @@ is a leak, unless the nature of the data explains it: then the reason stands bes
 and --epochs, the training epochs whose draws are looked at; it exits with 1 where it finds a leak.
 """
 
-import argparse
-import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +16,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.data.candidates import Rows
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
-from recbole_llara.data.knowledge import Knowledge
-from recbole_llara.utils.compat import silence_harmless_warnings
-from recbole_llara.utils.errors import exit_status
+from recbole_llara.data.rows import Knowledge, Rows
 
 _DRAWN_AT_ONCE = 1 << 16  # training rows
 SIGMAS = 3.0
@@ -288,34 +282,15 @@ def describe(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def check(argv: Sequence[str] | None = None) -> list[Finding]:
-    """Print what the rules find in the data of a run.
+def report(argv: Sequence[str], epochs: int) -> tuple[str, int]:
+    """What the rules find in the data of a run, as text, and how many of them are leaks.
 
     Args:
-        argv: ``--epochs=5`` and a run's keys; None = the process's own.
+        argv: a run's keys, ``--key=value``.
+        epochs: of training, whose draws the rules see.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_llara.data.leaks",
-        description="What rules without a model find in the draws of a run; further arguments are the run's keys.",
-    )
-    parser.add_argument("--epochs", type=int, default=5, help="training epochs whose draws the rules see")
-    own, keys = parser.parse_known_args(argv)
-    config = RunConfig("Popularity", config_dict={"state": "WARNING"}, argv=keys)
-    findings = find_leaks(prepare_data(config), own.epochs)
-    sys.stdout.write(f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {own.epochs} training epochs\n")
-    sys.stdout.write(describe(findings) + "\n")
-    sys.stdout.write(f"{sum(found.is_leak for found in findings)} leaks among {len(findings)} answers of rules\n")
-    return findings
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print what the rules find; returns the exit status, 1 where one of them is a leak."""
-    silence_harmless_warnings()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    found: list[Finding] = []
-    status = exit_status("leaks", lambda: found.extend(check(argv)))
-    return status or int(any(finding.is_leak for finding in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    config = RunConfig("Popularity", config_dict={"state": "WARNING"}, argv=argv)
+    findings = find_leaks(prepare_data(config), epochs)
+    leaks = sum(found.is_leak for found in findings)
+    head = f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {epochs} training epochs"
+    return f"{head}\n{describe(findings)}\n{leaks} leaks among {len(findings)} answers of rules\n", leaks

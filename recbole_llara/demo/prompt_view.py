@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.prompt.encoded import EncodedPrompts
-from recbole_llara.prompt.plain_text import ANCHOR, spell, tokenise
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import SLOT_PARTS
+from recbole_llara.prompt.tokens import ANCHOR, spell, tokenise
 from recbole_llara.serving.item_names import ItemNames
 
 

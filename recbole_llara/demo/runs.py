@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llara.checkpoint.run_folder import read_result
-from recbole_llara.serving import LoadedRun, load
+from recbole_llara.serving.loaded import LoadedRun, load
 from recbole_llara.utils.errors import UserError
 
 _TOLD = ("rec_model", "representation", "n", "correct")  # of result.json, where that has it

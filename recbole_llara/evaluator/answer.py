@@ -1,10 +1,14 @@
-"""Answers to the selection task: which candidate a model named, and how a generated text names one."""
+"""Answers to the selection task: the ways to answer, which candidate is named, and how a generated text names one."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
 import torch
+
+from recbole_llara.utils.errors import UserError
 
 INVALID_ITEM = 0
 # How a written answer came out; those from "unmatched" on are invalid.
@@ -62,14 +66,66 @@ def joined(parts: Sequence[CandidateAnswers]) -> CandidateAnswers:
     Args:
         parts: at least one, all of one decoding.
     """
-    if len(parts) == 1:
-        return parts[0]
+    first = parts[0]
     return CandidateAnswers(
         items=torch.cat([part.items for part in parts]),
-        scores=None if parts[0].scores is None else torch.cat([part.scores for part in parts]),
-        texts=None if parts[0].texts is None else [text for part in parts for text in part.texts],
-        outcomes=None if parts[0].outcomes is None else [outcome for part in parts for outcome in part.outcomes],
+        scores=None if first.scores is None else torch.cat([part.scores for part in parts]),
+        texts=None if first.texts is None else [text for part in parts for text in part.texts],
+        outcomes=None if first.outcomes is None else [outcome for part in parts for outcome in part.outcomes],
     )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A way in which an LLM recommender answers, chosen by the key ``decoding``.
+
+    Args:
+        answer: a function of (model, ``model.answering.Questions``) that gives ``CandidateAnswers``, or where to import it.
+        ranks: whether its answers have scores of all candidates. Others name one item, so only metrics at 1 are measured.
+        generates: whether the LLM must be able to write: this is tried before anything is trained.
+    """
+
+    answer: Callable[[Any, Any], CandidateAnswers] | str
+    ranks: bool = False
+    generates: bool = False
+
+    @property
+    def function(self) -> Callable[[Any, Any], CandidateAnswers]:
+        """The function itself."""
+        if not isinstance(self.answer, str):
+            return self.answer
+        module, _, name = self.answer.partition(":")
+        return getattr(import_module(module), name)
+
+
+DECODINGS: dict[str, Decoding] = {
+    "score": Decoding("recbole_llara.model.answering:score", ranks=True),
+    "constrained": Decoding("recbole_llara.model.answering:constrained"),
+    "generate": Decoding("recbole_llara.model.answering:generate", generates=True),
+}
+_BUILT_IN = frozenset(DECODINGS)
+
+
+def register_decoding(
+    name: str, answer: Callable[[Any, Any], CandidateAnswers], ranks: bool = False, generates: bool = False
+) -> None:
+    """Add a decoding to the table, so that ``decoding: name`` chooses it; one of your own may be registered again.
+
+    Args:
+        name: of the decoding.
+        answer, ranks, generates: see ``Decoding``.
+
+    Raises:
+        UserError: a decoding of this package has this name.
+    """
+    if name in _BUILT_IN:
+        raise UserError(f"decoding: {name!r} is built in; register yours under another name")
+    DECODINGS[name] = Decoding(answer, ranks, generates)
+
+
+def names_one_item(decoding: Any) -> bool:
+    """Whether the answers of a decoding of this name rank nothing; other values than names are refused where the key is read."""
+    return isinstance(decoding, str) and decoding in DECODINGS and not DECODINGS[decoding].ranks
 
 
 def normalise_title(text: str) -> str:
@@ -81,9 +137,8 @@ def match_titles(texts: list[str], candidate_titles: list[list[str]], candidate_
     """Find the candidate that each generated text names.
 
     A text is valid if it equals, after ``normalise_title``, the title of exactly one of its row's candidates.
-    It is never searched for titles inside it: "M" is a film, and part of most others. Two candidates of one
-    title cannot be told apart by it, so naming it is invalid; duplicates outside the row's candidates do not
-    matter. For answers by number, the titles are the texts of the numbers.
+    It is never searched for titles inside it: "M" is a film, and part of most others. Where two candidates have one
+    title, naming it is invalid. For answers by number, the titles are the texts of the numbers.
 
     Args:
         texts: B generated texts, without special tokens.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,8 @@ class EvaluatedCases:
             titles: N titles by internal id.
 
         Yields:
-            Rows in the order of their numbers:
-            row, user, history, history_titles, candidates, candidate_titles, target, target_title, answer_text, answer
-            (external id or None), answer_title, outcome (None where nothing was written), valid, correct, scores (list beside
-            ``candidates``, or None).
+            Rows in the order of their numbers. ``answer`` is an external id or None, ``outcome`` None where nothing was written,
+            ``scores`` a list in the order of ``candidates`` or None.
         """
         for index in self.rows.argsort().tolist():
             history = [item for item in self.histories[index].tolist() if item]
@@ -112,24 +111,16 @@ class CaseCollector:
         """All batches as one.
 
         Raises:
-            ValueError: no batch was added, or only some of them have scores or texts.
+            ValueError: no batch was added.
         """
         if not self.batches:
             raise ValueError("no rows were evaluated")
+        columns = zip(*(vars(batch).values() for batch in self.batches), strict=True)
+        return EvaluatedCases(*(_joined(values) for values in columns))
 
-        def joined(name: str) -> torch.Tensor | None:
-            values = [getattr(batch, name) for batch in self.batches]
-            if all(value is None for value in values):
-                return None
-            return torch.cat(values)
 
-        def listed(name: str) -> tuple[str, ...] | None:
-            values = [getattr(batch, name) for batch in self.batches]
-            return None if None in values else tuple(value for batch in values for value in batch)
-
-        names = ("rows", "users", "histories", "candidates", "targets", "answers", "scores")
-        return EvaluatedCases(
-            *(joined(name) for name in names),
-            texts=listed("texts"),
-            outcomes=listed("outcomes"),
-        )
+def _joined(values: Sequence[torch.Tensor | tuple[str, ...] | None]) -> torch.Tensor | tuple[str, ...] | None:
+    """A column of consecutive batches; None where they have none."""
+    if values[0] is None:
+        return None
+    return torch.cat(list(values)) if isinstance(values[0], torch.Tensor) else tuple(chain.from_iterable(values))

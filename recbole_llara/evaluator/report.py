@@ -37,17 +37,12 @@ def comparison_table(results: Sequence[Mapping[str, Any]], names: Sequence[str] 
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned to be read as plain text too: the first column to the left, the others to the right.
-
-    Args:
-        header: of its columns.
-        rows: a cell for each column.
-    """
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [header, *cells]) for column in range(len(header))]
-    rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    lines = [_line(header, widths), "| " + " | ".join(rule) + " |", *(_line(row, widths) for row in cells)]
-    return "\n".join(lines)
+    """A Markdown table, aligned to be read as plain text too: the first column to the left, the others to the right."""
+    cells = [list(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def paired_test_lines(
@@ -91,25 +86,11 @@ def paired_test_lines(
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
     metrics, interval = result["metrics"]["test"], result["interval_95"]
-    return [
-        f"{metrics['hit@1']:.4f}",
-        f"{interval['low']:.3f} to {interval['high']:.3f}",
-        _number(metrics.get("validratio")),
-        str(result["n"]),
-        *(_number(metrics.get(key)) for key in OPTIONAL_COLUMNS),
-    ]
-
-
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.4f}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = (
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    valid, *optional = (
+        ABSENT if metrics.get(key) is None else f"{metrics[key]:.4f}" for key in ("validratio", *OPTIONAL_COLUMNS)
     )
-    return "| " + " | ".join([first, *rest]) + " |"
+    low_to_high = f"{interval['low']:.3f} to {interval['high']:.3f}"
+    return [f"{metrics['hit@1']:.4f}", low_to_high, valid, str(result["n"]), *optional]
 
 
 def _distinct_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -130,20 +111,17 @@ def refuse_unlike(results: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: they differ in dataset, protocol, number of rows or candidate sets.
     """
-    first = results[0]
-    for other in results[1:]:
-        found = [
-            f"{what}: {one} and {two}"
-            for what, one, two in (
-                ("dataset", first["dataset"], other["dataset"]),
-                ("protocol", first["protocol"], other["protocol"]),
-                ("n", first["n"], other["n"]),
-                ("candidate_sha256", first["candidate_sha256"]["test"], other["candidate_sha256"]["test"]),
-            )
-            if one != two
-        ]
+    first, *others = map(_questions, results)
+    for result, other in zip(results[1:], others, strict=True):
+        found = [f"{what}: {first[what]} and {other[what]}" for what in first if first[what] != other[what]]
         if found:
             raise UserError(
-                f"{system_name(first)} and {system_name(other)} did not answer the same questions ({'; '.join(found)}): "
+                f"{system_name(results[0])} and {system_name(result)} did not answer the same questions ({'; '.join(found)}): "
                 "one table needs the same dataset, protocol, candidate_seed (or seed) and max_eval_rows."
             )
+
+
+def _questions(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in one table."""
+    asked = {what: result[what] for what in ("dataset", "protocol", "n")}
+    return {**asked, "candidate_sha256": result["candidate_sha256"]["test"]}

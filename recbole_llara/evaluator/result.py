@@ -31,12 +31,12 @@ def command_line(argv: Sequence[str] | None = None) -> list[str]:
         if mask_next and not word.startswith("--"):
             command.append(MASK)
         else:
-            command.append(f"{key}={MASK if secret else _shown_value(text)}" if equals else masked_text(word))
+            command.append(f"{key}={MASK if secret else _without_secrets(text)}" if equals else masked_text(word))
         mask_next = secret and not equals
     return command
 
 
-def _shown_value(text: str) -> str:
+def _without_secrets(text: str) -> str:
     """What stands behind ``--key=``; a mapping or list without the secrets in it."""
     value = parse_value(text)
     if isinstance(value, str):
@@ -59,7 +59,7 @@ def build_result(
     candidate_sha256: Mapping[str, str],
     metrics: Mapping[str, Mapping[str, float]],
     timings: Mapping[str, float],
-    facts: Mapping[str, Any],
+    fields: Mapping[str, Any],
     best_epoch: int | None = None,
     outcomes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -72,8 +72,7 @@ def build_result(
         candidate_sha256: split -> digest of its candidate sets.
         metrics: split -> RecBole's metrics.
         timings: stage (data, recommender, training, evaluation, ...) -> seconds, or rates with their unit in the key.
-        facts: what the model tells of itself: ``llm``, ``rec_model`` and ``decoding`` where it has them, and further keys,
-            such as the recommender's hash.
+        fields: of the model, as from ``result_fields``: ``llm``, ``rec_model`` and ``decoding`` where it has them, and others.
         best_epoch: the epoch, counted from 0, whose weights were evaluated.
         outcomes: of ``answer.OUTCOMES`` -> test rows whose written answer came out so; None where nothing was written.
 
@@ -103,5 +102,5 @@ def build_result(
         "timings": dict(timings),
         "versions": library_versions(),
         "command": command_line(),
-        **facts,
+        **fields,
     }

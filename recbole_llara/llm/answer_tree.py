@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
-IGNORED_LABEL = -100
+from recbole_llara.llm.cpu import BMM_ATTENTION
+from recbole_llara.prompt.encoding import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,7 @@ def build_trie(answer_ids: torch.Tensor) -> AnswerTrie:
 
 
 def _refuse_continued_answers(same: torch.Tensor, lengths: torch.Tensor) -> None:
-    """Raise if an answer is the beginning of a longer one: without an EOS at its end it could not be chosen.
-
-    Args:
-        same: [B, C, C, A]
-        lengths: [B, C]
-    """
+    """Raise if an answer is the beginning of a longer one: without an EOS at its end it could not be chosen."""
     last = (lengths - 1)[:, :, None, None].expand(-1, -1, lengths.shape[1], 1)  # [B, C, C, 1]
     whole = same.gather(3, last).squeeze(3).bool()  # [B, C, C] answer d begins with all of answer c
     if bool((whole & (lengths[:, None] > lengths[:, :, None])).any()):
@@ -109,3 +106,76 @@ def walk(trie: AnswerTrie, log_probs: torch.Tensor) -> torch.Tensor:
         # Rows whose answer is complete have nothing that goes on: they stay as they are.
         is_alive = torch.where(goes_on.any(1, keepdim=True), goes_on & (tokens == tokens.gather(1, best)), is_alive)
     return is_alive.int().argmax(1)
+
+
+def tree_masks(
+    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The masks under which prompts read what comes before, and nodes the prompt, their ancestors and themselves.
+
+    Layers that see less by themselves see as much less here: the tree and the window. transformers counts a window in
+    columns; behind a prompt these are the positions, in a tree they are not, so it is counted in positions.
+
+    Example, a prompt of 3 tokens, nodes ``a``, ``b`` (after ``a``) and ``c`` (another beginning), window 3::
+
+        position   0 1 2  3 4 3
+              a    . # #  # . .
+              b    . . #  # # .
+              c    . # #  . . #
+
+    Args:
+        attention_mask: [B, T] of the prompts.
+        visible: [B, Q, Q]
+        positions: [B, T + Q]
+
+    Returns:
+        [B, 1, T + Q, T + Q] bool, or what is added to the attention scores for eager attention; for an LLM whose layers are
+        of several types, as its config's ``layer_types`` says, one such mask for each type.
+
+    Raises:
+        ValueError: an attention that takes no such mask, or layers of another type.
+    """
+    config = model.config.get_text_config()
+    attention = config._attn_implementation
+    if attention not in ("sdpa", "eager", BMM_ATTENTION):
+        raise ValueError(f"its attention is {attention}, expected sdpa or eager")
+    tree = _tree_mask(attention_mask, visible)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        # As transformers reads such a config: one kind of layer throughout.
+        limits = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        limited = [name for name, limit in limits.items() if getattr(config, limit, None) is not None]
+        return _as_added(tree & _reach(limited[0] if limited else "full_attention", config, positions), attention, dtype)
+    return {name: _as_added(tree & _reach(name, config, positions), attention, dtype) for name in sorted(set(layer_types))}
+
+
+def _tree_mask(attention_mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """[B, T + Q, T + Q] bool, what an answer's tokens descend from."""
+    n_rows, n_prompt = attention_mask.shape
+    n_nodes = visible.shape[1]
+    mask = torch.zeros(n_rows, n_prompt + n_nodes, n_prompt + n_nodes, dtype=torch.bool, device=attention_mask.device)
+    mask[:, :, :n_prompt] = attention_mask.bool()[:, None]
+    mask[:, :n_prompt, :n_prompt].tril_()
+    mask[:, n_prompt:, n_prompt:] = visible
+    # Padding reads itself: a softmax over nothing is NaN, which no zero weight undoes.
+    mask.diagonal(dim1=1, dim2=2).fill_(True)
+    return mask
+
+
+def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:
+    """[B, T + Q, T + Q] or [] bool, how far a layer of this type looks back from positions [B, T + Q]."""
+    query, key = positions[:, :, None], positions[:, None, :]
+    if layer_type == "full_attention":
+        return torch.ones((), dtype=torch.bool, device=positions.device)
+    if layer_type == "sliding_attention":
+        return query - key < config.sliding_window
+    if layer_type == "chunked_attention":
+        return query // config.attention_chunk_size == key // config.attention_chunk_size
+    raise ValueError(f"it has layers of type {layer_type}, expected full, sliding or chunked attention")
+
+
+def _as_added(mask: torch.Tensor, attention: str, dtype: torch.dtype) -> torch.Tensor:
+    """A mask [B, S, S] in the shape [B, 1, S, S] and the kind that this attention takes."""
+    if attention != "eager":
+        return mask[:, None]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[:, None]

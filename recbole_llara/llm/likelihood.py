@@ -1,29 +1,162 @@
-"""Likelihoods of the candidates' answers: one pass over prompts and answers, or one for each candidate. RecBole-free."""
+"""Likelihoods of answers: of the targets' in training, and of all candidates' with or without gradient.
+
+Inputs have the same shapes throughout: ``inputs_embeds`` [B, T, D], ``attention_mask`` [B, T] with 1 on tokens and 0 on
+padding, ``position_ids`` [B, T] with 0 at the row's first token, ``answer_ids`` [B, C, A] with each answer's EOS, padded on the
+right with -100. Prompts of candidates are padded on the left.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
 
-from recbole_llara.llm.answer_tree import IGNORED_LABEL, AnswerTrie, build_trie
-from recbole_llara.llm.loading import causal_lm, input_embeddings
+from recbole_llara.llm.answer_tree import IGNORED_LABEL, AnswerTrie, build_trie, tree_masks
+from recbole_llara.llm.architecture import causal_lm, decoder_of, input_embeddings
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
 _LOGITS_AT_ONCE = 1 << 24
 
-# What reads the answers of a tree: LLM, inputs_embeds [B, T, D], attention_mask [B, T], position_ids [B, T] and the tree in,
-# log-probabilities [B, C, A] of the answers' tokens out. ``trie_log_probs`` is the fast one, ``candidate_log_probs`` the plain one.
-AnswerReader = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, AnswerTrie], torch.Tensor]
+# Called with the position ids [B, S] of each pass of the LLM before it is made, so that dropout can be told its tokens.
+BeforePass = Callable[[torch.Tensor], None]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class AnswerPass:
+    """What one pass over prompts and answers gives.
+
+    Args:
+        token_losses: [B, K] float32, the negative log-likelihood of each answer token in nats; 0 elsewhere.
+        counts: [B] int64, the number of tokens of each row's answer.
+        states: [B, T, D] the decoder's last states, what the head reads; None unless they were asked for.
+    """
+
+    token_losses: torch.Tensor
+    counts: torch.Tensor
+    states: torch.Tensor | None
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """[B] the negative log-likelihood of each row's answer."""
+        return self.token_losses.sum(1)
+
+
+def answer_pass(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    labels: torch.Tensor,
+    with_states: bool = False,
+) -> AnswerPass:
+    """Negative log-likelihood of each row's answer tokens.
+
+    The head runs on the columns from the first one that predicts a label of any row on, so that its cost is
+    B x K x V with K = the longest answer when prompts are padded on the left; padded on the right, the result
+    is the same and K grows to the width of the ragged edge.
+
+    Args:
+        llm: a causal LM, wrapped by peft or not.
+        labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
+        with_states: whether to return the decoder's states too.
+
+    Raises:
+        ValueError: no row has a label, or a label stands in the first column, where nothing predicts it.
+    """
+    has_label = (labels != IGNORED_LABEL).any(0)  # [T]
+    if not bool(has_label.any()):
+        raise ValueError(
+            f"no answer token among labels of shape {tuple(labels.shape)}: expected at least one that is not {IGNORED_LABEL}"
+        )
+    first = int(has_label.int().argmax())
+    if first == 0:
+        raise ValueError("an answer token in the first column: expected a prompt before every answer")
+    columns = torch.arange(first - 1, labels.shape[1] - 1, device=inputs_embeds.device)  # [K]
+    model, states = causal_lm(llm), []
+    # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are sharded.
+    hook = decoder_of(model).register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
+    try:
+        output = model(  # peft's own wrapper passes no inputs_embeds on to an MPT
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=columns,
+            use_cache=False,
+        )
+    finally:
+        hook.remove()
+    targets = labels[:, first:]  # [B, K]
+    # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
+    losses = F.cross_entropy(
+        output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    ).view_as(targets)  # [B, K]
+    return AnswerPass(losses, (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
+
+
+def answer_loss(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """Mean negative log-likelihood over all answer tokens of the batch, as Hugging Face's ``labels=`` gives it.
+
+    ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). A scalar, float32.
+    """
+    answers = answer_pass(llm, inputs_embeds, attention_mask, position_ids, labels)
+    return answers.sums.sum() / answers.counts.sum()
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of the states that a mask keeps, in float32.
+
+    Args:
+        states: [B, T, D]
+        mask: [B, T] bool, at least one True a row.
+
+    Returns:
+        [B, D]
+
+    Raises:
+        ValueError: a row keeps nothing.
+    """
+    counts = mask.sum(1, keepdim=True)  # [B, 1]
+    if bool((counts == 0).any()):
+        row = int((counts[:, 0] == 0).nonzero()[0])
+        raise ValueError(f"row {row} has no token to average: expected at least one in a mask of shape {tuple(mask.shape)}")
+    rows, columns = mask.nonzero(as_tuple=True)  # few of the T: only these are read, and only these get a gradient
+    sums = torch.zeros(mask.shape[0], states.shape[2], device=states.device)
+    return sums.index_add(0, rows, states[rows, columns].float()) / counts
+
+
+# --- all candidates' answers -------------------------------------------------------------------------
+
+
+class AnswerReader(Protocol):
+    """What reads the answers of a tree: ``trie_log_probs`` is the fast one, ``candidate_log_probs`` the plain one."""
+
+    def __call__(
+        self,
+        llm: nn.Module,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        trie: AnswerTrie,
+        before_pass: BeforePass | None = None,
+    ) -> torch.Tensor:
+        """[B, C, A] float32, the log-probability of each answer token given its prompt and the answer's beginning."""
+
+
 def trie_log_probs(
     llm: nn.Module,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor,
     position_ids: torch.Tensor,
     trie: AnswerTrie,
+    before_pass: BeforePass | None = None,
 ) -> torch.Tensor:
     """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
 
@@ -31,24 +164,21 @@ def trie_log_probs(
     T + Q tokens a row, Q the number of distinct beginnings of its answers, instead of C (T + A); logits are made for
     B x (1 + Q) tokens. No key-value cache: nothing is read twice, and compiled blocks see what they see in training.
 
-    Args:
-        llm: a causal LM in evaluation mode, wrapped by peft or not.
-        inputs_embeds: [B, T, D] prompts, padded on the left.
-        attention_mask: [B, T] 1 on tokens, 0 on padding.
-        position_ids: [B, T] 0 at the row's first token.
-        trie: the rows' answers, [B, C, A] tokens.
+    Gradients flow unless the caller switches them off.
 
     Returns:
         [B, C, A] float32, nats, 0 on padding.
 
     Raises:
-        ValueError: prompts padded on the right, an LLM in training mode, or one whose layers cannot read a tree.
+        ValueError: prompts padded on the right, an LLM that is asked in training mode, or one whose layers cannot read a tree.
     """
     check_prompts(llm, attention_mask)
     model = causal_lm(llm)
     n_nodes = trie.node_ids.shape[1]
     nodes = input_embeddings(model)(trie.node_ids).to(inputs_embeds.dtype)  # [B, Q, D]
     positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + trie.node_depth], 1)  # [B, T + Q]
+    if before_pass is not None:
+        before_pass(positions)
     logits = model(
         inputs_embeds=torch.cat([inputs_embeds, nodes], 1),
         attention_mask=tree_masks(model, attention_mask, trie.visible, positions, inputs_embeds.dtype),
@@ -61,19 +191,17 @@ def trie_log_probs(
     return _log_softmax_at(logits, places, trie.answer_ids)
 
 
-@torch.no_grad()
 def candidate_log_probs(
     llm: nn.Module,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor,
     position_ids: torch.Tensor,
     trie: AnswerTrie,
+    before_pass: BeforePass | None = None,
 ) -> torch.Tensor:
     """``trie_log_probs`` without a tree, for LLMs that cannot read one: each candidate's answer behind the prompt, C passes.
 
     Every pass is what training makes: prompt and answer, a mask of tokens and padding, the LLM's own masks and positions.
-
-    Args, returns and raises: as ``trie_log_probs``.
     """
     check_prompts(llm, attention_mask)
     model, answer_ids = causal_lm(llm), trie.answer_ids
@@ -85,6 +213,8 @@ def candidate_log_probs(
     for tokens in answer_ids.unbind(1):  # C times [B, A]
         is_token = tokens != IGNORED_LABEL
         answers = input_embeddings(model)(tokens.clamp(min=0)).to(inputs_embeds.dtype)  # [B, A, D]
+        if before_pass is not None:
+            before_pass(positions)
         logits = model(
             inputs_embeds=torch.cat([inputs_embeds, answers], 1),
             attention_mask=torch.cat([attention_mask, is_token.to(attention_mask.dtype)], 1),
@@ -98,35 +228,6 @@ def candidate_log_probs(
     return torch.cat(found, 1).gather(1, first[:, :, None].expand_as(answer_ids))
 
 
-def score_candidates(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    answer_ids: torch.Tensor,
-    read: AnswerReader = trie_log_probs,
-) -> torch.Tensor:
-    """Log-likelihood of every candidate's answer, EOS included, given the row's prompt.
-
-    ``s_bc = sum_j log p(y_bcj | prompt_b, y_bc,<j)``: no division by the length, since the EOS already decides
-    where an answer ends and the s_bc of all texts sum to one.
-
-    Args:
-        llm, inputs_embeds, attention_mask, position_ids: as for ``trie_log_probs``.
-        answer_ids: [B, C, A] token ids, each answer with its EOS, padded on the right with -100.
-        read: how the answers are read.
-
-    Returns:
-        [B, C] float32, nats; candidates of equal answers have exactly equal scores.
-
-    Raises:
-        ValueError: as ``trie_log_probs``, or answers that ``build_trie`` refuses.
-    """
-    log_probs = read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids))
-    # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
-    return log_probs.double().sum(2).float()
-
-
 def answer_log_probs(
     llm: nn.Module,
     inputs_embeds: torch.Tensor,
@@ -134,28 +235,36 @@ def answer_log_probs(
     position_ids: torch.Tensor,
     answer_ids: torch.Tensor,
     read: AnswerReader = trie_log_probs,
+    before_pass: BeforePass | None = None,
 ) -> torch.Tensor:
-    """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
+    """[B, C, A] float32, what ``read`` finds for candidates' answers; raises what it and ``build_trie`` raise."""
+    return read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids), before_pass)
 
-    Args and raises: as ``score_candidates``.
+
+def score_candidates(
+    llm: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    answer_ids: torch.Tensor,
+    read: AnswerReader = trie_log_probs,
+    before_pass: BeforePass | None = None,
+) -> torch.Tensor:
+    """Log-likelihood of every candidate's answer, EOS included, given the row's prompt.
+
+    ``s_bc = sum_j log p(y_bcj | prompt_b, y_bc,<j)``: no division by the length, since the EOS already decides
+    where an answer ends and the s_bc of all texts sum to one.
 
     Returns:
-        [B, C, A] float32, nats, 0 on padding.
+        [B, C] float32, nats; candidates of equal answers have exactly equal scores.
     """
-    return read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids))
+    log_probs = answer_log_probs(llm, inputs_embeds, attention_mask, position_ids, answer_ids, read, before_pass)
+    # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
+    return log_probs.double().sum(2).float()
 
 
 def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of tokens at places, in float32.
-
-    Args:
-        logits: [B, P, V]
-        places: [B, C, M] which of the P each token is predicted at.
-        tokens: [B, C, M] token ids, -100 where nothing is asked.
-
-    Returns:
-        [B, C, M], 0 where nothing is asked.
-    """
+    """Log-probabilities in float32 of tokens [B, C, M] at places [B, C, M] of logits [B, P, V]; 0 where the token is -100."""
     is_asked = tokens != IGNORED_LABEL
     places, tokens = torch.where(is_asked, places, 0), tokens.clamp(min=0)
     picked = torch.empty(tokens.shape, device=logits.device)
@@ -168,86 +277,9 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
     return torch.where(is_asked, picked, 0.0)
 
 
-def tree_masks(
-    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The masks under which prompts read what comes before, and nodes the prompt, their ancestors and themselves.
-
-    Layers that see less by themselves see as much less here: the tree and the window. transformers counts a window in
-    columns; behind a prompt these are the positions, in a tree they are not, so it is counted in positions.
-
-    Example, a prompt of 3 tokens, nodes ``a``, ``b`` (after ``a``) and ``c`` (another beginning), window 3::
-
-        position   0 1 2  3 4 3
-              a    . # #  # . .
-              b    . . #  # # .
-              c    . # #  . . #
-
-    Args:
-        attention_mask: [B, T] of the prompts.
-        visible: [B, Q, Q]
-        positions: [B, T + Q]
-
-    Returns:
-        [B, 1, T + Q, T + Q] bool, or what is added to the attention scores for eager attention; for an LLM whose layers are
-        of several types, as its config's ``layer_types`` says, one such mask for each type.
-
-    Raises:
-        ValueError: an attention that takes no such mask, or layers of another type.
-    """
-    config = model.config.get_text_config()
-    attention = config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise ValueError(f"its attention is {attention}, expected sdpa or eager")
-    tree = _tree_mask(attention_mask, visible)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
-        # As transformers reads such a config: one kind of layer throughout.
-        limits = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-        limited = [name for name, limit in limits.items() if getattr(config, limit, None) is not None]
-        return _as_added(tree & _reach(limited[0] if limited else "full_attention", config, positions), attention, dtype)
-    return {name: _as_added(tree & _reach(name, config, positions), attention, dtype) for name in sorted(set(layer_types))}
-
-
-def _tree_mask(attention_mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] bool, what an answer's tokens descend from."""
-    n_rows, n_prompt = attention_mask.shape
-    n_nodes = visible.shape[1]
-    mask = torch.zeros(n_rows, n_prompt + n_nodes, n_prompt + n_nodes, dtype=torch.bool, device=attention_mask.device)
-    mask[:, :, :n_prompt] = attention_mask.bool()[:, None]
-    mask[:, :n_prompt, :n_prompt].tril_()
-    mask[:, n_prompt:, n_prompt:] = visible
-    # Padding reads itself: a softmax over nothing is NaN, which no zero weight undoes.
-    mask.diagonal(dim1=1, dim2=2).fill_(True)
-    return mask
-
-
-def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] or [] bool, how far a layer of this type looks back.
-
-    Args:
-        positions: [B, T + Q]
-    """
-    query, key = positions[:, :, None], positions[:, None, :]
-    if layer_type == "full_attention":
-        return torch.ones((), dtype=torch.bool, device=positions.device)
-    if layer_type == "sliding_attention":
-        return query - key < config.sliding_window
-    if layer_type == "chunked_attention":
-        return query // config.attention_chunk_size == key // config.attention_chunk_size
-    raise ValueError(f"it has layers of type {layer_type}, expected full, sliding or chunked attention")
-
-
-def _as_added(mask: torch.Tensor, attention: str, dtype: torch.dtype) -> torch.Tensor:
-    """A mask [B, S, S] in the shape [B, 1, S, S] and the kind that this attention takes."""
-    if attention != "eager":
-        return mask[:, None]
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
-
-
 def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:
     """Raise where an answer would depend on chance or on the batch."""
-    if llm.training:
+    if llm.training and not torch.is_grad_enabled():
         raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("a prompt ends in padding: expected prompts padded on the left")

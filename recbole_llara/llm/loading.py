@@ -1,35 +1,39 @@
-"""The LLM: loading a causal language model with its tokenizer, choosing its arithmetic, and what of it is tuned.
+"""Loading a causal language model with its tokenizer: where it lies, in which types it computes, and what is refused."""
 
-Placement on a device is the caller's. RecBole-free.
-"""
-
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
+from recbole_llara.config.secrets import redacted
 from recbole_llara.config.settings import TRUST
-from recbole_llara.llm.llm_path import check_no_code, describe_expected, first_line, read_tokenizer, resolve_llm_path, why
-from recbole_llara.llm.lora import make_lean
-from recbole_llara.llm.precision import resolve_compute_dtype, weight_dtype
-from recbole_llara.llm.quantization import quantization_config
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.digests import file_sha256
+from recbole_llara.utils.errors import UserError, nearest
 
-LLM_TUNINGS = ("lora", "frozen", "full")
+TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+NEEDS_CODE = "it needs code that does not come with transformers"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Capabilities as torch.cpu names them: x86 with AVX-512 or AMX, ARM with NEON or SVE.
+BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # in the names by which LLMs' configurations call what they draw
 
 
@@ -55,7 +59,7 @@ def load_llm(
         trust_remote_code: run model code that comes with the weights.
         llm_tuning: lora, frozen or full; decides with ``device`` in which type weights are held.
         device: where the model is going to run.
-        quantization: none, 8bit or 4bit, see ``quantization.quantization_config``.
+        quantization: none, 8bit or 4bit, see ``quantization_config``.
 
     Raises:
         UserError: no such folder or model, weights or tokenizer missing, a tokenizer that does not fit, or a quantization
@@ -110,15 +114,12 @@ def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """An LLM's tokenizer, its padding id set.
+    """An LLM's tokenizer, its padding id set; a UserError where there is none, an empty one, or one without EOS.
 
     Args:
         llm_path: for messages.
         source: what ``resolve_llm_path`` found.
         options: of ``from_pretrained``.
-
-    Raises:
-        UserError: no tokenizer there, an empty one, or one without EOS.
     """
     try:
         tokenizer = read_tokenizer(source, options)
@@ -141,11 +142,7 @@ def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]
 
 
 def check_vocabulary(llm_path: str, tokenizer: PreTrainedTokenizerBase, n_embeddings: int | None) -> None:
-    """Refuse a tokenizer with more tokens than the LLM has input embeddings; None = not known.
-
-    Raises:
-        UserError: it has.
-    """
+    """Refuse, by a UserError, a tokenizer with more tokens than the LLM has input embeddings; None = not known."""
     if n_embeddings is not None and len(tokenizer) > n_embeddings:
         raise UserError(
             f"llm_path is {llm_path!r}: its tokenizer has {len(tokenizer)} tokens, "
@@ -159,138 +156,205 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
 
 
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The causal LM itself, out of a peft wrapper if there is one (its LoRA layers stay in place)."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def input_embeddings(model: nn.Module) -> nn.Module:
-    """The table that turns token ids [..., T] into embeddings [..., T, D]."""
-    return causal_lm(model).get_input_embeddings()
-
-
-def embedded_vocabulary(model: nn.Module) -> torch.Tensor:
-    """[V, D] what the LLM's embedding layer gives out for each of its tokens: some multiply their table, as Gemma's does."""
-    layer = input_embeddings(model)
-    with torch.no_grad():
-        return layer(torch.arange(layer.num_embeddings, device=layer.weight.device))
-
-
-def hidden_states(
-    model: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
-) -> torch.Tensor:
-    """The decoder's last hidden states [B, T, D], after its final norm, without the language-model head."""
-    return decoder_of(causal_lm(model))(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
-
-
-def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal LM below its language-model head."""
-    if model.base_model is not model:
-        return model.base_model
-    blocks = decoder_blocks(model)  # Llama 4 takes itself for its base: the child that holds the blocks
-    return next(child for child in model.children() if any(part is blocks for part in child.modules()))
-
-
-def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder blocks.
-
-    Raises:
-        UserError: there is none.
-    """
-    n_layers = model.config.get_text_config().num_hidden_layers
-    # Of a model that reads images too, those of its language model.
-    for module in (model.get_decoder() or model.base_model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return module
-    raise UserError(
-        f"{type(model).__name__} has no list of {n_layers} decoder blocks, which lora and fsdp need: use llm_tuning frozen or full"
-    )
-
-
-def block_linears(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers inside the decoder blocks, as ``self_attn.q_proj``: the same in every block.
-
-    Never the language-model head, nor anything else outside the blocks.
-
-    Raises:
-        UserError: no decoder blocks, or no linear layers in them.
-    """
-    named = (entry for block in decoder_blocks(model) for entry in block.named_modules())
-    names = {name for name, layer in named if isinstance(layer, (nn.Linear, Conv1D))}
-    if not names:
-        raise UserError(f"llm_tuning is 'lora', but the blocks of {type(model).__name__} hold no linears: use frozen or full")
-    return sorted(names)
-
-
-def tune(
-    model: PreTrainedModel,
-    llm_tuning: str,
-    lora_r: int,
-    lora_alpha: int,
-    lora_dropout: float,
-    lora_target_modules: str | Sequence[str],
-) -> nn.Module:
-    """Decide which of the LLM's weights are trained.
+def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Path | str:
+    """Find the LLM that ``llm_path`` means.
 
     Args:
-        model: a causal LM.
-        llm_tuning: lora (adapters alone), frozen (nothing) or full (everything).
-        lora_r: (int) rank of the adapters.
-        lora_alpha: (int) scale; the adapters' output is multiplied by alpha / r.
-        lora_dropout: (float, share) dropout before the adapters.
-        lora_target_modules: "auto" = every linear of the decoder blocks, or the ends of their names, as q_proj.
+        llm_path: "tiny", a folder, or the id of a hub model.
+        key: that holds it, for the message.
 
     Returns:
-        The model, wrapped by peft for lora. The adapters' first values come from torch's global generator.
+        The folder as a Path, or the id of a hub model as it came.
 
     Raises:
-        UserError: an unknown llm_tuning, a target that no linear layer of the blocks is called by, or one that peft refuses.
+        UserError: a path to no folder.
     """
-    if llm_tuning not in LLM_TUNINGS:
-        raise UserError(f"llm_tuning is {llm_tuning!r}, expected {', '.join(LLM_TUNINGS)}")
-    model.requires_grad_(llm_tuning == "full")
-    if llm_tuning != "lora":
-        return model
-    targets = _lora_targets(block_linears(model), lora_target_modules)
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=lora_r,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=targets,
-        exclude_modules=_outside_blocks(model, targets) or None,
-        # Conv1D (GPT-2) keeps its weight transposed; peft would set this itself, with a warning.
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
+    if llm_path == "tiny":
+        if not (TINY_LLAMA_DIR / "config.json").is_file():
+            raise UserError(
+                f"{key} is 'tiny', but the embedded LLM's weights are missing: run python -m recbole_llara.tiny_llama.pretrain"
+            )
+        return TINY_LLAMA_DIR
+    folder = Path(llm_path).expanduser()
+    if folder.is_dir():
+        return folder
+    is_below_a_folder = folder.parent != Path() and folder.parent.is_dir()
+    if folder.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
+        raise UserError(f"{key} is {redacted(llm_path)}: no such folder. {describe_expected(llm_path)}")
+    return llm_path
+
+
+@cache
+def embedded_llm_sha256() -> str | None:
+    """Digest of the embedded LLM's weights; None where they are missing."""
+    weights = TINY_LLAMA_DIR / "model.safetensors"
+    return file_sha256(weights) if weights.is_file() else None
+
+
+def describe_expected(llm_path: str) -> str:
+    """What llm_path may be, and the nearest name beside it that would do."""
+    folder = Path(llm_path).expanduser()
+    names = ["tiny"] if folder.parent == Path() else []
+    if folder.parent.is_dir():
+        names.extend(child.name for child in folder.parent.iterdir() if (child / "config.json").is_file())
+    hint = nearest(folder.name, [name for name in names if name != folder.name])
+    return f"Expected tiny, a folder with config.json, weights and tokenizer, or the id of a hub model; {hint}"
+
+
+def read_tokenizer(source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """transformers' AutoTokenizer.
+
+    Raises:
+        OSError, ValueError, ImportError: no tokenizer can be read there; whatever a broken file leads to is a ValueError.
+    """
     try:
-        return make_lean(get_peft_model(model, config))
-    except ValueError as error:  # layers that peft cannot adapt, as some of a Mamba
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        if type(error) is Exception:  # the Rust code of tokenizers knows no other kind
+            raise ValueError(str(error)) from error
+        raise
+
+
+def check_no_code(source: Path | str, options: Mapping[str, Any]) -> None:
+    """Refuse a model whose config.json needs, or asks for, code that transformers does not bring.
+
+    ``auto_map`` names files beside the weights; an ``attn_implementation`` with a slash is a kernel of the hub, which is compiled
+    code that transformers would fetch and run.
+
+    Args:
+        source: what ``resolve_llm_path`` found.
+        options: of ``from_pretrained``; with a true ``trust_remote_code`` nothing is refused.
+
+    Raises:
+        ValueError: it does. OSError: there is no config.json that can be read.
+    """
+    if options["trust_remote_code"]:
+        return
+    config, _ = PretrainedConfig.get_config_dict(source, local_files_only=options["local_files_only"])
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(f"{NEEDS_CODE}: model_type {config.get('model_type')!r}, auto_map {config['auto_map']!r}")
+    kernels = [name for name in _attention_names(config) if "/" in name]
+    if kernels:
+        raise ValueError(f"{NEEDS_CODE}: attn_implementation {kernels[0]!r}")
+
+
+def _attention_names(config: Any) -> list[str]:
+    """Every text that stands, at any depth, below a key that chooses how attention or experts are computed."""
+    if not isinstance(config, dict):
+        return []
+    chosen = [
+        value for key, value in config.items() if "attn_implementation" in str(key) or "experts_implementation" in str(key)
+    ]
+    names = [str(name) for value in chosen for name in (value.values() if isinstance(value, dict) else [value])]
+    return names + [name for value in config.values() for name in _attention_names(value)]
+
+
+def why(error: Exception, trust_key: str | None = None) -> str:
+    """Why a model cannot be read, in a line.
+
+    Args:
+        error: of transformers.
+        trust_key: the key by which the user lets code of the folder run; None = there is none.
+    """
+    text = str(error)
+    if not any(sign in text for sign in (NEEDS_CODE, "trust_remote_code", "custom code")):
+        return first_line(error)
+    unless = "" if trust_key is None else f" unless you give --{trust_key}=True"
+    return f"{text if text.startswith(NEEDS_CODE) else NEEDS_CODE}; such code is not run{unless}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def resolve_compute_dtype(dtype: str, device: str | torch.device) -> torch.dtype:
+    """The type of the matrix products: for "auto", bfloat16 where the device multiplies it natively, else float32.
+
+    Args:
+        dtype: auto, float32, bfloat16 or float16.
+        device: where the model will run.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UserError(f"llm_dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    kind = torch.device(device).type
+    if kind == "cuda":
+        # Emulated bfloat16 (cards before Ampere) is slower than float32.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def evaluation_dtype(dtype: str, weights: torch.dtype) -> torch.dtype:
+    """The type of an evaluation's matrix products: for "auto" that of the weights, which is float32 on a CPU.
+
+    Args:
+        dtype: auto, float32, bfloat16 or float16.
+        weights: the type in which they are held.
+
+    Raises:
+        UserError: finer than the weights.
+    """
+    if dtype == "auto":
+        return weights
+    if DTYPES[dtype].itemsize > weights.itemsize:
+        held = str(weights).removeprefix("torch.")
         raise UserError(
-            f"lora_target_modules is {lora_target_modules!r} for {type(model).__name__}: {first_line(error)}. Expected some of "
-            f"{_last_names(block_linears(model))}, or llm_tuning frozen or full"
-        ) from error
+            f"eval_dtype: found {dtype}, but the LLM's weights are held in {held}; expected auto, or llm_dtype {dtype} too"
+        )
+    return DTYPES[dtype]
 
 
-def _last_names(linears: Sequence[str]) -> list[str]:
-    return sorted({name.split(".")[-1] for name in linears})
+def weight_dtype(compute_dtype: torch.dtype, llm_tuning: str, device: str | torch.device) -> torch.dtype:
+    """The type in which the LLM's own weights are held; where it differs from the compute type, run under autocast.
+
+    Weights that are trained are held in float32: an update of lr 1e-4 is lost in the 8 bits of bfloat16. Frozen
+    ones are held in the compute type on an accelerator, where memory is what a 7B model runs out of, and in
+    float32 on a CPU, where evaluation runs in float32 too.
+    """
+    if llm_tuning == "full" or torch.device(device).type == "cpu":
+        return torch.float32
+    return compute_dtype
 
 
-def _outside_blocks(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Layers that peft would adapt for their names' ends, but that read no text: those of an image encoder."""
-    inside = {id(layer) for block in decoder_blocks(model) for layer in block.modules()}
-    ends = tuple(f".{target}" for target in targets)
-    return [name for name, layer in model.named_modules() if name.endswith(ends) and id(layer) not in inside]
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products, not merely a library that emulates them."""
+    try:
+        capabilities = torch.cpu.get_capabilities()
+    except AttributeError:  # an older torch does not tell: float32 is right everywhere
+        return False
+    return any(capabilities.get(name, False) for name in BF16_CAPABILITIES)
 
 
-def _lora_targets(linears: list[str], wanted: str | Sequence[str]) -> list[str]:
-    """The names among ``linears`` that ``wanted`` means."""
-    if wanted == "auto":
-        return linears
-    ends = [wanted] if isinstance(wanted, str) else list(wanted)
-    found = {end: [name for name in linears if name == end or name.endswith(f".{end}")] for end in ends}
-    unknown = [end for end in ends if not found[end]]
-    if unknown or not ends:
-        raise UserError(f"lora_target_modules has {unknown or ends}, expected auto or some of {_last_names(linears)}")
-    return sorted({name for names in found.values() for name in names})
+def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What transformers wants to be told: LLM.int8 for 8bit, QLoRA's double-quantised NF4 for 4bit.
+
+    Linears of the decoder blocks are quantised, embeddings and head are not.
+
+    Args:
+        quantization: none, 8bit or 4bit.
+        compute_dtype: of the products, for 4bit; 8bit takes float16 for its outliers.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"llm_quantization: found {quantization}, but bitsandbytes is not installed: "
+            'pip install "recbole-llara[quantization]", or set llm_quantization: none'
+        )
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype
+    )

@@ -6,18 +6,18 @@ step of 64 such rows. RecBole-free.
 """
 
 import logging
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
-from recbole_llara.llm.answer_loss import answer_pass
+from recbole_llara.llm.adapters import TokenKeys
 from recbole_llara.llm.answer_tree import IGNORED_LABEL, build_trie
-from recbole_llara.llm.dropout import TokenKeys
+from recbole_llara.llm.architecture import input_embeddings
 from recbole_llara.llm.generation import decode_generate
-from recbole_llara.llm.likelihood import AnswerReader, candidate_log_probs, trie_log_probs
-from recbole_llara.llm.llm_path import first_line
-from recbole_llara.llm.loading import input_embeddings
-from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.llm.likelihood import AnswerReader, answer_pass, candidate_log_probs, trie_log_probs
+from recbole_llara.llm.loading import first_line
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.utils.errors import UserError
 
 # What a tree may differ from plain passes by: nats, or shares of them where there are more; the largest difference in float32, the
@@ -41,73 +41,61 @@ _NOT_WRITTEN_FOR_IT = (
 _logger = logging.getLogger()
 
 
-def probe_llm(
-    llm: PreTrainedModel,
-    llm_path: str,
-    prompt: EncodedPrompts,
-    answer_ids: torch.Tensor,
-    end: int,
-    pad: int,
-    generates: bool,
-    is_quantized: bool = False,
-    token_keys: TokenKeys | None = None,
-) -> AnswerReader:
-    """Refuse an LLM that is not causal or does not read prompts as this package writes them; choose how it reads answers.
+@dataclass
+class Probe:
+    """Passes of an LLM over one prompt, each compared with plain passes over tokens.
 
     Args:
         llm: in evaluation mode, on its device.
         llm_path: for messages.
         prompt: of one row, without padding, as long as any of the run; slots count as the tokens that stand in for them.
-        answer_ids: [1, C, A] its candidates' answers, as ``answer_log_probs`` wants them.
+        answer_ids: [1, C, A] its candidates' answers.
         end, pad: ids of the tokens that end an answer and fill a row.
-        generates: whether the run lets the LLM write.
         is_quantized: whether its weights are, so that a token's roundings depend on the tokens beside it.
         token_keys: where its dropout reads which tokens a pass holds.
-
-    Returns:
-        ``trie_log_probs`` where it gives what a plain pass gives, else ``candidate_log_probs``, and the log says so.
-
-    Raises:
-        UserError: later tokens change earlier ones; the LLM takes no ``inputs_embeds``, or its answers change with them or
-            with padding; it cannot run as in training, or cannot generate where it is to.
     """
-    probe = _Probe(
-        llm, llm_path, prompt.to(llm.device), answer_ids.to(llm.device), end, pad, is_quantized, token_keys or TokenKeys()
-    )
-    probe.check_causal()
-    plain = probe.plain_log_probs()
-    rounding = probe.check_training(plain)
-    if generates:
-        probe.check_generation()
-    return probe.choose_reader(plain, rounding)
 
+    llm: PreTrainedModel
+    llm_path: str
+    prompt: EncodedPrompts
+    answer_ids: torch.Tensor
+    end: int
+    pad: int
+    is_quantized: bool = False
+    token_keys: TokenKeys = field(default_factory=TokenKeys)
 
-class _Probe:
-    """The passes over one prompt; arguments as for ``probe_llm``."""
-
-    def __init__(
-        self,
-        llm: PreTrainedModel,
-        llm_path: str,
-        prompt: EncodedPrompts,
-        answer_ids: torch.Tensor,
-        end: int,
-        pad: int,
-        is_quantized: bool,
-        token_keys: TokenKeys,
-    ) -> None:
-        self.llm, self.prompt, self.answer_ids, self.end, self.pad = llm, prompt, answer_ids, end, pad
-        self.token_keys = token_keys
-        self.subject = f"llm_path is {llm_path!r}: {type(llm).__name__}"
-        self.dtype = torch.bfloat16 if is_quantized else input_embeddings(llm).weight.dtype
-        count = answer_ids.shape[1]
+    def __post_init__(self) -> None:
+        self.prompt, self.answer_ids = self.prompt.to(self.llm.device), self.answer_ids.to(self.llm.device)
+        self.subject = f"llm_path is {self.llm_path!r}: {type(self.llm).__name__}"
+        self.dtype = torch.bfloat16 if self.is_quantized else input_embeddings(self.llm).weight.dtype
+        count = self.answer_ids.shape[1]
         self.compared = sorted({0, count // 2, count - 1})[:COMPARED]
-        self.few_answers = answer_ids[:, self.compared]  # [1, K, A]
+        self.few_answers = self.answer_ids[:, self.compared]  # [1, K, A]
         # The prompt as a row of a batch with a longer one.
-        ids = torch.nn.functional.pad(prompt.input_ids, (PADDING, 0), value=pad)
-        self.inputs_embeds = input_embeddings(llm)(ids).detach()  # [1, P + T, D]
-        self.attention_mask = torch.nn.functional.pad(prompt.attention_mask, (PADDING, 0))
-        self.position_ids = torch.nn.functional.pad(prompt.position_ids, (PADDING, 0))
+        ids = torch.nn.functional.pad(self.prompt.input_ids, (PADDING, 0), value=self.pad)
+        self.inputs_embeds = input_embeddings(self.llm)(ids).detach()  # [1, P + T, D]
+        self.attention_mask = torch.nn.functional.pad(self.prompt.attention_mask, (PADDING, 0))
+        self.position_ids = torch.nn.functional.pad(self.prompt.position_ids, (PADDING, 0))
+
+    def run(self, generates: bool) -> AnswerReader:
+        """Refuse an LLM that is not causal or does not read prompts as this package writes them; choose how it reads answers.
+
+        Args:
+            generates: whether the run lets the LLM write.
+
+        Returns:
+            ``trie_log_probs`` where it gives what a plain pass gives, else ``candidate_log_probs``, and the log says so.
+
+        Raises:
+            UserError: later tokens change earlier ones; the LLM takes no ``inputs_embeds``, or its answers change with them or
+                with padding; it cannot run as in training, or cannot generate where it is to.
+        """
+        self.check_causal()
+        plain = self.plain_log_probs()
+        rounding = self.check_training(plain)
+        if generates:
+            self.check_generation()
+        return self.choose_reader(plain, rounding)
 
     def gap(self, found: torch.Tensor, expected: torch.Tensor) -> float:
         """How far log-probabilities lie apart, as the tolerances are meant."""
@@ -216,6 +204,7 @@ class _Probe:
         )
         return candidate_log_probs
 
+    @torch.no_grad()
     def read(self, reader: AnswerReader, answer_ids: torch.Tensor) -> torch.Tensor:
         """What a reader makes of answers [1, C, A] behind the padded prompt."""
         return reader(self.llm, self.inputs_embeds, self.attention_mask, self.position_ids, build_trie(answer_ids))

@@ -1,6 +1,5 @@
 """Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +12,21 @@ from recbole_llara.config.checks import check_titles
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
-from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.llm.answer_loss import AnswerPass, answer_pass
-from recbole_llara.llm.attention import training_attention
-from recbole_llara.llm.compilation import compile_blocks
-from recbole_llara.llm.dropout import token_keys
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.item_tokens import ItemTokens, centred, shuffled
-from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embeddings
-from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype
-from recbole_llara.llm.sharding import shard_frozen
-from recbole_llara.model.answering import answer_rows
-from recbole_llara.model.readiness import ReadyLLM, answer_reader, ready_llm
+from recbole_llara.evaluator.answer import CandidateAnswers, names_one_item
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates
+from recbole_llara.llm.adapters import token_keys
+from recbole_llara.llm.architecture import causal_lm, compile_blocks, embedded_vocabulary, input_embeddings, shard_frozen
+from recbole_llara.llm.cpu import training_attention
+from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
+from recbole_llara.llm.likelihood import answer_pass, score_candidates
+from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
+from recbole_llara.model.answering import Questions, answer_questions, score
+from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
+from recbole_llara.model.prepare_llm import PreparedLLM, answer_reader, prepare_llm
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
-from recbole_llara.prompt.template import draw_templates
+from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.recommender.frozen import Recommender, TrainStock, prepare_recommender
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
@@ -41,61 +39,8 @@ REPLACED_KEYS = {
     "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
 }
 
-ROWS = "training rows"  # what dropout calls the passes over prompts and answers
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """Rows of one forward pass, as the prompt encoder wants them.
-
-    Args:
-        history: [B, L] item ids, 0-padded on the right.
-        candidates: [B, C].
-        targets: [B].
-        template_index: [B].
-        places: [B] which rows of the optimiser step these are.
-        row_ids: [B] which rows of the training split.
-    """
-
-    history: torch.Tensor
-    candidates: torch.Tensor
-    targets: torch.Tensor
-    template_index: torch.Tensor
-    places: torch.Tensor
-    row_ids: torch.Tensor
-
-    def take(self, rows: torch.Tensor) -> "TrainingRows":
-        """Some of the rows."""
-        return TrainingRows(**{name: tensor[rows] for name, tensor in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the forward passes of one optimiser step share.
-
-    Args:
-        representation: how items stand in its prompts.
-        tokens: answer tokens of all its rows, over which the answers' loss is averaged.
-        targets: [B] of all its rows.
-        number: of the step, counted over the whole training: dropout's draws differ from step to step.
-    """
-
-    representation: Representation
-    tokens: int
-    targets: torch.Tensor
-    number: int
-
-    def with_previews(self, places: torch.Tensor, previews: torch.Tensor) -> "Step":
-        """The step once every row has been previewed; see ``LLMRecommender.preview``.
-
-        Args:
-            places: [B] of the rows in the step; a row may come twice.
-            previews: [B, D].
-        """
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Backpropagate through what the passes share, after the backward pass of each."""
+# What dropout calls the passes over prompts and answers, and those over prompts and the answers of all candidates.
+ROWS, CANDIDATES = "training rows", "candidates"
 
 
 class LLMRecommender(ChecksConfig, SequentialRecommender):
@@ -105,7 +50,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         config: the run's RunConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where the representation shows no item embedding.
-        ready: its LLM; None = loaded here.
+        prepared: its LLM; None = loaded here.
 
     Raises:
         UserError: no titles, an LLM that cannot be loaded, or prompts that it cannot hold.
@@ -113,41 +58,52 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
 
-    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
+    def __init__(
+        self, config: Any, data: PreparedData, recommender: Recommender | None, prepared: PreparedLLM | None = None
+    ) -> None:
         super().__init__(config, data.dataset)
-        ready = ready or ready_llm(config, data)
-        llm_settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
-        self.decoding = EvaluationSettings.from_config(config).decoding
-        self.representation = stages_of(config)[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
-        self.eval_template = prompt.eval_template
+        prepared = prepared or prepare_llm(config, data)
+        prompt = PromptSettings.from_config(config)
         self.seed = config["seed"]
         self.sampler: CandidateSampler = data.sampler
         self.recommender = recommender
-        self.compute_dtype = resolve_compute_dtype(llm_settings.llm_dtype, config["device"])
-        self.llm, self.tokenizer, self.encoder = ready.llm, ready.tokenizer, ready.encoder
-        self._token_keys = ready.token_keys
-        self.llm_digest, self.tokenizer_digest = ready.digest, tokenizer_digest(self.tokenizer)
+        self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
+        self.answer_loss = LOSSES[prompt.answer_loss]
+        self.stages = stages_of(config)
+        self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
+        self.llm, self.tokenizer, self.encoder = prepared.llm, prepared.tokenizer, prepared.encoder
+        self._token_keys = prepared.token_keys
+        self.llm_digest, self.tokenizer_digest = prepared.digest, tokenizer_digest(self.tokenizer)
+        self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
+        self._choose_execution(config)
+        self.read_answers = prepared.read_answers or answer_reader(config, self.llm, self.encoder, self._token_keys)
+        vocabulary = embedded_vocabulary(self.llm)
+        shown, table = shown_parts(config), self._item_embeddings(config)
+        self.item_tokens = ItemTokens(vocabulary, self.n_items, shown, table, trains_item_embeddings=recommender is None)
+        self.steps_an_epoch = len(data.train_data)
+        self.steps_taken = 0  # by ``calculate_loss``
+        self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
+
+    def _choose_execution(self, config: Any) -> None:
+        """Types of the matrix products, attention, and what is done to the decoder blocks."""
+        settings, device, processes = LLMSettings.from_config(config), config["device"], processes_of(config)
+        self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
+        self.llm_quantization = settings.llm_quantization
         llm = causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
-        self.eval_dtype = evaluation_dtype(llm_settings.eval_dtype, self._weight_dtype)
+        self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, device)
+        self.eval_dtype = evaluation_dtype(settings.eval_dtype, self._weight_dtype)
         self._attention = {
-            True: training_attention(llm, self.compute_dtype, config["device"]),
+            True: training_attention(llm, self.compute_dtype, device),
             False: llm.config._attn_implementation,
         }
-        self.llm_path, self.llm_tuning = llm_settings.llm_path, llm_settings.llm_tuning
-        self.llm_quantization = llm_settings.llm_quantization
-        processes = processes_of(config)
-        self.is_sharded = llm_settings.fsdp and processes.count > 1
+        self.is_sharded = settings.fsdp and processes.count > 1
         if self.is_sharded:
-            shard_frozen(self.llm, config["device"], processes.count)
-        self.is_compiled = llm_settings.torch_compile
+            shard_frozen(self.llm, device, processes.count)
+        self.is_compiled = settings.torch_compile
         if self.is_compiled:
-            compile_blocks(self.llm, config["device"])
-        self.read_answers = ready.read_answers or answer_reader(config, self.llm, self.encoder, self._token_keys)
-        self.item_tokens = ItemTokens(
-            embedded_vocabulary(llm), self.n_items, shown_parts(config), self._item_embeddings(config), recommender is None
-        )
+            compile_blocks(self.llm, device)
 
     def _item_embeddings(self, config: Any) -> torch.Tensor | None:
         """[N, d_rec] what the projector reads, or None where no prompt shows a behavioural token."""
@@ -168,7 +124,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
-        if prompt.eval_template == "all" and decoding != "score":
+        load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
+        if prompt.eval_template == "all" and names_one_item(decoding):
             raise UserError(
                 f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
@@ -177,18 +134,19 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     @classmethod
     def from_data(cls, config: Any, data: PreparedData, train: TrainStock) -> "LLMRecommender":
         """Make the model of a run, its frozen recommender trained by ``train`` or taken from the cache where one is needed."""
-        ready = ready_llm(config, data)
-        pretrained = RecommenderSettings.from_config(config).item_embeddings == "recommender"
+        prepared = prepare_llm(config, data)
+        pretrained = RecommenderSettings.from_config(config).item_embeddings != "random"
         wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
-        return cls(config, data, prepare_recommender(config, data, train) if wanted else None, ready)
+        return cls(config, data, prepare_recommender(config, data, train) if wanted else None, prepared)
 
-    def facts(self) -> dict[str, Any]:
-        """What ``result.json`` tells of this model; see ``TellsFacts``."""
-        facts: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
-        facts["max_title_tokens"] = self.encoder.max_title_tokens  # fewer than asked for, where the LLM holds no more
+    def result_fields(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``HasResultFields``."""
+        fields: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
+        fields["prompts_digest"] = self.prompts_digest
+        fields["max_title_tokens"] = self.encoder.max_title_tokens  # fewer than asked for, where the LLM holds no more
         if self.recommender is None:
-            return {**facts, "recommender": None}
-        return {**facts, "rec_model": self.recommender.model, "recommender": self.recommender.facts()}
+            return {**fields, "recommender": None}
+        return {**fields, "rec_model": self.recommender.model, "recommender": self.recommender.result_fields()}
 
     def train(self, mode: bool = True) -> "LLMRecommender":
         """Training mode, with the attention that is fastest there."""
@@ -222,39 +180,62 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     # --- training ------------------------------------------------------------------------------
 
+    def training_arithmetic(self) -> torch.autocast:
+        """The arithmetic of ``llm_dtype``, as a context."""
+        return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """RecBole's interface: the loss [] of an optimiser step that reads these rows in one pass.
+
+        It is for RecBole's own Trainer and scripts like it; ``LLMTrainer`` makes the same step out of smaller passes. Call it
+        once an optimiser step: ``steps_taken`` counts the calls, and from it follow the epoch (with a loader of
+        ``train_batch_size`` rows), and so candidates and templates, the stage and what it trains, and dropout. RecBole's
+        Trainer keeps its own learning rate throughout, and uses all of the memory that ``train_batch_size`` rows take.
+
+        Args:
+            interaction: [B] rows of the training loader.
+        """
+        epoch, ends, number = self.steps_taken // self.steps_an_epoch, 0, self.steps_taken
+        for stage in self.stages:
+            begins, ends = ends, ends + stage.epochs
+            if epoch < ends:
+                break
+        self.representation = stage.hard
+        representation = stage.representation(number - begins * self.steps_an_epoch, stage.epochs * self.steps_an_epoch)
+        self.steps_taken += 1
+        with self.training_arithmetic():
+            rows = self.training_rows(interaction, epoch)
+            step = self.begin_step(rows, representation, number).as_one_pass()
+            return torch.stack(list(self.step_losses(rows, step).values())).sum()
+
     def encode_training(self, rows: TrainingRows, representation: Representation) -> EncodedPrompts:
         """Prompts with their answers, on the model's device."""
         prompts = self.encoder.encode(rows.history, rows.candidates, rows.targets, representation, rows.template_index)
         return prompts.to(self.device)
 
-    def answer_pass(self, prompts: EncodedPrompts, with_states: bool = False) -> AnswerPass:
-        """The negative log-likelihood of the answers (LLaRA eq. 7, RSLLM eq. 2)."""
-        inputs = self.embed(prompts)
-        return answer_pass(self.llm, inputs, prompts.attention_mask, prompts.position_ids, prompts.labels, with_states)
-
-    def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, prompts: EncodedPrompts) -> None:
-        """Tell dropout which tokens the next pass holds; see ``llm.dropout``.
+    def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, position_ids: torch.Tensor) -> None:
+        """Tell dropout which tokens the next pass holds; see ``llm.adapters``.
 
         Args:
             purpose: what the pass is.
             step: number of the optimiser step.
             rows: [B] what its rows are called, on the CPU.
-            prompts: what it reads.
+            position_ids: [B, T] of what it reads.
         """
-        self._token_keys.values = token_keys(self.seed, purpose, step, rows, prompts.position_ids)
+        self._token_keys.values = token_keys(self.seed, purpose, step, rows, position_ids)
 
     @property
     def needs_previews(self) -> bool:
         """Whether the losses of a pass read something of the rows of all other passes of the step."""
         return False
 
-    def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
-        """[B, D] what the losses of other passes read of these rows, by a pass without gradients.
+    @property
+    def needs_states(self) -> bool:
+        """Whether the losses read the decoder's states, ``ForwardPass.answers.states``."""
+        return False
 
-        Args:
-            rows: of this pass.
-            step: what ``begin_step`` gave.
-        """
+    def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
+        """[B, D] what the losses of other passes read of these rows, by a pass without gradients."""
         raise NotImplementedError
 
     def begin_step(
@@ -279,9 +260,28 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             step: what ``begin_step`` gave.
         """
         prompts = self.encode_training(rows, step.representation)
-        self.key_dropout(ROWS, step.number, rows.row_ids, prompts)
-        answers = self.answer_pass(prompts)
-        return {"answer": answers.sums.sum() / step.tokens}
+        self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
+        read = (self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels)
+        return self.losses(ForwardPass(self, step, rows, prompts, answer_pass(self.llm, *read, self.needs_states)))
+
+    def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
+        """The losses of a forward pass: ``answer_loss``, to which a model may add its own."""
+        return self.answer_loss(forward)
+
+    def training_scores(self, rows: TrainingRows, step: Step) -> torch.Tensor:
+        """[B, C] log-likelihood of every candidate's answer in nats, with gradient; see ``ForwardPass.candidate_scores``."""
+        prompts = self.encoder.encode(rows.history, rows.candidates, None, step.representation, rows.template_index)
+        prompts = prompts.to(self.device)
+        answer_ids = self.encoder.answer_ids(rows.candidates, step.representation).to(self.device)
+        return score_candidates(
+            self.llm,
+            self.embed(prompts),
+            prompts.attention_mask,
+            prompts.position_ids,
+            answer_ids,
+            self.read_answers,
+            lambda position_ids: self.key_dropout(CANDIDATES, step.number, rows.row_ids, position_ids),
+        )
 
     # --- evaluation ----------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def settles_near_ties(self) -> bool:
         """Whether rows whose order could turn on the rows beside them are scored again, alone.
 
-        In halves nearly all rows would be; where weights are dealt out, every process must pass as often.
+        In halves nearly all rows would be; where weights are sharded, every process must pass as often.
         """
         return self.eval_dtype == torch.float32 and not self.is_sharded
 
@@ -304,6 +304,38 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         Args:
             interaction: rows with histories and candidates.
         """
-        candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()  # [B, C], [B]
         with self.evaluation_arithmetic():
-            return answer_rows(self, interaction[self.ITEM_SEQ].cpu(), candidates, rows)
+            return answer_questions(self, self._questions(interaction))
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """RecBole's interface: scores [B, N] of all items, by the likelihood of the row's own candidates, whatever ``decoding``.
+
+        Items that are no candidates of the row have minus infinity. Candidates of equal likelihood, as items of one title are,
+        differ by the least float there is, in the order of ``rank_candidates``, so that ``topk`` finds our ranking.
+
+        Raises:
+            ValueError: rows without candidates. ``serving.load`` ranks the whole catalogue.
+        """
+        questions = self._questions(interaction)
+        with self.evaluation_arithmetic():
+            answers = score(self, questions)
+        ranking = rank_candidates(answers.scores, questions.candidates, question_keys(questions.history), answers.items)
+        values = answers.scores.sort(1, descending=True).values  # [B, C]
+        for place in range(1, values.shape[1]):
+            below = torch.nextafter(values[:, place - 1], torch.tensor(-torch.inf))
+            values[:, place] = torch.minimum(values[:, place], below)
+        rows = torch.full((len(questions), self.n_items), -torch.inf)
+        return rows.scatter_(1, ranking, values).to(self.device)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """RecBole's interface: the score [B] of each row's item as ``full_sort_predict`` has it, minus infinity for no candidate."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].to(self.device)[:, None])[:, 0]
+
+    def _questions(self, interaction: Interaction) -> Questions:
+        if CANDIDATE_FIELD not in interaction:
+            raise ValueError(
+                f"rows of {', '.join(interaction.columns)}: expected {CANDIDATE_FIELD} too, the items to choose from, as the loaders of "
+                "prepare_data have it; to rank the whole catalogue, load the run with recbole_llara.load and call recommend"
+            )
+        return Questions(*(interaction[field].cpu() for field in (self.ITEM_SEQ, CANDIDATE_FIELD, ROW_FIELD)))

@@ -8,11 +8,11 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_llara.config.settings import ContrastSettings, OptimSettings
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.llm.loading import hidden_states
-from recbole_llara.llm.pooling import masked_mean
-from recbole_llara.model.base import ROWS, LLMRecommender, Step, TrainingRows
-from recbole_llara.model.losses import in_batch_contrast
-from recbole_llara.model.readiness import ReadyLLM
+from recbole_llara.llm.architecture import hidden_states
+from recbole_llara.llm.likelihood import masked_mean
+from recbole_llara.model.base import ROWS, LLMRecommender
+from recbole_llara.model.losses import ForwardPass, Step, TrainingRows, in_batch_contrast
+from recbole_llara.model.prepare_llm import PreparedLLM
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.recommender.frozen import Recommender
@@ -41,6 +41,10 @@ class ContrastStep(Step):
         given[places.to(given.device)] = previews.to(given)
         return replace(self, given=given)
 
+    def as_one_pass(self) -> "ContrastStep":
+        """The step whose views are the item tower's own tensors: one backward pass reaches the tower too."""
+        return replace(self, views=self.items)
+
     def finish(self) -> None:
         """Backpropagate the gathered gradients through the item tower; none where other processes made all passes."""
         if self.views.grad is not None:
@@ -67,14 +71,16 @@ class RSLLM(LLMRecommender):
         config: the run's RunConfig.
         data: what ``prepare_data`` returned.
         recommender: the frozen recommender; None where no behavioural token is shown.
-        ready: its LLM; None = loaded here.
+        prepared: its LLM; None = loaded here.
 
     Raises:
         UserError: as ``LLMRecommender``; or an optimiser step of one row, which has no negatives.
     """
 
-    def __init__(self, config: Any, data: PreparedData, recommender: Recommender | None, ready: ReadyLLM | None = None) -> None:
-        super().__init__(config, data, recommender, ready)
+    def __init__(
+        self, config: Any, data: PreparedData, recommender: Recommender | None, prepared: PreparedLLM | None = None
+    ) -> None:
+        super().__init__(config, data, recommender, prepared)
         self.contrast = ContrastSettings.from_config(config)
 
     @classmethod
@@ -93,10 +99,15 @@ class RSLLM(LLMRecommender):
         """L_I reads g^(I|U) of all rows of the step."""
         return self.contrast.item_item_weight > 0
 
+    @property
+    def needs_states(self) -> bool:
+        """Both contrastive losses read the user tower."""
+        return any(self._weights().values())
+
     def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
         """[B, D] g^(I|U); see ``LLMRecommender.preview``."""
         prompts = self.encode_training(rows, step.representation)
-        self.key_dropout(ROWS, step.number, rows.row_ids, prompts)
+        self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
         with torch.no_grad():
             return self._given(hidden_states(self.llm, *self._inputs(prompts)), prompts)
 
@@ -118,27 +129,26 @@ class RSLLM(LLMRecommender):
         items = torch.cat(towers)[places.to(self.device)]
         return ContrastStep(*vars(step).values(), items, items.detach().requires_grad_())
 
-    def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:
-        """L_N, gamma L_I and beta L_U of one forward pass; see ``LLMRecommender.step_losses``.
+    def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
+        """L_N, gamma L_I and beta L_U of one forward pass; see ``LLMRecommender.losses``.
 
         Raises:
             ValueError: other passes hold rows that were not previewed.
         """
+        losses, step, states = self.answer_loss(forward), forward.step, forward.answers.states
         if not isinstance(step, ContrastStep):
-            return super().step_losses(rows, step)
-        prompts = self.encode_training(rows, step.representation)
-        self.key_dropout(ROWS, step.number, rows.row_ids, prompts)
-        answers = self.answer_pass(prompts, with_states=True)
-        losses = {"answer": answers.sums.sum() / step.tokens}
-        targets, step_targets, places = (t.to(self.device) for t in (rows.targets, step.targets, rows.places))
+            return losses
+        targets, step_targets, places = (
+            values.to(self.device) for values in (forward.rows.targets, step.targets, forward.rows.places)
+        )
         weights, temperature = self._weights(), self.contrast.contrast_temperature
         if weights["item_item"]:  # eq. 3
-            contrasted = self._item_item(step, places, self._given(answers.states, prompts), step_targets)
-            losses["item_item"] = weights["item_item"] * contrasted / len(step_targets)
+            contrasted = self._item_item(step, places, self._given(states, forward.prompts), step_targets)
+            losses["item_item"] = weights["item_item"] * contrasted / step.n_rows
         if weights["user_item"]:  # eq. 4
-            user = masked_mean(answers.states, prompts.pooled)  # g^U [B, D]
+            user = masked_mean(states, forward.prompts.pooled)  # g^U [B, D]
             contrasted = in_batch_contrast(user, step.views, targets, step_targets, places, temperature)
-            losses["user_item"] = weights["user_item"] * contrasted.sum() / len(step_targets)
+            losses["user_item"] = weights["user_item"] * contrasted.sum() / step.n_rows
         return losses
 
     def _item_item(
@@ -185,5 +195,5 @@ class RSLLM(LLMRecommender):
         Dropout is told its tokens in here, so that whoever computes the tower again gets the same masks.
         """
         prompts = self.encoder.encode_items(items, representation).to(self.device)
-        self.key_dropout(ITEMS, step, items, prompts)
+        self.key_dropout(ITEMS, step, items, prompts.position_ids)
         return masked_mean(hidden_states(self.llm, *self._inputs(prompts)), prompts.pooled)

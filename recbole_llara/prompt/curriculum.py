@@ -28,22 +28,14 @@ class Stage:
     """A stretch of epochs with a learning rate curve of its own; each of its steps trains an easy or a hard task.
 
     The task is a function of (seed, step) alone.
-
-    Args:
-        hard: the representation of the hard task, and of evaluation.
-        easy: the representation of the easy task; where there is none, the hard one again.
-        probability: p(progress) of the hard task, progress = optimiser step / the stage's steps.
-        epochs: at most so many.
-        learning_rate: its maximum.
-        seed: of the draws.
     """
 
-    hard: Representation
-    easy: Representation
-    probability: Callable[[float], float]
-    epochs: int
-    learning_rate: float
-    seed: int
+    hard: Representation  # of the hard task, and of evaluation
+    easy: Representation  # of the easy task; where there is none, the hard one again
+    probability: Callable[[float], float]  # p(progress) of the hard task, progress = optimiser step / the stage's steps
+    epochs: int  # at most
+    learning_rate: float  # its maximum
+    seed: int  # of the draws
 
     def hard_probability(self, step: int, total_steps: int) -> float:
         """p at an optimiser step, counted from 0."""

@@ -1,4 +1,4 @@
-"""The sentences around the items: templates per domain, read from ``properties/prompt/<domain>.yaml``."""
+"""The sentences around the items: templates per domain, read from ``properties/prompt/<domain>.yaml`` or the user's ``prompt_file``."""
 
 import re
 from collections.abc import Sequence
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.utils.errors import UserError
+from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.utils.digests import facts_digest
+from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.hashing import numbers, row_keys
 
 HISTORY = "{history}"
 CANDIDATES = "{candidates}"
+CANDIDATE_NUM = "{candidate_num}"
 _SLOT = re.compile(r"(\{history\}|\{candidates\})")
 
 
@@ -37,8 +39,13 @@ class PromptTemplate:
             candidate_num: C, what ``{candidate_num}`` becomes.
 
         Raises:
-            UserError: a mark is missing or repeated, the history comes last, or the text ends in a list.
+            UserError: a mark is missing, repeated or unknown, or the text begins or ends with a list.
         """
+        unknown = [mark for mark in re.findall(r"\{\w*\}", text) if mark not in (HISTORY, CANDIDATES, CANDIDATE_NUM)]
+        if unknown:
+            raise UserError(
+                f"prompt template {text!r} holds {unknown[0]}; {nearest(unknown[0], (HISTORY, CANDIDATES, CANDIDATE_NUM))}"
+            )
         for mark in (HISTORY, CANDIDATES):
             if text.count(mark) != 1:
                 raise UserError(f"prompt template {text!r} holds {mark} {text.count(mark)} times, expected once")
@@ -46,7 +53,7 @@ class PromptTemplate:
         if pieces[0] in (HISTORY, CANDIDATES) or pieces[-1] in (HISTORY, CANDIDATES):
             raise UserError(f"prompt template {text!r} must begin and end with text, not with an item list")
         segments = [
-            piece if piece in (HISTORY, CANDIDATES) else piece.replace("{candidate_num}", str(candidate_num)).rstrip(" ")
+            piece if piece in (HISTORY, CANDIDATES) else piece.replace(CANDIDATE_NUM, str(candidate_num)).rstrip(" ")
             for piece in pieces
         ]
         return cls(tuple(segment for segment in segments if segment))
@@ -75,19 +82,57 @@ def draw_templates(seed: int, purpose: str, epoch: int, rows: np.ndarray, count:
     return (draws % np.uint64(count)).astype(np.int64)
 
 
-def load_templates(domain: str, candidate_num: int, folder: Path = PROPERTIES / "prompt") -> list[PromptTemplate]:
-    """Read a domain's templates.
+def template_texts(domain: str, prompt_file: str | None = None) -> list[str]:
+    """The texts of a domain's templates, or of the user's own.
 
     Args:
-        domain: a file of ``folder``: movie, game, artist or item.
-        candidate_num: C.
+        domain: a file of ``properties/prompt``: movie, game, artist or item.
+        prompt_file: a YAML file of the same form, taken in its place; None = the domain's.
 
     Raises:
-        UserError: no such domain, or a template without its two marks.
+        UserError: no such domain or file, or a file of another form.
     """
-    path = Path(folder) / f"{domain}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in Path(folder).glob("*.yaml")))
+    folder = PROPERTIES / "prompt"
+    path = Path(prompt_file).expanduser() if prompt_file is not None else folder / f"{domain}.yaml"
+    if prompt_file is None and not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UserError(f"domain: found {domain!r}, expected one of {known}")
-    texts = yaml.safe_load(path.read_text(encoding="utf-8-sig"))["templates"]
-    return [PromptTemplate.parse(text, candidate_num) for text in texts]
+    if not path.is_file():
+        raise UserError(f"prompt_file: found no file {prompt_file!r}, expected a YAML file of templates")
+    content = read_yaml(path)
+    texts = content.get("templates")
+    if (
+        content.keys() != {"templates"}
+        or not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(t, str) for t in texts)
+    ):
+        raise UserError(
+            f"prompt_file: {path} holds the keys {', '.join(content) or 'none'}, expected templates alone: a list of at least one text"
+        )
+    return texts
+
+
+def load_templates(domain: str, candidate_num: int, prompt_file: str | None = None) -> list[PromptTemplate]:
+    """The templates of a run.
+
+    Args:
+        domain: a file of ``properties/prompt``: movie, game, artist or item.
+        candidate_num: C.
+        prompt_file: templates of the user's own in the place of the domain's.
+
+    Raises:
+        UserError: no such domain or file, or a template without its two marks.
+    """
+    templates = []
+    for number, text in enumerate(template_texts(domain, prompt_file), start=1):
+        try:
+            templates.append(PromptTemplate.parse(text, candidate_num))
+        except UserError as error:
+            raise UserError(f"prompt_file: {prompt_file}, template {number}: {error}" if prompt_file else str(error)) from error
+    return templates
+
+
+def prompts_digest(domain: str, prompt_file: str | None = None) -> str:
+    """Digest of the templates' texts, whatever file they stand in."""
+    return facts_digest(template_texts(domain, prompt_file))

@@ -18,14 +18,17 @@ import recbole
 import torch
 from torch import nn
 
-from recbole_llara.checkpoint.recbole_weights import FILTERS, load_recbole_checkpoint
-from recbole_llara.checkpoint.stock_weights import load_stock_model
+from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
+from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, check_seal, seal, unseal
 from recbole_llara.recommender.stock import make_recommender, numbered
+from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
+from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.digests import file_sha256, json_ready
 from recbole_llara.utils.errors import UserError
@@ -42,8 +45,8 @@ class Recommender:
     """A trained recommender, of which an LLM sees the item embeddings only.
 
     Attributes:
-        model: RecBole's name of it.
-        sha256: digest of its weights' file.
+        model: its name; of the user's own vectors that of their file.
+        sha256: digest of its weights' file; of vectors that of the table and its ids.
         item_embeddings: [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item.
         path: folder or file of its weights.
         metrics: split -> RecBole's metrics of the recommender itself; empty where it came by ``rec_checkpoint``.
@@ -61,14 +64,19 @@ class Recommender:
     seconds: float
     trained_on: str | None
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.path / WEIGHTS if self.path.is_dir() else self.path
+
+    def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
         told = {"sha256": self.sha256, "path": str(self.path), "metrics": self.metrics}
         return {**told, "training_seconds": round(self.seconds, 1)}
 
 
 def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainStock) -> Recommender:
-    """Get the frozen recommender of a run: from ``rec_checkpoint``, from the cache, or by training it now.
+    """Get the frozen recommender of a run: the user's own vectors, from ``rec_checkpoint``, from the cache, or by training it now.
 
     It learns from all training rows and stops early on the run's own validation candidates. The caller's random
     state is left as it was, so a run draws the same numbers whether its recommender was cached or not.
@@ -81,15 +89,22 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainS
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
+    vectors = vectors_file(config["item_embeddings"])
+    if vectors is not None:
+        table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
+        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors, {}, None, 0.0, None)
     return _prepare(config, prepared, train)[0]
 
 
 def recommender_model(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[nn.Module, RunConfig]:
     """The recommender of a run as a whole, as ``prepare_recommender`` gets it, and its own configuration.
 
-    Args:
-        config, prepared, train: as for ``prepare_recommender``.
+    Over vectors of the user's own it is ``NearestVectors``, which nobody trained.
     """
+    if vectors_file(config["item_embeddings"]) is not None:
+        table = prepare_recommender(config, prepared, train).item_embeddings
+        history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+        return NearestVectors(table, history).to(config["device"]).eval(), config.for_recommender()
     return _prepare(config, prepared, train)[1].eval(), config.for_recommender()
 
 
@@ -107,7 +122,7 @@ def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tu
     with sole_writer(path):  # runs started together wait for the one that trains
         meta, seconds = _from_cache(path, rec_config, numbering, sha256, train)
         model = _build_model(rec_config, prepared)
-        load_stock_model(model, path / WEIGHTS, rec_config["model"])
+        load_recommender(model, path / WEIGHTS, rec_config["model"])
     table, digest = item_embedding_table(model), meta["weights_sha256"]
     return Recommender(
         rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds, model.trained_on
@@ -134,6 +149,9 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
         "training_rows": _rows_sha256(data.train_data.dataset, rec_config),
         "candidates": data.candidate_sha256,
     }
+    code = own_code(rec_config["model"])
+    if code is not None:
+        facts["code"] = file_sha256(code)
     return hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()
 
 
@@ -214,24 +232,18 @@ def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha25
 
 def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
-    if weights.suffix == ".pth":
-        model = _build_model(rec_config, prepared)
-        filters = {key: rec_config[key] for key in FILTERS}
-        facts = load_recbole_checkpoint(model, weights, rec_config["model"], filters)
-        model.trained_on = None  # RecBole does not tell
-    else:
-        if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
-            try:
-                check_seal(weights.parent)
-            except DamagedEntry as damage:
-                raise UserError(
-                    f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
-                ) from damage
-        model = _build_model(rec_config, prepared)
-        facts = load_stock_model(model, weights, rec_config["model"])
+    if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
+        try:
+            check_seal(weights.parent)
+        except DamagedEntry as damage:
+            raise UserError(
+                f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+            ) from damage
+    model = _build_model(rec_config, prepared)
+    loaded = load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
     table = item_embedding_table(model)
     return Recommender(
-        rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0, model.trained_on
+        rec_config["model"], file_sha256(weights), table, checkpoint, {}, loaded.facts["epoch"], 0.0, model.trained_on
     ), model
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from recbole_llara.config.checks import check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.titles import load_catalogue
-from recbole_llara.llm.projector import Projector
+from recbole_llara.llm.item_tokens import Projector
 from recbole_llara.recommender.frozen import has_mask_token, item_embedding_table
 from recbole_llara.recommender.stock import make_recommender
 from recbole_llara.recommender.text_encoder import TextEncoder, Titles, cached_features, encode_all
@@ -136,8 +136,8 @@ class MoRec(ChecksConfig, SequentialRecommender):
         check_titles(config)
         TextEncoderSettings.from_config(config)
 
-    def facts(self) -> dict[str, Any]:
-        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+    def result_fields(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``HasResultFields``."""
         return {"rec_model": self.rec_model, "text_encoder": self.text_encoder}
 
     def identity(self) -> dict[str, Any]:

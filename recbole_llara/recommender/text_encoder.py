@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.llm.llm_path import check_no_code, first_line, read_tokenizer, resolve_llm_path, why
-from recbole_llara.llm.pooling import masked_mean
+from recbole_llara.llm.likelihood import masked_mean
+from recbole_llara.llm.loading import check_no_code, first_line, read_tokenizer, resolve_llm_path, why
 from recbole_llara.utils.atomic import sole_writer, write_file
 from recbole_llara.utils.errors import UserError
 

@@ -1,13 +1,11 @@
-"""``python -m recbole_llara.serving.export``: a finished run as a folder that others can use without its training machine.
+"""``recbole-llara export``: a finished run as a folder that others can use without its training machine.
 
 It holds ``llm/`` (with ``--merge`` or full tuning: a plain Hugging Face folder) or PEFT's adapter, the projector and its like
 (``checkpoint/``), the recommender, the items, and a model card. ``recbole_llara.load`` reads it, and ``run.yaml`` measures it again.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -15,16 +13,19 @@ from typing import Any
 
 import yaml
 
+from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.utils.atomic import write_folder
-from recbole_llara.utils.errors import UserError, exit_status
+from recbole_llara.utils.errors import UserError
 
 COPIED = ("result.json", "config.yaml")
 DTYPES = ("float32", "bfloat16", "float16")
-LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS = "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml"
+LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS, PROMPTS = (
+    "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml", "prompts.yaml",
+)  # fmt: skip
 
 
 def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
-    """Write a run's folder for others.
+    """Write a run's folder for others, and return it.
 
     Args:
         run: the folder of a finished run of an LLM recommender.
@@ -33,15 +34,12 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         dtype: of the merged weights; less than float32 rounds them.
         keys: over the run's own, such as ``data_path``.
 
-    Returns:
-        ``output``.
-
     Raises:
         UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
     """
     from recbole_llara.checkpoint.run_folder import read_result
     from recbole_llara.model.base import LLMRecommender
-    from recbole_llara.serving import load
+    from recbole_llara.serving.loaded import load
 
     path, output = Path(run).expanduser(), Path(output).expanduser()
     if output.exists():
@@ -64,14 +62,14 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         if is_whole:
             _write_llm(model, source, folder / LLM, dtype, trusts)
         _write_checkpoint(model, source, folder, is_whole, trusts)
-        if model.recommender is not None:
-            (folder / RECOMMENDER).parent.mkdir()
-            weights = model.recommender.path
-            shutil.copyfile(weights / "model.safetensors" if weights.is_dir() else weights, folder / RECOMMENDER)
-        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
         relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
-        relative |= {"rec_checkpoint": RECOMMENDER} if model.recommender is not None else {}
-        settled = _settled(loaded.config, is_whole)
+        if model.recommender is not None:
+            relative |= _write_recommender(model.recommender.path, loaded.config["item_embeddings"], folder)
+        if loaded.config["prompt_file"] is not None:
+            shutil.copyfile(Path(loaded.config["prompt_file"]).expanduser(), folder / PROMPTS)
+            relative["prompt_file"] = PROMPTS
+        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
+        settled = {key: value for key, value in _settled(loaded.config, is_whole).items() if key not in relative}
         result = read_result(path)
         for name in COPIED:
             shutil.copyfile(path / name, folder / name)
@@ -94,8 +92,9 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     import torch
     from peft import get_peft_model
 
-    from recbole_llara.checkpoint.llm_weights import ADAPTER, load_adapter
+    from recbole_llara.checkpoint.weights import ADAPTER
     from recbole_llara.llm.loading import load_llm
+    from recbole_llara.model.weights import load_adapter
 
     kind = getattr(torch, dtype)
     if model.llm_tuning == "full":
@@ -110,25 +109,37 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     model.tokenizer.save_pretrained(folder)
 
 
+def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[str, str]:
+    """The recommender's weights, or the table of vectors with its ids; returns the key that names it, and its place."""
+    (folder / RECOMMENDER).parent.mkdir()
+    if vectors_file(item_embeddings) is None:
+        shutil.copyfile(path / "model.safetensors" if path.is_dir() else path, folder / RECOMMENDER)
+        return {"rec_checkpoint": RECOMMENDER}
+    place = Path(RECOMMENDER).with_name(path.name)
+    shutil.copyfile(path, folder / place)
+    shutil.copyfile(ids_file(path), folder / ids_file(place))
+    return {"item_embeddings": str(place)}
+
+
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
-    from recbole_llara.checkpoint.llm_weights import META, OWN_WEIGHTS, read_meta
+    from recbole_llara.checkpoint.weights import ITEM_TOKENS, META, read_checkpoint
     from recbole_llara.data import numbering
     from recbole_llara.llm.loading import load_llm
 
     if not is_whole:
         shutil.copytree(source, folder / CHECKPOINT)
         return
-    meta = read_meta(source)
+    meta = read_checkpoint(source).facts
     llm, tokenizer = load_llm(str(folder / LLM), trust_remote_code=trusts)
     (folder / CHECKPOINT).mkdir()
-    for name in (OWN_WEIGHTS, numbering.FILE):
+    for name in (ITEM_TOKENS, numbering.FILE):
         shutil.copyfile(source / name, folder / CHECKPOINT / name)
     meta["belongs_to"] |= {
         "llm_tuning": "frozen", "llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer),
     }  # fmt: skip
-    meta["sha256"] = {name: meta["sha256"][name] for name in (OWN_WEIGHTS, numbering.FILE)}
+    meta["sha256"] = {name: meta["sha256"][name] for name in (ITEM_TOKENS, numbering.FILE)}
     (folder / CHECKPOINT / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
@@ -152,9 +163,8 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
     names = declared(*kinds).keys() - {"resume", "checkpoint", "rec_checkpoint", "result_file"}
     given = {key: value for key, value in config.external_config_dict.items() if key not in ("resume", "result_file", "state")}
     keys = json_ready(without_secrets({**given, **{name: config[name] for name in names}}))
-    for place in ("checkpoint", "rec_checkpoint", "show_progress"):
-        keys.pop(place, None)
-    keys = {key: value for key, value in keys.items() if from_run(key) is not FromRun.NEVER}  # no folder could set them
+    places = ("checkpoint", "rec_checkpoint", "show_progress")
+    keys = {key: value for key, value in keys.items() if key not in places and from_run(key) is not FromRun.NEVER}
     return keys | ({"llm_tuning": "frozen"} if is_whole else {})
 
 
@@ -170,15 +180,7 @@ def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 def model_card(
     result: Mapping[str, Any], llm_path: str, llm_tuning: str, is_merged: bool, dtype: str, keys: Mapping[str, Any]
 ) -> str:
-    """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads.
-
-    Args:
-        result: of ``result.json``.
-        llm_path: of the base LLM.
-        llm_tuning: lora, frozen or full.
-        is_merged, dtype: as exported.
-        keys: of the run.
-    """
+    """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads."""
     interval = result["interval_95"]
     base = "the Llama that recbole-llara ships" if llm_path == "tiny" else f"`{llm_path}`"
     held = (
@@ -227,25 +229,3 @@ Both need the dataset `{result["dataset"]}` in `data_path`.
 The licence of the base LLM goes with its weights, and that of the dataset with the titles in `items.tsv` and with what was
 learned from its interactions: read both before you pass this on.
 """
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is that of ``exit_status``."""
-    parser = argparse.ArgumentParser(prog="python -m recbole_llara.serving.export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="the folder of a finished run")
-    parser.add_argument("--output", required=True, help="the folder to make")
-    parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
-    parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
-    arguments, keys = parser.parse_known_args(argv)
-
-    def run() -> None:
-        from recbole_llara.config.yaml_files import parse_arguments
-
-        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
-        sys.stdout.write(f"written: {written}\n")
-
-    return exit_status("recbole-llara", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

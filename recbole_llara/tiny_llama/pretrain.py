@@ -18,17 +18,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_llara.llm.attention import BMM_ATTENTION
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.projector import Projector
+from recbole_llara.llm.cpu import BMM_ATTENTION
+from recbole_llara.llm.item_tokens import Projector, merge_item_embeddings
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR
-from recbole_llara.tiny_llama.catalogue import read_catalogue
-from recbole_llara.tiny_llama.circuits import initialise_circuits
-from recbole_llara.tiny_llama.guidance import Decoder, Guidance
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
-from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, Stage, foundation_stage, opener_stage, selection_stage
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskBatch, TaskMaker, catalogue_batch
-from recbole_llara.tiny_llama.tokenizer import train_tokenizer
+from recbole_llara.tiny_llama.teaching import Decoder, Guidance, initialise_circuits
+from recbole_llara.tiny_llama.texts import read_catalogue, train_tokenizer
 
 LOGGER = logging.getLogger(__name__)
 CATALOGUE_EVERY = 16  # every so many steps read catalogue lines

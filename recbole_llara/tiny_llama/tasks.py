@@ -22,9 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from recbole_llara.prompt.encoding import EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
-from recbole_llara.tiny_llama.catalogue import CatalogueText
-from recbole_llara.tiny_llama.stage import Stage
-from recbole_llara.tiny_llama.titles import TITLES_PER_THEME, make_titles
+from recbole_llara.tiny_llama.recipe import Stage
+from recbole_llara.tiny_llama.texts import TITLES_PER_THEME, CatalogueText, make_titles
 
 DOMAINS = ("movie", "game", "artist", "item")
 VECTOR_DIM = 64

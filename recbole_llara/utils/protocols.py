@@ -4,10 +4,10 @@ from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
-class TellsFacts(Protocol):
-    """A model that has more to say in ``result.json`` than its name."""
+class HasResultFields(Protocol):
+    """A model that adds fields of its own to ``result.json``."""
 
-    def facts(self) -> dict[str, Any]:
+    def result_fields(self) -> dict[str, Any]:
         """``llm``, ``rec_model`` and ``decoding`` where it has them, and whatever else belongs there."""
 
 

@@ -17,6 +17,8 @@ from time import perf_counter
 
 import numpy as np
 
+from recbole_llara.data.command import convert_main
+
 
 def write_raw(folder: Path, lines: int) -> None:
     """Synthetic raw files."""
@@ -35,8 +37,6 @@ def write_raw(folder: Path, lines: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    from recbole_llara.data import converters as convert
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=1_000_000)
     lines = parser.parse_args(argv).lines
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             ast.literal_eval(line)
         plain = (perf_counter() - started) * lines / len(floor_lines)
         started = perf_counter()
-        convert.convert(["steam", "--raw", name, "--out", str(folder / "out")])
+        convert_main(["steam", "--raw", name, "--out", str(folder / "out")])
         ours = perf_counter() - started
     sys.stdout.write(
         f"{lines:,} lines: {lines / ours:,.0f} lines/s in all; gzip alone {lines / floor:,.0f}; ast.literal_eval {lines / plain:,.0f}; "

@@ -27,13 +27,12 @@ from plain_recipe import PlainRecipe, PlainRow
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from recbole_llara.llm.answer_loss import answer_pass
+from recbole_llara.llm.adapters import tune
+from recbole_llara.llm.architecture import causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.llm.generation import decode_constrained, decode_generate
-from recbole_llara.llm.hybrid import merge_item_embeddings
-from recbole_llara.llm.item_tokens import ItemTokens
-from recbole_llara.llm.likelihood import score_candidates
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
-from recbole_llara.llm.loading import causal_lm, embedded_vocabulary, input_embeddings, tune
+from recbole_llara.llm.item_tokens import ItemTokens, merge_item_embeddings
+from recbole_llara.llm.likelihood import answer_pass, score_candidates
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates

@@ -109,8 +109,9 @@ def catalogue_point(items: int) -> dict[str, float]:
 
 def prompt_point(candidates: int, history: int, words: int) -> dict[str, float]:
     """Milliseconds a row: prompts put together, and answers of the embedded LLM by scores."""
+    from recbole_llara.llm.architecture import input_embeddings
     from recbole_llara.llm.likelihood import score_candidates
-    from recbole_llara.llm.loading import input_embeddings, load_llm
+    from recbole_llara.llm.loading import load_llm
     from recbole_llara.prompt.encoding import PromptEncoder
     from recbole_llara.prompt.representation import REPRESENTATIONS
     from recbole_llara.prompt.template import load_templates

@@ -52,7 +52,7 @@ def answer_users(run: LoadedRun, folder: Path, users: int, keys: list[str]) -> d
             for user in range(users):
                 history = [f"id:{item}" for item in draw.sample(ids, draw.randint(3, 20))]
                 out.write(json.dumps({"user": user, "history": history}) + "\n")
-        command = [sys.executable, "-m", "recbole_llara.serving", f"--run={folder}", "--jsonl", *keys]
+        command = [sys.executable, "-m", "recbole_llara", "recommend", f"--run={folder}", "--jsonl", *keys]
         started = perf_counter()
         with asked.open("rb") as lines, answered.open("wb") as out:
             subprocess.run(command, stdin=lines, stdout=out, check=True)

@@ -15,7 +15,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from recbole_llara.llm.lora import LeanLoraLinear
+from recbole_llara.llm.adapters import LeanLoraLinear
 
 SLOT = "[ItemEmb]"
 IGNORED = -100

@@ -9,7 +9,7 @@ from synthetic_data import write_toy_dataset
 from toy_run import toy_keys
 
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.serving import load
+from recbole_llara.serving.loaded import load
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_result_carries_interval_counts_and_a_copy(tmp_path):
         candidate_sha256={"valid": "aa", "test": "bb"},
         metrics={"valid": {"hit@1": np.float64(0.7)}, "test": {"hit@1": 0.8, "gauc": float("nan")}},
         timings={"training": 1.5},
-        facts={"llm": "tiny", "text_encoder": "bert"},
+        fields={"llm": "tiny", "text_encoder": "bert"},
         best_epoch=3,
     )
     folder = RunFolder.create(tmp_path, CONFIG)

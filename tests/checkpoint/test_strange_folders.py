@@ -14,18 +14,18 @@ from toy_run import toy_keys
 import recbole_llara
 from recbole_llara.config import keys
 from recbole_llara.config.keys import DECLARED, from_run, known_keys, recommender_keys
-from recbole_llara.config.models import BASELINES, MODELS, stock_models
+from recbole_llara.config.models import MODELS, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.validation import FromRun
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.demo import __main__ as demo
+from recbole_llara.demo import command as demo
 from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.loading import load_llm
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.serving import __main__ as recommend
-from recbole_llara.serving import export
+from recbole_llara.serving import command as recommend
+from recbole_llara.serving.export import export
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped, UserError
@@ -128,17 +128,21 @@ def failing_words(main, argv, capsys):
 
 
 def jsonl(folder, capsys):
-    return failing_words(recommend.main, [f"--run={folder}", "--jsonl"], capsys)
+    return failing_words(recommend.recommend_main, [f"--run={folder}", "--jsonl"], capsys)
 
 
 ENTRIES = {
     "load": lambda folder, capsys: recbole_llara.load(folder),
-    "export": lambda folder, capsys: export.export(folder, "out", merge=True),
+    "export": lambda folder, capsys: export(folder, "out", merge=True),
     "demo": lambda folder, capsys: load_runs([str(folder)]),
     "compare": lambda folder, capsys: load_runs([str(folder.parents[1] / "copy"), str(folder)]),
-    "recommend's command": lambda folder, capsys: failing_words(recommend.main, [f"--run={folder}", "--history", "i1"], capsys),
+    "recommend's command": lambda folder, capsys: failing_words(
+        recommend.recommend_main, [f"--run={folder}", "--history", "i1"], capsys
+    ),
     "its JSON lines": jsonl,
-    "export's command": lambda folder, capsys: failing_words(export.main, [f"--run={folder}", "--output=out"], capsys),
+    "export's command": lambda folder, capsys: failing_words(
+        recommend.export_main, [f"--run={folder}", "--output=out"], capsys
+    ),
     "demo's command": lambda folder, capsys: failing_words(demo.main, [f"--run={folder}", "--port=0"], capsys),
 }
 
@@ -344,7 +348,7 @@ def test_an_exported_adapter_brings_none(run, place, canary):
     meta = json.loads((run / "checkpoint" / "meta.json").read_text(encoding="utf-8"))
     meta["sha256"]["adapter/adapter_config.json"] = sha256(path.read_bytes()).hexdigest()
     (run / "checkpoint" / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    out = export.export(run, "out", merge=True, data_path=".", llm_path="sent/llm")
+    out = export(run, "out", merge=True, data_path=".", llm_path="sent/llm")
     assert (out / "llm" / "model.safetensors").is_file()
 
 
@@ -410,10 +414,10 @@ def test_no_folder_is_asked_over_the_network(run, monkeypatch):
 
 def test_every_key_is_declared():
     """A new key is of no folder until somebody has said so."""
-    known = set().union(*(known_keys(model, None) for model in [*MODELS, *BASELINES]))
+    known = set().union(*(known_keys(model, None) for model in MODELS))
     named = set(DECLARED)
     assert known - named <= set().union(*(recommender_keys(name) for name in stock_models()))
-    assert named <= set().union(*(known_keys(model, None) for model in [*MODELS, *BASELINES, *stock_models()]))
+    assert named <= set().union(*(known_keys(model, None) for model in [*MODELS, *stock_models()]))
     for model in stock_models():
         for key in recommender_keys(model):
             assert from_run(key) is from_run(f"{keys.REC_PREFIX}{key}") or key in ("model", "checkpoint")

@@ -14,7 +14,7 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara import cli
 from recbole_llara.config.keys import known_keys
-from recbole_llara.config.models import BASELINES, MODELS, stock_models
+from recbole_llara.config.models import MODELS, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import SECRET_KEYS, is_secret, masked_text, masked_urls, redacted, without_secrets
 from recbole_llara.evaluator.result import command_line
@@ -183,7 +183,7 @@ def test_an_llm_run_with_a_hub_token_in_the_environment(toy, leaks):
 
 
 def test_no_ordinary_key_is_taken_for_a_secret():
-    models = [*MODELS, *BASELINES, *stock_models()]
+    models = [*MODELS, *stock_models()]
     known = frozenset().union(*(known_keys(model, None) for model in models), known_keys("LLaRA", "SASRec"))
     assert not [key for key in known if is_secret(key)]
     for name in ("max_tokens", "max_completion_tokens", "stop", "temperature", "top_logprobs", "api_key_env", "Content-Type"):

@@ -138,7 +138,7 @@ def shop(tmp_path):
         shown = ["--dataset=shop", f"--data_path={tmp_path}", "--protocol=leave_one_out", f"--checkpoint_dir={tmp_path}/saved"]
         shown += ["--load_col={inter: [user_id, item_id, timestamp]}", *keys]
         done = subprocess.run(
-            [sys.executable, "-m", "recbole_llara.data.leaks", *shown], capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "recbole_llara", "leaks", *shown], capture_output=True, text=True, timeout=300
         )
         return done.returncode, done.stdout, done.stderr
 

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from recbole_llara.llm.generation import answer_texts, decode_constrained, decode_generate, score_candidates
-from recbole_llara.llm.likelihood import answer_log_probs, candidate_log_probs
-from recbole_llara.llm.loading import causal_lm, input_embeddings
+from recbole_llara.llm.architecture import causal_lm, input_embeddings
+from recbole_llara.llm.generation import answer_texts, decode_constrained, decode_generate
+from recbole_llara.llm.likelihood import answer_log_probs, candidate_log_probs, score_candidates
 
 EOS = 1
 LENGTHS = [9, 21, 5, 14, 12]

@@ -1,5 +1,6 @@
 """Slots hold what they should: each kind its own vector, learned or frozen as said."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from llm_families import make_family
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llara.llm.item_tokens import ItemTokens, centred, shuffled
+from recbole_llara.llm.item_tokens import ItemTokens, Projector, centred, merge_item_embeddings, shuffled
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
 
 N, D, D_REC = 5, 8, 3
@@ -88,3 +89,93 @@ def test_centred_counts_no_padding_and_shuffled_keeps_it(table):
     dealt = shuffled(table, seed=3)
     assert torch.equal(dealt[0], table[0]) and not torch.equal(dealt, table)
     assert torch.equal(dealt.sort(0).values, table.sort(0).values) and torch.equal(dealt, shuffled(table, seed=3))
+
+
+def test_equals_a_plain_loop_and_leaves_its_input_alone():
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(3, 7, 5, generator=generator)
+    places = torch.randperm(21, generator=generator)[:8]
+    rows, columns = places // 7, places % 7
+    items = torch.randn(8, 5, generator=generator)
+    expected, before = embeds.clone(), embeds.clone()
+    for slot in range(8):
+        expected[rows[slot], columns[slot]] = items[slot]
+    assert torch.equal(merge_item_embeddings(embeds, rows, columns, items), expected)
+    assert torch.equal(embeds, before)
+
+
+def test_worked_example_of_the_docstring():
+    embeds = torch.tensor([[[float(10 * row + column)] for column in range(4)] for row in range(3)])
+    merged = merge_item_embeddings(
+        embeds, torch.tensor([0, 0, 2]), torch.tensor([1, 3, 2]), torch.tensor([[-1.0], [-2.0], [-3.0]])
+    )
+    assert merged.squeeze(2).tolist() == [[0, -1, 2, -2], [10, 11, 12, 13], [20, 21, -3, 23]]
+
+
+def test_gradient_reaches_the_items_though_the_prompt_is_frozen():
+    embeds = torch.randn(2, 3, 4)
+    items = torch.randn(1, 4, requires_grad=True)
+    merge_item_embeddings(embeds, torch.tensor([1]), torch.tensor([2]), items).square().sum().backward()
+    assert torch.allclose(items.grad, 2 * items.detach())
+
+
+def test_gradient_of_an_overwritten_place_is_zero():
+    embeds = torch.randn(1, 3, 4, requires_grad=True)
+    merge_item_embeddings(embeds, torch.tensor([0]), torch.tensor([1]), torch.zeros(1, 4)).sum().backward()
+    assert embeds.grad[0].tolist() == [[1.0] * 4, [0.0] * 4, [1.0] * 4]
+
+
+def test_takes_the_type_of_the_prompt_and_keeps_the_items_gradient_in_theirs():
+    items = torch.randn(1, 4, requires_grad=True)
+    merged = merge_item_embeddings(torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.tensor([0]), torch.tensor([0]), items)
+    merged.float().sum().backward()
+    assert merged.dtype == torch.bfloat16
+    assert items.grad.dtype == torch.float32
+
+
+def test_no_slots_change_nothing():
+    embeds = torch.randn(2, 3, 4)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert torch.equal(merge_item_embeddings(embeds, none, none, torch.zeros(0, 4)), embeds)
+
+
+def test_says_both_counts():
+    with pytest.raises(ValueError, match="2 item slots but 3 item embeddings"):
+        merge_item_embeddings(torch.zeros(1, 4, 2), torch.zeros(2).long(), torch.arange(2), torch.zeros(3, 2))
+
+
+def test_says_both_widths():
+    with pytest.raises(ValueError, match="3 wide.* 2"):
+        merge_item_embeddings(torch.zeros(1, 4, 2), torch.zeros(1).long(), torch.arange(1), torch.zeros(1, 3))
+
+
+def test_equals_the_formula_of_the_paper():
+    torch.manual_seed(0)
+    projector = Projector(rec_dim=3, llm_dim=4)
+    projector.requires_grad_(False)
+    item = torch.randn(3)
+    hidden = [
+        sum(float(weight) * float(value) for weight, value in zip(row, item, strict=True)) + float(bias)
+        for row, bias in zip(projector.linear_1.weight, projector.linear_1.bias, strict=True)
+    ]
+    active = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in hidden]
+    expected = [
+        sum(float(weight) * value for weight, value in zip(row, active, strict=True)) + float(bias)
+        for row, bias in zip(projector.linear_2.weight, projector.linear_2.bias, strict=True)
+    ]
+    assert torch.allclose(projector(item), torch.tensor(expected), atol=1e-6)
+
+
+def test_has_two_layers_of_the_widths_of_the_paper():
+    shapes = {name: tuple(parameter.shape) for name, parameter in Projector(rec_dim=64, llm_dim=128).named_parameters()}
+    assert shapes == {
+        "linear_1.weight": (128, 64),
+        "linear_1.bias": (128,),
+        "linear_2.weight": (128, 128),
+        "linear_2.bias": (128,),
+    }
+
+
+def test_reads_items_of_another_type():
+    projector = Projector(rec_dim=3, llm_dim=4).to(torch.bfloat16)
+    assert projector(torch.randn(5, 3)).dtype == torch.bfloat16

@@ -1,3 +1,5 @@
+"""Frozen weights in few bits: trained over, saved and loaded as others are."""
+
 import json
 import re
 from pathlib import Path
@@ -8,18 +10,17 @@ from torch import nn
 from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM, MambaConfig, MptConfig
 from transformers.pytorch_utils import Conv1D
 
-from recbole_llara.llm import precision
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.llm import loading
+from recbole_llara.llm.adapters import block_linears, tune
+from recbole_llara.llm.architecture import causal_lm, hidden_states, input_embeddings
 from recbole_llara.llm.loading import (
-    block_linears,
-    causal_lm,
+    TINY_LLAMA_DIR,
     context_length,
-    hidden_states,
-    input_embeddings,
+    evaluation_dtype,
     load_llm,
-    tune,
+    resolve_compute_dtype,
+    weight_dtype,
 )
-from recbole_llara.llm.precision import evaluation_dtype, resolve_compute_dtype, weight_dtype
 from recbole_llara.utils.errors import UserError
 
 TITLES = ["The Matrix", "Alien", "M", "Léon: The Professional", "千と千尋の神隠し"]
@@ -193,11 +194,11 @@ def test_the_context_is_what_the_config_says_by_whatever_name(make_llm):
 
 
 def test_auto_computes_in_bfloat16_where_the_cpu_multiplies_it(monkeypatch):
-    monkeypatch.setattr(precision.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(loading.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert resolve_compute_dtype("auto", "cpu") == torch.bfloat16
-    monkeypatch.setattr(precision.torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": False})
+    monkeypatch.setattr(loading.torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": False})
     assert resolve_compute_dtype("auto", "cpu") == torch.float32
-    monkeypatch.delattr(precision.torch.cpu, "get_capabilities")
+    monkeypatch.delattr(loading.torch.cpu, "get_capabilities")
     assert resolve_compute_dtype("auto", "cpu") == torch.float32
 
 
@@ -225,3 +226,35 @@ def test_answers_are_computed_in_the_weights_type_or_a_coarser_one():
     assert evaluation_dtype("bfloat16", torch.float32) == torch.bfloat16
     with pytest.raises(UserError, match="eval_dtype: found float32, but the LLM's weights are held in bfloat16"):
         evaluation_dtype("float32", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("bits", "most"), [("8bit", 0.45), ("4bit", 0.35)])
+def test_trains_and_answers_over_weights_held_in_few_bits(keys, make_trainer, bits, most):
+    pytest.importorskip("bitsandbytes")
+    # On CPUs bitsandbytes wants widths of 64, and takes its time.
+    keys = {**keys, "llm_path": "tiny", "llm_tuning": "lora", "max_train_rows": 16, "max_eval_rows": 4}
+    trainer, data = make_trainer({**keys, "llm_quantization": bits})
+    whole, _ = make_trainer(keys)
+    sizes = [
+        sum(p.numel() * p.element_size() for name, p in t.model.llm.named_parameters() if "proj" in name and "lora" not in name)
+        for t in (trainer, whole)
+    ]
+    assert 0 < sizes[0] < most * sizes[1]
+    trainer.fit(data.train_data, data.valid_data, show_progress=False)
+    adapters = [p for name, p in trainer.model.llm.named_parameters() if "lora_B" in name]
+    assert adapters and all(p.abs().max() > 0 for p in adapters)
+    found = trainer.evaluate(data.test_data)
+    again, data = make_trainer({**keys, "llm_quantization": bits})
+    assert again.evaluate(data.test_data, model_file=trainer.saved_model_file) == found
+    scores = trainer.last_cases.scores
+    assert torch.isfinite(scores).all() and scores.std() > 0
+    with pytest.raises(UserError, match="llm_quantization"):
+        whole.load_checkpoint(trainer.saved_model_file)
+
+
+def test_says_what_to_change(keys, make_trainer, monkeypatch):
+    with pytest.raises(UserError, match="llm_quantization: found 4bit with llm_tuning full"):
+        make_trainer({**keys, "llm_quantization": "4bit", "llm_tuning": "full"})
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="bitsandbytes is not installed"):
+        make_trainer({**keys, "llm_quantization": "8bit"})

@@ -6,10 +6,10 @@ import pytest
 import torch
 from llm_families import FAMILIES, ONE_BY_ONE, REFUSED, TREE, WINDOW, make_family
 
-from recbole_llara.llm.answer_loss import answer_pass
-from recbole_llara.llm.likelihood import answer_log_probs, candidate_log_probs, trie_log_probs
-from recbole_llara.llm.loading import causal_lm, input_embeddings, tune
-from recbole_llara.llm.probe import probe_llm
+from recbole_llara.llm.adapters import tune
+from recbole_llara.llm.architecture import causal_lm, input_embeddings
+from recbole_llara.llm.likelihood import answer_log_probs, answer_pass, candidate_log_probs, trie_log_probs
+from recbole_llara.llm.probe import Probe
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import PromptTemplate
@@ -30,7 +30,7 @@ def probed(llm, encoder, generates=False):
     """The reader that is chosen for an LLM."""
     prompt, answer_ids = encoder.longest_prompt(L, C)
     assert prompt.input_ids.shape[1] > 3 * WINDOW
-    return probe_llm(llm, "./llm", prompt, answer_ids, encoder.tokenizer.eos_token_id, encoder.pad_id, generates)
+    return Probe(llm, "./llm", prompt, answer_ids, encoder.tokenizer.eos_token_id, encoder.pad_id).run(generates)
 
 
 def a_batch(encoder):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recbole_llara.llm.pooling import masked_mean
+from recbole_llara.llm.likelihood import masked_mean
 from recbole_llara.model.losses import in_batch_contrast
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from recbole_llara.model.base import TrainingRows
+from recbole_llara.model.losses import TrainingRows
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import CANDIDATES, HISTORY
 from recbole_llara.quick_start import run_recbole_llara

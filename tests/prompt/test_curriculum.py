@@ -26,6 +26,8 @@ def stages():
             curriculum=curriculum,
             max_title_tokens=64,
             eval_template="first",
+            answer_loss="token",
+            prompt_file=None,
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,

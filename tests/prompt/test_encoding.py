@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from recbole_llara.llm.answer_loss import answer_loss
-from recbole_llara.llm.hybrid import merge_item_embeddings
+from recbole_llara.llm.item_tokens import merge_item_embeddings
+from recbole_llara.llm.likelihood import answer_loss
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part
-from recbole_llara.prompt.room import PromptRoom
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
 
 SLOT = "[ItemEmb]"
@@ -135,8 +135,8 @@ def test_titles_are_cut_in_prompt_and_answer_alike(tokenizer):
 def test_a_prompt_longer_than_the_llm_holds_is_refused(tokenizer, encoder):
     many = CANDIDATE_ITEMS.repeat(1, 10)
     every = (HISTORY_ITEMS, many, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64))
-    room = PromptRoom(encoder.encode(*every).input_ids.shape[1] - 1, history=1, candidates=1)  # of shorter lists than come
-    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), room=room, representations=[every[3]])
+    budget = ContextBudget(encoder.encode(*every).input_ids.shape[1] - 1, history=1, candidates=1)  # of shorter lists than come
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), budget=budget, representations=[every[3]])
     with pytest.raises(UserError, match="max_title_tokens"):
         encoder.encode(*every)
 
@@ -246,7 +246,7 @@ def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture)
 
 
 def test_titles_are_tokenised_some_at_a_time_with_the_same_tokens(tokenizer, encoder, monkeypatch):
-    monkeypatch.setattr("recbole_llara.prompt.catalogue.TOKENISED_AT_ONCE", 4)
+    monkeypatch.setattr("recbole_llara.prompt.titles.TOKENISED_AT_ONCE", 4)
     by_four = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4))
     assert by_four.titles == encoder.titles
     for name in ("numerical", "hybrid"):

@@ -4,7 +4,7 @@ import pytest
 from toy_run import keys, make_trainer, save_llm  # noqa: F401
 
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.serving import load
+from recbole_llara.serving.loaded import load
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.serving.export import export, main
+from recbole_llara.serving.command import export_main as main
+from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
 
 

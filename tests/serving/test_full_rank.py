@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.serving import load
 from recbole_llara.serving.full_rank import FullRanks, full_rank_result, rank_test_rows
+from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
 

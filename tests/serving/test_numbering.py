@@ -14,8 +14,8 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.serving import load
 from recbole_llara.serving.export import export
+from recbole_llara.serving.loaded import load
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from recbole_llara.serving.__main__ import main
+from recbole_llara.serving.command import recommend_main as main
 from recbole_llara.serving.stream import BATCHES_AT_ONCE, answer_lines
 
 

@@ -3,9 +3,9 @@
 import pytest
 from transformers import AutoTokenizer
 
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
-from recbole_llara.tiny_llama.catalogue import read_catalogue
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.tiny_llama.tasks import TaskMaker
+from recbole_llara.tiny_llama.texts import read_catalogue
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recbole_llara.llm.llm_path import TINY_LLAMA_DIR
+from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.encoding import IGNORED_LABEL
-from recbole_llara.tiny_llama.guidance import FIT_LAYERS, Decoder, Guidance, answer_attention
 from recbole_llara.tiny_llama.pretrain import Pretraining
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
-from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.recipe import Phase, Recipe, Stage, foundation_stage, opener_stage, selection_stage
+from recbole_llara.tiny_llama.teaching import FIT_LAYERS, Decoder, Guidance, answer_attention
 
 SELECTION = Stage(
     candidate_max=5,

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
-from recbole_llara.tiny_llama.stage import Stage
+from recbole_llara.tiny_llama.recipe import Stage
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM
-from recbole_llara.tiny_llama.titles import OPENERS, TITLES_PER_THEME, make_titles
-from recbole_llara.tiny_llama.tokenizer import train_tokenizer
+from recbole_llara.tiny_llama.texts import OPENERS, TITLES_PER_THEME, make_titles, train_tokenizer
 
 HARD = Stage(
     candidate_max=20, short_share=0.3, lookup_share=0.3, reader_share=0.3, vector_share=0.5, closeness=0.5, history_max=10

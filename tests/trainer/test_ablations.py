@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recbole_llara.experiments.study.definition import load_study
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.prompt.representation import Part
 
 ABLATIONS = [
@@ -56,5 +56,5 @@ def test_both_systems_over_every_recommender(keys, make_trainer, model, rec_mode
     trainer, data = make_trainer({**keys, "rec_model": rec_model, "max_train_rows": 16, "max_eval_rows": 4}, model)
     table = trainer.model.recommender.item_embeddings.clone()
     trainer.fit(data.train_data, data.valid_data)
-    assert trainer.model.facts()["rec_model"] == rec_model and table.shape[1] == 64
+    assert trainer.model.result_fields()["rec_model"] == rec_model and table.shape[1] == 64
     assert torch.equal(table, trainer.model.recommender.item_embeddings)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_llara.llm.loading import causal_lm, decoder_blocks
+from recbole_llara.llm.architecture import causal_lm, decoder_blocks
 
 
 @pytest.mark.parametrize("decoding", ["score", "constrained", "generate"])

@@ -11,7 +11,7 @@ from transformers import LlamaTokenizer
 
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.trainer.schedule import learning_rate_factor
+from recbole_llara.trainer.trainer import learning_rate_factor
 from recbole_llara.utils.errors import UserError
 
 TITLES = [f" Title {item} é" for item in range(60)]

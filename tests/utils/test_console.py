@@ -55,7 +55,7 @@ def test_a_converter_reports_a_dataset_of_any_name(console, tmp_path):
     (tmp_path / "item.csv").write_text(f"item_id,title\n1,{TEXT}\n", encoding="utf-8")
     files = [f"--inter={tmp_path / 'inter.csv'}", f"--item={tmp_path / 'item.csv'}", f"--out={tmp_path / 'out'}"]
     name = "店"
-    ended = run(console, "dataset_atomic/convert.py", "generic", *files, f"--dataset={name}")
+    ended = run(console, "-m", "recbole_llara", "convert", "generic", *files, f"--dataset={name}")
     assert ended.returncode == 0, ended.stderr
     assert b"1 interactions" in ended.stdout
     assert (tmp_path / "out" / name / f"{name}.item").read_text(encoding="utf-8").splitlines()[1] == f"1\t{TEXT}"

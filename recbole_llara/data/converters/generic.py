@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,6 @@ from recbole_llara.utils.errors import UserError, nearest
 CHUNK = 200_000  # rows read at a time
 NEEDED = {"inter": ("user_id", "item_id", "timestamp"), "item": ("item_id", "title")}
 OPTIONAL = {"inter": ("rating",), "item": ("release_year", "class")}
-QUOTINGS = ("csv", "none")  # cells may stand in quotes, or a quote is a character like any other
 TYPES = {"rating": "float", "timestamp": "float", "title": "token_seq", "class": "token_seq"}
 
 
@@ -37,6 +37,14 @@ def parse_columns(text: str | None) -> dict[str, str]:
             )
         columns[ours] = theirs
     return columns
+
+
+def from_options(options: Namespace) -> tuple[str, Tables]:
+    """The dataset's name and tables; see ``converters.CONVERTERS``."""
+    if options.inter is None or options.item is None:
+        raise UserError("generic: expected --inter FILE and --item FILE")
+    name = options.dataset or Path(options.inter.name.removesuffix(".gz")).stem
+    return name, convert(options.inter, options.item, parse_columns(options.columns), options.quoting)
 
 
 def convert(inter: Path, item: Path, columns: Mapping[str, str], quoting: str | None = None) -> Tables:

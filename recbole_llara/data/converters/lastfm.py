@@ -6,11 +6,13 @@ the first row of one of their pairs, within equal dates by their number.
 """
 
 import hashlib
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from recbole_llara.data.converters import raw_folder
 from recbole_llara.data.converters.tables import Malformed, RawFile, Tables
 
 LEAST = 4  # users of an artist, and artists of a user
@@ -29,6 +31,11 @@ WARNING = (
 
 Pair = tuple[int, int]
 Date = tuple[int, int, int]
+
+
+def from_options(options: Namespace) -> tuple[str, Tables]:
+    """The dataset's name and tables; see ``converters.CONVERTERS``."""
+    return options.name, convert(*raw_folder(options))
 
 
 def convert(name: str, raw: Path, max_malformed: float) -> Tables:

@@ -2,10 +2,12 @@
 
 import csv
 import re
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recbole_llara.data.converters import raw_folder
 from recbole_llara.data.converters.tables import Malformed, RawFile, Tables
 
 # The names that RecBole's own copy of ml-100k has, so that one properties/dataset file serves both.
@@ -77,6 +79,11 @@ FORMATS = {
     "ml-1m": Format("ratings.dat", "movies.dat", 0, "latin-1", lambda line: line.split("::"), _movie),
     "ml-latest": Format("ratings.csv", "movies.csv", 1, "utf-8", _csv_fields, _movie),
 }
+
+
+def from_options(options: Namespace) -> tuple[str, Tables]:
+    """The dataset's name and tables; see ``converters.CONVERTERS``."""
+    return options.name, convert(*raw_folder(options))
 
 
 def convert(name: str, raw: Path, max_malformed: float) -> Tables:

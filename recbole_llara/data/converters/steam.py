@@ -6,6 +6,7 @@ kept columns are held, as numbers.
 
 import ast
 import re
+from argparse import Namespace
 from array import array
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_llara.data.converters import raw_folder
 from recbole_llara.data.converters.tables import Malformed, RawFile, Tables
 
 LEAST_REVIEWS = 20
@@ -32,6 +34,11 @@ def _field(key: str) -> re.Pattern[str]:
 
 
 USER, GAME, DATE = _field("username"), _field("product_id"), _field("date")
+
+
+def from_options(options: Namespace) -> tuple[str, Tables]:
+    """The dataset's name and tables; see ``converters.CONVERTERS``."""
+    return options.name, convert(*raw_folder(options), seed=options.seed)
 
 
 def convert(name: str, raw: Path, max_malformed: float, seed: int = 2020, share: float = SHARE) -> Tables:

@@ -2,10 +2,7 @@
 
 import codecs
 import gzip
-import os
-import shutil
 import sys
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -15,6 +12,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text_files import BYTE_ORDER_MARK, with_mark
 
@@ -157,20 +155,18 @@ def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False)
     folder = out / name
     if folder.exists() and not overwrite:
         raise UserError(f"out: {folder} is there already; choose another folder, or give --overwrite")
-    temporary = out / f".{name}.{uuid.uuid4().hex}"
-    temporary.mkdir(parents=True)
-    try:
-        users, items = set(), set()
-        count = 0
+    users, items = set(), set()
+    count = 0
 
-        def watched(rows: Iterable[Sequence[object]], item: int) -> Iterator[Sequence[object]]:
-            nonlocal count
-            for row in rows:
-                users.add(row[0])
-                items.add(row[item])
-                count += 1
-                yield row
+    def watched(rows: Iterable[Sequence[object]], item: int) -> Iterator[Sequence[object]]:
+        nonlocal count
+        for row in rows:
+            users.add(row[0])
+            items.add(row[item])
+            count += 1
+            yield row
 
+    def fill(temporary: Path) -> None:
         for split, rows in tables.windows.items():
             _write(temporary / f"{name}.{split}.inter", tables.interaction_columns, watched(rows, 2))
         if not tables.windows:
@@ -178,13 +174,8 @@ def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False)
         if not count:
             raise UserError("raw: no interaction is left, expected at least one")
         _write(temporary / f"{name}.item", tables.item_columns, tables.items)
-        old = out / f".{name}.old.{uuid.uuid4().hex}"
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    write_folder(folder, fill)
     return {"sequences": len(users), "items": len(items), "interactions": count}
 
 
@@ -204,8 +195,6 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]])
                 file.write(line + "\n")
             except UnicodeEncodeError:
                 raise UserError(f"raw: found half of a surrogate pair, which is no character, in the row {line!r}") from None
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def one_line(cell: object) -> str:

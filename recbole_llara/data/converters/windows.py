@@ -5,15 +5,27 @@ that begins so), ``len_seq`` (how many of them count) and ``next``; titles in ``
 user, so each is a user of its own: a negative may be anything outside the row.
 """
 
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from recbole_llara.data.converters import SPLITS
 from recbole_llara.data.converters.tables import Malformed, RawFile, Tables
 from recbole_llara.utils.errors import UserError
 
-SPLITS = ("train", "valid", "test")
 INTERACTION_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 ITEM_COLUMNS = ("item_id:token", "title:token_seq")
+
+
+def from_options(options: Namespace) -> tuple[str, Tables]:
+    """The dataset's name and tables; see ``converters.CONVERTERS``."""
+    files = {split: getattr(options, split) for split in SPLITS}
+    needed = {**files, "item": options.item, "dataset": options.dataset}
+    if missing := [f"--{key}" for key, value in needed.items() if value is None]:
+        raise UserError(
+            f"windows: found no {', '.join(missing)}, expected --train, --valid, --test, --item FILE and --dataset NAME"
+        )
+    return options.dataset, convert(files, options.item, options.max_malformed)
 
 
 def convert(files: Mapping[str, Path], item: Path, max_malformed: float) -> Tables:

@@ -50,19 +50,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         self.names = [
             str(item) if representation.answer is Part.INDEX else title for item, title in enumerate(catalogue.titles)
         ]
-        self.templates = load_templates(catalogue.domain, config["candidate_num"])
-        self.client = ChatClient(
-            settings.api_base,
-            settings.api_model,
-            settings.api_key_env,
-            AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"),
-            settings.api_options,
-            settings.api_concurrency,
-            settings.api_timeout,
-            settings.api_max_retries,
-            settings.api_max_requests,
-            settings.api_max_failures,
-        )
+        self.templates = load_templates(catalogue.domain, config["candidate_num"], settings.prompt_file)
+        self.client = ChatClient(settings, AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"))
         self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
 
     @classmethod
@@ -76,6 +65,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
                 f"representation: found {settings.representation}, expected one of {', '.join(worded)}: a chat model behind an API "
                 "reads words, no vectors; for those choose LLaRA or RSLLM"
             )
+        load_templates(config["domain"], config["candidate_num"], settings.prompt_file)
         epochs = TrainingSettings.from_config(config).epochs
         if epochs:
             raise UserError(f"epochs: found {epochs}, expected 0: ChatLLM is not trained")
@@ -120,8 +110,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         """Zero: there is nothing to train."""
         return self.unused.sum()
 
-    def facts(self) -> dict[str, Any]:
-        """What ``result.json`` tells of this model; see ``TellsFacts``."""
+    def result_fields(self) -> dict[str, Any]:
+        """What ``result.json`` tells of this model; see ``HasResultFields``."""
         settings = self.settings
         chat: dict[str, Any] = {"api_base": self.client.api_base}
         for name in ("paid", "cached"):

@@ -1,6 +1,6 @@
 """Questions to an OpenAI-compatible chat endpoint: side by side, retried, and never paid for twice. RecBole-free.
 
-A prompt that gets no answer does not stop the others: its answer says why (``ChatAnswer.fault``), and ``chat_faults`` says when
+A prompt that gets no answer does not stop the others: its answer says why (``ChatAnswer.fault``), and ``faults`` says when
 that is no prompt's fault and the run had better end.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from recbole_llara.config.secrets import MASK, masked_urls, secrets_of, without_secrets
+from recbole_llara.config.settings import ChatSettings
 from recbole_llara.model.chat.faults import CONFIGURATION, Fault, fault_of
 from recbole_llara.model.chat.wrapping import without_reasoning
 from recbole_llara.utils.errors import RunError, UserError
@@ -113,12 +114,7 @@ class AnswerCache:
 
 @dataclass
 class Spent:
-    """Requests and what they took.
-
-    Args:
-        requests: (int) of them.
-        prompt_tokens, completion_tokens: (int, tokens) as the endpoint counts them.
-    """
+    """Requests and the tokens they took, as the endpoint counts them."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -140,17 +136,8 @@ class ChatClient:
     """A chat endpoint with a cache.
 
     Args:
-        api_base: the endpoint, such as https://api.openai.com/v1; a query, such as ?api-version=1, is sent with every request.
-        api_model: the model's name there.
-        api_key_env: the environment variable that holds the key; "" = the endpoint wants none.
+        settings: the ``api_`` keys; a query in ``api_base``, such as ?api-version=1, is sent with every request.
         cache: of answers.
-        options: further fields of every request, such as temperature and max_tokens.
-        concurrency: (int, requests) at most so many at a time.
-        timeout: (float, seconds) of one try.
-        max_retries: (int) tries after the first, on 429, 5xx, timeouts and cut connections, ever longer apart.
-        max_requests: (int) requests that this client may make; 0 = any number.
-        max_failures: (int) prompts in a row without an answer, by which the run ends: at any time where the endpoint failed,
-            before the first answer where it refused.
 
     Attributes:
         api_base: without passwords and keys; this, not the real one, is told and hashed.
@@ -160,37 +147,24 @@ class ChatClient:
         UserError: the package openai or the key is missing.
     """
 
-    def __init__(
-        self,
-        api_base: str,
-        api_model: str,
-        api_key_env: str,
-        cache: AnswerCache,
-        options: Mapping[str, Any],
-        concurrency: int,
-        timeout: float,
-        max_retries: int,
-        max_requests: int,
-        max_failures: int,
-    ) -> None:
-        check_access(api_key_env)
+    def __init__(self, settings: ChatSettings, cache: AnswerCache) -> None:
+        check_access(settings.api_key_env)
         import openai
 
         for name in TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        key = os.environ[api_key_env] if api_key_env else ""
-        url = urlsplit(api_base)
+        key = os.environ[settings.api_key_env] if settings.api_key_env else ""
+        url = urlsplit(settings.api_base)
         self._client = openai.OpenAI(
             base_url=urlunsplit(url._replace(query="", fragment="")),
             default_query=dict(parse_qsl(url.query)),
             api_key=key or "none",
-            timeout=timeout,
-            max_retries=max_retries,
+            timeout=settings.api_timeout,
+            max_retries=settings.api_max_retries,
         )
-        self._secrets = _secrets(key, api_base, options)
-        self.api_base, self.api_model, self.options = masked_urls(api_base), api_model, dict(options)
-        self.cache, self.concurrency, self.max_requests = cache, concurrency, max_requests
-        self.max_failures = max_failures
+        self._secrets = _secrets(key, settings.api_base, settings.api_options)
+        self.api_base, self.api_model, self.options = masked_urls(settings.api_base), settings.api_model, settings.api_options
+        self.settings, self.cache = settings, cache
         self.paid, self.cached = Spent(), Spent()
         self._lock = threading.Lock()
         self._has_answered, self._failures, self._last_failure = False, 0, None
@@ -220,7 +194,7 @@ class ChatClient:
                 self.cached.requests += 1
                 self.cached.add(answer)
         missing = [digest for digest, answer in answers.items() if answer is None]
-        executor = ThreadPoolExecutor(max_workers=self.concurrency)
+        executor = ThreadPoolExecutor(max_workers=self.settings.api_concurrency)
         try:
             futures = {digest: executor.submit(self._request, digest, different[digest]) for digest in missing}
             done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
@@ -241,9 +215,9 @@ class ChatClient:
         with self._lock:
             if self._end is not None:  # which the others learn of before they are cancelled
                 raise UserError(self._end)
-            if self.max_requests and self.paid.requests >= self.max_requests:
+            if self.settings.api_max_requests and self.paid.requests >= self.settings.api_max_requests:
                 raise UserError(
-                    f"api_max_requests: {self.max_requests} requests were made and rows are left; their answers are kept in "
+                    f"api_max_requests: {self.paid.requests} requests were made and rows are left; their answers are kept in "
                     f"{self.cache.path}. Raise it, or set it to 0, and run again to go on."
                 )
             self.paid.requests += 1
@@ -311,7 +285,7 @@ class ChatClient:
             self._last_failure = same
             if fault.whose == CONFIGURATION:
                 self._end = f"{fault.message}. {kept}"
-            elif self._failures >= self.max_failures and (fault.whose == "failed" or not self._has_answered):
+            elif self._failures >= self.settings.api_max_failures and (fault.whose == "failed" or not self._has_answered):
                 self._end = f"{fault.message}, for {self._failures} prompts one after another (api_max_failures). {kept}"
             if self._end is not None:
                 raise UserError(self._end)
@@ -321,10 +295,9 @@ class ChatClient:
 
     def _tell_empty(self, answer: ChatAnswer) -> None:
         """Warn of an answer that was paid for and says nothing."""
+        invalid = "which counts as an invalid"
         if answer.fault is not None:
-            self._tell(
-                "refused", f"{self.api_model} refuses a prompt ({answer.text[:200]!r}), which counts as an invalid answer"
-            )
+            self._tell("refused", f"{self.api_model} refuses a prompt ({answer.text[:200]!r}), {invalid} answer")
         elif answer.finish_reason == "length":
             self._tell(
                 "cut",
@@ -332,9 +305,9 @@ class ChatClient:
                 "that think aloud: raise max_tokens, or switch the thinking off",
             )
         elif answer.finish_reason == "content_filter":
-            self._tell("filtered", f"the filter of {self.api_base} took away an answer, which counts as an invalid one")
+            self._tell("filtered", f"the filter of {self.api_base} took away an answer, {invalid} one")
         else:
-            self._tell("empty", f"{self.api_model} gave an empty answer, which counts as an invalid one")
+            self._tell("empty", f"{self.api_model} gave an empty answer, {invalid} one")
 
     def _tell(self, what: str, message: str) -> None:
         """Warn once of each thing; ``answers`` in ``result.json`` counts them."""

@@ -80,25 +80,21 @@ def fault_of(
             return Fault("refused", status, f"api_model or chat_instruction: {answers}")
         option = next((name for name in options if re.search(rf"['\"`]{re.escape(name)}['\"`]", _text_of(error))), "")
     if option:
-        return Fault(
-            CONFIGURATION,
-            status,
-            f"api_options: {option} is not what {api_base} takes for model {api_model} ({error.message}); change it, give it the name "
-            "that the message asks for, or leave it out",
+        message = (
+            f"api_options: {option} is not what {api_base} takes for model {api_model} ({error.message}); change it, give it the "
+            "name that the message asks for, or leave it out"
         )
-    if _MODEL.search(said):
-        return Fault(CONFIGURATION, status, f"api_model: {answers}; expected the name of a model of this endpoint")
-    if status == 404:
-        return Fault(
-            CONFIGURATION,
-            status,
-            f"api_base: {answers}; expected its address up to /v1 or the like, and an api_model that it has",
-        )
-    if status == 405:
-        return Fault(CONFIGURATION, status, f"api_base: {answers}; expected an endpoint of chat completions")
-    if status == 403:
-        return Fault(CONFIGURATION, status, key)
-    return Fault("refused", status, f"api_base, api_model or api_options: {answers}")
+    elif _MODEL.search(said):
+        message = f"api_model: {answers}; expected the name of a model of this endpoint"
+    elif status == 404:
+        message = f"api_base: {answers}; expected its address up to /v1 or the like, and an api_model that it has"
+    elif status == 405:
+        message = f"api_base: {answers}; expected an endpoint of chat completions"
+    elif status == 403:
+        message = key
+    else:
+        return Fault("refused", status, f"api_base, api_model or api_options: {answers}")
+    return Fault(CONFIGURATION, status, message)
 
 
 def _text_of(error: "openai.APIStatusError") -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from recbole_llara.llm.llm_path import resolve_llm_path
+from recbole_llara.llm.loading import resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
 # For models that were never taught to chat: the messages as they are.

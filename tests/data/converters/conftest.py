@@ -2,13 +2,14 @@
 
 import pytest
 
+from recbole_llara.data.command import build_convert_parser
 from recbole_llara.data.converters import convert
 
 
 @pytest.fixture
 def run():
     """Runs the command line; the report, or the error it raises."""
-    return lambda *words: convert([str(word) for word in words])
+    return lambda *words: convert(build_convert_parser().parse_args([str(word) for word in words]))
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+"""What pays only for a small LLM on a CPU, as the embedded one: attention as two batched matrix products.
+
+In bf16 this is faster than the fused kernel at prompt lengths. The scores [B, heads, T, T] are held in memory; GPUs keep SDPA.
+The switches of the process (denormal numbers, allocator) are ``utils.compat.prepare_cpu``: stock recommenders need them too.
+"""
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+BMM_ATTENTION = "recbole_llara_bmm"
+
+
+def bmm_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Softmax attention in the signature of transformers' attention functions.
+
+    Args:
+        query: [B, H, T, d].
+        key, value: [B, H, S, d].
+        attention_mask: [B, 1, T, S], True = may look or an additive mask; None = causal.
+
+    Returns:
+        [B, T, H, d], and None for the weights.
+
+    Raises:
+        ValueError: dropout or grouped key-value heads are asked for.
+    """
+    batch, heads, length, _width = query.shape
+    if dropout or key.shape[1] != heads:
+        raise ValueError(f"bmm attention: dropout {dropout}, {heads} query and {key.shape[1]} key heads; expected 0 and equal")
+    source = key.shape[2]
+    if attention_mask is None:
+        mask = torch.full((length, source), -torch.inf, dtype=query.dtype, device=query.device)
+        mask = mask.triu(source - length + 1).expand(batch * heads, length, source)
+    else:
+        if attention_mask.dtype == torch.bool:
+            # Half the least number: added to a score it must stay finite, or a padded row would be NaN.
+            attention_mask = torch.where(attention_mask, 0.0, torch.finfo(query.dtype).min / 2)
+        mask = attention_mask.to(query.dtype).expand(batch, heads, length, source).flatten(0, 1)
+    scores = torch.baddbmm(mask, query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scaling)
+    # The kernel itself: torch.softmax would be lifted to fp32 under autocast, twice the bytes for no gain here.
+    weights = torch._softmax(scores, -1, False)
+    output = torch.bmm(weights, value.flatten(0, 1)).unflatten(0, (batch, heads))
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(BMM_ATTENTION, bmm_attention)
+AttentionMaskInterface.register(BMM_ATTENTION, sdpa_mask)
+
+
+def training_attention(model: PreTrainedModel, dtype: torch.dtype, device: str | torch.device) -> str:
+    """The attention that a causal LM trains fastest with: ours for Llamas in bf16 on a CPU, else what it was loaded with."""
+    config = model.config
+    plain = (
+        config.model_type == "llama"
+        and config.num_attention_heads == config.num_key_value_heads
+        and not config.attention_dropout
+    )
+    if plain and torch.device(device).type == "cpu" and dtype == torch.bfloat16:
+        return BMM_ATTENTION
+    return config._attn_implementation
