@@ -31,9 +31,10 @@ from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.process_setup import own_environment
+from recbole_llara.utils.random_state import own_random_state
 
 Name = str | int
 
@@ -211,6 +212,7 @@ class LoadedRun:
         return [(first, min(count, first + self.batch_size)) for first in range(0, count, self.batch_size)]
 
 
+@own_environment()
 def load(run: str | Path, **keys: Any) -> LoadedRun:
     """Load a finished run.
 
@@ -224,8 +226,6 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         UserError: the folder is no finished run's, asks for what the caller must give, its data is not there, or it cannot
             rank (a chat model, decoding aside).
     """
-    silence_harmless_warnings()
-    prepare_cpu()
     path = Path(run).expanduser()
     if model_of(path) == "ChatLLM":
         raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
@@ -242,13 +242,14 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     checkpoint = Path(
         config["checkpoint"] or path / ("checkpoint" if is_llm_recommender(request.model) else "checkpoint.safetensors")
     )
-    data = prepare_data(config, read_numbering(checkpoint, "run"))
-    model = build_model(config, data, train_stock)
-    if is_llm_recommender(request.model):
-        load_llm_recommender(model, checkpoint)
-    else:
-        load_recommender(model, checkpoint, request.model)
-    return loaded_run(config, data, model)
+    with own_random_state(config["seed"], config["reproducibility"]):
+        data = prepare_data(config, read_numbering(checkpoint, "run"))
+        model = build_model(config, data, train_stock)
+        if is_llm_recommender(request.model):
+            load_llm_recommender(model, checkpoint)
+        else:
+            load_recommender(model, checkpoint, request.model)
+        return loaded_run(config, data, model)
 
 
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:

@@ -28,7 +28,6 @@ from recbole_llara.experiments.search.sampling import propose, space_of
 from recbole_llara.experiments.search.trial import Trial
 from recbole_llara.experiments.study.progress import Progress
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.utils.compat import prepare_cpu
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import Diverged, Stopped, UserError
 
@@ -66,7 +65,6 @@ class SearchRun:
             UserError: a trial's keys cannot be used together.
             Stopped: by a signal; it says how to go on.
         """
-        prepare_cpu()
         progress = Progress(self.search.max_evals, "Search")
         try:
             while True:

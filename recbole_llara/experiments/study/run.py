@@ -32,7 +32,6 @@ from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import WEIGHTS, prepare_recommender
 from recbole_llara.recommender.vectors import vectors_sha256
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.compat import prepare_cpu
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.version import __version__
@@ -74,7 +73,6 @@ class StudyRun:
 
     def run(self) -> dict[Arm, Entry | Failure]:
         """Run every arm; Ctrl-C passes through, and what is finished is kept."""
-        prepare_cpu()  # before any recommender is trained
         self.check()
         arms = arms_of(self.study)
         for arm in arms if self.fresh else ():
