@@ -15,7 +15,7 @@ from recbole_llara.utils.digests import DIGITS, facts_digest
 from recbole_llara.utils.hashing import mix
 
 # What decides which rows are training rows.
-SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
+SPLIT_KEYS = ("split", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
 FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
 
@@ -106,16 +106,16 @@ STORED = (
     Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender.cache.check_seal", "made again"),
     Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.cache.check_seal", "made again"),
     Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.cache.check_seal", "made again"),
-    Stored("candidates/*.tsv", "name", "the file", "data.candidate_file.save_candidates", "refused"),
+    Stored("candidates/*.tsv", "name", "the file", "data.candidates.save_candidates", "refused"),
     Stored(
         "text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"
     ),
     Stored("text_features/*", "sha256", "the features", "recommender.text_encoder.cached_features", "made again"),
-    Stored("search/*", "name", "keys, parameters and data", "experiments.search.run.SearchRun", "looked for elsewhere"),
-    Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search.run.SearchRun", "refused"),
+    Stored("search/*", "name", "keys, parameters and data", "experiments.search_trials.SearchTrials", "looked for elsewhere"),
+    Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search_trials.SearchTrials", "refused"),
     Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat.client.AnswerCache", "looked for elsewhere"),
     Stored(
-        "studies/finished/*", "name", "all that a result depends on", "experiments.study.run.StudyRun", "looked for elsewhere"
+        "studies/finished/*", "name", "all that a result depends on", "experiments.study_runs.StudyRuns", "looked for elsewhere"
     ),
 )
 
@@ -156,7 +156,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTER_KEYS}
     return {
         "dataset": config["dataset"],
-        "split_protocol": protocol.split_protocol,
+        "split": protocol.split,
         "split_digest": facts_digest(split),
         "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
         "n_items": data.dataset.item_num,

@@ -64,6 +64,11 @@ class Recommender:
     seconds: float
     trained_on: str | None
 
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.path / WEIGHTS if self.path.is_dir() else self.path
+
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
         told = {"sha256": self.sha256, "path": str(self.path), "metrics": self.metrics}

@@ -11,7 +11,7 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.checkpoint.weights import HEADER_FACTS, HEADER_KEY, read_checkpoint
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.experiments.study.definition import load_study
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
