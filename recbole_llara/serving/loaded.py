@@ -33,6 +33,7 @@ from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
@@ -191,6 +192,7 @@ class LoadedRun:
             raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
 
 
+@own_environment()
 @kept_random_state()
 def load(run: str | Path, **keys: Any) -> LoadedRun:
     """Load a finished run. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
