@@ -18,12 +18,18 @@ from recbole.utils import FeatureType, ModelType
 
 from recbole_llara.config.protocol import READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
-from recbole_llara.data.candidate_file import CandidateRows, load_candidate_file, save_candidates
-from recbole_llara.data.candidates import CandidateSampler, OwnPast, Rows
-from recbole_llara.data.knowledge import SPLITS, Knowledge, repeat_message
+from recbole_llara.data.candidates import CandidateRows, CandidateSampler, OwnPast, load_candidate_file, save_candidates
 from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
+from recbole_llara.data.rows import (
+    SPLITS,
+    Knowledge,
+    Rows,
+    repeat_message,
+    rows_by_user_split,
+    sliding_windows,
+    split_users,
+)
 from recbole_llara.data.titles import Catalogue, load_catalogue
-from recbole_llara.data.windows import rows_by_user_split, sliding_windows, split_users
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
 
@@ -63,7 +69,7 @@ class CandidateDataset(CheckedFiles):
     @property
     def is_ready_made(self) -> bool:
         """Whether rows come from three files as they are."""
-        return self.protocol.split_protocol == READY_MADE
+        return self.protocol.split == READY_MADE
 
     def _remap(self, remap_list: list[tuple[Any, str, FeatureType]]) -> None:
         """Number the ids of some fields as RecBole does, then by ``numbering`` where it knows one of them."""
@@ -155,7 +161,7 @@ class CandidateDataset(CheckedFiles):
         Raises:
             UserError: a split is left without rows, or candidates cannot be drawn.
         """
-        splits = self._build_by_user() if self.protocol.split_protocol == "user_time" else super().build()
+        splits = self._build_by_user() if self.protocol.split == "user_time" else super().build()
         knowledge = self._knowledge([self.rows_of(split.inter_feat) for split in splits])
         self.knowledge = knowledge
         if self.is_ready_made:
@@ -220,7 +226,7 @@ class CandidateDataset(CheckedFiles):
         if len(inter_feat) == 0:
             raise UserError(
                 f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.knowledge.known['test'].keys)} different "
-                f"interactions are left by the filters, under split_protocol {protocol.split_protocol}, split_ratio "
+                f"interactions are left by the filters, under protocol {protocol.name}, split_ratio "
                 f"{list(protocol.split_ratio)}, min_train_history {protocol.min_train_history} and min_eval_history "
                 f"{protocol.min_eval_history}."
             )

@@ -54,14 +54,14 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     puts [PH] in their place: it is then trained directly, see ``lacks_easy_task``.
 
     Args:
-        prompt: ``representation``, ``stage_1_representation``, ``strategy`` and ``curriculum``.
+        prompt: the representations, ``strategy`` and ``curriculum``.
         optim: ``epochs``, ``stage_1_epochs`` and the learning rates.
         seed: of the draws.
 
     Raises:
         UserError: stage 1 would take all epochs.
     """
-    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
+    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[_easy_task(prompt)[1]]
     direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)
     strategy = "direct" if lacks_easy_task(prompt) else prompt.strategy
     if strategy == "direct" or optim.epochs == 0:
@@ -77,9 +77,15 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     return (first, replace(direct, epochs=optim.epochs - optim.stage_1_epochs))
 
 
+def _easy_task(prompt: PromptSettings) -> tuple[str, str]:
+    """The key that names the easy task of the strategy, and its value."""
+    key = "easy_representation" if prompt.strategy == "curriculum" else "stage_1_representation"
+    return key, getattr(prompt, key)
+
+
 def lacks_easy_task(prompt: PromptSettings) -> bool:
     """Whether the easy task of a strategy puts [PH] where the hard one has no behavioural token: both would be the same words."""
-    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
+    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[_easy_task(prompt)[1]]
     return prompt.strategy != "direct" and Part.PLACEHOLDER in easy.parts and not hard.has_item_embedding
 
 
@@ -94,10 +100,11 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
     prompt, optim = PromptSettings.from_config(config), OptimSettings.from_config(config)
     is_trained = optim.epochs > 0 and config["checkpoint"] is None
     if is_trained and "strategy" in config.external_config_dict and lacks_easy_task(prompt):
+        key, easy = _easy_task(prompt)
         raise UserError(
-            f"strategy: found {prompt.strategy} with representation {prompt.representation} and stage_1_representation "
-            f"{prompt.stage_1_representation}, whose [PH] stands for a behavioural token that {prompt.representation} has not; "
-            "expected a representation with one, such as hybrid, a stage_1_representation without [PH], such as text_id, or "
+            f"strategy: found {prompt.strategy} with representation {prompt.representation} and {key} "
+            f"{easy}, whose [PH] stands for a behavioural token that {prompt.representation} has not; "
+            f"expected a representation with one, such as hybrid, a {key} without [PH], such as text_id, or "
             "--strategy=direct"
         )
     return make_stages(prompt, optim, config["seed"])
