@@ -1,16 +1,33 @@
-"""Candidate sets: the target and C - 1 items that the split knows no interaction of the user with, in an order that says nothing.
+"""Candidate sets: drawn, frozen in files, and read from files of a user's own.
 
-Plain numpy on internal item ids 1..N-1 (0 = padding). Every number is `hashing.numbers` at (seed, purpose, epoch, row,
-counter): a row's set is the same in any batch, order or process, and the target neither seeds nor places anything.
-Only seen items are stored, as sorted keys; there is no rows x N matrix.
+A set is the target and C - 1 items that the split knows no interaction of the user with, in an order that says nothing.
+Every number of a draw is ``hashing.numbers`` at (seed, purpose, epoch, row, counter): a row's set is the same in any batch,
+order or process, and the target neither seeds nor places anything. Item ids are internal, 1..N-1 (0 = padding); no matrix of
+rows x N is built.
+
+A file of candidate sets is a TSV. The first line is the header, every other line a row of valid or test, all ids external:
+
+    user_id <TAB> item_id <TAB> candidate_1 <TAB> ... <TAB> candidate_C
+
+``item_id`` is the target, which stands among the candidates; the order of the candidates is kept. UTF-8, lines end in
+"\\n", nothing is quoted. Files joined by ``cat`` are such a file too: repeated headers are passed over. The SHA-256 that
+is logged and reported is that of these bytes, so ``sha256sum`` on the file tells whether two experiments shared their rows
+and candidates.
 """
 
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from recbole_llara.config.protocol import EXCLUDE_RULES
+from recbole_llara.config.settings import EXCLUDE_RULES
+from recbole_llara.data.atomic_files import readable
+from recbole_llara.data.rows import Rows, SeenItems
+from recbole_llara.utils.atomic import sole_writer, sweep, write_file
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys
 
@@ -25,60 +42,7 @@ _OWN_SLOTS = 2**41
 _OWN_ITEMS = 2**42
 _REFUSED = np.uint64(2**64 - 1)
 
-
-@dataclass(frozen=True)
-class SeenItems:
-    """Which user interacted with which item, as sorted keys user * N + item.
-
-    Attributes:
-        keys: [pairs] int64, ascending and distinct.
-        n_items: N, the padding item counted.
-    """
-
-    keys: np.ndarray
-    n_items: int
-
-    @classmethod
-    def from_interactions(cls, users: np.ndarray, items: np.ndarray, n_items: int) -> "SeenItems":
-        """Collect all interactions, [M] users and [M] items (internal ids), before or after any split."""
-        return cls(np.unique(users.astype(np.int64) * n_items + items), n_items)
-
-    def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each user interacted with each item; shapes broadcast. Fast where `users` come in order."""
-        wanted = users * self.n_items + items
-        place = np.searchsorted(self.keys, wanted.ravel()).reshape(wanted.shape)
-        np.minimum(place, len(self.keys) - 1, out=place)
-        return self.keys[place] == wanted
-
-    def pairs(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All items of `users` [B], as (position in `users`, item), both [pairs]."""
-        position, place = self.places(users)
-        return position, self.keys[place] % self.n_items
-
-    def places(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `pairs`, with the items' places in `keys` instead of the items."""
-        start = np.searchsorted(self.keys, users * self.n_items)
-        length = np.searchsorted(self.keys, (users + 1) * self.n_items) - start
-        position = np.repeat(np.arange(len(users)), length)
-        within = np.arange(len(position)) - np.repeat(np.cumsum(length) - length, length)
-        return position, start[position] + within
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one split, in internal ids.
-
-    Attributes:
-        users: [B] int64.
-        targets: [B] int64.
-        history: [B, L] int64, 0-padded on the right.
-        places: [B] int64, where the target stands among the interactions; None for ready-made rows, which have no such place.
-    """
-
-    users: np.ndarray
-    targets: np.ndarray
-    history: np.ndarray
-    places: np.ndarray | None
+_logger = logging.getLogger()
 
 
 @dataclass(frozen=True)
@@ -101,7 +65,6 @@ class CandidateSampler:
         seen: what the rows' split knows of all users.
         n_items: N; items 1..N-1 are drawn.
         candidate_num: C, the target included.
-        seed: of the draws.
         exclude: "user": negatives are items that `seen` lacks for the user; "window": items outside the row's history.
         own_past: where some negatives come from the user's own past; None = none do.
     """
@@ -119,12 +82,8 @@ class CandidateSampler:
             raise UserError(f"candidate_exclude is '{exclude}', expected one of {', '.join(EXCLUDE_RULES)}.")
         if candidate_num < 2:
             raise UserError(f"candidate_num is {candidate_num}, expected at least 2: the target and one other item.")
-        self.seen = seen
-        self.n_items = n_items
-        self.candidate_num = candidate_num
-        self.seed = seed
-        self.exclude = exclude
-        self.own_past = own_past
+        self.seen, self.n_items, self.candidate_num, self.seed = seen, n_items, candidate_num, seed
+        self.exclude, self.own_past = exclude, own_past
 
     def draw(
         self,
@@ -136,7 +95,7 @@ class CandidateSampler:
         history: np.ndarray | None = None,
         places: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The candidate sets of some rows.
+        """The candidate sets [B, C] of some rows.
 
         Negatives are distinct, uniform over the eligible items; the target's column is uniform over C. With C = 4, a
         row whose numbers give negatives 7, 3, 9 and column 1 has the candidates [7, target, 3, 9].
@@ -149,9 +108,6 @@ class CandidateSampler:
             epoch: raises new sets for training; 0 for what is drawn once.
             history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window" and `own_past`.
             places: [B] int64, where the targets stand among the interactions; only of use to `own_past`.
-
-        Returns:
-            [B, C] int64.
 
         Raises:
             UserError: fewer than C - 1 items are eligible for some row.
@@ -284,3 +240,146 @@ class CandidateSampler:
         np.put_along_axis(candidates, slots[None] + (slots[None] >= column[:, None]), negatives, axis=1)
         np.put_along_axis(candidates, column[:, None], targets[:, None], axis=1)
         return candidates
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """Rows with their candidate sets: users [B], targets [B] and candidates [B, C], int64, internal ids."""
+
+    users: np.ndarray
+    targets: np.ndarray
+    candidates: np.ndarray
+
+
+def render_candidates(rows: CandidateRows, user_tokens: np.ndarray, item_tokens: np.ndarray) -> bytes:
+    """The file's content; ``user_tokens`` [U] and ``item_tokens`` [N] are external ids by internal ones.
+
+    Raises:
+        UserError: an id holds a tab or a line break, which the format cannot carry.
+    """
+    ids = np.concatenate([rows.targets[:, None], rows.candidates], axis=1)
+    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
+    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
+    if unfit:
+        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
+    lines = ["\t".join(header_of(rows.candidates.shape[1])), *map("\t".join, columns)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def header_of(candidate_num: int) -> list[str]:
+    """The column names of a file of C candidates."""
+    return ["user_id", "item_id", *(f"candidate_{number}" for number in range(1, candidate_num + 1))]
+
+
+def candidate_sha256(rows: CandidateRows, user_tokens: np.ndarray, item_tokens: np.ndarray) -> str:
+    """The SHA-256 of rows and candidates: that of their file, hence of external ids, whatever the internal ones."""
+    return hashlib.sha256(render_candidates(rows, user_tokens, item_tokens)).hexdigest()
+
+
+def save_candidates(
+    folder: Path, stem: str, rows: CandidateRows, user_tokens: np.ndarray, item_tokens: np.ndarray
+) -> tuple[Path, str]:
+    """Freeze candidate sets under a name that holds their hash; what is there already is checked and reused.
+
+    Args:
+        folder: is made if need be.
+        stem: the name's beginning, e.g. "ml-100k-llara-test".
+
+    Returns:
+        The path, and the SHA-256 in hexadecimal.
+
+    Raises:
+        UserError: the file is there but its content is not what its name says.
+    """
+    content = render_candidates(rows, user_tokens, item_tokens)
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = folder / f"{stem}-{sha256[:16]}.tsv"
+    with sole_writer(folder):
+        sweep(path)
+        if not path.exists():
+            write_file(path, lambda place: place.write_bytes(content))
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise UserError(f"{path} was changed since it was written, expected the SHA-256 {sha256}: delete the file.")
+    return path, sha256
+
+
+@dataclass(frozen=True)
+class CandidateFile:
+    """A user's own candidate sets, read and checked.
+
+    Attributes:
+        keys: [F] int64, user * N + target, ascending.
+        candidates: [F, C] int64, internal ids, in the order of `keys`.
+        n_items: N.
+    """
+
+    path: Path
+    keys: np.ndarray
+    candidates: np.ndarray
+    n_items: int
+
+    def look_up(self, users: np.ndarray, targets: np.ndarray, split: str) -> np.ndarray:
+        """The candidate sets [B, C] of rows with these users [B] and targets [B], all of which the file must have."""
+        wanted = users * self.n_items + targets
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        missing = self.keys[place] != wanted
+        if missing.any():
+            raise UserError(
+                f"{self.path} (candidate_file) lacks {missing.sum()} of the {len(users)} {split} rows, expected a line "
+                "for every valid and test row of the protocol."
+            )
+        return self.candidates[place]
+
+
+def load_candidate_file(path: Path, user_ids: dict[str, int], item_ids: dict[str, int], candidate_num: int) -> CandidateFile:
+    """Read a user's candidate sets; ``user_ids`` and ``item_ids`` ("[PAD]" among them) are internal ids by external ones.
+
+    Raises:
+        UserError: wrong columns, unknown items, repeated candidates or lines, or a target missing from its candidates.
+            Lines of unknown users are left out: the protocol dropped them.
+    """
+    if not path.is_file():
+        raise UserError(f"No file {path}, expected the candidate sets that candidate_file names.")
+    header = header_of(candidate_num)
+    with readable(path, "utf-8"):
+        # str.splitlines would also break at U+0085, U+2028 and their like, which an id may hold.
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    fields = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    if fields[0] != header:
+        raise UserError(
+            f"{path} (candidate_file) begins with {fields[:1]}, expected the header user_id, item_id, candidate_1, ... "
+            f"candidate_{candidate_num} (candidate_num), separated by tabs."
+        )
+    length = np.array([len(line) for line in fields])
+    lines = 1 + np.arange(len(fields))  # as an editor counts
+    _refuse(path, length != len(header), lines, f"have not the {len(header)} columns of the header")
+    table = pd.DataFrame(fields, dtype=object)
+    is_data = (table[0] != header[0]).to_numpy()
+    users = table[0].map(user_ids)
+    is_known = is_data & users.notna().to_numpy()
+    if is_known.sum() < is_data.sum():
+        strangers = is_data.sum() - is_known.sum()
+        _logger.warning(f"{path} (candidate_file): {strangers} lines of users that the protocol does not keep.")
+    items = table[is_known].iloc[:, 1:].apply(lambda column: column.map(item_ids))
+    users, lines = users[is_known].to_numpy(np.int64), lines[is_known]
+    unknown = items.isna().to_numpy()
+    _refuse(path, unknown.any(axis=1), lines, "name an item the protocol does not keep")
+    ids = items.to_numpy(np.int64)  # [F, 1 + C]
+    ascending = np.sort(ids[:, 1:], axis=1)
+    _refuse(path, (ascending[:, 1:] == ascending[:, :-1]).any(axis=1), lines, "repeat a candidate")
+    _refuse(path, (ids[:, 1:] != ids[:, :1]).all(axis=1), lines, "lack the target among the candidates")
+    _refuse(path, (ids == 0).any(axis=1), lines, "name the padding item")
+    n_items = len(item_ids)
+    keys = users * n_items + ids[:, 0]
+    order = np.argsort(keys, kind="stable")
+    repeated = np.zeros(len(keys), dtype=bool)
+    repeated[order[1:]] = keys[order[1:]] == keys[order[:-1]]
+    _refuse(path, repeated, lines, "repeat the user and target of an earlier line")
+    if len(keys) == 0:
+        raise UserError(f"{path} (candidate_file) has no line for any user of the protocol.")
+    return CandidateFile(path, keys[order], ids[order, 1:], n_items)
+
+
+def _refuse(path: Path, bad: np.ndarray, lines: np.ndarray, what: str) -> None:
+    if bad.any():
+        raise UserError(f"{path} (candidate_file): {bad.sum()} lines {what}, the first: line {lines[bad][0]}.")

@@ -16,9 +16,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.data.candidates import Rows
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
-from recbole_llara.data.knowledge import Knowledge
+from recbole_llara.data.rows import Knowledge, Rows
 
 _DRAWN_AT_ONCE = 1 << 16  # training rows
 SIGMAS = 3.0

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS, PROMPTS = (
 
 
 def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
-    """Write a run's folder for others.
+    """Write a run's folder for others, and return it.
 
     Args:
         run: the folder of a finished run of an LLM recommender.
@@ -34,9 +33,6 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         merge: fold LoRA's adapter into the LLM's weights.
         dtype: of the merged weights; less than float32 rounds them.
         keys: over the run's own, such as ``data_path``.
-
-    Returns:
-        ``output``.
 
     Raises:
         UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
@@ -96,8 +92,9 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     import torch
     from peft import get_peft_model
 
-    from recbole_llara.checkpoint.llm_weights import ADAPTER, load_adapter
+    from recbole_llara.checkpoint.weights import ADAPTER
     from recbole_llara.llm.loading import load_llm
+    from recbole_llara.model.weights import load_adapter
 
     kind = getattr(torch, dtype)
     if model.llm_tuning == "full":
@@ -127,28 +124,28 @@ def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[s
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
-    from recbole_llara.checkpoint.llm_weights import META, OWN_WEIGHTS, read_meta
+    from recbole_llara.checkpoint.weights import ITEM_TOKENS, META, read_checkpoint
     from recbole_llara.data import numbering
     from recbole_llara.llm.loading import load_llm
 
     if not is_whole:
         shutil.copytree(source, folder / CHECKPOINT)
         return
-    meta = read_meta(source)
+    meta = read_checkpoint(source).facts
     llm, tokenizer = load_llm(str(folder / LLM), trust_remote_code=trusts)
     (folder / CHECKPOINT).mkdir()
-    for name in (OWN_WEIGHTS, numbering.FILE):
+    for name in (ITEM_TOKENS, numbering.FILE):
         shutil.copyfile(source / name, folder / CHECKPOINT / name)
     meta["belongs_to"] |= {
         "llm_tuning": "frozen", "llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer),
     }  # fmt: skip
-    meta["sha256"] = {name: meta["sha256"][name] for name in (OWN_WEIGHTS, numbering.FILE)}
+    meta["sha256"] = {name: meta["sha256"][name] for name in (ITEM_TOKENS, numbering.FILE)}
     (folder / CHECKPOINT / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
 def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
-    from recbole_llara.config.keys import FromRun, from_run
+    from recbole_llara.config.keys import from_run
     from recbole_llara.config.secrets import without_secrets
     from recbole_llara.config.settings import (
         DataSettings,
@@ -157,16 +154,17 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
         OptimSettings,
         PromptSettings,
         RecommenderSettings,
+        declared,
     )
+    from recbole_llara.config.validation import FromRun
     from recbole_llara.utils.digests import json_ready
 
     kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
-    names = {setting.name for kind in kinds for setting in fields(kind)} - {"resume", "checkpoint", "rec_checkpoint"}
+    names = declared(*kinds).keys() - {"resume", "checkpoint", "rec_checkpoint", "result_file"}
     given = {key: value for key, value in config.external_config_dict.items() if key not in ("resume", "result_file", "state")}
     keys = json_ready(without_secrets({**given, **{name: config[name] for name in names}}))
-    for place in ("checkpoint", "rec_checkpoint", "show_progress"):
-        keys.pop(place, None)
-    keys = {key: value for key, value in keys.items() if from_run(key) is not FromRun.NEVER}  # no folder could set them
+    places = ("checkpoint", "rec_checkpoint", "show_progress")
+    keys = {key: value for key, value in keys.items() if key not in places and from_run(key) is not FromRun.NEVER}
     return keys | ({"llm_tuning": "frozen"} if is_whole else {})
 
 
@@ -182,15 +180,7 @@ def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 def model_card(
     result: Mapping[str, Any], llm_path: str, llm_tuning: str, is_merged: bool, dtype: str, keys: Mapping[str, Any]
 ) -> str:
-    """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads.
-
-    Args:
-        result: of ``result.json``.
-        llm_path: of the base LLM.
-        llm_tuning: lora, frozen or full.
-        is_merged, dtype: as exported.
-        keys: of the run.
-    """
+    """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads."""
     interval = result["interval_95"]
     base = "the Llama that recbole-llara ships" if llm_path == "tiny" else f"`{llm_path}`"
     held = (

@@ -37,16 +37,14 @@ class FullRanks:
 
 
 def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Processes) -> FullRanks:
-    """Rank the whole catalogue for each test row.
+    """Rank the whole catalogue for each test row; the model's batches are dealt out among processes.
 
     Items that the user had before the row are not proposed, save the target; what came later is. Under ``repeated_targets: match``
     all items are proposed.
 
     Args:
-        run: with the model and the retriever.
         retrieve_k: (int, items) that the model reorders.
         depth: (int, items) how far to look, the largest K of the metrics.
-        processes: among which the model's batches are dealt out.
     """
     dataset = run.data.test_data.dataset
     feat = dataset.inter_feat
@@ -64,18 +62,11 @@ def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Proce
 
 
 def full_rank_result(ranks: FullRanks, topk: Sequence[int]) -> dict[str, Any]:
-    """Hit@K and NDCG@K of both, with 95 % intervals, and the re-ranker's gain over its own retriever.
+    """What ``result.json`` tells: Hit@K and NDCG@K of both, with 95 % intervals, and the re-ranker's gain over its retriever.
 
     One item is relevant a row, so ``NDCG = 1 / log2(1 + place)`` within K and 0 beyond. Hits have Wilson's interval; means of
     NDCG and gains that of a t-test over rows, gains over the rows' differences; null where all rows are the same, which says
     nothing about the spread.
-
-    Args:
-        ranks: of the test rows.
-        topk: the K.
-
-    Returns:
-        what ``result.json`` tells.
     """
     n = len(ranks.targets)
     proposed = int(((ranks.retriever > 0) & (ranks.retriever <= ranks.retrieve_k)).sum())
@@ -84,7 +75,8 @@ def full_rank_result(ranks: FullRanks, topk: Sequence[int]) -> dict[str, Any]:
         told[name] = {}
         for k in topk:
             told[name][f"hit@{k}"] = asdict(wilson_interval(int(_hits(places, k).sum()), n))
-            told[name][f"ndcg@{k}"] = _mean(_ndcg(places, k))
+            mean = _difference(_ndcg(places, k), np.zeros(n))
+            told[name][f"ndcg@{k}"] = {"share": mean["mean"], "low": mean["low"], "high": mean["high"]}
     told["gain"] = {
         f"{metric}@{k}": _difference(measure(ranks.reranker, k), measure(ranks.retriever, k))
         for k in topk
@@ -107,8 +99,8 @@ def _reranked(
 ) -> torch.Tensor:
     """[R, depth] the first ``retrieve_k`` of each row in the model's order, the others behind them as they were."""
     head = in_own_order(proposed[:, :retrieve_k])
-    batches = run.batches(len(histories))
-    own = [run.scores(histories[first:end], head[first:end]) for first, end in processes.share(batches)]
+    batches = [range(len(histories))[first : first + run.batch_size] for first in range(0, len(histories), run.batch_size)]
+    own = [run.scores(histories[part.start : part.stop], head[part.start : part.stop]) for part in processes.share(batches)]
     if run.model.is_sharded and len(own) * processes.count < len(batches):
         run.scores(histories[:1], head[:1])  # every process passes through the blocks equally often
     parts = processes.gather(own)
@@ -141,11 +133,6 @@ def _hits(places: np.ndarray, k: int) -> np.ndarray:
 
 def _ndcg(places: np.ndarray, k: int) -> np.ndarray:
     return _hits(places, k) / np.log2(1 + np.maximum(places, 1))
-
-
-def _mean(values: np.ndarray) -> dict[str, float | None]:
-    found = _difference(values, np.zeros_like(values))
-    return {"share": found["mean"], "low": found["low"], "high": found["high"]}
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:

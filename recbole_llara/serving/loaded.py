@@ -10,10 +10,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_llara.checkpoint.llm_weights import load_llm_recommender
 from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
-from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
@@ -25,17 +23,23 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate_answers
 from recbole_llara.model.build import build_model
+from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.cache import WEIGHTS
 from recbole_llara.recommender.frozen import recommender_model
+from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.process_setup import own_environment
+from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
+# What a loaded run has whatever the folder says: answers are ranked by their likelihood, and no question waits for a compiler.
+_SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
+_SETTLED_LLM = {"decoding": "score", "torch_compile": False}
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,7 @@ class Recommendation:
 
 
 class LoadedRun:
-    """A run that answers questions about users it has never seen.
-
-    Args:
-        config: the run's RunConfig.
-        data: its prepared data.
-        model: with the run's best checkpoint, in evaluation mode.
-        retriever: its recommender.
-    """
+    """A run that answers questions about users it has never seen: ``model`` ranks what ``retriever`` proposes."""
 
     def __init__(self, config: Any, data: PreparedData, model: nn.Module, retriever: Retriever) -> None:
         self.config, self.data, self.model, self.retriever = config, data, model, retriever
@@ -78,16 +75,13 @@ class LoadedRun:
     def recommend(
         self, history: Sequence[Name], k: int = 5, candidates: Sequence[Name] | None = None, retrieve_k: int | None = None
     ) -> list[Recommendation]:
-        """The best items for one user.
+        """The best items for one user, at most k, best first.
 
         Args:
             history: titles or ids in order of time, at least one; prompts show the last MAX_ITEM_LIST_LENGTH of them.
             k: (int, items) at most so many.
             candidates: titles or ids to choose from; None = what the recommender proposes.
             retrieve_k: (int, items) proposed; None = candidate_num.
-
-        Returns:
-            at most k items, best first.
 
         Raises:
             UserError: an item that does not exist, an empty history, or numbers out of range.
@@ -101,13 +95,7 @@ class LoadedRun:
         candidates: Sequence[Sequence[Name]] | None = None,
         retrieve_k: int | None = None,
     ) -> list[list[Recommendation]]:
-        """``recommend`` for many users at once.
-
-        Args:
-            histories: of B users.
-            k, retrieve_k: as for ``recommend``.
-            candidates: B lists, all of one length; None = what the recommender proposes.
-        """
+        """``recommend`` for B users at once; their lists of candidates are of one length."""
         retrieve_k = self.config["candidate_num"] if retrieve_k is None else retrieve_k
         self._check_numbers(k, retrieve_k)
         rows = [self._items("history", history) for history in histories]
@@ -135,10 +123,7 @@ class LoadedRun:
     ) -> torch.Tensor:
         """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity.
 
-        Args:
-            histories: B lists of items.
-            candidates: [B, C].
-            users: B ids, as for ``Retriever.propose``.
+        ``users`` are B ids, as for ``Retriever.propose``.
         """
         if self.is_llm:
             # A user who has seen nearly everything has fewer candidates: the first fills the gaps, where it is not counted.
@@ -160,7 +145,7 @@ class LoadedRun:
         order = torch.arange(len(histories))
         if self.is_llm:
             order = self.model.encoder.prompt_lengths(self._history(histories), candidates).argsort(stable=True)
-        parts = [order[first:end] for first, end in self.batches(len(histories))]
+        parts = order.split(self.batch_size)
         scores = torch.cat([self.scores([histories[row] for row in part.tolist()], candidates[part]) for part in parts])
         return torch.empty_like(scores).index_copy_(0, order, scores)
 
@@ -206,87 +191,75 @@ class LoadedRun:
         if retrieve_k >= self.retriever.n_known:
             raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
 
-    def batches(self, count: int) -> list[tuple[int, int]]:
-        """Where batches of so many rows begin and end."""
-        return [(first, min(count, first + self.batch_size)) for first in range(0, count, self.batch_size)]
 
-
+@own_environment()
+@kept_random_state()
 def load(run: str | Path, **keys: Any) -> LoadedRun:
-    """Load a finished run.
+    """Load a finished run. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
 
     Args:
         run: its folder, as ``saved/LLaRA-ml-100k-llara-seed2020-...``. It may come from a stranger: none of its code is run, and
-            what it asks for beside the values of the computation (``keys.FROM_RUN``) is refused.
+            what it asks for beside the values of the computation (see ``config.validation.FromRun``) is refused.
         keys: over the run's own, such as ``data_path`` or ``use_gpu``; those that change what was learned are refused by
-            the checkpoint. ``llm_trust_remote_code=True`` with ``llm_path`` runs the code that comes with that LLM.
+            the checkpoint. ``plugins`` names the files that registered its model; ``llm_trust_remote_code=True`` with
+            ``llm_path`` runs the code that comes with that LLM.
 
     Raises:
         UserError: the folder is no finished run's, asks for what the caller must give, its data is not there, or it cannot
             rank (a chat model, decoding aside).
     """
-    silence_harmless_warnings()
-    prepare_cpu()
     path = Path(run).expanduser()
     if model_of(path) == "ChatLLM":
         raise UserError("run: ChatLLM answers with one candidate and ranks none; expected a run of another model")
-    # Answers are ranked by their likelihood, whatever decoding the run was measured by; one question should not wait for a compiler.
-    settled = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
-    settled["checkpoint_dir"] = PlainText(path.parent)
     load_plugins(keys.get("plugins"))
+    settled = {**_SETTLED, "checkpoint_dir": PlainText(path.parent)}
     request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
-    if is_llm_recommender(request.model):
-        settled |= {"decoding": "score", "torch_compile": False, **_own_recommender(path, {**request.keys, **keys})}
+    is_llm = is_llm_recommender(request.model)
+    if is_llm:
+        settled |= _SETTLED_LLM | _own_recommender(path, {**request.keys, **keys})
     config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
-    checkpoint = Path(
-        config["checkpoint"] or path / ("checkpoint" if is_llm_recommender(request.model) else "checkpoint.safetensors")
-    )
+    checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_llm else "checkpoint.safetensors"))
     data = prepare_data(config, read_numbering(checkpoint, "run"))
     model = build_model(config, data, train_stock)
-    if is_llm_recommender(request.model):
+    if is_llm:
         load_llm_recommender(model, checkpoint)
     else:
-        load_stock_model(model, checkpoint, request.model)
+        load_recommender(model, checkpoint, request.model)
     return loaded_run(config, data, model)
 
 
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     """The key that names the recommender whose embeddings a run read; to train another would be minutes for nothing."""
-    read = read_result(run).get("recommender")
     if keys.get("rec_checkpoint") or vectors_file(keys.get("item_embeddings")) is not None:
         return {}
+    read = read_result(run).get("recommender")
     if not isinstance(read, dict) or not isinstance(read.get("path"), str):
         getLogger().warning("run: it read no recommender; items are proposed by rec_model, from the cache or trained now")
         return {}
     path = Path(read["path"])
     beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
-    for place in (beside, path):
-        if not is_network_share(place) and place.exists():
-            weights = place / WEIGHTS if place.is_dir() else place
-            if not weights.is_file() or file_sha256(weights) != read.get("sha256"):
-                raise UserError(
-                    f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that "
-                    "one back, or name it by rec_checkpoint"
-                )
-            return {"rec_checkpoint": PlainText(place)}
-    raise UserError(
-        f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by "
-        "rec_checkpoint"
-    )
+    place = next((place for place in (beside, path) if not is_network_share(place) and place.exists()), None)
+    if place is None:
+        raise UserError(
+            f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by "
+            "rec_checkpoint"
+        )
+    weights = place / WEIGHTS if place.is_dir() else place
+    if not weights.is_file() or file_sha256(weights) != read.get("sha256"):
+        raise UserError(
+            f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that one "
+            "back, or name it by rec_checkpoint"
+        )
+    return {"rec_checkpoint": PlainText(place)}
 
 
 def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
-    """A run whose model is trained already; a stock recommender is its own retriever.
-
-    Args:
-        config: the run's RunConfig.
-        data: what ``prepare_data`` returned.
-        model: as trained.
-    """
-    stock, stock_config = (
-        recommender_model(config, data, train_stock) if is_llm_recommender(config["model"]) else (model, config)
-    )
+    """A run whose model is trained already; a stock recommender is its own retriever."""
+    stock, stock_config = model, config
+    if is_llm_recommender(config["model"]):
+        stock, stock_config = recommender_model(config, data, train_stock)
     return LoadedRun(config, data, model.eval(), Retriever(stock, stock_config, data.sampler.n_items))
 
 

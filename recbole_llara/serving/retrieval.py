@@ -12,13 +12,7 @@ SCORED_AT_ONCE = 1 << 25  # scores [B, N] that are held at a time
 
 
 class Retriever:
-    """Ranks all items for histories.
-
-    Args:
-        model: a stock recommender in evaluation mode.
-        config: its configuration.
-        n_known: items 1 ... n_known - 1 have interactions; the others are never proposed.
-    """
+    """Ranks all items for histories by a stock recommender; items from ``n_known`` have no interactions and are never proposed."""
 
     def __init__(self, model: nn.Module, config: Any, n_known: int) -> None:
         self.model, self.n_known = model.eval(), n_known
@@ -40,32 +34,21 @@ class Retriever:
         users: Sequence[int] | None = None,
         seen: Sequence[Sequence[int]] | None = None,
     ) -> torch.Tensor:
-        """The best items for each history, best first.
+        """The best items for each history, best first: [B, count], 0 where a user has seen all others.
 
         Args:
             histories: B lists of items in order of time; the last L of each are read.
             count: (int, items) at most n_known - 1.
             users: B internal ids, for recommenders that know users (Caser); None = users they have never seen.
             seen: B lists of items that are not proposed; None = those of the histories.
-
-        Returns:
-            [B, count] item ids, 0 where a user has seen all others.
         """
         seen = histories if seen is None else seen
         users = [0] * len(histories) if users is None else users
         at_once = max(1, SCORED_AT_ONCE // self.n_known)
-        parts = [
-            self._propose(
-                histories[first : first + at_once], count, users[first : first + at_once], seen[first : first + at_once]
-            )
-            for first in range(0, len(histories), at_once)
-        ]
-        return torch.cat(parts)
+        parts = [slice(first, first + at_once) for first in range(0, len(histories), at_once)]
+        return torch.cat([self._best(self.scores(histories[part], users[part]), seen[part], count) for part in parts])
 
-    def _propose(
-        self, histories: Sequence[Sequence[int]], count: int, users: Sequence[int], seen: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
-        scores = self.scores(histories, users)  # [B, N]
+    def _best(self, scores: torch.Tensor, seen: Sequence[Sequence[int]], count: int) -> torch.Tensor:
         scores[:, 0] = -torch.inf
         scores[:, self.n_known :] = -torch.inf
         rows = np.repeat(np.arange(len(seen)), [len(items) for items in seen])

@@ -5,7 +5,7 @@ in the answer too.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, TextIO
 
@@ -19,51 +19,45 @@ BATCHES_AT_ONCE = 8  # read before they are answered, so that prompts of like le
 
 
 def answer_lines(run: LoadedRun, lines: Iterable[str], out: TextIO, k: int = 5, retrieve_k: int | None = None) -> None:
-    """Answer every line; one that cannot be answered gets an error of its own.
+    """Answer every line in its order; one that cannot be answered gets an error of its own.
 
     Args:
-        run: answers.
         lines: JSON objects with ``history``, and ``user``, ``candidates``, ``k`` or ``retrieve_k`` where wanted.
-        out: gets a JSON object a line, in the order of the lines.
+        out: gets a JSON object a line.
         k, retrieve_k: for lines that say nothing of them.
     """
     defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
-    for batch in _batches(lines, BATCHES_AT_ONCE * run.batch_size):
-        for answer in _answers(run, [_parsed(line, defaults) for line in batch]):
+    asked = (_parsed(line, defaults) for line in lines if line.strip())
+    while batch := list(islice(asked, BATCHES_AT_ONCE * run.batch_size)):
+        for answer in _answers(run, batch):
             text = json.dumps(answer, ensure_ascii=False)
             out.write((text if is_text(text) else json.dumps(answer)) + "\n")
         out.flush()
 
 
-def _answers(run: LoadedRun, asked: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _answers(run: LoadedRun, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers in the order of the questions; those that can be asked at once are."""
-    answers: list[dict[str, Any]] = [{}] * len(asked)
+    answers = dict(enumerate(asked))
     groups: dict[tuple, list[int]] = {}
-    for number, question in enumerate(asked):
-        if "error" in question:
-            answers[number] = dict(question)
-        else:
+    for number, question in answers.items():
+        if "error" not in question:
             length = None if question["candidates"] is None else len(question["candidates"])
             groups.setdefault((question["k"], question["retrieve_k"], length), []).append(number)
-    for (k, retrieve_k, length), numbers in groups.items():
-        for number, answer in zip(
-            numbers, _together(run, [asked[number] for number in numbers], k, retrieve_k, length), strict=True
-        ):
-            answers[number] = answer
-    return answers
+    for numbers in groups.values():
+        answers.update(zip(numbers, _together(run, [asked[number] for number in numbers]), strict=True))
+    return list(answers.values())
 
 
-def _together(
-    run: LoadedRun, asked: list[Mapping[str, Any]], k: int, retrieve_k: int | None, length: int | None
-) -> list[dict[str, Any]]:
+def _together(run: LoadedRun, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers to questions of one kind; where one of them is wrong, each by itself."""
-    candidates = None if length is None else [question["candidates"] for question in asked]
+    first = asked[0]
+    candidates = None if first["candidates"] is None else [question["candidates"] for question in asked]
     try:
-        found = run.recommend_batch([question["history"] for question in asked], k, candidates, retrieve_k)
+        found = run.recommend_batch([question["history"] for question in asked], first["k"], candidates, first["retrieve_k"])
     except UserError as error:
         if len(asked) == 1:
-            return [{**_named(asked[0]), "error": str(error)}]
-        return [answer for question in asked for answer in _together(run, [question], k, retrieve_k, length)]
+            return [{**_named(first), "error": str(error)}]
+        return [answer for question in asked for answer in _together(run, [question])]
     return [{**_named(question), "recommendations": as_json(items)} for question, items in zip(asked, found, strict=True)]
 
 
@@ -92,9 +86,3 @@ def _parsed(line: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(question: Mapping[str, Any]) -> dict[str, Any]:
     return {"user": question["user"]} if "user" in question else {}
-
-
-def _batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    some = iter(lines)
-    while batch := list(islice((line for line in some if line.strip()), size)):
-        yield batch

@@ -13,7 +13,8 @@ import tracemalloc
 
 import numpy as np
 
-from recbole_llara.data.candidates import CandidateSampler, SeenItems
+from recbole_llara.data.candidates import CandidateSampler
+from recbole_llara.data.rows import SeenItems
 
 
 def main() -> None:

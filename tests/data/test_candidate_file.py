@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from recbole_llara.data.candidate_file import CandidateRows, candidate_sha256, load_candidate_file, save_candidates
+from recbole_llara.data.candidates import CandidateRows, candidate_sha256, load_candidate_file, save_candidates
 from recbole_llara.utils.errors import UserError
 
 USERS = np.array(["[PAD]", "ann", "bob b", "cyd"])

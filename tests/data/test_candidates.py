@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from recbole_llara.data.candidates import CandidateSampler, SeenItems
+from recbole_llara.data.candidates import CandidateSampler
+from recbole_llara.data.rows import SeenItems
 from recbole_llara.utils.errors import UserError
 
 N_ITEMS, N_USERS, C = 300, 400, 20

@@ -1,6 +1,8 @@
 """A finished run that answers for new users: the evaluator's own rankings, unseen items, names that people use."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,30 @@ def test_json_holds_it(run):
 
     told = json.loads(json.dumps(as_json(run.recommend(["i1"], k=1))))
     assert set(told[0]) == {"item_id", "title", "score", "rank", "recommender_rank"}
+
+
+@pytest.mark.parametrize("model", ["LLaRA", "SASRec"])
+def test_loading_changes_nothing_of_the_process(model, make_run):
+    """In a process of its own, since runs of others have changed this one."""
+    code = """
+import os, random, sys, warnings
+import numpy, torch
+import recbole_llara
+from recbole_llara.serving.loaded import load
+
+def state():
+    draws = [random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    switches = [torch.is_anomaly_enabled(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark]
+    tiny = torch.tensor([1e-39]) * 0.5  # zero where denormal numbers are flushed
+    return {"environ": dict(os.environ), "filters": list(warnings.filters), "draws": draws, "switches": switches,
+            "tiny": tiny.item(), "threads": torch.get_num_threads(), "folder": os.getcwd()}
+
+before = state()
+load(sys.argv[1]).recommend(["i1", "i2"], k=3)
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, make_run(model)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -11,11 +11,8 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -134,26 +131,14 @@ class _Unpickler(pickle.Unpickler):
         return dtype, key
 
 
-def load_recbole_checkpoint(
-    model: torch.nn.Module, path: Path, model_name: str, keys: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Load the weights of a ``.pth`` that RecBole's trainer wrote: every one of the right shape, and no other.
-
-    A ``.pth`` tells no item ids. Their number and the filters are compared; that the files' rows stood in the same order is
-    left to the user, and a warning says so.
-
-    Args:
-        model: a RecBole recommender, built for the same dataset and keys.
-        path: the file.
-        model_name: the model that the checkpoint's configuration must name.
-        keys: of this run, those of ``FILTERS`` among them.
+def read_recbole_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a ``.pth`` that RecBole's trainer wrote.
 
     Returns:
-        ``epoch``, counted from 0, and ``dataset``, as the checkpoint tells them.
+        the weights by name; and ``model``, ``dataset``, ``epoch`` (counted from 0) and the keys of ``FILTERS``.
 
     Raises:
-        UserError: no such file, no checkpoint of RecBole's, one that would run code, another model's or another catalogue's,
-            or one that was trained with other filters.
+        UserError: no such file, no checkpoint of RecBole's, or one that would run code.
     """
     if not path.is_file():
         raise UserError(
@@ -161,46 +146,15 @@ def load_recbole_checkpoint(
             "RecBole's, a pickle that is read without running it"
         )
     try:
-        weights, config, epoch = _read(path)
+        return _read(path)
     except _MALFORMED as error:
         raise UserError(
             f"rec_checkpoint: {path} is a pickle that no RecBole trainer wrote, or a damaged one ({error}); nothing in it was "
-            f"run. Expected a .pth of RecBole's; or train again with --model={model_name}, or leave rec_checkpoint empty."
+            "run. Expected a .pth of RecBole's; or train the recommender again, or leave rec_checkpoint empty."
         ) from error
-    if config.get("model") != model_name:
-        raise UserError(
-            f"rec_checkpoint: {path} holds a {config.get('model')}, expected a {model_name}: change rec_model or rec_checkpoint"
-        )
-    for key in FILTERS:
-        if key in keys and _filter(config.get(key)) != _filter(keys[key]):
-            raise UserError(
-                f"rec_checkpoint: {path} was trained with {key} {config.get(key)!r}, this run has {keys[key]!r}: RecBole numbers "
-                f"what its filters leave, so the same number would be another item; set {key} as it was, or train again"
-            )
-    table = weights.get("item_embedding.weight")
-    if table is not None and len(table) != model.n_items:
-        raise UserError(
-            f"rec_checkpoint: {path} knows {len(table)} items of {config.get('dataset')}, this run has {model.n_items}: train "
-            "it with the same dataset and filters"
-        )
-    there, here = ({name: list(value.shape) for name, value in state.items()} for state in (weights, model.state_dict()))
-    if differing := [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]:
-        first = "; ".join(f"{name}: {there.get(name, 'none')} there, {here.get(name, 'none')} here" for name in differing[:3])
-        raise UserError(
-            f"rec_checkpoint: {path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({first}). "
-            "Give the keys that it was trained with: MAX_ITEM_LIST_LENGTH, and with the prefix rec_ widths, layers and the like."
-        )
-    model.load_state_dict(weights)
-    getLogger().warning(
-        f"rec_checkpoint: {path} was trained on {config.get('dataset')} and tells no item ids. Its {model.n_items - 1} items are "
-        "as many as this run's; whether they are numbered alike cannot be checked. If the rows of the .inter file stood in another "
-        "order, every embedding is another item's: use it only with the very files that it was trained on."
-    )
-    return {"epoch": epoch, "dataset": config.get("dataset")}
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
-    """Weights, configuration and epoch of a checkpoint."""
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise zipfile.BadZipFile("its entries are compressed, which torch's never are")
@@ -214,17 +168,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
     if not isinstance(config, dict) or type(epoch) is not int:
         raise ValueError("its config or epoch is of another kind")
     told = {key: str(config.get(key)) for key in ("model", "dataset")}
-    return weights, told | {key: config.get(key) for key in FILTERS}, epoch
-
-
-def _filter(value: Any) -> Any:
-    """A filter's value, however it is written; None where it keeps everything."""
-    if isinstance(value, str):
-        value = value.replace(" ", "")
-        return None if value == "[0,inf)" else value
-    if isinstance(value, dict):
-        return {str(key): _filter(entry) for key, entry in value.items()} or None
-    return [str(entry) for entry in value] or None if isinstance(value, list | tuple) else value
+    return weights, told | {key: config.get(key) for key in FILTERS} | {"epoch": epoch}
 
 
 def _tensor(archive: zipfile.ZipFile, root: str, stored: Any) -> torch.Tensor:

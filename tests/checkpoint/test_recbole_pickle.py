@@ -11,10 +11,10 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.checkpoint.recbole_weights import load_recbole_checkpoint
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 
@@ -62,7 +62,8 @@ def test_what_recbole_wrote_is_loaded_bit_by_bit(build, write, name, caplog):
     path, trained = write(name, **keys)
     model, *_ = build(name, seed=1, **keys)
     table = model.state_dict()["item_embedding.weight"].clone()
-    assert load_recbole_checkpoint(model, path, name) == {"epoch": 3, "dataset": "toy"}
+    loaded = load_recommender(model, path, name)
+    assert (loaded.facts["epoch"], loaded.facts["dataset"]) == (3, "toy")
     loaded, expected = model.state_dict(), trained.state_dict()
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], expected[key]) for key in expected)
     assert not torch.equal(table, loaded["item_embedding.weight"])
@@ -99,17 +100,17 @@ def test_stock_recbole_itself_writes_the_same_kind(toy, tmp_path, monkeypatch):
 def test_another_model_catalogue_or_shape_is_refused(build, write):
     path, _ = write()
     with pytest.raises(UserError, match="holds a SASRec, expected a GRU4Rec"):
-        load_recbole_checkpoint(build("GRU4Rec")[0], path, "GRU4Rec")
+        load_recommender(build("GRU4Rec")[0], path, "GRU4Rec")
     with pytest.raises(
         UserError, match=r"does not fit this SASRec: \d+ weights .*\[61, 64\] there, \[61, 32\] here.*prefix rec_"
     ):
-        load_recbole_checkpoint(build(hidden_size=32)[0], path, "SASRec")
+        load_recommender(build(hidden_size=32)[0], path, "SASRec")
     with pytest.raises(UserError, match=r"16 weights .*layer\.2.*: none there, \[64\] here"):
-        load_recbole_checkpoint(build(n_layers=3)[0], path, "SASRec")
+        load_recommender(build(n_layers=3)[0], path, "SASRec")
     model = build()[0]
     model.n_items = 7
     with pytest.raises(UserError, match="knows 61 items of toy, this run has 7"):
-        load_recbole_checkpoint(model, path, "SASRec")
+        load_recommender(model, path, "SASRec")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_a_checkpoint_that_would_run_code_runs_none(build, tmp_path, place, prot
         else:
             _saved(path, call if place == "whole" else {**content, place: call}, protocol)
         with pytest.raises(UserError, match="nothing in it was run"):
-            load_recbole_checkpoint(build()[0], path, "SASRec")
+            load_recommender(build()[0], path, "SASRec")
         assert not canary.exists()
     pickle.loads(pickle.dumps(bad[0]))  # it would have: the canary is a live one
     assert canary.exists()
@@ -174,7 +175,7 @@ def test_stand_ins_import_nothing(build, write, tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", source.encode())
     with pytest.raises(UserError, match="'builtins.getattr', which has no place"):
-        load_recbole_checkpoint(build()[0], path, "SASRec")
+        load_recommender(build()[0], path, "SASRec")
     assert not canary.exists()
 
 
@@ -210,6 +211,6 @@ def test_a_damaged_one_is_a_user_s_error(build, write, change):
     path, _ = write()
     _rewritten(path, change)
     with pytest.raises(UserError, match="SASRec.pth is a pickle that no RecBole trainer wrote, or a damaged one"):
-        load_recbole_checkpoint(build()[0], path, "SASRec")
+        load_recommender(build()[0], path, "SASRec")
     with pytest.raises(UserError, match="no checkpoint at"):
-        load_recbole_checkpoint(build()[0], path.with_name("none.pth"), "SASRec")
+        load_recommender(build()[0], path.with_name("none.pth"), "SASRec")
