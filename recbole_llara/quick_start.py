@@ -11,10 +11,9 @@ from typing import Any
 import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.checkpoint.llm_weights import has_other_prompts
 from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
-from recbole_llara.checkpoint.training_state import remove_states, state_numbering
+from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EvaluationSettings
@@ -22,6 +21,7 @@ from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
+from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
@@ -80,7 +80,7 @@ def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dic
     timings: dict[str, float] = {}
     resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
-        data = prepare_data(config, None if resumed is None else state_numbering(resumed.path))
+        data = prepare_data(config, None if resumed is None else TrainingStates(resumed.path).numbering())
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data, train_stock)
@@ -227,7 +227,7 @@ def _write(
         best_epoch=trainer.best_epoch,
     )
     result_file = folder.write_result(result, config["result_file"])
-    remove_states(folder.path)  # only now: until the result is written the run may have to go on
+    TrainingStates(folder.path).remove()  # only now: until the result is written the run may have to go on
     return {
         "run_dir": str(folder.path),
         "result_file": str(result_file),

@@ -98,7 +98,7 @@ def test_per_token(run_block):
     found = run_block("decoding.md", 0)
     result = json.loads(Path(found["result_file"]).read_text(encoding="utf-8"))
     assert result["decoding"] == "per_token" and "ndcg@5" in result["metrics"]["test"]
-    again = run_block("decoding.md", 0, checkpoint=found["checkpoint"], decoding="score", test_prompt="first")
+    again = run_block("decoding.md", 0, checkpoint=found["checkpoint"], decoding="score", eval_template="first")
     for mean, total in zip(_cases(found), _cases(again), strict=True):
         lengths = torch.tensor(total["scores"]) / torch.tensor(mean["scores"])
         assert (lengths > 1.5).all() and (lengths - lengths.round()).abs().max() < 1e-3

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
-from recbole_llara.experiments.search.__main__ import build_parser as build_search_parser
-from recbole_llara.experiments.search.__main__ import read_command as read_search_command
-from recbole_llara.experiments.study.definition import STUDIES
+from recbole_llara.experiments.search import build_parser as build_search_parser
+from recbole_llara.experiments.search_definition import read_command as read_search_command
+from recbole_llara.experiments.study_definition import STUDIES
 from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
 

@@ -15,7 +15,7 @@ from recbole_llara.utils.digests import DIGITS, facts_digest
 from recbole_llara.utils.hashing import mix
 
 # What decides which rows are training rows.
-SPLIT_KEYS = ("split_protocol", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
+SPLIT_KEYS = ("split", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
 FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
 
@@ -43,46 +43,42 @@ class Stored:
 _ENTRY, _META, _STATE = "recommenders/*/meta.json", "*/checkpoint/meta.json", "*/training_state/*"
 STORED = (
     # What a run keeps.
-    Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "checkpoint.stock_weights.read_stock_model", "refused"),
+    Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "checkpoint.weights.read_checkpoint", "refused"),
     Stored(
         "*/checkpoint.safetensors",
         "belongs_to.*",
         "MoRec's text encoder",
-        "checkpoint.stock_weights.load_stock_model",
+        "recommender.weights.load_recommender",
         "refused",
     ),
     Stored(
         "*/checkpoint.safetensors", "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"
     ),
     Stored(_META, "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"),
-    Stored(_META, "sha256.*", "each file beside it", "checkpoint.llm_weights.load_llm_recommender", "refused"),
-    Stored(
-        _META, "belongs_to.items_digest", "the items in their order", "checkpoint.llm_weights.load_llm_recommender", "refused"
-    ),
-    Stored(
-        _META, "belongs_to.split_digest", "keys of split and filters", "checkpoint.llm_weights.load_llm_recommender", "refused"
-    ),
-    Stored(_META, "belongs_to.llm_digest", "the LLM's weights", "checkpoint.llm_weights.load_llm_recommender", "refused"),
-    Stored(_META, "belongs_to.tokenizer_digest", "the vocabulary", "checkpoint.llm_weights.load_llm_recommender", "refused"),
+    Stored(_META, "sha256.*", "each file beside it", "model.weights.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.items_digest", "the items in their order", "model.weights.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.split_digest", "keys of split and filters", "model.weights.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.llm_digest", "the LLM's weights", "model.weights.load_llm_recommender", "refused"),
+    Stored(_META, "belongs_to.tokenizer_digest", "the vocabulary", "model.weights.load_llm_recommender", "refused"),
     Stored(
         _META,
         "belongs_to.recommender_sha256",
         "its weights' file, or the table of vectors",
-        "checkpoint.llm_weights.load_llm_recommender",
+        "model.weights.load_llm_recommender",
         "refused",
     ),
-    Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "checkpoint.training_state.load_state", "made again"),
-    Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "checkpoint.training_state.load_state", "refused"),
+    Stored(f"{_STATE}/meta.json", "sha256.*", "each file beside it", "checkpoint.training_state.load_newest", "made again"),
+    Stored(f"{_STATE}/meta.json", "belongs_to.*", "as of a checkpoint", "checkpoint.training_state.load_newest", "refused"),
     Stored(f"{_STATE}/meta.json", "training_digest", "training interactions; rows_digest holds them too", "", "told"),
     Stored(
         f"{_STATE}/training.json",
         "trainer.rows_digest",
         "rows and candidates",
-        "trainer.resumable.resume_checkpoint",
+        "trainer.trainer.resume_checkpoint",
         "refused",
     ),
-    Stored(_META, "prompts_digest", "the templates", "checkpoint.llm_weights.has_other_prompts", "warned of"),
-    Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "checkpoint.training_state.load_state", "refused"),
+    Stored(_META, "prompts_digest", "the templates", "model.weights.has_other_prompts", "warned of"),
+    Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "trainer.trainer.resume_checkpoint", "refused"),
     Stored("*/result.json", "prompts_digest", "the templates", "", "told"),
     Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
     Stored(
@@ -106,7 +102,7 @@ STORED = (
         "recommenders/*/model.safetensors",
         "numbering_sha256",
         "its ids",
-        "checkpoint.stock_weights.read_stock_model",
+        "checkpoint.weights.read_checkpoint",
         "refused",
     ),
     Stored(
@@ -125,11 +121,11 @@ STORED = (
         "text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"
     ),
     Stored("text_features/*", "sha256", "the features", "recommender.text_encoder.cached_features", "made again"),
-    Stored("search/*", "name", "keys, parameters and data", "experiments.search.run.SearchRun", "looked for elsewhere"),
-    Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search.run.SearchRun", "refused"),
+    Stored("search/*", "name", "keys, parameters and data", "experiments.search_trials.SearchTrials", "looked for elsewhere"),
+    Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search_trials.SearchTrials", "refused"),
     Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat.client.AnswerCache", "looked for elsewhere"),
     Stored(
-        "studies/finished/*", "name", "all that a result depends on", "experiments.study.run.StudyRun", "looked for elsewhere"
+        "studies/finished/*", "name", "all that a result depends on", "experiments.study_runs.StudyRuns", "looked for elsewhere"
     ),
 )
 
@@ -170,7 +166,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTER_KEYS}
     return {
         "dataset": config["dataset"],
-        "split_protocol": protocol.split_protocol,
+        "split": protocol.split,
         "split_digest": facts_digest(split),
         "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
         "n_items": data.dataset.item_num,

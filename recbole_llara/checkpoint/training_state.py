@@ -1,142 +1,198 @@
-"""States of a training under way: a checkpoint and, beside it, the optimiser, the progress and every generator.
+"""States of an unfinished training: a checkpoint and, beside it, the optimiser, the progress and every generator.
 
-They lie in ``<run>/training_state/step-<steps>/``, the last ``save_total_limit`` of them; a run that has finished keeps none.
+They lie in ``<run>/training_state/step-<steps>-epoch-<epoch>/``, the last ``save_total_limit`` of them; a finished run keeps
+none. A run that was stopped goes on from the last one as if it had not been stopped.
 """
 
 import json
+import random
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_llara.checkpoint.llm_weights import (
-    DamagedCheckpoint,
-    has_other_prompts,
-    load_llm_recommender,
-    read_meta,
-    save_llm_recommender,
-)
-from recbole_llara.checkpoint.progress import Progress, generator_states
+from recbole_llara.checkpoint.weights import Checkpoint, DamagedCheckpoint, LLMWeights, read_checkpoint, write_llm_checkpoint
 from recbole_llara.data.numbering import Numbering, read_numbering
-from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
 
 FOLDER, TENSORS, STATE = "training_state", "training.safetensors", "training.json"
-OPTIMIZER, ORDER = "optimizer/", "order"
+OPTIMIZER, ORDER, GENERATOR = "optimizer/", "order", "generator_state/"  # names among the tensors
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Args:
+        stage: of ``curriculum.stages_of``, from 0.
+        epoch: counted over all stages, from 0.
+        batches: of the epoch, done.
+        step: optimiser steps of the stage, done.
+        steps_before: those of earlier stages.
+        rows_trained: rows of all steps.
+        seconds_trained: (float, seconds) spent in the steps.
+        seconds: (float, seconds) spent on the training as a whole, validation included.
+        epoch_losses: of the epoch's steps.
+        training_log: what ``training.jsonl`` will hold: steps, and validations.
+        order_state: [bytes] uint8, the state from which the training rows' loader draws the epoch's order.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    batches: int = 0
+    step: int = 0
+    steps_before: int = 0
+    rows_trained: int = 0
+    seconds_trained: float = 0.0
+    seconds: float = 0.0
+    epoch_losses: list[float] = field(default_factory=list)
+    training_log: list[dict[str, Any]] = field(default_factory=list)
+    order_state: torch.Tensor | None = None
+
+    @property
+    def all_steps(self) -> int:
+        """Optimiser steps of all stages so far."""
+        return self.steps_before + self.step
+
+    def next_epoch(self) -> "Progress":
+        """At the beginning of the epoch after this one."""
+        return Progress(**{**vars(self), "epoch": self.epoch + 1, "batches": 0, "epoch_losses": []})
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is beside the weights in a state.
+    """What a state holds beside the weights.
 
     Args:
         progress: how far the training has come.
-        facts: what the trainer keeps of its own, as JSON has it.
-        optimizer: as its ``state_dict`` gives it.
-        tensors, generators: of ``progress.generator_states``.
+        facts: what JSON can hold of the rest that the trainer needs.
+        optimizer: its ``state_dict``.
+        generators: of ``Generators.now``.
     """
 
     progress: Progress
     facts: dict[str, Any]
     optimizer: dict[str, Any]
+    generators: "Generators"
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of Python's, numpy's and torch's global generators.
+
+    Args:
+        tensors: by name.
+        plain: what JSON can hold.
+    """
+
     tensors: dict[str, torch.Tensor]
-    generators: dict[str, Any]
+    plain: dict[str, Any]
+
+    @classmethod
+    def now(cls) -> "Generators":
+        """As they are."""
+        name, keys, position, has_gauss, cached = np.random.get_state()
+        tensors = {f"{GENERATOR}numpy": torch.from_numpy(keys.astype(np.int64)), f"{GENERATOR}torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors |= {f"{GENERATOR}cuda{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+        return cls(tensors, {"python": random.getstate(), "numpy": [name, position, has_gauss, cached]})
+
+    def restore(self) -> None:
+        """Put them back; the states of GPUs that are not here are left out."""
+        version, internal, gauss = self.plain["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, position, has_gauss, cached = self.plain["numpy"]
+        np.random.set_state((name, self.tensors[f"{GENERATOR}numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(self.tensors[f"{GENERATOR}torch"])
+        for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            if f"{GENERATOR}cuda{number}" in self.tensors:
+                torch.cuda.set_rng_state(self.tensors[f"{GENERATOR}cuda{number}"], number)
 
 
-def save_state(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    facts: Mapping[str, Any],
-    run: Path,
-    keep: int,
-) -> Path:
-    """Write a state, then remove the oldest beyond ``keep``.
-
-    Args:
-        model, optimizer, progress: of the training.
-        facts: what JSON can hold of the rest.
-        run: the run's folder.
-        keep: how many states remain.
-
-    Returns:
-        the state's folder.
-
-    Raises:
-        RunError: it cannot be written; the states before it are untouched.
-    """
-
-    def fill(folder: Path) -> None:
-        state = optimizer.state_dict()
-        tensors, plain = generator_states()
-        for number, values in state["state"].items():
-            tensors |= {f"{OPTIMIZER}{number}/{name}": value.detach().cpu().contiguous() for name, value in values.items()}
-        save_file({**tensors, ORDER: progress.order_state}, folder / TENSORS)
-        everything = {
-            "progress": progress.facts(),
-            "trainer": dict(facts),
-            "param_groups": state["param_groups"],
-            "generators": plain,
-        }
-        (folder / STATE).write_text(json.dumps(everything), encoding="utf-8")
-
-    # What follows an epoch's validation comes after what went before it.
-    path = run / FOLDER / f"step-{progress.all_steps:09d}-epoch-{progress.epoch:04d}"
-    save_llm_recommender(model, path, {"step": progress.all_steps, "stage": progress.stage, "epoch": progress.epoch}, fill)
-    for old in states(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return path
-
-
-def states(run: Path) -> list[Path]:
-    """The states of a run, oldest first."""
-    return sorted(path for path in (run / FOLDER).glob("step-*") if path.is_dir())
-
-
-def state_numbering(run: Path) -> Numbering | None:
-    """By which numbers the states of a run know its items; None where there is none yet."""
-    found = (read_numbering(path, "resume") for path in reversed(states(run)))
-    return next((numbering for numbering in found if numbering is not None), None)
-
-
-def load_state(model: Any, run: Path, representations: Sequence[Representation]) -> TrainingState | None:
-    """Load the newest whole state of a run, its weights into the model; None where there is none yet.
-
-    A damaged one is passed over with a warning, for the one before it.
+@dataclass(frozen=True)
+class TrainingStates:
+    """The states of one run.
 
     Args:
-        model: built by the run's configuration; its representation becomes that of the state's stage.
         run: the run's folder.
-        representations: of the run's stages.
-
-    Raises:
-        UserError: all states are damaged, or they belong to another run.
+        keep: how many remain; older ones are removed.
     """
-    for left in (run / FOLDER).glob(".step-*"):  # by a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
-    found = states(run)
-    for path in reversed(found):
-        try:
-            model.representation = representations[read_meta(path)["stage"]]
-            load_llm_recommender(model, path)
-        except DamagedCheckpoint as error:
-            getLogger().warning(f"{error}. The state before it is taken, if there is one")
-            continue
-        if has_other_prompts(model):
+
+    run: Path
+    keep: int = 1
+
+    def paths(self) -> list[Path]:
+        """Their folders, oldest first."""
+        return sorted(path for path in (self.run / FOLDER).glob("step-*") if path.is_dir())
+
+    def numbering(self) -> Numbering | None:
+        """The numbers by which the states know their items; None where there is no state yet."""
+        found = (read_numbering(path, "resume") for path in reversed(self.paths()))
+        return next((numbering for numbering in found if numbering is not None), None)
+
+    def save(self, weights: LLMWeights, state: TrainingState) -> None:
+        """Write a state, then remove the oldest beyond ``keep``.
+
+        Raises:
+            RunError: it cannot be written; the states before it are untouched.
+        """
+        progress = state.progress
+        # What follows an epoch's validation comes after what went before it.
+        path = self.run / FOLDER / f"step-{progress.all_steps:09d}-epoch-{progress.epoch:04d}"
+        facts = {"step": progress.all_steps, "stage": progress.stage, "epoch": progress.epoch}
+        write_llm_checkpoint(path, weights, facts, lambda folder: _write(state, folder))
+        for old in self.paths()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load_newest(self, load_weights: Callable[[Checkpoint], object]) -> TrainingState | None:
+        """Read the newest whole state; None where there is none yet. A damaged one is skipped with a warning.
+
+        Args:
+            load_weights: puts the state's weights into the model.
+
+        Raises:
+            UserError: all states are damaged, or they belong to another run.
+        """
+        for left in (self.run / FOLDER).glob(".step-*"):  # by a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        found = self.paths()
+        for path in reversed(found):
+            try:
+                load_weights(read_checkpoint(path))
+            except DamagedCheckpoint as error:
+                getLogger().warning(f"{error}. The state before it is taken, if there is one")
+                continue
+            getLogger().info(f"Training goes on from {path}")
+            return _read(path)
+        if found:
             raise UserError(
-                f"resume: {run} was begun under other prompts: the templates of prompt_file or domain have changed since; bring them "
-                "back, or start a new run"
+                f"resume: all {len(found)} states in {self.run / FOLDER} are damaged; start the run again without resume"
             )
-        getLogger().info(f"Training goes on from {path}")
-        return _read(path)
-    if found:
-        raise UserError(f"resume: all {len(found)} states in {run / FOLDER} are damaged; start the run again without resume")
-    return None
+        return None
+
+    def remove(self) -> None:
+        """Remove all of them, of a run that needs them no more."""
+        shutil.rmtree(self.run / FOLDER, ignore_errors=True)
+
+
+def _write(state: TrainingState, folder: Path) -> None:
+    tensors = dict(state.generators.tensors)
+    for number, values in state.optimizer["state"].items():
+        tensors |= {f"{OPTIMIZER}{number}/{name}": value.detach().cpu().contiguous() for name, value in values.items()}
+    save_file({**tensors, ORDER: state.progress.order_state}, folder / TENSORS)
+    everything = {
+        "progress": {name: value for name, value in asdict(state.progress).items() if name != "order_state"},
+        "trainer": state.facts,
+        "param_groups": state.optimizer["param_groups"],
+        "generators": state.generators.plain,
+    }
+    (folder / STATE).write_text(json.dumps(everything), encoding="utf-8")
 
 
 def _read(path: Path) -> TrainingState:
@@ -146,15 +202,11 @@ def _read(path: Path) -> TrainingState:
     for name in [name for name in tensors if name.startswith(OPTIMIZER)]:
         _, number, key = name.split("/")
         values.setdefault(int(number), {})[key] = tensors.pop(name)
+    known = {each.name for each in fields(Progress)}
+    progress = {name: value for name, value in everything["progress"].items() if name in known}
     return TrainingState(
-        progress=Progress.from_facts(everything["progress"], tensors.pop(ORDER)),
+        progress=Progress(**progress, order_state=tensors.pop(ORDER)),
         facts=everything["trainer"],
         optimizer={"state": values, "param_groups": everything["param_groups"]},
-        tensors=tensors,
-        generators=everything["generators"],
+        generators=Generators(tensors, everything["generators"]),
     )
-
-
-def remove_states(run: Path) -> None:
-    """Remove all states of a run that needs them no more."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
@@ -49,6 +50,18 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# Former names, refused with those of today.
+OLD_KEYS = {
+    "test_prompt": "it is called eval_template now",
+    "split_protocol": "protocol decides the split now: llara, leave_one_out or windows",
+}
+OLD_REPRESENTATIONS = {
+    "described": "textual_with_dsr",
+    "described_hybrid": "hybrid_with_dsr",
+    "described_behavioural": "behavioural_with_dsr",
+}
+
+
 class FromRun(Enum):
     """Whether the folder of a run, which a stranger may have written, can set a key."""
 
@@ -64,7 +77,7 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             # what a run is of, and of which rows
             *("model", "dataset", "protocol", "domain", "seed", "reproducibility", "repeatable"),
             *("max_train_rows", "max_eval_rows", "min_train_history", "min_eval_history", "MAX_ITEM_LIST_LENGTH"),
-            *("candidate_num", "candidate_exclude", "candidate_seed", "split_protocol", "split_ratio", "eval_args"),
+            *("candidate_num", "candidate_exclude", "candidate_seed", "split_ratio", "eval_args"),
             "repeated_targets",
             *("title_field", "title_rules", "dataset_warning", "train_neg_sample_args"),
             # how columns are read; none of these names a file outside data_path/dataset
@@ -78,13 +91,14 @@ FROM_RUN: dict[FromRun, frozenset[str]] = {
             *("numerical_features", "token_num_threshold", "tail_ratio"),
             # what is measured, and how an LLM answers
             *("metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_batch_size", "eval_step"),
-            *("eval_dtype", "decoding", "full_rank", "retrieve_k", "test_prompt"),
+            *("eval_dtype", "decoding", "full_rank", "retrieve_k", "eval_template"),
             # the recommender, the LLM, the prompts
             *("rec_model", "item_embedding_size", "shuffle_item_embeddings"),
             *("llm_dtype", "llm_quantization", "llm_tuning", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
             *("gradient_checkpointing", "torch_compile", "fsdp"),
             *(
                 "representation",
+                "easy_representation",
                 "stage_1_representation",
                 "strategy",
                 "curriculum",
@@ -218,6 +232,24 @@ def known_keys(model: str, rec_model: str | None, inner: str | None = None) -> f
     prefixed = frozenset() if rec_model is None else frozenset(REC_PREFIX + key for key in recommender_keys(rec_model))
     within = frozenset() if inner is None else model_keys(inner)
     return recbole_keys | ours | model_keys(model) | within | prefixed | _UNLISTED
+
+
+def refuse_old_names(given: Mapping[str, Any]) -> None:
+    """Refuse keys and values by their former names.
+
+    Args:
+        given: keys and values of files, config dict and command line.
+
+    Raises:
+        UserError: the message has the name of today.
+    """
+    for key, value in given.items():
+        if key in OLD_KEYS:
+            raise UserError(f"unknown key {key!r}: {OLD_KEYS[key]}")
+        if key.endswith("representation") and isinstance(value, str) and value in OLD_REPRESENTATIONS:
+            raise UserError(f"{key}: found {value!r}, which is called {OLD_REPRESENTATIONS[value]} now")
+        if key == "protocol" and value == "full_rank":
+            raise UserError("protocol: found 'full_rank', which is a key now: give --protocol=leave_one_out --full_rank=True")
 
 
 def check_keys(given: Mapping[str, str], known: Iterable[str]) -> None:

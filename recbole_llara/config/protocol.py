@@ -14,7 +14,8 @@ from recbole_llara.utils.errors import UserError
 READY_MADE = "benchmark"
 EXCLUDE_RULES = ("user", "window")
 REPEATED_TARGETS = ("keep", "drop", "match")
-SPLIT_PROTOCOLS = ("user_time", "leave_one_out", READY_MADE)
+# Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
+SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class DataProtocol:
     """How rows are split, thinned and given candidates; the names are the YAML keys."""
 
     name: str
-    split_protocol: str
+    split: str
     split_ratio: tuple[float, float, float]
     min_train_history: int
     min_eval_history: int
@@ -47,7 +48,8 @@ class DataProtocol:
         """
         seed = _whole_number(config, "seed", 0)
         candidate_file = config["candidate_file"]
-        _check_recbole_keys(config)
+        name = _one_of(config, "protocol", tuple(SPLITS))
+        _check_recbole_keys(config, name)
         exclude, repeated = (
             _one_of(config, "candidate_exclude", EXCLUDE_RULES),
             _one_of(config, "repeated_targets", REPEATED_TARGETS),
@@ -58,8 +60,8 @@ class DataProtocol:
                 "negatives of the user's past to those that the user never had"
             )
         return cls(
-            name=str(config["protocol"] or config["split_protocol"]),
-            split_protocol=_one_of(config, "split_protocol", SPLIT_PROTOCOLS),
+            name=name,
+            split=SPLITS[name],
             split_ratio=_shares(config["split_ratio"]),
             min_train_history=_whole_number(config, "min_train_history", 1),
             min_eval_history=_whole_number(config, "min_eval_history", 1),
@@ -101,7 +103,7 @@ def _one_of(config: Any, key: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _check_recbole_keys(config: Any) -> None:
+def _check_recbole_keys(config: Any, protocol: str) -> None:
     """RecBole's keys must say what the protocols take for granted: time order, the full ranking, one .inter file."""
     eval_args = config["eval_args"]
     if eval_args["order"] != "TO":
@@ -111,15 +113,15 @@ def _check_recbole_keys(config: Any) -> None:
     if modes != {"full"}:
         raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling.")
     files = config["benchmark_filename"]
-    if config["split_protocol"] != READY_MADE and files is not None:
+    if SPLITS[protocol] != READY_MADE and files is not None:
         raise UserError(
-            f"benchmark_filename is {files!r}, expected none: split_protocol {config['split_protocol']!r} makes the splits; "
+            f"benchmark_filename is {files!r}, expected none: protocol {protocol} makes the splits; "
             "ready-made ones take --protocol=windows."
         )
-    if config["split_protocol"] == READY_MADE and not (isinstance(files, list) and len(files) == 3):
+    if SPLITS[protocol] == READY_MADE and not (isinstance(files, list) and len(files) == 3):
         raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
     history = f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX']}"
-    if config["split_protocol"] == READY_MADE and history not in (config["alias_of_item_id"] or ()):
+    if SPLITS[protocol] == READY_MADE and history not in (config["alias_of_item_id"] or ()):
         raise UserError(
             f"alias_of_item_id is {config['alias_of_item_id']!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among them: "
             "histories and targets would be numbered apart."

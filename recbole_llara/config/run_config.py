@@ -26,7 +26,15 @@ from recbole_llara.config.checks import (
     checked_recommender,
 )
 from recbole_llara.config.hyper_parameters import check_hyper_parameters
-from recbole_llara.config.keys import REC_PREFIX, check_keys, known_keys, model_keys, recommender_keys, shared_keys
+from recbole_llara.config.keys import (
+    REC_PREFIX,
+    check_keys,
+    known_keys,
+    model_keys,
+    recommender_keys,
+    refuse_old_names,
+    shared_keys,
+)
 from recbole_llara.config.models import (
     is_llm_recommender,
     lineage,
@@ -38,7 +46,7 @@ from recbole_llara.config.models import (
 )
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.protocol import READY_MADE, DataProtocol
+from recbole_llara.config.protocol import READY_MADE, SPLITS, DataProtocol
 from recbole_llara.config.recbole_settings import check_column_lists, check_recbole_keys
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
@@ -167,6 +175,7 @@ class RunConfig(Config):
         return values
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
+        refuse_old_names(self.external_config_dict)
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
         load_plugins(self.external_config_dict.get("plugins"))
@@ -228,7 +237,7 @@ class RunConfig(Config):
 
     def _name_columns(self) -> None:
         """Call the columns of ready-made windows as the run's ``*_FIELD`` keys and ``LIST_SUFFIX`` do."""
-        if self.internal_config_dict["split_protocol"] != READY_MADE:
+        if SPLITS[self._value("protocol")] != READY_MADE:
             return
         item = self._value("ITEM_ID_FIELD")
         names = {

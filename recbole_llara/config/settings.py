@@ -126,12 +126,13 @@ class PromptSettings(Settings):
     """How items stand in the prompt, and which task is learned when."""
 
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
+    easy_representation: str = named_in("prompt.representation:REPRESENTATIONS")
     stage_1_representation: str = named_in("prompt.representation:REPRESENTATIONS")
     strategy: str = one_of("direct", "two_stage", "curriculum")
     curriculum: str = named_in("prompt.curriculum:CURRICULA")
     max_title_tokens: int = within(1)
     prompt_file: str | None
-    test_prompt: str = one_of("first", "sampled", "all")
+    eval_template: str = one_of("first", "sampled", "all")
     answer_loss: str = named_in("model.losses:LOSSES")
 
 
@@ -162,7 +163,7 @@ class ChatSettings(Settings):
     chat_instruction: str
     representation: str = named_in("prompt.representation:REPRESENTATIONS")
     prompt_file: str | None
-    test_prompt: str = one_of("first", "sampled")
+    eval_template: str = one_of("first", "sampled")
 
     def __post_init__(self) -> None:
         if not self.api_base.startswith(("http://", "https://")):

@@ -20,7 +20,7 @@ import pandas as pd
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_llara.config.protocol import READY_MADE
+from recbole_llara.config.protocol import READY_MADE, SPLITS
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.text_files import BYTE_ORDER_MARK, with_mark
 
@@ -219,7 +219,7 @@ class CheckedFiles(SequentialDataset):
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         super()._load_inter_feat(token, dataset_path)
-        if self.config["split_protocol"] == READY_MADE:
+        if SPLITS.get(self.config["protocol"]) == READY_MADE:
             self._check_padding()
 
     def _check_padding(self) -> None:
@@ -249,7 +249,7 @@ class CheckedFiles(SequentialDataset):
     def _needed(self) -> dict[str, tuple[str, str]]:
         """Column -> its type and the key that names it."""
         needed = {self.uid_field: ("token", "USER_ID_FIELD"), self.iid_field: ("token", "ITEM_ID_FIELD")}
-        if self.config["split_protocol"] == READY_MADE:
+        if SPLITS.get(self.config["protocol"]) == READY_MADE:
             needed[self.iid_field + self.config["LIST_SUFFIX"]] = ("token_seq", "ITEM_ID_FIELD and LIST_SUFFIX")
         else:
             needed[self.time_field] = ("float", "TIME_FIELD")

@@ -69,7 +69,7 @@ class CandidateDataset(CheckedFiles):
     @property
     def is_ready_made(self) -> bool:
         """Whether rows come from three files as they are."""
-        return self.protocol.split_protocol == READY_MADE
+        return self.protocol.split == READY_MADE
 
     def _remap(self, remap_list: list[tuple[Any, str, FeatureType]]) -> None:
         """Number the ids of some fields as RecBole does, then by ``numbering`` where it knows one of them."""
@@ -161,7 +161,7 @@ class CandidateDataset(CheckedFiles):
         Raises:
             UserError: a split is left without rows, or candidates cannot be drawn.
         """
-        splits = self._build_by_user() if self.protocol.split_protocol == "user_time" else super().build()
+        splits = self._build_by_user() if self.protocol.split == "user_time" else super().build()
         knowledge = self._knowledge([self.rows_of(split.inter_feat) for split in splits])
         self.knowledge = knowledge
         if self.is_ready_made:
@@ -226,7 +226,7 @@ class CandidateDataset(CheckedFiles):
         if len(inter_feat) == 0:
             raise UserError(
                 f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.knowledge.known['test'].keys)} different "
-                f"interactions are left by the filters, under split_protocol {protocol.split_protocol}, split_ratio "
+                f"interactions are left by the filters, under protocol {protocol.name}, split_ratio "
                 f"{list(protocol.split_ratio)}, min_train_history {protocol.min_train_history} and min_eval_history "
                 f"{protocol.min_eval_history}."
             )

@@ -78,12 +78,7 @@ def build_trie(answer_ids: torch.Tensor) -> AnswerTrie:
 
 
 def _refuse_continued_answers(same: torch.Tensor, lengths: torch.Tensor) -> None:
-    """Raise if an answer is the beginning of a longer one: without an EOS at its end it could not be chosen.
-
-    Args:
-        same: [B, C, C, A]
-        lengths: [B, C]
-    """
+    """Raise if an answer is the beginning of a longer one: without an EOS at its end it could not be chosen."""
     last = (lengths - 1)[:, :, None, None].expand(-1, -1, lengths.shape[1], 1)  # [B, C, C, 1]
     whole = same.gather(3, last).squeeze(3).bool()  # [B, C, C] answer d begins with all of answer c
     if bool((whole & (lengths[:, None] > lengths[:, :, None])).any()):
@@ -168,11 +163,7 @@ def _tree_mask(attention_mask: torch.Tensor, visible: torch.Tensor) -> torch.Ten
 
 
 def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] or [] bool, how far a layer of this type looks back.
-
-    Args:
-        positions: [B, T + Q]
-    """
+    """[B, T + Q, T + Q] or [] bool, how far a layer of this type looks back from positions [B, T + Q]."""
     query, key = positions[:, :, None], positions[:, None, :]
     if layer_type == "full_attention":
         return torch.ones((), dtype=torch.bool, device=positions.device)

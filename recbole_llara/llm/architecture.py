@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from recbole_llara.utils.errors import UserError
 
+_COMPILERS = ("g++", "clang++", "c++")
+
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal LM itself, out of a peft wrapper if there is one (its LoRA layers stay in place)."""
@@ -48,11 +50,7 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder blocks.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The list of decoder blocks; a UserError where there is none."""
     n_layers = model.config.get_text_config().num_hidden_layers
     # Of a model that reads images too, those of its language model.
     for module in (model.get_decoder() or model.base_model).modules():
@@ -63,15 +61,8 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
-_COMPILERS = ("g++", "clang++", "c++")
-
-
 def compile_blocks(llm: nn.Module, device: str | torch.device) -> None:
     """Let every decoder block be compiled when it is first called, once for all of them and for prompts of any length.
-
-    Args:
-        llm: a causal LM, wrapped by peft or not.
-        device: where it computes.
 
     Raises:
         UserError: a CPU's code cannot be compiled here.
@@ -92,14 +83,10 @@ def uncompiled(is_compiled: bool) -> AbstractContextManager:
 
 
 def shard_frozen(llm: nn.Module, device: str | torch.device, count: int) -> None:
-    """Deal out the frozen weights of every decoder block, in place; each block's are on ``device`` while it computes.
+    """Shard the frozen weights of every decoder block over ``count`` processes (FSDP2), in place.
 
-    Every process must pass through the blocks equally often.
-
-    Args:
-        llm: a causal LM, wrapped by peft or not.
-        device: where it computes.
-        count: of the processes.
+    A block's weights are whole on ``device`` while it computes, so every process must pass through the blocks equally often.
+    What is trained, adapters and item tokens, is small: every process holds it whole.
 
     Raises:
         UserError: a torch without FSDP2's ``ignored_params``.
@@ -115,7 +102,7 @@ def shard_frozen(llm: nn.Module, device: str | torch.device, count: int) -> None
     whole = {p for p in model.base_model.parameters() if p not in frozen}
     for block in decoder_blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
-    fully_shard(model.base_model, mesh=mesh, ignored_params=whole)  # holds nothing itself, orders the blocks' meetings
+    fully_shard(model.base_model, mesh=mesh, ignored_params=whole)  # holds nothing itself, orders the gathering of the blocks
 
 
 def held_here(llm: nn.Module) -> int:

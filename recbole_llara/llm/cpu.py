@@ -1,6 +1,7 @@
-"""Attention as two batched matrix products: on a CPU in bf16 this is faster than the fused kernel at prompt lengths.
+"""What pays only for a small LLM on a CPU, as the embedded one: attention as two batched matrix products.
 
-The scores [B, heads, T, T] are held in memory, so it is meant for small models on a CPU; GPUs keep SDPA.
+In bf16 this is faster than the fused kernel at prompt lengths. The scores [B, heads, T, T] are held in memory; GPUs keep SDPA.
+The switches of the process (denormal numbers, allocator) are ``utils.compat.prepare_cpu``: stock recommenders need them too.
 """
 
 import torch
@@ -23,12 +24,9 @@ def bmm_attention(
     """Softmax attention in the signature of transformers' attention functions.
 
     Args:
-        module: the attention layer (unused; part of the signature).
         query: [B, H, T, d].
         key, value: [B, H, S, d].
         attention_mask: [B, 1, T, S], True = may look or an additive mask; None = causal.
-        scaling: of the scores.
-        dropout: must be 0.
 
     Returns:
         [B, T, H, d], and None for the weights.
@@ -60,13 +58,7 @@ AttentionMaskInterface.register(BMM_ATTENTION, sdpa_mask)
 
 
 def training_attention(model: PreTrainedModel, dtype: torch.dtype, device: str | torch.device) -> str:
-    """The attention a model trains fastest with: ours for small bf16 models on a CPU, else what it was loaded with.
-
-    Args:
-        model: a causal LM.
-        dtype: of its matrix products.
-        device: where it runs.
-    """
+    """The attention that a causal LM trains fastest with: ours for Llamas in bf16 on a CPU, else what it was loaded with."""
     config = model.config
     plain = (
         config.model_type == "llama"

@@ -1,8 +1,8 @@
-"""Answers out of the LLM: free generation, generation constrained to the candidates, and candidate scores.
+"""Answers out of the LLM: free generation, and generation constrained to the candidates.
 
-All three read prompts that are padded on the left, with positions counted from each row's first token, so that
+Both read prompts that are padded on the left, with positions counted from each row's first token, so that
 a row's answer does not depend on the rows beside it. Run them in float32 for that to hold to the last tie:
-under bfloat16 autocast the padding changes roundings of 1 part in 256, and near ties may turn. RecBole-free.
+under bfloat16 autocast the padding changes roundings of 1 part in 256, and near ties may turn.
 """
 
 import torch
@@ -40,9 +40,7 @@ def decode_constrained(
     """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid.
 
     Every likelihood the walk could need is among those that score the candidates, so there is no
-    token-by-token loop over the LLM.
-
-    Args and raises: as ``score_candidates``.
+    token-by-token loop over the LLM. See ``score_candidates`` for the arguments.
 
     Returns:
         [B] int64, the index of the chosen candidate; of candidates with equal answers, the first.
@@ -66,11 +64,10 @@ def decode_generate(
     Args:
         llm: a causal LM in evaluation mode, wrapped by peft or not.
         inputs_embeds: [B, T, D] prompts, padded on the left.
-        attention_mask: [B, T] 1 on tokens, 0 on padding; positions are counted from it.
+        attention_mask: [B, T]; positions are counted from it.
         answer_lengths: [B] the most tokens a row may generate, EOS included: its longest candidate's.
-        eos_token_id: the token that ends an answer.
-        pad_token_id: the token that fills rows that ended; may be the EOS.
-        in_step: whether all processes go on until the last of them is done, as they must where weights are dealt out.
+        eos_token_id, pad_token_id: what ends an answer and what fills rows that ended; may be the same.
+        in_step: whether all processes go on until the last of them is done, as they must where weights are sharded.
 
     Returns:
         [B, M] token ids before the EOS, -100 behind them.
@@ -95,10 +92,6 @@ def decode_generate(
 
 
 def answer_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
-    """Texts of generated answers; special tokens inside them show, so that they match no title.
-
-    Args:
-        token_ids: [B, M] as from ``decode_generate``.
-    """
+    """B texts of tokens [B, M], -100 on padding; special tokens inside them show, so that they match no title."""
     sequences = [[token for token in row if token != IGNORED_LABEL] for row in token_ids.tolist()]
     return spell(tokenizer, sequences)

@@ -1,13 +1,73 @@
 """The vectors that stand in a prompt's slots: behavioural tokens, item-id tokens, [DSR] and the placeholder [PH].
 
 They lie beside the LLM's vocabulary, never in it, so that a catalogue of any size leaves its embedding and its head
-as they are. RecBole-free.
+as they are.
 """
 
 import torch
 from torch import nn
 
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
+
+
+class Projector(nn.Module):
+    """``Proj(e_s) = W2 GELU(W1 e_s + b1) + b2``, with W1 of d_rec x d_llm and W2 of d_llm x d_llm (LLaRA eq. 5)."""
+
+    def __init__(self, rec_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(rec_dim, llm_dim)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(llm_dim, llm_dim)
+
+    def forward(self, item_embeddings: torch.Tensor) -> torch.Tensor:
+        """[..., d_rec] of any floating type to [..., d_llm]."""
+        # Recommenders are kept in fp32 while a projector may be held in another type.
+        hidden = self.linear_1(item_embeddings.to(self.linear_1.weight.dtype))  # [..., d_llm]
+        return self.linear_2(self.act(hidden))  # [..., d_llm]
+
+
+def merge_item_embeddings(
+    inputs_embeds: torch.Tensor,
+    slot_rows: torch.Tensor,
+    slot_columns: torch.Tensor,
+    item_embeds: torch.Tensor,
+) -> torch.Tensor:
+    """Overwrite the item slots of embedded prompts by the items' projected embeddings (LLaRA, eq. 6).
+
+    The gradient of a slot flows to its item embedding, that of every other place to ``inputs_embeds``,
+    which is left as it was.
+
+    Example with B = 3 rows, T = 4 tokens and S = 3 slots (the second row has none)::
+
+        inputs_embeds   t00 t01 t02 t03      slot_rows     0  0  2
+                        t10 t11 t12 t13      slot_columns  1  3  2
+                        t20 t21 t22 t23      item_embeds   a  b  c
+
+        merged          t00  a  t02  b
+                        t10 t11 t12 t13
+                        t20 t21  c  t23
+
+    Args:
+        inputs_embeds: [B, T, D] embeddings of the prompts' tokens.
+        slot_rows, slot_columns: [S] int64, where each slot is; no place may occur twice.
+        item_embeds: [S, D] what each slot holds, cast to the type of ``inputs_embeds``.
+
+    Returns:
+        [B, T, D]
+
+    Raises:
+        ValueError: the number of slots is not the number of item embeddings, or their widths differ.
+    """
+    if slot_rows.shape != slot_columns.shape or slot_rows.dim() != 1:
+        raise ValueError(f"slot rows {tuple(slot_rows.shape)}, slot columns {tuple(slot_columns.shape)}: expected [S] twice")
+    if item_embeds.shape[0] != slot_rows.shape[0]:
+        raise ValueError(f"{slot_rows.shape[0]} item slots but {item_embeds.shape[0]} item embeddings: expected one each")
+    if item_embeds.shape[-1] != inputs_embeds.shape[-1]:
+        raise ValueError(
+            f"item embeddings are {item_embeds.shape[-1]} wide, prompt tokens {inputs_embeds.shape[-1]}: "
+            "expected the projector's output as wide as the LLM's input"
+        )
+    return inputs_embeds.index_put((slot_rows, slot_columns), item_embeds.to(inputs_embeds.dtype))
 
 
 class ItemTokens(nn.Module):
@@ -109,81 +169,3 @@ def shuffled(table: torch.Tensor, seed: int) -> torch.Tensor:
     """The rows of [N, d_rec] dealt to other items, the padding item keeping its own."""
     order = torch.randperm(len(table) - 1, generator=torch.Generator().manual_seed(seed))
     return torch.cat([table[:1], table[1:][order]])
-
-
-class Projector(nn.Module):
-    """Maps item embeddings into the LLM's input space with two linear layers (LLaRA, eq. 5).
-
-    ``Proj(e_s) = W2 GELU(W1 e_s + b1) + b2``, with W1 of d_rec x d_llm and W2 of d_llm x d_llm.
-
-    Args:
-        rec_dim: (int, numbers) width of the recommender's item embeddings.
-        llm_dim: (int, numbers) width of the LLM's input embeddings.
-    """
-
-    def __init__(self, rec_dim: int, llm_dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(rec_dim, llm_dim)
-        self.act = nn.GELU()
-        self.linear_2 = nn.Linear(llm_dim, llm_dim)
-
-    def forward(self, item_embeddings: torch.Tensor) -> torch.Tensor:
-        """Project item embeddings.
-
-        Args:
-            item_embeddings: [..., d_rec] of any floating type.
-
-        Returns:
-            [..., d_llm]
-        """
-        # Recommenders are kept in fp32 while a projector may be held in another type.
-        hidden = self.linear_1(item_embeddings.to(self.linear_1.weight.dtype))  # [..., d_llm]
-        return self.linear_2(self.act(hidden))  # [..., d_llm]
-
-
-def merge_item_embeddings(
-    inputs_embeds: torch.Tensor,
-    slot_rows: torch.Tensor,
-    slot_columns: torch.Tensor,
-    item_embeds: torch.Tensor,
-) -> torch.Tensor:
-    """Overwrite the item slots of embedded prompts by the items' projected embeddings (LLaRA, eq. 6).
-
-    The gradient of a slot flows to its item embedding, that of every other place to ``inputs_embeds``,
-    which is left as it was.
-
-    Example with B = 3 rows, T = 4 tokens and S = 3 slots (the second row has none)::
-
-        inputs_embeds   t00 t01 t02 t03      slot_rows     0  0  2
-                        t10 t11 t12 t13      slot_columns  1  3  2
-                        t20 t21 t22 t23      item_embeds   a  b  c
-
-        merged          t00  a  t02  b
-                        t10 t11 t12 t13
-                        t20 t21  c  t23
-
-    Args:
-        inputs_embeds: [B, T, D] embeddings of the prompts' tokens.
-        slot_rows: [S] int64, the row of each slot.
-        slot_columns: [S] int64, the column of each slot; no place may occur twice.
-        item_embeds: [S, D] what each slot holds, cast to the type of ``inputs_embeds``.
-
-    Returns:
-        [B, T, D]
-
-    Raises:
-        ValueError: the number of slots is not the number of item embeddings, or their widths differ.
-    """
-    if slot_rows.shape != slot_columns.shape or slot_rows.dim() != 1:
-        raise ValueError(
-            f"slot rows of shape {tuple(slot_rows.shape)}, slot columns of shape {tuple(slot_columns.shape)}: "
-            "expected [S] twice"
-        )
-    if item_embeds.shape[0] != slot_rows.shape[0]:
-        raise ValueError(f"{slot_rows.shape[0]} item slots but {item_embeds.shape[0]} item embeddings: expected one each")
-    if item_embeds.shape[-1] != inputs_embeds.shape[-1]:
-        raise ValueError(
-            f"item embeddings are {item_embeds.shape[-1]} wide, prompt tokens {inputs_embeds.shape[-1]}: "
-            "expected the projector's output as wide as the LLM's input"
-        )
-    return inputs_embeds.index_put((slot_rows, slot_columns), item_embeds.to(inputs_embeds.dtype))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,7 @@ from transformers import (
 
 from recbole_llara.config.secrets import redacted
 from recbole_llara.config.settings import TRUST
+from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError, nearest
 
 TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
@@ -180,6 +182,13 @@ def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Path | str:
     if folder.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
         raise UserError(f"{key} is {redacted(llm_path)}: no such folder. {describe_expected(llm_path)}")
     return llm_path
+
+
+@cache
+def embedded_llm_sha256() -> str | None:
+    """Digest of the embedded LLM's weights; None where they are missing."""
+    weights = TINY_LLAMA_DIR / "model.safetensors"
+    return file_sha256(weights) if weights.is_file() else None
 
 
 def describe_expected(llm_path: str) -> str:

@@ -91,8 +91,8 @@ def generate_answers(model: Any, prompts: EncodedPrompts, candidates: torch.Tens
 
 
 def evaluation_prompts(model: Any, questions: Questions) -> EncodedPrompts:
-    """The prompts of an evaluation, on the model's device; under test_prompt ``all`` those of the first template."""
-    is_drawn = model.test_prompt == "sampled"
+    """The prompts of an evaluation, on the model's device; under eval_template ``all`` those of the first template."""
+    is_drawn = model.eval_template == "sampled"
     template_index = model.template_index(questions.rows, "evaluation", 0) if is_drawn else torch.zeros_like(questions.rows)
     return _encode(model, questions.history, questions.candidates, template_index)
 
@@ -104,11 +104,11 @@ def answer_likelihoods(model: Any, prompts: EncodedPrompts, candidates: torch.Te
 
 
 def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
-    """Log-likelihoods [B, C] of the candidates' answers in nats, on the CPU; under test_prompt ``all`` their mean over templates.
+    """Log-likelihoods [B, C] of the candidates' answers in nats, on the CPU; under eval_template ``all`` their mean over templates.
 
     The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row).
     """
-    if model.test_prompt != "all":
+    if model.eval_template != "all":
         return _scores(model, evaluation_prompts(model, questions), questions.candidates)
     candidates, rows = questions.candidates, questions.rows
     total = torch.zeros(candidates.shape)

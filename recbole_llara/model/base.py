@@ -67,7 +67,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.seed = config["seed"]
         self.sampler: CandidateSampler = data.sampler
         self.recommender = recommender
-        self.decoding, self.test_prompt = EvaluationSettings.from_config(config).decoding, prompt.test_prompt
+        self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
         self.answer_loss = LOSSES[prompt.answer_loss]
         self.stages = stages_of(config)
         self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
@@ -88,9 +88,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def _choose_execution(self, config: Any) -> None:
         """Types of the matrix products, attention, and what is done to the decoder blocks."""
         settings, device, processes = LLMSettings.from_config(config), config["device"], processes_of(config)
-        self.llm_path, self.llm_tuning, self.llm_quantization = (
-            settings.llm_path, settings.llm_tuning, settings.llm_quantization,
-        )  # fmt: skip
+        self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
+        self.llm_quantization = settings.llm_quantization
         llm = causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
         self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, device)
@@ -126,9 +125,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         stages_of(config)
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
         load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
-        if prompt.test_prompt == "all" and names_one_item(decoding):
+        if prompt.eval_template == "all" and names_one_item(decoding):
             raise UserError(
-                f"test_prompt: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
+                f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
             )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_llara.checkpoint.given import check_given_checkpoint
+from recbole_llara.checkpoint.weights import Format, given_checkpoint
 from recbole_llara.config.models import is_llm_recommender, resolve_model
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.recommender.frozen import TrainStock
@@ -22,9 +22,10 @@ def build_model(config: Any, data: PreparedData, train: TrainStock) -> nn.Module
     Raises:
         UserError: ``checkpoint`` cannot be this model's, or what the model itself or ``make_recommender`` refuses.
     """
+    is_llm = is_llm_recommender(config["model"])
     if config["checkpoint"] is not None:
-        check_given_checkpoint(config["checkpoint"], config["model"], is_llm_recommender(config["model"]))
-    if is_llm_recommender(config["model"]):
+        given_checkpoint(config["checkpoint"], config["model"], Format.LLM if is_llm else Format.STOCK)
+    if is_llm:
         model = resolve_model(config["model"]).from_data(config, data, train)
     else:
         model = make_recommender(config["model"], config, data.dataset)

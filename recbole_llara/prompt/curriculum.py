@@ -28,22 +28,14 @@ class Stage:
     """A stretch of epochs with a learning rate curve of its own; each of its steps trains an easy or a hard task.
 
     The task is a function of (seed, step) alone.
-
-    Args:
-        hard: the representation of the hard task, and of evaluation.
-        easy: the representation of the easy task; where there is none, the hard one again.
-        probability: p(progress) of the hard task, progress = optimiser step / the stage's steps.
-        epochs: at most so many.
-        learning_rate: its maximum.
-        seed: of the draws.
     """
 
-    hard: Representation
-    easy: Representation
-    probability: Callable[[float], float]
-    epochs: int
-    learning_rate: float
-    seed: int
+    hard: Representation  # of the hard task, and of evaluation
+    easy: Representation  # of the easy task; where there is none, the hard one again
+    probability: Callable[[float], float]  # p(progress) of the hard task, progress = optimiser step / the stage's steps
+    epochs: int  # at most
+    learning_rate: float  # its maximum
+    seed: int  # of the draws
 
     def hard_probability(self, step: int, total_steps: int) -> float:
         """p at an optimiser step, counted from 0."""
@@ -62,14 +54,14 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     puts [PH] in their place: it is then trained directly, see ``lacks_easy_task``.
 
     Args:
-        prompt: ``representation``, ``stage_1_representation``, ``strategy`` and ``curriculum``.
+        prompt: the representations, ``strategy`` and ``curriculum``.
         optim: ``epochs``, ``stage_1_epochs`` and the learning rates.
         seed: of the draws.
 
     Raises:
         UserError: stage 1 would take all epochs.
     """
-    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
+    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[_easy_task(prompt)[1]]
     direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)
     strategy = "direct" if lacks_easy_task(prompt) else prompt.strategy
     if strategy == "direct" or optim.epochs == 0:
@@ -85,9 +77,15 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
     return (first, replace(direct, epochs=optim.epochs - optim.stage_1_epochs))
 
 
+def _easy_task(prompt: PromptSettings) -> tuple[str, str]:
+    """The key that names the easy task of the strategy, and its value."""
+    key = "easy_representation" if prompt.strategy == "curriculum" else "stage_1_representation"
+    return key, getattr(prompt, key)
+
+
 def lacks_easy_task(prompt: PromptSettings) -> bool:
     """Whether the easy task of a strategy puts [PH] where the hard one has no behavioural token: both would be the same words."""
-    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[prompt.stage_1_representation]
+    hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[_easy_task(prompt)[1]]
     return prompt.strategy != "direct" and Part.PLACEHOLDER in easy.parts and not hard.has_item_embedding
 
 
@@ -102,10 +100,11 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
     prompt, optim = PromptSettings.from_config(config), OptimSettings.from_config(config)
     is_trained = optim.epochs > 0 and config["checkpoint"] is None
     if is_trained and "strategy" in config.external_config_dict and lacks_easy_task(prompt):
+        key, easy = _easy_task(prompt)
         raise UserError(
-            f"strategy: found {prompt.strategy} with representation {prompt.representation} and stage_1_representation "
-            f"{prompt.stage_1_representation}, whose [PH] stands for a behavioural token that {prompt.representation} has not; "
-            "expected a representation with one, such as hybrid, a stage_1_representation without [PH], such as text_id, or "
+            f"strategy: found {prompt.strategy} with representation {prompt.representation} and {key} "
+            f"{easy}, whose [PH] stands for a behavioural token that {prompt.representation} has not; "
+            f"expected a representation with one, such as hybrid, a {key} without [PH], such as text_id, or "
             "--strategy=direct"
         )
     return make_stages(prompt, optim, config["seed"])

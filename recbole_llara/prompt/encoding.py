@@ -5,7 +5,7 @@ text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
-from recbole_llara.prompt.tokens import PieceBank, Pieces, Texts, tokenise, tokenise_inside
+from recbole_llara.prompt.tokens import NOTHING, PieceBank, Pieces, Texts, tokenise, tokenise_inside
 from recbole_llara.utils.errors import UserError
 
 SEPARATOR = ","
@@ -26,43 +26,29 @@ IGNORED_LABEL = -100
 class EncodedPrompts:
     """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
 
-    Args:
-        input_ids: [B, T] token ids; a slot holds a stand-in id whose embedding is overwritten.
-        attention_mask: [B, T] 1 on tokens, 0 on padding.
-        position_ids: [B, T] 0 at the row's first token.
-        labels: [B, T] the answer's tokens and its EOS, ``IGNORED_LABEL`` elsewhere.
-        slot_rows, slot_columns: [S] where the slots are.
-        slot_parts: [S] what each slot holds, as its place in ``SLOT_PARTS``.
-        slot_items: [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is.
-        pooled: [B, T] bool, the tokens whose states stand for the history (``encode``: all parts of its items) or for the
-            item (``encode_items``: all parts of it). RSLLM's two towers average them.
+    ``pooled`` are the tokens whose states stand for the history (``encode``: all parts of its items) or for the item
+    (``encode_items``: all parts of it). RSLLM's two towers average them.
     """
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor
-    slot_rows: torch.Tensor
-    slot_columns: torch.Tensor
-    slot_parts: torch.Tensor
-    slot_items: torch.Tensor
-    pooled: torch.Tensor
+    input_ids: torch.Tensor  # [B, T] a slot holds a stand-in id whose embedding is overwritten
+    attention_mask: torch.Tensor  # [B, T] 1 on tokens, 0 on padding
+    position_ids: torch.Tensor  # [B, T] 0 at the row's first token
+    labels: torch.Tensor  # [B, T] the answer's tokens and its EOS, IGNORED_LABEL elsewhere
+    slot_rows: torch.Tensor  # [S]
+    slot_columns: torch.Tensor  # [S]
+    slot_parts: torch.Tensor  # [S] what each slot holds, as its place in SLOT_PARTS
+    slot_items: torch.Tensor  # [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is
+    pooled: torch.Tensor  # [B, T] bool
 
     def to(self, device: torch.device) -> "EncodedPrompts":
         """The same prompts on another device."""
         return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-def _text_tokens(layout: list[list[int] | str]) -> int:
-    """Tokens of a template without its lists."""
-    return sum(len(text) for text in layout if not isinstance(text, str))
-
-
 class PromptEncoder:
     """Turns histories and candidates into token ids and item slots.
 
     Args:
-        tokenizer: a Hugging Face tokenizer with an EOS token.
         titles: N texts, ``titles[0]`` belongs to the padding item and is never used.
         templates: the domain's templates.
         max_title_tokens: longer titles are cut, in the prompt and in the answer alike.
@@ -105,7 +91,8 @@ class PromptEncoder:
         if budget is not None:
             texts = {Part.TITLE: whole, Part.INDEX: numbers}
             items = {part: longest(parts, budget.candidates) for part, parts in texts.items() if parts}
-            lengths = PromptLengths(max(map(_text_tokens, layouts)), len(separator), items)
+            template = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in layouts)
+            lengths = PromptLengths(template, len(separator), items)
             self.max_title_tokens = fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
         cut, self.titles = cut_titles(tokenizer, titles, whole, self.max_title_tokens)
         self._refuse_one_answer(titles)
@@ -171,24 +158,13 @@ class PromptEncoder:
             )
         return items + self._first[part]
 
-    def answer_pieces(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
-        """Piece numbers of the items' answers, of the shape of ``items``."""
-        return self._text_pieces(items, representation.answer)
-
     def answer_text(self, item: int, representation: Representation) -> str:
         """The text that names an item in an answer."""
         return str(item) if representation.answer is Part.INDEX else self.titles[item]
 
     def answer_ids(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
-        """Tokens of each item's answer with its EOS.
-
-        Args:
-            items: [...] item ids.
-
-        Returns:
-            [..., A] token ids, padded on the right with ``IGNORED_LABEL``.
-        """
-        pieces = self.answer_pieces(items.reshape(-1), representation)
+        """Tokens [..., A] of the answers of items [...], each with its EOS, padded on the right with ``IGNORED_LABEL``."""
+        pieces = self._text_pieces(items.reshape(-1), representation.answer)
         pieces = torch.stack([pieces, torch.full_like(pieces, self.eos_piece)], dim=1)
         tokens, rows, columns, _, length = self._bank.gather(pieces, "right")
         answers = torch.full((pieces.shape[0], length), IGNORED_LABEL, dtype=torch.int64)
@@ -201,15 +177,7 @@ class PromptEncoder:
         return (lengths * (torch.cat([history, candidates], 1) > 0)).sum(1)
 
     def longest_prompt(self, history: int, candidates: int) -> tuple[EncodedPrompts, torch.Tensor]:
-        """A prompt as long as any of the run, by items that need not occur together.
-
-        Args:
-            history: L, items of a full history.
-            candidates: C.
-
-        Returns:
-            the prompt, of one row; and [1, C, A] its candidates' answers, as ``answer_ids`` gives them.
-        """
+        """A prompt as long as any of a run with L and C items, which need not occur together; and its candidates' answers [1, C, A]."""
         titles = self._bank.lengths[self.first_title + 1 : self.first_title + self.n_items]
         ranked = 1 + titles.argsort(descending=True, stable=True)[None]  # [1, N - 1]
         rows, shown = ranked[:, :1].expand(1, history), ranked[:, :candidates]
@@ -224,13 +192,13 @@ class PromptEncoder:
     def _item_list(self, items: torch.Tensor, representation: Representation) -> Pieces:
         """A list of items [B, M], 0-padded on the right, as M * (1 + P) pieces a row for P parts, separators first."""
         present = items > 0
-        separators = torch.where(present, self.separator_piece, -1)
-        separators[:, 0] = -1
+        separators = torch.where(present, self.separator_piece, NOTHING)
+        separators[:, 0] = NOTHING
         nothing = torch.zeros_like(items)
         pieces, slot_items, pooled = [separators], [nothing], [nothing.bool()]
         for part in representation.parts:
             of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
-            pieces.append(torch.where(present, of_items, -1))
+            pieces.append(torch.where(present, of_items, NOTHING))
             slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
             pooled.append(present)
         return Pieces(*(torch.stack(columns, 2).flatten(1) for columns in (pieces, slot_items, pooled)))
@@ -250,7 +218,6 @@ class PromptEncoder:
             history: [B, L] item ids in order of time, 0-padded on the right.
             candidates: [B, C] item ids.
             targets: [B] item ids whose answers follow the prompts, or None for prompts alone.
-            representation: how items are written.
             template_index: [B] which template each row uses.
             padding_side: left or right.
 
@@ -258,47 +225,29 @@ class PromptEncoder:
             UserError: a prompt is longer than the LLM can hold.
         """
         shown = self._item_list(candidates, representation)
-        lists = {HISTORY: self._item_list(history, representation), CANDIDATES: shown.unpooled()}
+        shown = replace(shown, pooled=torch.zeros_like(shown.pooled))
+        lists = {HISTORY: self._item_list(history, representation), CANDIDATES: shown}
         width = sum(entry.pieces.shape[1] for entry in lists.values()) + max(map(len, self.layouts))
-        prompts = Pieces.empty(history.shape[0], width + 2)
+        prompts = Pieces.filled(history.shape[0], width + 2, NOTHING)
         for number in template_index.unique().tolist():
             rows = (template_index == number).nonzero(as_tuple=True)[0]
-            filled = self._fill(self.layouts[number], lists, rows)
-            prompts.put(rows, filled)
+            parts = [
+                lists[element].take(rows) if isinstance(element, str) else Pieces.filled(len(rows), 1, element)
+                for element in self.layouts[number]
+            ]
+            prompts.put(rows, Pieces.side_by_side(parts))
         in_answer = torch.zeros_like(prompts.pieces, dtype=torch.bool)
         if targets is not None:
-            prompts.pieces[:, -2] = self.answer_pieces(targets, representation)
+            prompts.pieces[:, -2] = self._text_pieces(targets, representation.answer)
             prompts.pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
         return self.assemble(prompts.pieces, prompts.slot_items, in_answer, padding_side, prompts.pooled)
 
     def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
-        """Each item alone, as the prompts write it: what RSLLM's item tower reads.
-
-        Args:
-            items: [B] item ids.
-            representation: how items are written.
-            padding_side: left or right.
-        """
-        opening = torch.full((len(items), 1), self.opening_piece)
-        item = self._item_list(items[:, None], representation)
-        pieces, nothing = torch.cat([opening, item.pieces], 1), torch.zeros_like(opening)
-        slot_items = torch.cat([nothing, item.slot_items], 1)
-        pooled = (pieces >= 0) & (pieces != self.opening_piece)
-        return self.assemble(pieces, slot_items, torch.zeros_like(pooled), padding_side, pooled)
-
-    @staticmethod
-    def _fill(layout: list[int | str], lists: dict[str, Pieces], rows: torch.Tensor) -> Pieces:
-        """The pieces of the rows that share a layout."""
-        parts = []
-        for element in layout:
-            if isinstance(element, str):
-                parts.append(lists[element].take(rows))
-            else:
-                text = Pieces.empty(len(rows), 1)
-                text.pieces[:] = element
-                parts.append(text)
-        return Pieces.side_by_side(parts)
+        """Each item [B] alone, as the prompts write it: what RSLLM's item tower reads."""
+        opening = Pieces.filled(len(items), 1, self.opening_piece)
+        row = Pieces.side_by_side([opening, self._item_list(items[:, None], representation)])
+        return self.assemble(row.pieces, row.slot_items, torch.zeros_like(row.pooled), padding_side, row.pooled)
 
     def assemble(
         self,
@@ -314,7 +263,6 @@ class PromptEncoder:
             pieces: [B, W] piece numbers, -1 = nothing.
             slot_items: [B, W] the item of each slot piece.
             in_answer: [B, W] bool, the pieces whose tokens are labels.
-            padding_side: left or right.
             pooled: [B, W] bool, see ``EncodedPrompts``; None = nothing.
 
         Raises:

@@ -61,10 +61,10 @@ REPRESENTATIONS: dict[str, Representation] = {
         Representation("text_only", (Part.TITLE, Part.PLACEHOLDER)),
         # RSLLM's prompts, example 4.1 and example 4.2 with eq. 1.
         Representation("text_id", (Part.TITLE, Part.DESCRIPTION, Part.ITEM_ID)),
-        Representation("described_hybrid", (Part.TITLE, Part.DESCRIPTION, Part.ITEM_EMBEDDING)),
+        Representation("hybrid_with_dsr", (Part.TITLE, Part.DESCRIPTION, Part.ITEM_EMBEDDING)),
         # Its ablations, table 4: without the title, and without the item id's token.
         Representation("item_id", (Part.DESCRIPTION, Part.ITEM_ID)),
-        Representation("described_behavioural", (Part.DESCRIPTION, Part.ITEM_EMBEDDING)),
-        Representation("described", (Part.TITLE, Part.DESCRIPTION)),
+        Representation("behavioural_with_dsr", (Part.DESCRIPTION, Part.ITEM_EMBEDDING)),
+        Representation("textual_with_dsr", (Part.TITLE, Part.DESCRIPTION)),
     )
 }

@@ -23,32 +23,20 @@ LEAST_TITLE_TOKENS = 4
 
 @dataclass(frozen=True)
 class ContextBudget:
-    """What the LLM can hold, and the lists that must fit.
+    """What the LLM can hold, and the lists that must fit."""
 
-    Args:
-        tokens: of a prompt and its answer together.
-        history: L, the items of a full history.
-        candidates: C.
-    """
-
-    tokens: int
-    history: int
-    candidates: int
+    tokens: int  # of a prompt and its answer together
+    history: int  # L, the items of a full history
+    candidates: int  # C
 
 
 @dataclass(frozen=True)
 class PromptLengths:
-    """What prompts are made of, in tokens.
+    """What prompts are made of, in tokens."""
 
-    Args:
-        template: of the longest template, without its lists.
-        separator: between two items of a list.
-        items: of the texts of C items in descending order, the longest there are: titles, numbers or both.
-    """
-
-    template: int
-    separator: int
-    items: Mapping[Part, np.ndarray]
+    template: int  # of the longest template, without its lists
+    separator: int  # between two items of a list
+    items: Mapping[Part, np.ndarray]  # of the C longest titles, numbers or both, in descending order
 
     def longest(self, budget: ContextBudget, representation: Representation, title_tokens: int) -> int:
         """Tokens of the longest prompt of full lists with its answer, titles being cut.
@@ -110,7 +98,6 @@ def tokenise_items(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mos
     """Tokens of every item's text, as it stands in a prompt or an answer.
 
     Args:
-        tokenizer: the LLM's.
         texts: N, the padding item's first.
         most: keep so many tokens of each, and one more, which tells that there are more; None = all.
 
@@ -149,19 +136,18 @@ def cut_titles(
         Soft hat                             Soft hat
 
     Args:
-        tokenizer: the LLM's.
         titles: N.
-        parts: their tokens, of ``tokenise_items``, ``most + 1`` of each at least.
+        parts: their tokens, as ``tokenise_items`` gives them for ``most``.
         most: tokens.
     """
     texts, kept = list(titles), [part.cut(most) for part in parts]
     is_cut = np.concatenate([part.lengths for part in parts]) > most  # [N]
     lengths = np.concatenate([part.lengths for part in kept])  # [N]
     tokens = np.concatenate([part.tokens for part in kept])
-    ends = np.cumsum(lengths)  # [N]
     full = (lengths == most).nonzero()[0]  # no shorter title is like one that was cut
-    rows = tokens[(ends[full, None] - most + np.arange(most)).ravel()].reshape(-1, most)  # [n, most]
-    place = {item: row for row, item in enumerate(full.tolist())}
+    places = np.cumsum(lengths)[full, None] - most + np.arange(most)  # [n, most]
+    rows = tokens[places]  # [n, most]
+    row_of = {item: row for row, item in enumerate(full.tolist())}
     alike = _alike(titles, rows, full.tolist())
     for cut in (_without_middle, _from_difference):
         groups = alike if cut is _without_middle else _alike(titles, rows, full.tolist())
@@ -169,17 +155,21 @@ def cut_titles(
             items = [item for item in group if is_cut[item]]
             whole = tokenise_inside(tokenizer, [f" {titles[item]}" for item in group])
             of_item = dict(zip(group, cut(whole, most), strict=True))
-            rows[[place[item] for item in items]] = [of_item[item] for item in items]
-    tokens[(ends[full, None] - most + np.arange(most)).ravel()] = rows.ravel()
+            rows[[row_of[item] for item in items]] = [of_item[item] for item in items]
+    tokens[places] = rows
     if alike:
         left = _alike(titles, rows, full.tolist())
         _logger.warning(
-            f"max_title_tokens: {_count(alike)} of {len(titles) - 1} titles begin with the same {most} tokens as another: of these "
+            f"max_title_tokens: {sum(map(len, alike))} of {len(titles) - 1} titles begin with the same {most} tokens as another: of these "
             f"the first {most // 2} tokens are kept, and {most - most // 2} from the end or from where they differ"
-            + (f". {_count(left)} are still the same text as another, and no answer tells their items apart" if left else "")
+            + (
+                f". {sum(map(len, left))} are still the same text as another, and no answer tells their items apart"
+                if left
+                else ""
+            )
         )
     items = is_cut.nonzero()[0].tolist()
-    spelt = spell(tokenizer, [tokens[ends[item] - most : ends[item]].tolist() for item in items])
+    spelt = spell(tokenizer, [rows[row_of[item]].tolist() for item in items])
     for item, text in zip(items, spelt, strict=True):
         texts[item] = text.strip()
     return Texts(tokens, lengths), texts
@@ -191,10 +181,6 @@ def _alike(titles: Sequence[str], rows: np.ndarray, items: Sequence[int]) -> lis
     for item, row in zip(items, rows, strict=True):
         groups.setdefault(row.tobytes(), []).append(item)
     return [group for group in groups.values() if len({titles[item] for item in group}) > 1]
-
-
-def _count(groups: Iterable[Sequence[int]]) -> int:
-    return sum(map(len, groups))
 
 
 def _without_middle(whole: Sequence[Sequence[int]], most: int) -> list[list[int]]:

@@ -17,6 +17,7 @@ from recbole_llara.utils.errors import UserError
 # A text inside a prompt is tokenised behind this anchor, which no tokenizer merges with what follows,
 # so that a title has the same tokens wherever it stands.
 ANCHOR = "\n"
+NOTHING = -1  # in the place of a piece's number
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -52,15 +53,10 @@ def spell(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Texts:
-    """The tokens of consecutive texts, one after another.
+    """The tokens of M consecutive texts, one after another."""
 
-    Args:
-        tokens: [n] token ids.
-        lengths: [M] tokens of each text.
-    """
-
-    tokens: np.ndarray
-    lengths: np.ndarray
+    tokens: np.ndarray  # [n]
+    lengths: np.ndarray  # [M]
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "Texts":
@@ -114,10 +110,10 @@ class PieceBank:
         flat_lengths = lengths.flatten()
         flat_pieces = torch.repeat_interleave(torch.arange(flat_lengths.numel()), flat_lengths)
         flat_starts = torch.cumsum(flat_lengths, 0) - flat_lengths
-        offset = torch.arange(flat_pieces.numel()) - flat_starts[flat_pieces]
+        offset = torch.arange(len(flat_pieces)) - flat_starts[flat_pieces]
         tokens = self.tokens[self.starts[pieces.flatten().clamp(min=0)][flat_pieces] + offset]
         rows = flat_pieces // pieces.shape[1]
-        columns = torch.arange(flat_pieces.numel()) - (torch.cumsum(row_lengths, 0) - row_lengths)[rows]
+        columns = torch.arange(len(flat_pieces)) - (torch.cumsum(row_lengths, 0) - row_lengths)[rows]
         if padding_side == "left":
             columns = columns + (longest - row_lengths)[rows]
         return tokens, rows, columns, flat_pieces, longest
@@ -125,23 +121,17 @@ class PieceBank:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Rows of pieces.
+    """Rows of pieces."""
 
-    Args:
-        pieces: [B, W] piece numbers, -1 = nothing.
-        slot_items: [B, W] the item of each slot that has one, 0 elsewhere.
-        pooled: [B, W] bool, see ``encoding.EncodedPrompts``.
-    """
-
-    pieces: torch.Tensor
-    slot_items: torch.Tensor
-    pooled: torch.Tensor
+    pieces: torch.Tensor  # [B, W] piece numbers, or NOTHING
+    slot_items: torch.Tensor  # [B, W] the item of each slot that has one, 0 elsewhere
+    pooled: torch.Tensor  # [B, W] bool, see ``encoding.EncodedPrompts``
 
     @classmethod
-    def empty(cls, rows: int, width: int) -> "Pieces":
-        """Rows in which nothing stands."""
-        nothing = torch.zeros(rows, width, dtype=torch.int64)
-        return cls(nothing - 1, nothing, nothing.bool())
+    def filled(cls, rows: int, width: int, piece: int) -> "Pieces":
+        """Rows of one piece, or of ``NOTHING``."""
+        zeros = torch.zeros(rows, width, dtype=torch.int64)
+        return cls(zeros + piece, zeros, zeros.bool())
 
     @classmethod
     def side_by_side(cls, parts: list["Pieces"]) -> "Pieces":
@@ -156,7 +146,3 @@ class Pieces:
         """Write other rows' pieces over the beginning of these rows."""
         for mine, theirs in zip(vars(self).values(), vars(others).values(), strict=True):
             mine[rows, : theirs.shape[1]] = theirs
-
-    def unpooled(self) -> "Pieces":
-        """The same pieces, none of them pooled."""
-        return Pieces(self.pieces, self.slot_items, torch.zeros_like(self.pooled))

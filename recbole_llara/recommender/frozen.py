@@ -18,8 +18,7 @@ import recbole
 import torch
 from torch import nn
 
-from recbole_llara.checkpoint.recbole_weights import FILTERS, load_recbole_checkpoint
-from recbole_llara.checkpoint.stock_weights import load_stock_model
+from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
@@ -29,6 +28,7 @@ from recbole_llara.data.numbering import Numbering
 from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, check_seal, seal, unseal
 from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
+from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.digests import file_sha256, json_ready
 from recbole_llara.utils.errors import UserError
@@ -63,6 +63,11 @@ class Recommender:
     best_epoch: int | None
     seconds: float
     trained_on: str | None
+
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.path / WEIGHTS if self.path.is_dir() else self.path
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
@@ -117,7 +122,7 @@ def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tu
     with sole_writer(path):  # runs started together wait for the one that trains
         meta, seconds = _from_cache(path, rec_config, numbering, sha256, train)
         model = _build_model(rec_config, prepared)
-        load_stock_model(model, path / WEIGHTS, rec_config["model"])
+        load_recommender(model, path / WEIGHTS, rec_config["model"])
     table, digest = item_embedding_table(model), meta["weights_sha256"]
     return Recommender(
         rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds, model.trained_on
@@ -227,24 +232,18 @@ def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha25
 
 def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
-    if weights.suffix == ".pth":
-        model = _build_model(rec_config, prepared)
-        filters = {key: rec_config[key] for key in FILTERS}
-        facts = load_recbole_checkpoint(model, weights, rec_config["model"], filters)
-        model.trained_on = None  # RecBole does not tell
-    else:
-        if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
-            try:
-                check_seal(weights.parent)
-            except DamagedEntry as damage:
-                raise UserError(
-                    f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
-                ) from damage
-        model = _build_model(rec_config, prepared)
-        facts = load_stock_model(model, weights, rec_config["model"])
+    if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
+        try:
+            check_seal(weights.parent)
+        except DamagedEntry as damage:
+            raise UserError(
+                f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+            ) from damage
+    model = _build_model(rec_config, prepared)
+    loaded = load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
     table = item_embedding_table(model)
     return Recommender(
-        rec_config["model"], file_sha256(weights), table, checkpoint, {}, facts["epoch"], 0.0, model.trained_on
+        rec_config["model"], file_sha256(weights), table, checkpoint, {}, loaded.facts["epoch"], 0.0, model.trained_on
     ), model
 
 

@@ -93,8 +93,9 @@ def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool)
     import torch
     from peft import get_peft_model
 
-    from recbole_llara.checkpoint.llm_weights import ADAPTER, load_adapter
+    from recbole_llara.checkpoint.weights import ADAPTER
     from recbole_llara.llm.loading import load_llm
+    from recbole_llara.model.weights import load_adapter
 
     kind = getattr(torch, dtype)
     if model.llm_tuning == "full":
@@ -124,22 +125,22 @@ def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[s
 def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
     """The checkpoint as it is, or for an LLM of its own what lies beside it."""
     from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
-    from recbole_llara.checkpoint.llm_weights import META, OWN_WEIGHTS, read_meta
+    from recbole_llara.checkpoint.weights import ITEM_TOKENS, META, read_checkpoint
     from recbole_llara.data import numbering
     from recbole_llara.llm.loading import load_llm
 
     if not is_whole:
         shutil.copytree(source, folder / CHECKPOINT)
         return
-    meta = read_meta(source)
+    meta = read_checkpoint(source).facts
     llm, tokenizer = load_llm(str(folder / LLM), trust_remote_code=trusts)
     (folder / CHECKPOINT).mkdir()
-    for name in (OWN_WEIGHTS, numbering.FILE):
+    for name in (ITEM_TOKENS, numbering.FILE):
         shutil.copyfile(source / name, folder / CHECKPOINT / name)
     meta["belongs_to"] |= {
         "llm_tuning": "frozen", "llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer),
     }  # fmt: skip
-    meta["sha256"] = {name: meta["sha256"][name] for name in (OWN_WEIGHTS, numbering.FILE)}
+    meta["sha256"] = {name: meta["sha256"][name] for name in (ITEM_TOKENS, numbering.FILE)}
     (folder / CHECKPOINT / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 

@@ -10,10 +10,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_llara.checkpoint.llm_weights import load_llm_recommender
 from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
-from recbole_llara.checkpoint.stock_weights import load_stock_model
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
@@ -25,9 +23,11 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate_answers
 from recbole_llara.model.build import build_model
+from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.cache import WEIGHTS
 from recbole_llara.recommender.frozen import recommender_model
+from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.trainer.stock import train_stock
@@ -224,7 +224,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     if is_llm:
         load_llm_recommender(model, checkpoint)
     else:
-        load_stock_model(model, checkpoint, request.model)
+        load_recommender(model, checkpoint, request.model)
     return loaded_run(config, data, model)
 
 

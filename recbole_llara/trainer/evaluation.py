@@ -6,6 +6,7 @@ order of the answer, everything else minus infinity, and item 0 on top where an 
 
 import math
 from collections import OrderedDict
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +22,8 @@ from recbole_llara.evaluator.ranking import question_keys, rank_candidates, scor
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
 
+ALONE = Processes()
+
 
 @runtime_checkable
 class AnswersCandidates(Protocol):
@@ -30,16 +33,27 @@ class AnswersCandidates(Protocol):
         """Answer each row of ``interaction`` from its candidates."""
 
 
-class CandidateEvaluationMixin:
-    """Put before a RecBole Trainer, whose ``evaluate`` then asks every row for one of its candidates.
+class CandidateTrainer:
+    """Goes before one of RecBole's Trainers, whose ``evaluate`` then asks for one of the candidates of every row.
 
-    ``last_cases`` holds what the latest ``evaluate`` asked and got. Where answers name one item and rank nothing
-    (generated text), metrics at K > 1 are left out of the result: there is no second place to look at.
+    Where answers name one item and rank nothing (generated text), metrics at K > 1 are left out of the result: there is no
+    second place to look at.
+
+    Args:
+        config: the run's RunConfig.
+        model: the recommender.
+        processes: among which the rows of a batch are dealt out, where the model answers itself.
+
+    Attributes:
+        last_cases: what the latest ``evaluate`` asked and got.
     """
 
     last_cases: EvaluatedCases | None = None
-    _answered_at_once: int | None = None  # rows, where memory has run out
-    processes = Processes()  # those among which the rows of a batch are dealt out, where the model answers itself
+
+    def __init__(self, config: Any, model: torch.nn.Module, processes: Processes = ALONE) -> None:
+        self.processes = processes
+        self._model_answers = ModelAnswers(processes)
+        super().__init__(config, model)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Load the weights of ``path`` into the model; each trainer has its own format."""
@@ -117,44 +131,14 @@ class CandidateEvaluationMixin:
         )
         return interaction, score_rows(ranking, self.tot_item_num), positive_u, positive_i
 
-    @property
-    def _in_step(self) -> bool:
-        """Whether every process must pass through the model equally often."""
-        return getattr(self.model, "is_sharded", False)
-
     def _answer(self, interaction: Interaction, questions: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
         if isinstance(self.model, AnswersCandidates):
-            first, end = self.processes.bounds(len(interaction))
-            own = self._answer_within_memory(interaction[first:end]) if first < end else None
-            if own is None and self._in_step:
-                self.model.answer_candidates(interaction[:1])  # every process passes through the blocks equally often
-            return joined([part for part in self.processes.gather(own) if part is not None])
+            return self._model_answers.to(interaction, self.model)
         scores = settle_near_ties(
             self._candidate_scores(interaction, candidates),
             lambda row: self._candidate_scores(interaction[row : row + 1], candidates[row : row + 1])[0],
         )  # [B, C]
         return CandidateAnswers(items=rank_candidates(scores, candidates, questions)[:, 0], scores=scores, texts=None)
-
-    def _answer_within_memory(self, interaction: Interaction) -> CandidateAnswers:
-        """The model's own answers; where memory runs out, of half as many rows at once from now on."""
-        parts: list[CandidateAnswers] = []
-        answered = 0
-        while answered < len(interaction):
-            rows = interaction[answered : answered + (self._answered_at_once or len(interaction))]
-            try:
-                parts.append(self.model.answer_candidates(rows).cpu())
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error) or len(rows) == 1 or self._in_step:
-                    raise
-                self._answered_at_once = math.ceil(len(rows) / 2)
-                self.logger.warning(
-                    f"Out of memory: {len(rows)} rows are answered {self._answered_at_once} at a time from now on"
-                )
-            else:
-                answered += len(rows)
-                continue
-            clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
-        return joined(parts)
 
     def _candidate_scores(self, interaction: Interaction, candidates: torch.Tensor) -> torch.Tensor:
         """Scores [B, C] of a stock model: from its scores of all items, or item by item where it has no such method."""
@@ -167,6 +151,46 @@ class CandidateEvaluationMixin:
                 return self.model.predict(pairs).view_as(candidates)
             return self._spilt_predict(pairs, len(pairs)).view_as(candidates)
         return scores.gather(1, candidates)
+
+
+class ModelAnswers:
+    """Answers of a model that answers itself, its rows dealt out among processes.
+
+    Args:
+        processes: of the run.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._rows_at_once: int | None = None  # where memory has run out
+
+    def to(self, interaction: Interaction, model: AnswersCandidates) -> CandidateAnswers:
+        """The answers to a batch of rows, from all processes."""
+        is_sharded = getattr(model, "is_sharded", False)  # every process then passes through the model equally often
+        first, end = self.processes.bounds(len(interaction))
+        own = self._within_memory(interaction[first:end], model, is_sharded) if first < end else None
+        if own is None and is_sharded:
+            model.answer_candidates(interaction[:1])
+        return joined([part for part in self.processes.gather(own) if part is not None])
+
+    def _within_memory(self, interaction: Interaction, model: AnswersCandidates, is_sharded: bool) -> CandidateAnswers:
+        """Where memory runs out, half as many rows are answered at once from now on."""
+        parts: list[CandidateAnswers] = []
+        answered = 0
+        while answered < len(interaction):
+            rows = interaction[answered : answered + (self._rows_at_once or len(interaction))]
+            try:
+                parts.append(model.answer_candidates(rows).cpu())
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or len(rows) == 1 or is_sharded:
+                    raise
+                self._rows_at_once = math.ceil(len(rows) / 2)
+                getLogger().warning(f"Out of memory: {len(rows)} rows are answered {self._rows_at_once} at a time from now on")
+            else:
+                answered += len(rows)
+                continue
+            clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
+        return joined(parts)
 
 
 def _check_targets(rows: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> None:

@@ -1,15 +1,17 @@
 """Training a stock recommender by RecBole's own trainer, evaluating over candidates and keeping safetensors checkpoints."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from recbole.utils import get_trainer
 
-from recbole_llara.checkpoint.stock_weights import StockCheckpointMixin
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.trainer.evaluation import CandidateEvaluationMixin
-from recbole_llara.utils.errors import Diverged
+from recbole_llara.recommender.weights import load_recommender, save_recommender
+from recbole_llara.trainer.evaluation import CandidateTrainer
+from recbole_llara.utils.digests import json_ready
+from recbole_llara.utils.errors import Diverged, UserError
 
 
 @runtime_checkable
@@ -27,11 +29,55 @@ def stock_trainer_class(config: Any) -> type:
         config: a RecBole Config; ``model`` and ``MODEL_TYPE`` choose the trainer.
     """
 
-    class StockTrainer(StockCheckpointMixin, CandidateEvaluationMixin, get_trainer(config["MODEL_TYPE"], config["model"])):
-        """RecBole's trainer with candidates and safe checkpoints."""
+    class StockTrainer(CandidateTrainer, get_trainer(config["MODEL_TYPE"], config["model"])):
+        """RecBole's trainer with candidates; ``saved_model_file`` is a ``.safetensors`` file.
+
+        ``best_epoch`` is the epoch, counted from 0, of the checkpoint on disk; None before there is one.
+        """
+
+        best_epoch: int | None = None
 
         def __init__(self, config: Any, model: torch.nn.Module) -> None:
             super().__init__(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+            self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".safetensors"))
+
+        def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
+            """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
+            try:
+                return super().fit(train_data, *args, **kwargs)
+            except KeyboardInterrupt:
+                kept = "no checkpoint yet" if self.best_epoch is None else f"best checkpoint kept: {self.saved_model_file}"
+                self.logger.info(f"Training interrupted; {kept}")
+                raise
+
+        def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+            if not self.config["single_spec"] and self.config["local_rank"] != 0:  # of RecBole's own processes
+                return
+            path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+            facts = {
+                "model": self.config["model"],
+                "dataset": self.config["dataset"],
+                "epoch": epoch,
+                "valid_metric": self.valid_metric,
+                "best_valid_score": json_ready(float(self.best_valid_score)),
+            }
+            save_recommender(self.model, path, facts)
+            self.best_epoch = epoch if epoch >= 0 else None
+            if verbose:
+                self.logger.info(f"Saving current: {path}")
+
+        def load_checkpoint(self, path: str | Path) -> None:
+            """Load the weights of a checkpoint of this trainer's model.
+
+            Raises:
+                UserError: no such file, or one of another model, other keys or other items.
+            """
+            checkpoint = load_recommender(self.model, path, self.config["model"])
+            self.logger.info(f"Loading model structure and parameters from {path} (epoch {checkpoint.facts['epoch']})")
+
+        def resume_checkpoint(self, resume_file: str) -> None:
+            """Refuse: the optimiser's state is not kept."""
+            raise UserError(f"Stock training cannot be resumed from {resume_file}: start it again, it takes minutes.")
 
         def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
             if isinstance(self.model, GroupsParameters):

@@ -1,63 +1,90 @@
-"""Training an LLM recommender inside RecBole's Trainer: its epochs, validation, early stopping, logs and boards stay.
+"""Training an LLM recommender inside RecBole's Trainer: its epochs, validation and early stopping stay.
 
-An optimiser step reads ``train_batch_size`` rows, in forward passes of ``micro_batch_size`` rows of like length;
-the answers' loss is the mean over all answer tokens of the step, and other losses too are those of the whole step, however it
-is cut. Where several processes train, the passes are dealt out among them and their gradients added up: the step is the
-same. Where a pass's losses read something of all rows of the step, every row is previewed first. A training that was stopped goes on
-from its last state and ends as if it had not been.
+``step.OptimiserSteps`` takes the optimiser steps. A training that was stopped goes on from its last state and ends as if it had
+not been.
 """
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.trainer import Trainer
 from recbole.utils import set_color
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_llara.checkpoint.progress import Progress
+from recbole_llara.checkpoint.resume import resume_command
+from recbole_llara.checkpoint.training_state import Generators, Progress, TrainingState, TrainingStates
+from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.llm.architecture import held_here
 from recbole_llara.model.base import LLMRecommender
-from recbole_llara.model.losses import Step, TrainingRows
+from recbole_llara.model.losses import TrainingRows
+from recbole_llara.model.weights import has_other_prompts, load_llm_recommender, weights_of
 from recbole_llara.prompt.curriculum import stages_of
-from recbole_llara.prompt.representation import Representation
-from recbole_llara.trainer.boards import BoardsMixin
-from recbole_llara.trainer.divergence import diverged
-from recbole_llara.trainer.evaluation import CandidateEvaluationMixin
-from recbole_llara.trainer.resumable import ResumableMixin
-from recbole_llara.trainer.schedule import learning_rate_factor
+from recbole_llara.trainer.evaluation import CandidateTrainer
+from recbole_llara.trainer.step import OptimiserSteps
+from recbole_llara.utils.atomic import sweep
+from recbole_llara.utils.errors import Diverged, RunError, Stopped, UserError
 from recbole_llara.utils.processes import processes_of
+from recbole_llara.utils.stopping import StopRequest
 
-T = TypeVar("T")
+
+def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
+    """The share of the maximal learning rate at an optimiser step: linear warm-up, then cosine (LLaRA sec. 5.1.2).
+
+    Args:
+        step: counted from 0.
+        total_steps: of the whole training.
+        settings: its ``warmup_ratio``, ``warmup_learning_rate_ratio`` and ``min_learning_rate_ratio``.
+    """
+    warmup = round(settings.warmup_ratio * total_steps)
+    if step < warmup:
+        start = settings.warmup_learning_rate_ratio
+        return start + (1 - start) * step / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    end = settings.min_learning_rate_ratio
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer):
+class LLMTrainer(CandidateTrainer, Trainer):
     """RecBole's Trainer for an ``LLMRecommender``.
+
+    ``saved_model_file`` is the folder of the best checkpoint; the training states lie beside it, in the run's folder.
 
     Args:
         config: the run's RunConfig.
         model: the recommender.
+
+    Attributes:
+        best_epoch: the epoch, counted from 0, of the checkpoint on disk; None before there is one.
+        progress: where the training stands.
+        steps: takes the optimiser steps.
+        stop: whether somebody asked this process to stop.
+        seconds_before: (float, seconds) that earlier processes spent on this training.
     """
+
+    best_epoch: int | None = None
 
     def __init__(self, config: Any, model: LLMRecommender) -> None:
         self.settings = OptimSettings.from_config(config)
-        self.processes = processes_of(config)
-        super().__init__(config, model)
-        self.micro_batch_size = self.settings.micro_batch_size  # halved where memory runs out
+        super().__init__(config, model, processes_of(config))
+        self.saved_model_file = str(Path(self.saved_model_file).with_suffix(""))
+        self.steps = OptimiserSteps(model, self.settings, self.processes)
         self.stages = stages_of(config)
         self.stage = self.stages[-1]
         self.progress = Progress()
         self.total_steps = 0  # of the stage
+        self.stop = StopRequest()
+        self._asked_to_stop: int | None = None  # the signal that some process received
         self._worst_score = self.best_valid_score
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.compute_dtype == torch.float16)
+        self._resumed, self._saves_states = False, True
+        self.seconds_before, self._began = 0.0, perf_counter()
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Adam; weight decay falls on what ``weight_decay_on`` names."""
@@ -185,10 +212,14 @@ class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         hard = self.stage.hard_probability(progress.step, self.total_steps)
-        parts = self._train_step(self.model.training_rows(interaction, epoch))
-        seconds = perf_counter() - started
-        self._write_step(parts, rate, hard, len(interaction) / seconds)
-        progress.epoch_losses.append(sum(parts.values()))
+        losses = self._train_step(self.model.training_rows(interaction, epoch))
+        seconds, loss = perf_counter() - started, sum(losses.values())
+        values = {"loss": loss, "learning_rate": rate, "hard_probability": hard}
+        if len(losses) > 1:
+            values |= {f"loss_{name}": value for name, value in losses.items()}
+        self._write_to_boards("step", {**values, "rows_per_second": len(interaction) / seconds})
+        progress.training_log.append({"step": progress.all_steps, **values})
+        progress.epoch_losses.append(loss)
         progress.step += 1
         progress.batches += 1
         progress.rows_trained += len(interaction)
@@ -197,122 +228,146 @@ class LLMTrainer(BoardsMixin, ResumableMixin, CandidateEvaluationMixin, Trainer)
         return f"loss {sum(recent) / len(recent):.4f} lr {rate:.1e} p(hard) {hard:.2f}"
 
     def _train_step(self, rows: TrainingRows) -> dict[str, float]:
-        """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised.
-
-        Where a process runs out of memory, all begin the step again with passes of half as many rows.
-        """
+        """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised."""
         representation = self.stage.representation(self.progress.step, self.total_steps)
-        while True:
-            passed = self.processes.gather((self._passes(rows, representation), self.stop.asked))
-            every = [losses for losses, _ in passed]
-            if None not in every:
-                break
-            self.optimizer.zero_grad(set_to_none=True)
-            self._halve_passes()
-        self.processes.sum_gradients(self.model.parameters())
-        self._asked_to_stop = next((asked for _, asked in passed if asked is not None), None)
-        totals: dict[str, float] = {}
-        for losses in every:
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm or math.inf)
-        if not self.scaler.is_enabled():  # which passes over such steps by itself, and lowers its scale
-            self._check_finite("gradient", norm, rows)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return totals
-
-    def _passes(self, rows: TrainingRows, representation: Representation) -> dict[str, float] | None:
-        """This process's forward and backward passes of a step.
-
-        Returns:
-            their losses by name; None where memory ran out, in this process or in one whose previews all wait for.
-        """
-        parts = list(self._micro_batches(rows))
-        dealt = [(part, 1.0) for part in self.processes.share(parts)]
-        if self.model.is_sharded and len(dealt) * self.processes.count < len(parts):
-            dealt.append((parts[0], 0.0))  # every process passes through the blocks equally often
-        step = self._within_memory(lambda: self._begin_step(rows, representation))
-        if self.model.needs_previews and len(parts) > 1:
-            step = self._with_previews(step, [part for part, _ in dealt])
-        return None if step is None else self._within_memory(lambda: self._take_passes(step, dealt))
-
-    def _within_memory(self, compute: Callable[[], T]) -> T | None:
-        """What is computed; None where memory ran out and passes can be made smaller."""
         try:
-            return compute()
-        except RuntimeError as error:
-            # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
-            if not should_reduce_batch_size(error) or self.micro_batch_size == 1 or self.model.is_sharded:
-                raise
-        clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
-        return None
+            losses, self._asked_to_stop = self.steps.take(
+                self.optimizer, rows, representation, self.progress.all_steps, self.stop
+            )
+        except Diverged as error:
+            raise Diverged(f"{error}. {self._what_is_kept()}") from error
+        return losses
 
-    def _begin_step(self, rows: TrainingRows, representation: Representation) -> Step:
-        with self._autocast():
-            return self.model.begin_step(rows, representation, self.progress.all_steps, self.micro_batch_size)
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self._write_to_boards("valid", result)
+        self.progress.training_log.append({"step": self.progress.all_steps, "valid": dict(result)})
+        return score, result
 
-    def _with_previews(self, step: Step | None, parts: Sequence[TrainingRows]) -> Step | None:
-        """A step whose passes know what they read of each other's rows; None where memory ran out in any process.
+    def _write_to_boards(self, head: str, values: Mapping[str, float]) -> None:
+        """Values of this optimiser step for TensorBoard and, with log_wandb, for Weights & Biases."""
+        step = self.progress.all_steps
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"{head}/{name}", value, step)
+        self.wandblogger.log_metrics({**values, "optimiser_step": step}, head=head)
+
+    # --- what is kept on disk ------------------------------------------------------------------
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run writes."""
+        return Path(self.saved_model_file).parent
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        facts = {
+            "epoch": epoch,
+            "step": self.progress.all_steps,
+            "stage": self.progress.stage + 1,
+            "valid_metric": self.valid_metric,
+            "best_valid_score": float(self.best_valid_score) if math.isfinite(self.best_valid_score) else None,
+            "model": self.config["model"],
+            "dataset": self.config["dataset"],
+            "protocol": self.config["protocol"],
+            "llm_path": self.config["llm_path"],
+        }
+        if self.processes.is_main:
+            self._check_folder()
+            write_llm_checkpoint(path, weights_of(self.model), facts)
+        self.processes.wait()
+        self.best_epoch = epoch if epoch >= 0 else None
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load what was trained into the model, strictly.
+
+        Raises:
+            UserError: no such folder, or one of another model, LLM, recommender or representation.
+        """
+        checkpoint = load_llm_recommender(self.model, path)
+        self.logger.info(f"Loading what was trained from {path} (epoch {checkpoint.facts['epoch']})")
+
+    def _save_state(self, progress: Progress) -> None:
+        """Keep where the training stands, in the run's folder."""
+        if not self._saves_states:
+            return
+        progress.seconds = self.seconds_before + perf_counter() - self._began
+        if progress.batches == 0:
+            progress = replace(progress, order_state=self._train_data.generator.get_state())
+        facts = {
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": self.best_valid_result,
+            "best_epoch": self.best_epoch,
+            "micro_batch_size": self.steps.micro_batch_size,
+            "scaler": self.steps.scaler.state_dict(),
+            "rows_digest": self.model.rows_digest,
+        }
+        if self.processes.is_main:
+            self._check_folder()
+            state = TrainingState(progress, facts, self.optimizer.state_dict(), Generators.now())
+            TrainingStates(self.run_folder, self.settings.save_total_limit).save(weights_of(self.model), state)
+        self.processes.wait()
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Take up the training of a run where its newest state left it; ``fit`` goes on from there.
 
         Args:
-            step: None where memory ran out in this process, which the others learn here.
-            parts: the rows of this process's passes.
+            resume_file: the run's folder.
+
+        Raises:
+            UserError: its states are damaged or belong to something else.
         """
-        every = self.processes.gather(None if step is None else self._within_memory(lambda: self._preview(step, parts)))
-        if any(previews is None for previews in every):
-            return None
-        places, previews = zip(*(preview for own in every for preview in own), strict=True)
-        return step.with_previews(torch.cat(places), torch.cat(previews))
+        sweep(Path(self.saved_model_file))
 
-    def _preview(self, step: Step, parts: Sequence[TrainingRows]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Places [B] and previews [B, D] of each part, on the CPU, so that processes can hand them round."""
-        found = []
-        for part in parts:
-            with self._autocast():
-                found.append((part.places, self.model.preview(part, step).cpu()))
-        return found
+        def load_weights(checkpoint: Checkpoint) -> None:
+            self.model.representation = self.stages[checkpoint.facts["stage"]].hard
+            load_llm_recommender(self.model, checkpoint)
+            if has_other_prompts(self.model):
+                raise UserError(
+                    f"resume: {resume_file} was begun under other prompts: the templates of prompt_file or domain have changed since; "
+                    "bring them back, or start a new run"
+                )
 
-    def _take_passes(self, step: Step, dealt: Sequence[tuple[TrainingRows, float]]) -> dict[str, float]:
-        """Each pass forward and backward, with the weight of its losses; returns their sums by name."""
-        own: dict[str, float] = {}
-        for part, weight in dealt:
-            with self._autocast():
-                losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
-            loss = torch.stack(list(losses.values())).sum()
-            self._check_finite("loss", loss, part)
-            self.scaler.scale(loss).backward()
-            for name, value in losses.items():
-                own[name] = own.get(name, 0.0) + value.item()
-        step.finish()
-        return own
+        state = TrainingStates(Path(resume_file)).load_newest(load_weights)
+        if state is None:
+            return
+        facts = state.facts
+        if facts["rows_digest"] != self.model.rows_digest:
+            raise UserError(
+                f"resume: the interactions or candidates of {self.config['dataset']} are not those that {resume_file} began with; "
+                "bring them back (data_path, candidate_file), or start again without resume"
+            )
+        self.progress, self._resumed = state.progress, True
+        self.seconds_before, self._began = state.progress.seconds, perf_counter()
+        self.cur_step, self.best_valid_score = facts["cur_step"], facts["best_valid_score"]
+        self.best_valid_result, self.best_epoch = facts["best_valid_result"], facts["best_epoch"]
+        self.steps.micro_batch_size = facts["micro_batch_size"]
+        self.steps.scaler.load_state_dict(facts["scaler"])
+        self.optimizer.load_state_dict(state.optimizer)
+        state.generators.restore()
 
-    def _check_finite(self, what: str, value: torch.Tensor, rows: TrainingRows) -> None:
-        """Raise where a loss or a gradient is NaN or infinite; the weights are still those of the step before."""
-        if not torch.isfinite(value):
-            raise diverged(what, value.item(), self.progress.all_steps, rows, self.model.encoder.titles, self._what_is_kept())
+    def _check_folder(self) -> None:
+        """Refuse to make a folder again that has gone: where a disk was unmounted, it would be on another one."""
+        if not self.run_folder.is_dir():
+            raise RunError(
+                f"checkpoint_dir: the run's folder {self.run_folder} has gone since the run began; bring it back (was a disk "
+                f"unmounted?) and go on with {self._resume_command()}, or start again"
+            )
 
-    def _halve_passes(self) -> None:
-        """Let each forward pass hold half as many rows from now on; an optimiser step keeps all of its rows."""
-        before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
-        self.logger.warning(
-            f"Out of memory at step {self.progress.step}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
-            f"a step still has train_batch_size {self.settings.train_batch_size} rows"
-        )
+    def _resume_command(self) -> str:
+        return resume_command(self.run_folder, self.config.external_config_dict)
 
-    def _autocast(self) -> torch.autocast:
-        dtype = self.model.compute_dtype
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    def _what_is_kept(self) -> str:
+        kept = "no checkpoint yet" if self.best_epoch is None else f"the best checkpoint is {self.saved_model_file}"
+        return f"{kept}; {self._resume_command()} goes on from the last state"
 
-    def _micro_batches(self, rows: TrainingRows) -> Iterator[TrainingRows]:
-        """Rows of like length together, so that little is padded; parts of about equal size, so that none is a single row.
-
-        As many parts for every process, while there are rows.
-        """
-        length = self.model.encoder.prompt_lengths(rows.history, rows.candidates)
-        count = self.processes.count
-        parts = math.ceil(len(length) / (self.micro_batch_size * count)) * count
-        for part in length.argsort().tensor_split(min(parts, len(length))):
-            yield rows.take(part)
+    def _stop_if_asked(self) -> None:
+        """End the training between two steps, its state saved, where a signal came to some process."""
+        asked = self.stop.asked if self.processes.count == 1 else self._asked_to_stop
+        if asked is None:
+            return
+        self._save_state(self.progress)
+        where = f"step {self.progress.step} of {self.total_steps}"
+        raise Stopped(asked, f"Training stopped at {where}; {self._what_is_kept()}")

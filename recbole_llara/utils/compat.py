@@ -2,7 +2,7 @@
 
 Most of it is what we do not do. ``recbole.quick_start`` imports ray, and ray pkg_resources: we import
 ``recbole.config``, ``data``, ``trainer`` and ``model``, which need neither. ``torch.load`` of RecBole's pickled
-checkpoints, refused since torch 2.6, is replaced by safetensors (``checkpoint.stock_weights``). What is left are
+checkpoints, refused since torch 2.6, is replaced by safetensors (``checkpoint.weights``). What is left are
 warnings that tell a user nothing to act on, and one switch: importing RecBole's sequential models (SINE's module)
 turns on autograd's anomaly detection for the whole process, which looks for NaN in every gradient and more than
 doubles the time of a training step.

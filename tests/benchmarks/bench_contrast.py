@@ -27,10 +27,10 @@ from recbole_llara.trainer.stock import train_stock
 
 STEPS = {  # representation, gamma, beta
     "LLaRA": ("hybrid", 0.0, 0.0),
-    "RSLLM, no contrast": ("described_hybrid", 0.0, 0.0),
-    "RSLLM, item-item": ("described_hybrid", 0.3, 0.0),
-    "RSLLM, user-item": ("described_hybrid", 0.0, 0.4),
-    "RSLLM, both": ("described_hybrid", 0.3, 0.4),
+    "RSLLM, no contrast": ("hybrid_with_dsr", 0.0, 0.0),
+    "RSLLM, item-item": ("hybrid_with_dsr", 0.3, 0.0),
+    "RSLLM, user-item": ("hybrid_with_dsr", 0.0, 0.4),
+    "RSLLM, both": ("hybrid_with_dsr", 0.3, 0.4),
     "RSLLM, both, stage 1": ("text_id", 0.3, 0.4),
 }
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     batches = iter(data.train_data)
     seconds: dict[str, list[float]] = {name: [] for name in STEPS}
     tokens = {"LLaRA": 0, "RSLLM": 0}
-    plain, described = REPRESENTATIONS["hybrid"], REPRESENTATIONS["described_hybrid"]
+    plain, described = REPRESENTATIONS["hybrid"], REPRESENTATIONS["hybrid_with_dsr"]
     for number in range(arguments.rounds + 1):
         rows = model.training_rows(next(batches), 0)
         tokens["LLaRA"] += int(model.encode_training(rows, plain).attention_mask.sum())

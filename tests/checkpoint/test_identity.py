@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from toy_run import toy_keys
 
 from recbole_llara.checkpoint.identity import STORED
-from recbole_llara.checkpoint.training_state import states
+from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.report import refuse_unlike
@@ -202,17 +202,18 @@ def load_run(saved, keys, file):
 
 # Which reading shows a difference, by what the table names.
 READ = {
-    "stock_checkpoint.read_stock_model": {"recommenders": take_recommender, "": load_run},
-    "stock_checkpoint.load_stock_model": {"": load_run},
-    "checkpoint.load_llm_recommender": {"": load_run},
-    "recommend.loaded.load": {"": load_run},
-    "training_state.load_state": {"": resume},
-    "resumable.resume_checkpoint": {"": resume},
+    "checkpoint.weights.read_checkpoint": {"recommenders": take_recommender, "": load_run},
+    "recommender.weights.load_recommender": {"": load_run},
+    "model.weights.load_llm_recommender": {"": load_run},
+    "serving.loaded.load": {"": load_run},
+    "checkpoint.training_state.load_newest": {"": resume},
+    "trainer.trainer.resume_checkpoint": {"": resume},
     "evaluator.report.refuse_unlike": {"": compare_results},
-    "recommender_cache.unseal": {"": take_recommender},
-    "recommender_cache.check_seal": {"": take_recommender},
-    "text_encoder.cached_features": {"": build_morec},
+    "recommender.cache.unseal": {"": take_recommender},
+    "recommender.cache.check_seal": {"": take_recommender},
+    "recommender.text_encoder.cached_features": {"": build_morec},
 }
+assert {row.compared for row in STORED} >= READ.keys()
 STORED_INSIDE = [row for row in STORED if row.compared in READ and row.fact != "name"]
 
 
@@ -220,7 +221,7 @@ STORED_INSIDE = [row for row in STORED if row.compared in READ and row.fact != "
 def test_a_digest_that_was_altered_is_noticed(row, saved, made, caplog):
     found = [place for place in digests(saved) if row in rows_of(*place)]
     if row.files.startswith("*/training_state"):
-        newest = states(run_of(saved, "TALLRec"))[-1].name
+        newest = TrainingStates(run_of(saved, "TALLRec")).paths()[-1].name
         found = [place for place in found if newest in place[0]]
     if row.otherwise == "made again":  # what is made again is whole for the next one
         found = found[:1]

@@ -12,7 +12,7 @@ import torch
 import yaml
 from killing import kill_until_done, outcome, run_folder, share_recommender, start
 
-from recbole_llara.checkpoint.training_state import states
+from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import RunError, Stopped, UserError
 
@@ -64,7 +64,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(number, long_keys, make_fol
     last = (folder / "printed.txt").read_text(encoding="utf-8").splitlines()[-1]
     run = run_folder(folder)
     assert last.startswith("recbole-llara: ") and f"--resume=saved/{run.name}" in last
-    assert not (run / "result.json").exists() and len(states(run)) in (1, 2)
+    assert not (run / "result.json").exists() and len(TrainingStates(run).paths()) in (1, 2)
 
 
 def _stop_at(monkeypatch, trainer_class, step):
@@ -95,7 +95,7 @@ def stopped_run(long_keys, monkeypatch):
 
 def test_a_run_goes_on_by_its_folder_alone(stopped_run, long_keys, tmp_path):
     paths = run_recbole_llara(argv=[f"--resume={stopped_run}"])
-    assert paths["run_dir"] == str(stopped_run) and not states(stopped_run)
+    assert paths["run_dir"] == str(stopped_run) and not TrainingStates(stopped_run).paths()
     whole = run_recbole_llara(dataset="toy", config_dict=long_keys)
     for name in ("training.jsonl", "cases.jsonl"):
         assert (stopped_run / name).read_bytes() == (Path(whole["run_dir"]) / name).read_bytes()
@@ -170,7 +170,7 @@ def test_two_processes_never_write_one_run(stopped_run, long_keys):
 
 
 def test_a_damaged_state_is_passed_over_for_the_one_before(stopped_run, caplog):
-    newest = states(stopped_run)[-1]
+    newest = TrainingStates(stopped_run).paths()[-1]
     weights = newest / "training.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with caplog.at_level("INFO"):
@@ -179,11 +179,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(stopped_run, caplog):
 
 
 def test_all_states_damaged_is_an_error(stopped_run):
-    for state in states(stopped_run):
+    for state in TrainingStates(stopped_run).paths():
         (state / "meta.json").write_text("{")
     with pytest.raises(UserError, match="all 2 states"):
         run_recbole_llara(argv=[f"--resume={stopped_run}"])
-    for state in states(stopped_run):
+    for state in TrainingStates(stopped_run).paths():
         (state / "meta.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="found format 99, expected"):
         run_recbole_llara(argv=[f"--resume={stopped_run}"])

@@ -5,13 +5,13 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.checkpoint.stock_weights import FACTS, HEADER_KEY, read_stock_model
+from recbole_llara.checkpoint.weights import HEADER_FACTS, HEADER_KEY, read_checkpoint
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.experiments.study.definition import load_study
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
@@ -104,7 +104,7 @@ def _safetensors(path, header, content=b""):
 
 def test_odd_safetensors_are_a_user_s_error(toy, tmp_path):
     path, weight = tmp_path / "model.safetensors", {"weight": torch.zeros(2)}
-    whole = dict.fromkeys(FACTS, 1) | {"model": "SASRec", "other_parameter": {}}
+    whole = dict.fromkeys(HEADER_FACTS, 1) | {"model": "SASRec", "other_parameter": {}}
     for header in (
         b"",
         b"{",
@@ -115,21 +115,21 @@ def test_odd_safetensors_are_a_user_s_error(toy, tmp_path):
     ):
         _safetensors(path, header)
         with pytest.raises(UserError, match="model.safetensors"):
-            read_stock_model(path)
+            read_checkpoint(path)
     path.write_bytes(struct.pack("<Q", 2**63) + b"{}")
     with pytest.raises(UserError, match="is no safetensors file"):
-        read_stock_model(path)
+        read_checkpoint(path)
     for told in ("{", "[]", "{}", json.dumps({**whole, "other_parameter": []}), "cos\nsystem\n(S'touch canary'\ntR."):
         save_file(weight, path, metadata={HEADER_KEY: told})
         with pytest.raises(UserError, match="header"):
-            read_stock_model(path)
+            read_checkpoint(path)
 
 
 def test_a_checkpoint_sets_no_attribute_that_its_model_does_not_keep(toy, tmp_path):
     """RecBole sets whatever a checkpoint keeps beside its weights, ``forward`` as well."""
     config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_epochs": 1})
     trained = prepare_recommender(config, prepare_data(config), train_stock)
-    facts, tensors = read_stock_model(trained.path / "model.safetensors")
+    facts, tensors = read_checkpoint(trained.path / "model.safetensors").facts, load_file(trained.path / "model.safetensors")
     path = tmp_path / "model.safetensors"
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps({**facts, "other_parameter": {"forward": "canary"}})})
     run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})

@@ -151,18 +151,18 @@ CASES = [
             model,
             [f"--strategy={strategy}", f"--representation={representation}"],
             [
-                f"strategy: found {strategy} with representation {representation} and stage_1_representation text_only",
+                f"strategy: found {strategy} with representation {representation} and {key} text_only",
                 "=direct",
             ],
         )
-        for model, strategy, representation in (
-            ("LLaRA", "two_stage", "textual"),
-            ("LLaRA", "curriculum", "numerical"),
-            ("TALLRec", "two_stage", "textual"),
+        for model, strategy, representation, key in (
+            ("LLaRA", "two_stage", "textual", "stage_1_representation"),
+            ("LLaRA", "curriculum", "numerical", "easy_representation"),
+            ("TALLRec", "two_stage", "textual", "stage_1_representation"),
         )
     ),
     ("LLaRA", ["--strategy=two_stage", "--stage_1_epochs=1"], ["stage_1_epochs: found 1 of 1", "expected fewer"]),
-    ("LLaRA", ["--decoding=generate", "--test_prompt=all"], ["test_prompt: found all", "expected decoding score"]),
+    ("LLaRA", ["--decoding=generate", "--eval_template=all"], ["eval_template: found all", "expected decoding score"]),
     ("LLaRA", ["--fsdp=True", "--torch_compile=True"], ["fsdp and torch_compile", "expected one of them"]),
     ("TALLRec", ["--representation=hybrid"], ["representation: found hybrid", "expected one of"]),
     ("ZeroShotLLM", ["--epochs=3"], ["epochs: found 3", "expected 0"]),

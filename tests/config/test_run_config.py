@@ -33,9 +33,9 @@ def test_precedence(tmp_path: Path) -> None:
 
 
 def test_protocol_stands_over_dataset_and_overall() -> None:
-    assert config()["split_protocol"] == "user_time"
-    assert config("--protocol=leave_one_out")["split_protocol"] == "leave_one_out"
-    assert config("--split_protocol=leave_one_out")["split_protocol"] == "leave_one_out"
+    assert config()["min_train_history"] == 3
+    assert config("--protocol=leave_one_out")["min_train_history"] == 1
+    assert config("--min_train_history=2")["min_train_history"] == 2
 
 
 def test_stock_models_do_not_train_like_an_llm() -> None:
@@ -135,6 +135,11 @@ def test_use_gpu_false_means_the_cpu() -> None:
         ("--epochs=1=2", "epochs: found '1=2'"),
         ("--eval_args=3", "eval_args"),
         ("--train_neg_sample_args=3", "train_neg_sample_args"),
+        ("--test_prompt=all", "'test_prompt': it is called eval_template now"),
+        ("--split_protocol=user_time", "'split_protocol': protocol decides the split now"),
+        ("--protocol=full_rank", "--protocol=leave_one_out --full_rank=True"),
+        ("--representation=described_hybrid", "representation: found 'described_hybrid', which is called hybrid_with_dsr now"),
+        ("--stage_1_representation=described", "which is called textual_with_dsr now"),
     ],
 )
 def test_mistakes_are_named(argument: str, expected: str) -> None:
@@ -211,7 +216,7 @@ def test_the_recommender_shares_data_and_not_training() -> None:
     )  # fmt: skip
     made = run.for_recommender()
     assert made["model"] == "SASRec"
-    assert (made["split_protocol"], made["seed"], made["candidate_num"], made["checkpoint_dir"]) == (
+    assert (made["protocol"], made["seed"], made["candidate_num"], made["checkpoint_dir"]) == (
         "leave_one_out",
         7,
         5,

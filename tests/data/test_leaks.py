@@ -32,7 +32,7 @@ def windows(prepared, tmp_path_factory):
     return {"dataset": "rows", "data_path": str(folder.parent)}
 
 
-@pytest.mark.parametrize("protocol", ["leave_one_out", "llara", "full_rank", "windows", "ratio"])
+@pytest.mark.parametrize("protocol", ["leave_one_out", "llara", "windows", "ratio"])
 def test_no_rule_beats_chance_unless_the_data_explain_it(protocol, prepared, make_config, windows, tmp_path):
     if protocol in prepared:
         data = prepared[protocol]

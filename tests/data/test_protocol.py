@@ -15,10 +15,10 @@ class Keys(dict):
         return None
 
 
-def keys_of(protocol="llara", **changes):
+def keys_of(of="llara", **changes):
     values = Keys(yaml.safe_load((PROPERTIES / "overall.yaml").read_text()))
-    values |= yaml.safe_load((PROPERTIES / "protocol" / f"{protocol}.yaml").read_text())
-    values |= {"seed": 2020, "protocol": protocol} | changes
+    values |= yaml.safe_load((PROPERTIES / "protocol" / f"{of}.yaml").read_text())
+    values |= {"seed": 2020, "protocol": of} | changes
     return values
 
 
@@ -31,7 +31,7 @@ def test_protocols_name_the_same_keys():
 
 def test_the_papers_protocol():
     protocol = DataProtocol.from_config(keys_of())
-    assert (protocol.split_protocol, protocol.split_ratio) == ("user_time", (0.8, 0.1, 0.1))
+    assert (protocol.split, protocol.split_ratio) == ("user_time", (0.8, 0.1, 0.1))
     assert (protocol.min_train_history, protocol.candidate_num, protocol.candidate_exclude) == (3, 20, "user")
 
 
@@ -44,8 +44,8 @@ def test_candidate_seed_falls_back_to_seed():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("split_protocol", "user_tiem"),
-        ("split_protocol", None),
+        ("protocol", "user_tiem"),
+        ("protocol", None),
         ("split_ratio", [0.8, 0.2]),
         ("split_ratio", [1.0, 0.0, 0.0]),
         ("split_ratio", None),
@@ -69,4 +69,4 @@ def test_a_wrong_value_names_its_key(key, value):
 @pytest.mark.parametrize("files", [None, ["train", "valid"], "train"])
 def test_ready_made_windows_come_in_three_files(files):
     with pytest.raises(UserError, match="benchmark_filename is .* expected three names"):
-        DataProtocol.from_config(keys_of(split_protocol="benchmark", benchmark_filename=files))
+        DataProtocol.from_config(keys_of(protocol="windows", benchmark_filename=files))

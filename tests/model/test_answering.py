@@ -34,7 +34,7 @@ def make_model(make_llm, make_tokenizer):
             embed=lambda prompts: llm.get_input_embeddings()(prompts.input_ids),
             read_answers=trie_log_probs,
             decoding=decoding,
-            test_prompt="first",
+            eval_template="first",
             is_sharded=False,
             is_compiled=False,
             settles_near_ties=True,

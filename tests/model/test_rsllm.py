@@ -99,7 +99,7 @@ def _info_nce(anchors, others, targets, temperature):
     return total / len(anchors)
 
 
-@pytest.mark.parametrize("name", ["text_id", "described_hybrid"])
+@pytest.mark.parametrize("name", ["text_id", "hybrid_with_dsr"])
 def test_the_three_losses_equal_plain_loops(keys, make_trainer, rows, name):
     trainer, _ = make_trainer({**keys, **TWO_STAGES, "llm_tuning": "frozen"}, "RSLLM")
     model = trainer.model.eval()
@@ -121,7 +121,7 @@ def test_the_three_losses_equal_plain_loops(keys, make_trainer, rows, name):
     assert found["user_item"].item() == pytest.approx(0.4 * _info_nce(user, item, targets, 0.5), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["text_id", "described_hybrid"])
+@pytest.mark.parametrize("name", ["text_id", "hybrid_with_dsr"])
 def test_the_user_tower_sees_the_newest_item_s_token(keys, make_trainer, rows, name):
     """Nothing of the history follows it, so in a causal model its own states alone can tell of it."""
     trainer, _ = make_trainer({**keys, **TWO_STAGES, "item_embeddings": "random"}, "RSLLM")
@@ -132,7 +132,7 @@ def test_the_user_tower_sees_the_newest_item_s_token(keys, make_trainer, rows, n
         assert table.grad[newest].abs().max() > 0
 
 
-@pytest.mark.parametrize(("stage", "learning"), [("text_id", {"item_ids"}), ("described_hybrid", {"projector"})])
+@pytest.mark.parametrize(("stage", "learning"), [("text_id", {"item_ids"}), ("hybrid_with_dsr", {"projector"})])
 def test_gradients_reach_lora_and_the_stage_s_item_tokens_and_nothing_else(keys, make_trainer, rows, stage, learning):
     trainer, _ = make_trainer({**keys, **TWO_STAGES}, "RSLLM")
     model = trainer.model.train()
@@ -161,9 +161,9 @@ def test_each_contrastive_loss_can_be_switched_off(keys, make_trainer, rows):
 def test_two_stages_follow_one_another_and_the_second_is_kept(keys, caplog):
     caplog.set_level("INFO")
     paths = run_recbole_llara("RSLLM", "toy", config_dict={**keys, **TWO_STAGES, "epochs": 3, "stage_1_learning_rate": 0.001})
-    assert "Stage 1 of 2: text_id, 1 epochs" in caplog.text and "Stage 2 of 2: described_hybrid, 2 epochs" in caplog.text
+    assert "Stage 1 of 2: text_id, 1 epochs" in caplog.text and "Stage 2 of 2: hybrid_with_dsr, 2 epochs" in caplog.text
     meta = json.loads((Path(paths["checkpoint"]) / "meta.json").read_text(encoding="utf-8"))
-    assert meta["stage"] == 2 and meta["belongs_to"]["representation"] == "described_hybrid" and meta["epoch"] in (1, 2)
+    assert meta["stage"] == 2 and meta["belongs_to"]["representation"] == "hybrid_with_dsr" and meta["epoch"] in (1, 2)
     again = run_recbole_llara(
         "RSLLM", "toy", config_dict={**keys, **TWO_STAGES, "epochs": 3, "checkpoint": paths["checkpoint"]}
     )

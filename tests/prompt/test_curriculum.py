@@ -19,7 +19,15 @@ def stages():
 
     def make(strategy, representation="hybrid", easy="text_only", seed=0, curriculum="linear", **optim):
         prompt = PromptSettings(
-            representation, easy, strategy, curriculum, max_title_tokens=64, test_prompt="first", answer_loss="token"
+            representation=representation,
+            easy_representation=easy,
+            stage_1_representation=easy,
+            strategy=strategy,
+            curriculum=curriculum,
+            max_title_tokens=64,
+            eval_template="first",
+            answer_loss="token",
+            prompt_file=None,
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
@@ -110,7 +118,11 @@ def test_only_a_default_strategy_gives_way(keys):
         asked = {**words, "strategy": strategy, "epochs": 2, "stage_1_epochs": 1}
         with pytest.raises(UserError, match=f"strategy: found {strategy} with representation textual"):
             RunConfig("LLaRA", "toy", config_dict=asked)
-        honoured = stages_of(RunConfig("LLaRA", "toy", config_dict={**asked, "stage_1_representation": "text_id"}))
+        honoured = stages_of(
+            RunConfig(
+                "LLaRA", "toy", config_dict={**asked, "easy_representation": "text_id", "stage_1_representation": "text_id"}
+            )
+        )
         assert honoured[0].easy.name == "text_id" and honoured[-1].hard.name == "textual"
         RunConfig("LLaRA", "toy", config_dict={**asked, "epochs": 0})
         RunConfig("LLaRA", "toy", config_dict={**asked, "checkpoint": "saved/run/checkpoint"})

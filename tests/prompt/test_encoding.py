@@ -151,7 +151,7 @@ def test_lengths_order_prompts_as_their_tokens_do(encoder):
     assert torch.equal(counted - counted[0], lengths - lengths[0])
 
 
-@pytest.mark.parametrize("name", ["text_id", "described_hybrid", "item_id"])
+@pytest.mark.parametrize("name", ["text_id", "hybrid_with_dsr", "item_id"])
 def test_slots_tell_their_parts_and_items(encoder, name):
     representation = REPRESENTATIONS[name]
     slots = [part for part in representation.parts if part in SLOT_PARTS]

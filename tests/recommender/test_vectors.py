@@ -88,7 +88,7 @@ def test_a_value_that_names_no_table_is_refused_with_the_configuration(keys, val
         RunConfig("LLaRA", "toy", config_dict={**keys, "item_embeddings": value})
 
 
-@pytest.mark.parametrize(("model", "further"), [("LLaRA", {}), ("RSLLM", {"representation": "described_hybrid", "epochs": 2})])
+@pytest.mark.parametrize(("model", "further"), [("LLaRA", {}), ("RSLLM", {"representation": "hybrid_with_dsr", "epochs": 2})])
 def test_the_projector_reads_the_table_and_nothing_is_trained(keys, make_trainer, table, model, further):
     trainer, data = make_trainer({**keys, "item_embeddings": "vectors.npy", **further}, model)
     found = trainer.model.item_tokens.item_embeddings[1:]
@@ -107,7 +107,7 @@ def test_a_run_is_loaded_exported_and_refuses_another_table(keys, table, tmp_pat
     assert not Path(keys["checkpoint_dir"], "recommenders").exists()
 
     write_table(tmp_path / "vectors.npy", list(table), seed=1)
-    with pytest.raises(UserError, match="belongs to another run: recommender_sha256"):
+    with pytest.raises(UserError, match="does not fit this LLaRA: recommender_sha256"):
         recbole_llara.load(run)
     (tmp_path / "vectors.npy").unlink()
     with pytest.raises(UserError, match="item_embeddings: found no file 'vectors.npy'"):

@@ -16,7 +16,7 @@ from recbole_llara.utils.processes import Processes
 
 @pytest.mark.parametrize("model", ["LLaRA", "SASRec", "Caser", "Popularity"])
 def test_places_are_those_of_a_plain_loop(model, make_run):
-    folder = Path(make_run(model, protocol="full_rank", retrieve_k=7, topk=[1, 5, 10]))
+    folder = Path(make_run(model, protocol="leave_one_out", full_rank=True, retrieve_k=7, topk=[1, 5, 10]))
     run = load(folder)
     records = read_records(folder / "full_rank.jsonl")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))["full_rank"]
@@ -67,7 +67,7 @@ def test_numbers_by_hand():
 
 def test_what_ranks_nothing_is_refused(make_run):
     with pytest.raises(UserError, match="full_rank: found True with decoding generate"):
-        make_run(protocol="full_rank", decoding="generate")
+        make_run(protocol="leave_one_out", full_rank=True, decoding="generate")
 
 
 def test_more_than_there_is(run):
@@ -77,18 +77,18 @@ def test_more_than_there_is(run):
 
 def test_a_finished_run_of_the_same_split_is_measured_without_training(make_run):
     folder = Path(make_run())
-    again = Path(make_run(protocol="full_rank", checkpoint=str(folder / "checkpoint")))
+    again = Path(make_run(protocol="leave_one_out", full_rank=True, checkpoint=str(folder / "checkpoint")))
     before, after = (json.loads((path / "result.json").read_text(encoding="utf-8")) for path in (folder, again))
     assert before["metrics"]["test"] == after["metrics"]["test"] and after["full_rank"]["n"] == before["n"]
     assert "training_seconds" not in after["timings"]
-    with pytest.raises(UserError, match="split_protocol: 'leave_one_out' there, 'user_time' here"):
+    with pytest.raises(UserError, match="split: 'leave_one_out' there, 'user_time' here"):
         make_run(protocol="llara", checkpoint=str(folder / "checkpoint"))
 
 
 def test_only_what_came_before_a_row_is_left_out(make_run):
     """Under a ratio split the items of a user's later test rows are proposed for its earlier ones."""
     split = {"split": {"RS": [0.5, 0.2, 0.3]}, "group_by": "user", "order": "TO", "mode": "full"}
-    folder = Path(make_run("SASRec", protocol="full_rank", eval_args=split, topk=[1, 5, 10]))
+    folder = Path(make_run("SASRec", protocol="leave_one_out", full_rank=True, eval_args=split, topk=[1, 5, 10]))
     run = load(folder)
     dataset = run.data.test_data.dataset
     feat = dataset.inter_feat

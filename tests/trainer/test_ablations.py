@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recbole_llara.experiments.study.definition import load_study
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.prompt.representation import Part
 
 ABLATIONS = [

@@ -51,7 +51,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize(
     ("model", "representation", "sizes"),
-    [("LLaRA", "hybrid", [5]), ("RSLLM", "described_hybrid", [2, 8]), ("RSLLM", "text_id", [1, 5])],
+    [("LLaRA", "hybrid", [5]), ("RSLLM", "hybrid_with_dsr", [2, 8]), ("RSLLM", "text_id", [1, 5])],
 )
 def test_the_size_of_a_pass_changes_nothing(first_step, model, representation, sizes):
     whole = first_step(model, micro_batch_size=16, representation=representation)

@@ -6,12 +6,13 @@ import torch
 from recbole.utils import init_seed
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.checkpoint.stock_weights import load_stock_model, read_stock_model
+from recbole_llara.checkpoint.weights import read_checkpoint
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.build import build_model
+from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.trainer.stock import stock_trainer_class, train_stock
 from recbole_llara.utils.errors import Diverged, UserError
 
@@ -151,7 +152,7 @@ def test_the_best_checkpoint_is_what_evaluation_loads(make_trainer):
             parameter.zero_()
     assert trainer.evaluate(data.test_data) == result
     assert trainer.evaluate(data.valid_data) == valid
-    facts, _ = read_stock_model(trainer.saved_model_file)
+    facts = read_checkpoint(trainer.saved_model_file).facts
     assert (facts["model"], facts["dataset"], facts["epoch"]) == ("SASRec", "toy", trainer.best_epoch)
     assert facts["numbering_sha256"] == Numbering.of(data.dataset).sha256
 
@@ -224,6 +225,6 @@ def test_keys_that_make_other_answers_of_the_same_weights_are_refused(make_train
         RunConfig(model, "toy", config_dict={**trainer.config.external_config_dict, key: value}), data, train_stock
     )
     with pytest.raises(UserError, match=rf"does not fit this {model}: {key}: .* there, {value!r} here"):
-        load_stock_model(other, weights, model)
+        load_recommender(other, weights, model)
     learned_otherwise = {**trainer.config.external_config_dict, "learning_rate": 0.5, "loss_type": "BPR"}
-    load_stock_model(build_model(RunConfig(model, "toy", config_dict=learned_otherwise), data, train_stock), weights, model)
+    load_recommender(build_model(RunConfig(model, "toy", config_dict=learned_otherwise), data, train_stock), weights, model)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from killing import ROOT, outcome, run_folder, start
 
-from recbole_llara.checkpoint.training_state import states
+from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import RunError, UserError
@@ -69,7 +69,7 @@ def test_no_room_for_a_state(long_keys, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     run = _run_of(long_keys)
-    assert [state.name for state in states(run)] == ["step-000000003-epoch-0001", "step-000000004-epoch-0001"]
+    assert [state.name for state in TrainingStates(run).paths()] == ["step-000000003-epoch-0001", "step-000000004-epoch-0001"]
     assert not list(run.rglob(".*.part"))
     _goes_on(run, long_keys)
 
@@ -83,7 +83,7 @@ def test_no_room_for_the_result(long_keys, monkeypatch):
         with pytest.raises(OSError, match="No space"):
             run_recbole_llara(dataset="toy", config_dict=long_keys)
     run = _run_of(long_keys)
-    assert states(run)  # until the result is written the training is not thrown away
+    assert TrainingStates(run).paths()  # until the result is written the training is not thrown away
     _goes_on(run, long_keys)
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaTokenizer
 
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.trainer.schedule import learning_rate_factor
+from recbole_llara.trainer.trainer import learning_rate_factor
 from recbole_llara.utils.errors import UserError
 
 TITLES = [f" Title {item} é" for item in range(60)]
@@ -144,7 +144,7 @@ def test_every_decoding_answers_a_row_alone_as_in_a_batch(keys):
 
 def test_all_templates_are_averaged_each_with_an_order_of_candidates_of_its_own(keys, make_trainer, monkeypatch):
     """Against single passes put together by hand, the orders read off the prompts."""
-    trainer, data = make_trainer({**keys, "test_prompt": "all"})
+    trainer, data = make_trainer({**keys, "eval_template": "all"})
     model = trainer.model.eval()
     interaction = next(iter(data.test_data))[0]
     candidates, asked = interaction["candidate_id_list"], []
@@ -164,7 +164,7 @@ def test_all_templates_are_averaged_each_with_an_order_of_candidates_of_its_own(
     expected = torch.zeros(candidates.shape)
     for row in range(len(candidates)):
         for shown, index in asked[:4]:
-            model.test_prompt = "first"
+            model.eval_template = "first"
             monkeypatch.setattr(
                 model.encoder, "encode", lambda h, c, t, r, i, n=int(index[0]): encode(h, c, t, r, torch.full_like(i, n))
             )
@@ -174,8 +174,8 @@ def test_all_templates_are_averaged_each_with_an_order_of_candidates_of_its_own(
             for item, score in zip(shown[row].tolist(), scores.tolist(), strict=True):
                 expected[row, candidates[row].tolist().index(item)] += score / 4
     assert torch.allclose(together, expected, atol=1e-4)
-    with pytest.raises(UserError, match="test_prompt: found all with decoding generate"):
-        make_trainer({**keys, "test_prompt": "all", "decoding": "generate"})
+    with pytest.raises(UserError, match="eval_template: found all with decoding generate"):
+        make_trainer({**keys, "eval_template": "all", "decoding": "generate"})
 
 
 def test_behaviour_flows_through_the_token(keys, make_trainer):

@@ -89,7 +89,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         """Ask every row of ``interaction``."""
         candidates, rows = interaction[CANDIDATE_FIELD].cpu(), interaction[ROW_FIELD].cpu()
         templates = [0] * len(rows)
-        if self.settings.test_prompt == "sampled":
+        if self.settings.eval_template == "sampled":
             templates = draw_templates(self.seed, "evaluation", 0, rows.numpy(), len(self.templates)).tolist()
         histories = [[item for item in history if item] for history in interaction[self.ITEM_SEQ].tolist()]
         prompts = [self.messages(*row) for row in zip(histories, candidates.tolist(), templates, strict=True)]

@@ -1,0 +1,242 @@
+"""Runs the many runs of a study or of a search: one after another, or shared by several processes, none of them twice.
+
+A study is a fixed list of runs; a search proposes its runs one by one. Both are a ``Plan``: it claims a run, performs it,
+keeps its outcome, and finds the outcomes of earlier calls. Whoever performs a run holds its lock. A lock is released when its
+process dies, however that happens, so a killed command is resumed by the same command.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any, Protocol, TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.compat import prepare_cpu
+from recbole_llara.utils.errors import Stopped, UserError
+from recbole_llara.utils.processes import go_alone, launched
+
+BAR_WIDTH = 20
+RETRY = 0.5  # seconds, while other processes perform all runs that are left
+POLL = 0.2  # seconds between looks at child processes
+
+
+class Plan(Protocol):
+    """The runs of a study or of a search."""
+
+    kind: str  # "Study" or "Search": stands before the progress bar
+    count: int  # runs in all
+    reuse_hint: str  # what to say of runs taken from earlier calls, after their number
+
+    def claim(self) -> tuple[Any, AbstractContextManager] | None:
+        """The next run and its lock, which is held; None while other processes perform all that are left."""
+
+    def kept(self, run: Any) -> Any | None:
+        """The outcome of a claimed run that another process has finished meanwhile; None where it must be performed."""
+
+    def perform(self, run: Any) -> Any:
+        """Perform a run; returns its outcome, which may be a failure."""
+
+    def keep(self, run: Any, outcome: Any) -> None:
+        """Keep the outcome of a run that this process has performed."""
+
+    def finished(self) -> Sequence[Any]:
+        """The outcomes so far."""
+
+    def is_over(self) -> bool:
+        """Whether every run has its outcome."""
+
+    def seconds_left(self) -> float | None:
+        """About how long the rest takes, one run after another; None where nothing is known."""
+
+    def describe(self, run: Any) -> tuple[str, str]:
+        """A run's name, and what else to say when it begins."""
+
+    def verdict(self, outcome: Any) -> str:
+        """How a run ended."""
+
+
+def execute(plan: Plan) -> None:
+    """Perform the runs of a plan until it is over.
+
+    Raises:
+        Stopped: by a signal; it says how to resume.
+    """
+    prepare_cpu()  # before torch starts its threads
+    progress = Progress(plan.kind, plan.count)
+    if reused := len(plan.finished()):
+        progress.say(reused, f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
+    try:
+        while True:
+            claimed = plan.claim()
+            if claimed is None and plan.is_over():
+                return
+            if claimed is None:
+                sleep(RETRY)
+                continue
+            run, lock = claimed
+            with lock:
+                name, details = plan.describe(run)
+                outcome = plan.kept(run)
+                if outcome is None:
+                    progress.begin(name + details, len(plan.finished()), plan.seconds_left())
+                    outcome = plan.perform(run)
+                    plan.keep(run, outcome)
+                progress.end(name, len(plan.finished()), plan.verdict(outcome))
+    except KeyboardInterrupt as stop:
+        number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+        done = f"{len(plan.finished())} of {plan.count} runs are finished and kept"
+        raise Stopped(number, f"stopped; {done}, the same command goes on with the rest") from None
+
+
+def run_model(model: str, dataset: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """``run_recbole_llara``, which resumes the training of an LLM that a killed call began."""
+    resume = {"resume": "auto"} if is_llm_recommender(model) and not keys.get("checkpoint") else {}
+    return run_recbole_llara(model=model, dataset=dataset, config_dict={**keys, **resume})
+
+
+def take_lock(path: Path) -> AbstractContextManager | None:
+    """Take a lock, which ends with the context; None where another process has it."""
+    try:
+        return FileLock(path).acquire(timeout=0)
+    except Timeout:
+        return None
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+class Progress:
+    """A line on standard error before and after every run: a bar, the time so far, about how long the rest takes.
+
+    Lines, not one that is redrawn: between them every run writes its own log and its own live bar.
+
+    Args:
+        kind: what stands before the bar.
+        count: runs in all.
+    """
+
+    def __init__(self, kind: str, count: int) -> None:
+        self.kind, self.count, self.started = kind, count, perf_counter()
+
+    def begin(self, run: str, done: int, seconds_left: float | None) -> None:
+        """Say what runs now, and how long this and the rest may take."""
+        left = "time left not known yet" if seconds_left is None else f"about {duration(seconds_left)} left"
+        self.say(done, f"{run} ... {left}")
+
+    def end(self, run: str, done: int, verdict: str) -> None:
+        """Say how a run ended."""
+        self.say(done, f"{run}: {verdict}")
+
+    def say(self, done: int, text: str) -> None:
+        """Write a line."""
+        bar = "#" * min(BAR_WIDTH, BAR_WIDTH * done // self.count)
+        so_far = duration(perf_counter() - self.started)
+        sys.stderr.write(f"{self.kind} [{bar:<{BAR_WIDTH}}] {done}/{self.count}, {so_far}: {text}\n")
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``40 s``, ``12 min``, ``2 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# --- one command, one or several processes -----------------------------------------------------
+
+P = TypeVar("P", bound=Plan)
+
+
+def run_command(
+    command: str, argv: Sequence[str], processes: int, make: Callable[[int | None, bool], P], report: Callable[[P], int]
+) -> int:
+    """Do what a study's or a search's command says.
+
+    Args:
+        command: of ``recbole_llara.cli``, by which further processes are started.
+        argv: for those processes.
+        processes: that share the runs.
+        make: builds the plan from the number of this process's GPU (None = as the keys say) and whether this is the first of
+            the processes; it refuses what cannot be run.
+        report: prints the report, in the first process; returns the exit status.
+
+    Raises:
+        UserError: an argument cannot be used.
+        Stopped: by a signal.
+    """
+    if processes < 1:
+        raise UserError(f"processes: found {processes}, expected a whole number from 1")
+    # Processes that a launcher has started take whole runs, so none waits for another's steps.
+    index, gpu = go_alone() if launched() > 1 else (0, None)
+    environments = environments_of(processes)
+    plan = make(gpu, index == 0)
+    if environments:
+        return run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments)
+    execute(plan)
+    return report(plan) if index == 0 else 0
+
+
+def environments_of(count: int) -> list[dict[str, str]]:
+    """The environment of each of several processes, numbered as a launcher does it; none where one process is enough.
+
+    Ask for them before a Config is built, since RecBole writes CUDA_VISIBLE_DEVICES.
+
+    Args:
+        count: of processes; they share the GPUs, and the CPU's cores unless OMP_NUM_THREADS is set.
+    """
+    if count < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(visible.split(",")) if visible else torch.cuda.device_count()
+    cores = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    numbers = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [
+        {**cores, **os.environ, **numbers, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))}
+        for index in range(count)
+    ]
+
+
+def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
+    """Start a command once in each environment, and wait.
+
+    Returns:
+        0, or the exit status of the first process that failed, after the others were ended.
+
+    Raises:
+        Stopped: by a signal, which has been passed on.
+    """
+    # Each in a session of its own: Ctrl-C reaches it once, from here.
+    children = [subprocess.Popen(command, env=environment, start_new_session=True) for environment in environments]
+    try:
+        while not all(child.poll() == 0 for child in children):
+            failed = [child.returncode for child in children if child.poll()]
+            if failed:
+                _end(children, signal.SIGTERM)
+                return failed[0] if failed[0] > 0 else 128 - failed[0]
+            sleep(POLL)
+        return 0
+    except KeyboardInterrupt as stop:
+        number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+        _end(children, number)
+        raise Stopped(number, "stopped; the same command goes on with the runs that are left") from None
+    finally:
+        for child in children:  # after a second signal; what they had finished is kept
+            if child.poll() is None:
+                child.kill()
+
+
+def _end(children: Sequence[subprocess.Popen], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+    for child in children:
+        child.wait()

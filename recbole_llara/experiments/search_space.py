@@ -1,0 +1,279 @@
+"""What a search draws from, and the next draw.
+
+A parameter file is RecBole's: a line for each key, ``learning_rate loguniform -8,0``, read without evaluating anything. A draw
+comes in order, by chance, or by what the earlier trials scored; no combination is drawn twice. It depends on the seed, the
+trial's number and the trials before it, and on nothing that a process remembers: a killed search resumes with the same draws.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import parse_value
+from recbole_llara.utils.errors import UserError, nearest
+
+FILES = PROPERTIES / "search"
+ENDING = ".hyper"
+CHOICE, UNIFORM, QUNIFORM, LOGUNIFORM = "choice", "uniform", "quniform", "loguniform"
+DRAWS = 100  # until one is new; then the first that is left is taken
+# optuna's 10 would leave a search of a dozen trials to chance.
+CHANCE_FIRST = 5
+EXHAUSTIVE = "exhaustive"
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+    "random": lambda seed: RandomSampler(seed),
+    "bayes": lambda seed: TPESampler(n_startup_trials=CHANCE_FIRST, constant_liar=True, seed=seed),
+}
+ALGORITHMS = (EXHAUSTIVE, *SAMPLERS)
+_LOG_LIMIT = 700  # exp of more is no float
+_COMMENT = re.compile(r"(^|\s)#.*$")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key and its possible values."""
+
+    key: str  # of the configuration
+    kind: str  # of ``KINDS``
+    distribution: BaseDistribution  # optuna's; it has the values of a choice as JSON texts, since optuna keeps no lists
+
+    def value_of(self, drawn: Any) -> Any:
+        """What the configuration is given for what optuna has drawn."""
+        if self.kind == CHOICE:
+            return json.loads(drawn)
+        if isinstance(self.distribution, FloatDistribution) and self.distribution.step is not None:
+            low, step = _exact(self.distribution.low), _exact(self.distribution.step)
+            return float(low + round((_exact(drawn) - low) / step) * step)
+        return drawn
+
+    @property
+    def options(self) -> tuple[Any, ...] | None:
+        """All that can be drawn, in the order of the file; None where there is no end."""
+        space = self.distribution
+        if isinstance(space, CategoricalDistribution):
+            return space.choices
+        if isinstance(space, IntDistribution):
+            return tuple(range(space.low, space.high + 1, space.step))
+        if space.step is None:
+            return None
+        low, step = _exact(space.low), _exact(space.step)
+        return tuple(float(low + number * step) for number in range(int((_exact(space.high) - low) / step) + 1))
+
+    @property
+    def probes(self) -> tuple[Any, ...]:
+        """Values, as the configuration is given them, by which a mistake shows: each of a choice, both ends of a range."""
+        drawn = self.options if self.kind == CHOICE else (self.distribution.low, self.distribution.high)
+        return tuple(self.value_of(one) for one in drawn)
+
+    def __str__(self) -> str:
+        if self.kind == CHOICE:
+            return f"{self.key}: one of {', '.join(self.options)}"
+        step = f" in steps of {self.distribution.step:g}" if self.kind == QUNIFORM else ""
+        return f"{self.key}: {self.kind}, {self.distribution.low:g} to {self.distribution.high:g}{step}"
+
+
+def known_files() -> list[str]:
+    """The names of the parameter files that ship with the package."""
+    return sorted(path.stem for path in FILES.glob(f"*{ENDING}"))
+
+
+def read_parameters(name: str | Path) -> tuple[Parameter, ...]:
+    """Read a parameter file.
+
+    Args:
+        name: a path, or the name of a file of ``properties/search``.
+
+    Returns:
+        its parameters in their order.
+
+    Raises:
+        UserError: no such file, or a line that is no parameter; the message has its number.
+    """
+    path = Path(name) if Path(name).is_file() else FILES / f"{name}{ENDING}"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        found = nearest(str(name), known_files())
+        raise UserError(f"params_file: found no file {str(name)!r}; write one, or of those that ship, {found}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"params_file: {path} cannot be read: {error}") from error
+    parameters: dict[str, Parameter] = {}
+    for number, line in enumerate(lines, 1):
+        text = _COMMENT.sub("", line).strip()
+        if not text:
+            continue
+        try:
+            parameter = _parameter(text)
+            if parameter.key in parameters:
+                raise UserError(f"{parameter.key} stands twice")
+        except UserError as error:
+            raise UserError(f"params_file {path}, line {number}: {error}") from None
+        parameters[parameter.key] = parameter
+    if not parameters:
+        raise UserError(f"params_file {path}: found no parameters, expected lines such as 'learning_rate loguniform -8,0'")
+    return tuple(parameters.values())
+
+
+def _parameter(text: str) -> Parameter:
+    words = text.split(maxsplit=2)
+    if len(words) < 3:
+        raise UserError(f"found {text!r}, expected a key, a kind and its values, such as 'dropout_prob uniform 0.1,0.5'")
+    key, kind, values = words
+    if kind not in KINDS:
+        raise UserError(f"{key}: found the kind {kind!r}; {nearest(kind, KINDS)}")
+    try:
+        return Parameter(key, kind, KINDS[kind](values))
+    except UserError as error:
+        raise UserError(f"{key} {kind}: {error}") from None
+
+
+def _choice(text: str) -> CategoricalDistribution:
+    """The values of a list; a text among them that reads as a value is one, as ``'[64,64]'`` in RecBole's files."""
+    found = parse_value(text)
+    if not isinstance(found, list) or not found:
+        raise UserError(f"found {text!r}, expected a list such as [64,96,128]")
+    values = [parse_value(value) if isinstance(value, str) else value for value in found]
+    texts = [_json(value) for value in values]
+    twice = sorted({one for one in texts if texts.count(one) > 1})
+    if twice:
+        raise UserError(f"found {', '.join(twice)} twice, expected each value once")
+    return CategoricalDistribution(texts)
+
+
+def _json(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        text = ""
+    if not text or json.loads(text) != value:
+        raise UserError(f"found the value {value!r}, expected numbers, texts, True, False, None, or lists of them")
+    return text
+
+
+def _uniform(text: str) -> FloatDistribution:
+    low, high = _numbers(text, "LOW,HIGH")
+    _check_order(low, high)
+    return FloatDistribution(low, high)
+
+
+def _loguniform(text: str) -> FloatDistribution:
+    """RecBole's bounds, which are hyperopt's: natural logarithms."""
+    low, high = _numbers(text, "LOW,HIGH")
+    _check_order(low, high)
+    if max(abs(low), abs(high)) > _LOG_LIMIT:
+        raise UserError(f"found {text!r}, expected the natural logarithms of the bounds, such as -8,0 for 0.000335 to 1")
+    return FloatDistribution(math.exp(low), math.exp(high), log=True)
+
+
+def _quniform(text: str) -> IntDistribution | FloatDistribution:
+    """LOW, LOW + Q, ... up to HIGH; whole numbers where all three are."""
+    low, high, step = _numbers(text, "LOW,HIGH,Q")
+    _check_order(low, high)
+    if step <= 0 or step > high - low:
+        raise UserError(f"found steps of {step} from {low} to {high}, expected a step above 0 and within the bounds")
+    if all(isinstance(number, int) for number in (low, high, step)):
+        return IntDistribution(low, low + (high - low) // step * step, step=step)
+    top = _exact(low) + (_exact(high) - _exact(low)) // _exact(step) * _exact(step)
+    return FloatDistribution(low, float(top), step=step)
+
+
+def _numbers(text: str, form: str) -> list[int | float]:
+    found: Any = parse_value(f"[{text}]")
+    is_right = isinstance(found, list) and len(found) == form.count(",") + 1
+    if not is_right or not all(type(number) in (int, float) and math.isfinite(number) for number in found):
+        raise UserError(f"found {text!r}, expected numbers {form}")
+    return found
+
+
+def _check_order(low: float, high: float) -> None:
+    if low >= high:
+        raise UserError(f"found {low} to {high}, expected the lower bound first")
+
+
+def _exact(number: float) -> Decimal:
+    """A number as it is written: steps of 0.1 add up."""
+    return Decimal(str(number))
+
+
+KINDS: Mapping[str, Callable[[str], BaseDistribution]] = {
+    CHOICE: _choice,
+    UNIFORM: _uniform,
+    QUNIFORM: _quniform,
+    LOGUNIFORM: _loguniform,
+}
+
+
+def values_of(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's values for what optuna has drawn."""
+    return {parameter.key: parameter.value_of(drawn[parameter.key]) for parameter in parameters}
+
+
+# --- draws ------------------------------------------------------------------------------------
+
+
+def count_of(parameters: Sequence[Parameter]) -> int | None:
+    """How many combinations there are; None where there is no end."""
+    options = [parameter.options for parameter in parameters]
+    return None if None in options else math.prod(len(one) for one in options if one is not None)
+
+
+def propose(
+    parameters: Sequence[Parameter], trials: Sequence[FrozenTrial], algo: str, seed: int, direction: str
+) -> dict[str, Any] | None:
+    """Choose the next trial.
+
+    Args:
+        parameters: of the search.
+        trials: those before, in their order; one that is being run counts as a bad one, so that others look elsewhere.
+        algo: exhaustive (the last line of the file changes fastest), random or bayes (the tree-structured Parzen estimator).
+        seed: of the search.
+        direction: ``maximize`` or ``minimize``.
+
+    Returns:
+        key -> optuna's value; None where every combination has been tried.
+    """
+    tried = {_identity(parameters, trial.params) for trial in trials}
+    for drawn in itertools.chain(_draws(parameters, trials, algo, seed, direction), _in_order(parameters)):
+        if _identity(parameters, drawn) not in tried:
+            return drawn
+    return None
+
+
+def space_of(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
+    """The parameters as optuna takes them."""
+    return {parameter.key: parameter.distribution for parameter in parameters}
+
+
+def _draws(
+    parameters: Sequence[Parameter], trials: Sequence[FrozenTrial], algo: str, seed: int, direction: str
+) -> Iterator[dict[str, Any]]:
+    if algo == EXHAUSTIVE:
+        return
+    own_seed = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+    copy = optuna.create_study(direction=direction, sampler=SAMPLERS[algo](own_seed))
+    copy.add_trials(trials)
+    for _ in range(DRAWS):
+        yield copy.ask(space_of(parameters)).params
+
+
+def _in_order(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
+    if count_of(parameters) is None:
+        return
+    for combination in itertools.product(*(parameter.options or () for parameter in parameters)):
+        yield dict(zip([parameter.key for parameter in parameters], combination, strict=True))
+
+
+def _identity(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> str:
+    return json.dumps(values_of(parameters, drawn))

@@ -1,0 +1,205 @@
+"""What a study compares: a file of ``properties/study``, or a YAML file of the user's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.utils.errors import UserError, nearest
+
+STUDIES = PROPERTIES / "study"
+FIGURES = ("bars", "validity", "curves", "radar", "cases")
+EVALUATES = "evaluates"  # in a system's keys: the system whose checkpoint it evaluates, trained no further
+
+
+@dataclass(frozen=True)
+class Published:
+    """A column of a paper; each column of a study has its own ``name``."""
+
+    source: str  # the table, as a reader finds it
+    protocol: str  # of its rows
+    llm: str  # what its LLM systems were built on
+    hit: dict[str, dict[str, float]]  # dataset -> system -> HitRatio@1
+    valid: dict[str, dict[str, float]] = field(default_factory=dict)  # dataset -> system -> ValidRatio, where it has one
+    llms: dict[str, str] = field(default_factory=dict)  # system -> what it was built on, where that is another LLM
+    decoding: str = "generate"  # of its LLM systems, in the words of the key ``decoding``
+    name: str = "published"
+
+
+@dataclass(frozen=True)
+class CasePattern:
+    """Rows worth showing: all of ``right`` answer them correctly, none of ``wrong`` does."""
+
+    title: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared."""
+
+    name: str  # of its folder under ``checkpoint_dir/studies``
+    title: str
+    settings: dict[str, Any]  # keys of all systems; a stock model takes those it shares with an LLM, and the ``rec_`` keys
+    # Name in the table -> the system's own keys over all others: ``model``, or ``evaluates`` with the name of a system above
+    # it, whose checkpoint is evaluated under these keys.
+    systems: dict[str, dict[str, Any]]
+    compare: tuple[tuple[str, str], ...] = ()  # pairs of systems that are tested against each other
+    baselines: tuple[str, ...] = ()  # the best of them on the validation rows is tested against every other system
+    figures: tuple[str, ...] = ("bars",)  # of ``FIGURES``
+    published: tuple[Published, ...] = ()
+    cases: tuple[CasePattern, ...] = ()  # which rows the figure ``cases`` shows
+    radars: dict[str, list[str]] = field(default_factory=dict)  # title -> the systems of a figure ``radar``
+    datasets: tuple[str, ...] = ("ml-100k",)
+    seeds: tuple[int, ...] = (2020,)  # of training
+    candidate_seeds: tuple[int, ...] = ()  # further candidate draws, on which the first seed's checkpoints are evaluated
+
+    def with_arguments(self, keys: Mapping[str, Any]) -> "Study":
+        """The same systems with ``dataset``, ``seeds`` or ``candidate_seeds`` changed, and any key of the settings.
+
+        Raises:
+            UserError: seeds that are not whole numbers, or one of them twice.
+        """
+        keys = dict(keys)
+        changes: dict[str, Any] = {}
+        if "dataset" in keys:
+            changes["datasets"] = tuple(str(name) for name in _list(keys.pop("dataset")))
+        for key in ("seeds", "candidate_seeds", "seed"):
+            if key in keys:
+                changes["seeds" if key == "seed" else key] = _whole_numbers(key, keys.pop(key))
+        return replace(self, settings={**self.settings, **keys}, **changes)
+
+    def model_of(self, name: str) -> str:
+        """The model of a system."""
+        keys = self.systems[name]
+        return self.model_of(keys[EVALUATES]) if EVALUATES in keys else str(keys["model"])
+
+    def keys_of(self, name: str) -> dict[str, Any]:
+        """A system's own keys over those of the system that it evaluates, without ``model`` and ``evaluates``."""
+        keys = self.systems[name]
+        inherited = self.keys_of(keys[EVALUATES]) if EVALUATES in keys else {}
+        return {**inherited, **{key: value for key, value in keys.items() if key not in ("model", EVALUATES)}}
+
+    @property
+    def candidate_seed(self) -> int:
+        """The seed of the candidates that every system answers."""
+        own = self.settings.get("candidate_seed")
+        return self.seeds[0] if own is None else int(own)
+
+    @property
+    def folder(self) -> Path:
+        """Where its tables and figures go."""
+        parts = [self.name, *self.datasets, str(self.settings.get("protocol", ""))]
+        return Path(str(self.settings["checkpoint_dir"])) / "studies" / "-".join(part for part in parts if part)
+
+
+def known_studies() -> list[str]:
+    """The names of the shipped studies."""
+    return sorted(file.stem for file in STUDIES.glob("*.yaml"))
+
+
+def load_study(name: str) -> Study:
+    """Read a study.
+
+    Args:
+        name: of a file in ``properties/study``, or a path that ends in ``.yaml``.
+
+    Raises:
+        UserError: there is no such study, or the file does not describe one.
+    """
+    path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    known = known_studies()
+    if not path.is_file():
+        raise UserError(f"study: found {name!r}, expected one of {', '.join(known)} or a YAML file; {nearest(name, known)}")
+    content = read_yaml(path)
+    names = {entry.name for entry in fields(Study)} - {"name", "datasets"} | {"dataset"}
+    for key in content:
+        if key not in names:
+            raise UserError(
+                f"{path}: found the key {key!r}, expected some of {', '.join(sorted(names))}; {nearest(key, names)}"
+            )
+    settings = {"checkpoint_dir": "saved", **(content.get("settings") or {})}
+    arguments = {key: settings.pop(key) for key in ("dataset", "seed") if key in settings}
+    arguments |= {key: content[key] for key in ("dataset", "seeds", "candidate_seeds") if key in content}
+    study = Study(
+        name=path.stem,
+        title=str(content.get("title", path.stem)),
+        settings=settings,
+        systems=_systems(path, content.get("systems")),
+        compare=tuple(tuple(pair) for pair in content.get("compare") or ()),
+        baselines=tuple(content.get("baselines") or ()),
+        figures=tuple(content.get("figures") or ("bars",)),
+        published=tuple(_built(path, "published", Published, entry) for entry in content.get("published") or ()),
+        cases=tuple(_case_pattern(path, entry) for entry in content.get("cases") or ()),
+        radars=content.get("radars") or {},
+    )
+    _check_names(path, study)
+    return study.with_arguments(arguments)
+
+
+def _systems(path: Path, systems: Any) -> dict[str, dict[str, Any]]:
+    if (
+        not isinstance(systems, dict)
+        or not systems
+        or not all(isinstance(keys, dict) and ("model" in keys) != (EVALUATES in keys) for keys in systems.values())
+    ):
+        raise UserError(f"{path}: expected systems, a name with its keys for each, model among them (or {EVALUATES})")
+    above: set[str] = set()
+    for name, keys in systems.items():
+        if EVALUATES in keys and keys[EVALUATES] not in above:
+            raise UserError(f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it")
+        above.add(name)
+    return systems
+
+
+def _check_names(path: Path, study: Study) -> None:
+    """Refuse unknown systems and figures."""
+    known = ", ".join(study.systems)
+    unknown = [name for pair in study.compare for name in pair if name not in study.systems]
+    if unknown or any(len(pair) != 2 for pair in study.compare):
+        raise UserError(f"{path}: compare holds {[list(pair) for pair in study.compare]}, expected pairs of {known}")
+    named = [("baselines", study.baselines)]
+    named += [("cases", pattern.right + pattern.wrong) for pattern in study.cases]
+    named += [("radars", tuple(names)) for names in study.radars.values()]
+    for key, names in named:
+        if not set(names) <= study.systems.keys():
+            raise UserError(
+                f"{path}: {key} names {', '.join(sorted(set(names) - study.systems.keys()))}, expected some of {known}"
+            )
+    columns = [column.name for column in study.published]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path}: published has columns named {', '.join(columns)}, expected a different name for each")
+    if not set(study.figures) <= set(FIGURES):
+        raise UserError(f"{path}: figures holds {list(study.figures)}, expected some of {', '.join(FIGURES)}")
+
+
+def _case_pattern(path: Path, entry: Any) -> CasePattern:
+    pattern = _built(path, "cases", CasePattern, entry)
+    return replace(pattern, right=tuple(pattern.right), wrong=tuple(pattern.wrong))
+
+
+def _built(path: Path, key: str, kind: type, entry: Any) -> Any:
+    try:
+        return kind(**entry)
+    except TypeError:
+        names = ", ".join(field.name for field in fields(kind))
+        raise UserError(f"{path}: {key} holds {entry!r}, expected the keys {names}") from None
+
+
+def _list(value: Any) -> list[Any]:
+    """The values of ``[a, b]``, ``a,b`` or ``a``."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [part.strip() for part in str(value).split(",")]
+
+
+def _whole_numbers(key: str, value: Any) -> tuple[int, ...]:
+    parts = _list(value)
+    if not all(str(part).isdigit() for part in parts) or len({str(part) for part in parts}) < len(parts):
+        raise UserError(f"{key}: found {value!r}, expected different whole numbers such as --{key}=2020,2021,2022")
+    if key != "candidate_seeds" and not parts:
+        raise UserError(f"{key}: found none, expected at least one")
+    return tuple(int(part) for part in parts)

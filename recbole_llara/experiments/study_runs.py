@@ -1,0 +1,329 @@
+"""Running a study: one run for each of its arms, from an earlier call or now; where one fails, the rest are still run."""
+
+import hashlib
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from recbole_llara.checkpoint.run_folder import read_records, write_atomically
+from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
+from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.settings import vectors_file
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.experiments.runner import run_model, take_lock
+from recbole_llara.experiments.study_definition import EVALUATES, Study
+from recbole_llara.llm.loading import embedded_llm_sha256
+from recbole_llara.prompt.template import template_texts
+from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.recommender.vectors import vectors_sha256
+from recbole_llara.trainer.stock import train_stock
+from recbole_llara.utils.digests import json_ready
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.version import __version__
+
+PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
+LOCAL = "local"  # api_base of a chat model that the study serves itself
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a study."""
+
+    system: str  # its name in the table
+    dataset: str
+    seed: int  # of training
+    candidate_seed: int
+    is_draw: bool = False  # whether these are further candidates, for which nothing is trained
+
+    def __str__(self) -> str:
+        draw = f", candidates {self.candidate_seed}" if self.is_draw else ""
+        return f"{self.system} on {self.dataset}, seed {self.seed}{draw}"
+
+
+@dataclass(frozen=True)
+class FinishedArm:
+    """An arm that was run; this is what ``studies/finished`` keeps."""
+
+    result: dict[str, Any]  # the content of its ``result.json``
+    paths: dict[str, str]  # of what it wrote
+    seconds: float
+
+    def cases(self) -> list[dict[str, Any]]:
+        """The records of its ``cases.jsonl``."""
+        return read_records(self.paths["cases_file"])
+
+    def training_log(self) -> list[dict[str, Any]]:
+        """The records of its ``training.jsonl``; none where nothing was trained."""
+        path = Path(self.paths["run_dir"]) / "training.jsonl"
+        return read_records(path) if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class FailedArm:
+    """An arm that ended with an error."""
+
+    message: str
+
+
+Outcome = FinishedArm | FailedArm
+
+
+def arms_of(study: Study) -> list[Arm]:
+    """All arms in the order they are run: for each dataset the first seed, then its further draws, then the other seeds."""
+    arms: list[Arm] = []
+    for dataset in study.datasets:
+        for number, seed in enumerate(study.seeds):
+            arms += [Arm(system, dataset, seed, study.candidate_seed) for system in study.systems]
+            if number == 0:
+                draws = [draw for draw in study.candidate_seeds if draw != study.candidate_seed]
+                arms += [Arm(system, dataset, seed, draw, True) for draw in draws for system in study.systems]
+    return arms
+
+
+class StudyRuns:
+    """The runs of a study, a ``Plan`` of ``runner``.
+
+    Args:
+        study: what is compared.
+        fresh: whether to run arms again that an earlier call finished.
+
+    Raises:
+        UserError: a system cannot take its keys; its name stands before the message.
+    """
+
+    kind = "Study"
+    reuse_hint = " (--fresh runs them again)"
+
+    def __init__(self, study: Study, fresh: bool = False) -> None:
+        self.study = study
+        self._facts: dict[Arm, dict[str, Any]] = {}
+        self._check()
+        self._arms = arms_of(study)
+        self.count = len(self._arms)
+        for arm in self._arms if fresh else ():
+            self.place(arm).unlink(missing_ok=True)
+        self._outcomes: dict[Arm, Outcome] = {}
+        for arm in self._arms:
+            self.kept(arm)
+
+    @property
+    def outcomes(self) -> dict[Arm, Outcome]:
+        """The outcomes so far, in the order of the arms."""
+        return {arm: self._outcomes[arm] for arm in self._arms if arm in self._outcomes}
+
+    def _check(self) -> None:
+        """Refuse keys that a system cannot take, before any training time is spent."""
+        for dataset in self.study.datasets:
+            for system in self.study.systems:
+                arm = Arm(system, dataset, self.study.seeds[0], self.study.candidate_seed)
+                try:
+                    self._config(self._model(arm), self._values(arm))
+                except UserError as error:
+                    raise UserError(f"{system} on {dataset}: {error}") from error
+
+    # --- the plan ------------------------------------------------------------------------------
+
+    def claim(self) -> tuple[Arm, AbstractContextManager] | None:
+        """The first arm that can be run now and that no other process is running."""
+        wanted = [arm for arm in self._arms if arm not in self._outcomes]
+        for arm in wanted:
+            if self._source(arm) not in wanted:
+                place = self.place(arm)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                lock = take_lock(place.with_name(f".{place.name}.lock"))
+                if lock is not None:
+                    return arm, lock
+        return None
+
+    def kept(self, arm: Arm) -> FinishedArm | None:
+        """The outcome of an arm that an earlier call or another process has finished."""
+        place = self.place(arm)
+        if not place.is_file():
+            return None
+        finished = FinishedArm(**json.loads(place.read_text(encoding="utf-8")))
+        if not Path(finished.paths["cases_file"]).is_file():
+            return None
+        self._outcomes[arm] = finished
+        return finished
+
+    def perform(self, arm: Arm) -> Outcome:
+        """Run an arm; whatever it fails by, the others are still wanted."""
+        started = perf_counter()
+        try:
+            values = self._values(arm)
+            with self._served(values):
+                values |= self._checkpoint(arm)
+                written = run_model(self._model(arm), arm.dataset, values)
+        except UserError as error:
+            return FailedArm(str(error))
+        except Exception as error:  # noqa: BLE001 - see above
+            logging.getLogger().error(traceback.format_exc())
+            return FailedArm(f"{type(error).__name__}: {error}")
+        result = json.loads(Path(written["result_file"]).read_text(encoding="utf-8"))
+        return FinishedArm(result, {key: written[key] for key in PATHS}, round(perf_counter() - started, 1))
+
+    def keep(self, arm: Arm, outcome: Outcome) -> None:
+        """Keep an outcome, a finished one for later calls too."""
+        self._outcomes[arm] = outcome
+        if isinstance(outcome, FinishedArm):
+            write_atomically(self.place(arm), lambda file: json.dump(vars(outcome), file, indent=2))
+
+    def finished(self) -> list[Outcome]:
+        """The outcomes so far."""
+        return list(self._outcomes.values())
+
+    def is_over(self) -> bool:
+        """Whether every arm has its outcome."""
+        return len(self._outcomes) == self.count
+
+    def describe(self, arm: Arm) -> tuple[str, str]:
+        """What is said of an arm that begins."""
+        return str(arm), ""
+
+    def verdict(self, outcome: Outcome) -> str:
+        """What is said of an arm that ended."""
+        if isinstance(outcome, FailedArm):
+            return f"FAILED: {outcome.message}"
+        return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
+
+    def seconds_left(self) -> float | None:
+        """What the arms that are left take, each as long as those most like it; None where none is finished."""
+        known = {arm: one.seconds for arm, one in self._outcomes.items() if isinstance(one, FinishedArm)}
+        wanted = [arm for arm in self._arms if arm not in self._outcomes]
+        return sum(self._mean_of_like(arm, known) for arm in wanted) if known else None
+
+    def _mean_of_like(self, arm: Arm, known: Mapping[Arm, float]) -> float:
+        """The mean seconds of its system, else of its model, else of its kind of model, else of all."""
+        kinds = (
+            lambda one: (one.is_draw, one.system),
+            lambda one: (one.is_draw, self._model(one)),
+            lambda one: (one.is_draw, is_llm_recommender(self._model(one))),
+            lambda one: one.is_draw,
+            lambda one: None,
+        )
+        like = ([seconds for one, seconds in known.items() if kind(one) == kind(arm)] for kind in kinds)
+        seconds = next(found for found in like if found)
+        return sum(seconds) / len(seconds)
+
+    # --- what an arm is run with ---------------------------------------------------------------
+
+    def _model(self, arm: Arm) -> str:
+        return self.study.model_of(arm.system)
+
+    def _values(self, arm: Arm) -> dict[str, Any]:
+        """Its keys, without those that name the checkpoint that it evaluates."""
+        own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": arm.candidate_seed}
+        settings = settings_for(self._model(arm), {**self.study.settings, **own})
+        return {**settings, **self.study.keys_of(arm.system)}
+
+    @contextmanager
+    def _served(self, values: dict[str, Any]) -> Iterator[None]:
+        """Serve the chat model of values that ask for it, and enter its address there."""
+        if values.get("api_base") != LOCAL:
+            yield
+            return
+        from recbole_llara.model.chat.server import served
+
+        with served(str(self.study.settings.get("llm_path", "tiny"))) as server:
+            values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
+            yield
+
+    def _source(self, arm: Arm) -> Arm | None:
+        """The arm whose checkpoint this one evaluates; None where it trains, or where it has nothing to learn."""
+        keys = self.study.systems[arm.system]
+        if EVALUATES not in keys and not arm.is_draw:
+            return None
+        return Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.study.candidate_seed)
+
+    def _checkpoint(self, arm: Arm) -> dict[str, str]:
+        """The keys that name what an arm evaluates instead of training; none where it trains."""
+        source = self._source(arm)
+        if source is not None:
+            return self._trained(source, arm)
+        if self._model(arm) not in self._recommenders():
+            return {}
+        own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.study.candidate_seed}
+        config = RunConfig("LLaRA", config_dict={**self.study.settings, **own, "rec_model": self._model(arm)})
+        return {"checkpoint": str(prepare_recommender(config, prepare_data(config), train_stock).weights)}
+
+    def _trained(self, source: Arm, arm: Arm) -> dict[str, str]:
+        """The checkpoint of another arm, and of the recommender whose embeddings it reads."""
+        trained = self._outcomes.get(source)
+        if not isinstance(trained, FinishedArm):
+            raise UserError(f"{arm} evaluates what {source} trains, which failed")
+        values: dict[str, str] = {}
+        if Path(trained.paths["checkpoint"]).exists():  # a system that learns nothing has none
+            values["checkpoint"] = trained.paths["checkpoint"]
+        recommender = trained.result.get("recommender")
+        if arm.is_draw and recommender and vectors_file(self._values(arm).get("item_embeddings")) is None:
+            values["rec_checkpoint"] = recommender["path"]
+        return values
+
+    def _recommenders(self) -> frozenset[str]:
+        """The stock models whose item embeddings a system reads: they are evaluated as trained for it."""
+        study = self.study
+        default = study.settings.get("rec_model", "SASRec")
+        ours = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
+        return frozenset(study.keys_of(name).get("rec_model", default) for name in ours)
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def place(self, arm: Arm) -> Path:
+        """Where an arm's outcome is kept; the name covers all that its result depends on except the code."""
+        model = self._model(arm)
+        facts = {"model": model, "keys": self._facts_of(arm), "version": __version__, "llm": embedded_llm_sha256()}
+        source = self._source(arm)
+        if source is not None:
+            facts["evaluates"] = self.place(source).name
+        folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
+        digest = hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()[:16]
+        return folder / f"{model}-{digest}.json"
+
+    def _facts_of(self, arm: Arm) -> dict[str, Any]:
+        """Every key of an arm as its run sees it, those of its recommender, the data's files, the prompts of its domain."""
+        if arm not in self._facts:
+            model, values = self._model(arm), self._values(arm)
+            config = self._config(model, values)
+            keys: dict[str, Any] = {"run": config.final_config_dict, "recommender": {}}
+            if is_llm_recommender(model):
+                keys["recommender"] = config.for_recommender().final_config_dict
+            if values.get("api_base") == LOCAL:
+                keys["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
+            files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
+            keys["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+            keys["prompts"] = template_texts(config["domain"], config["prompt_file"])
+            vectors = vectors_file(config["item_embeddings"])
+            keys["vectors"] = None if vectors is None else vectors_sha256(vectors)
+            for kind in ("run", "recommender"):
+                keys[kind] = {key: value for key, value in keys[kind].items() if key not in WITHOUT_EFFECT}
+            self._facts[arm] = keys
+        return self._facts[arm]
+
+    @staticmethod
+    def _config(model: str, values: Mapping[str, Any]) -> RunConfig:
+        """The configuration of an arm; a chat model that the study will serve has no address yet."""
+        address = {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""}
+        is_local = values.get("api_base") == LOCAL
+        return RunConfig(model, config_dict={**values, **(address if is_local else {})})
+
+
+def settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a study that a model takes: an LLM all of them, another those it shares with an LLM.
+
+    A model that is trained as a recommender takes the ``rec_`` keys too, without their prefix.
+    """
+    if is_llm_recommender(model):
+        return dict(settings)
+    values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
+    if model in stock_models() or replaces_item_table(model):
+        prefixed = {key.removeprefix(REC_PREFIX): value for key, value in settings.items() if key.startswith(REC_PREFIX)}
+        values |= {key: value for key, value in prefixed.items() if key in recommender_keys(model) - {"max_eval_rows"}}
+    return values

@@ -1,0 +1,99 @@
+"""What a runner says of its progress; its processes: numbered, ended with the one that fails, stopped with the command."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from recbole_llara.experiments.runner import Progress, duration, environments_of, run_processes
+from recbole_llara.utils.errors import exit_status
+
+# A stand-in for the command: each writes a file when it begins, and another when SIGTERM has ended it.
+CHILD = """
+import os, signal, sys, time
+name = os.environ["RANK"]
+def end(number, frame):
+    open("ended-" + name, "w").close()
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, end)
+with open("begun-" + name, "w") as file:
+    file.write(" ".join([os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"], os.environ["OMP_NUM_THREADS"], *sys.argv[1:]]))
+time.sleep({"0": 0, "1": 60}[name] if "wait" in sys.argv else 0)
+sys.exit(3 if "fail" in sys.argv and name == "0" else 0)
+"""
+COMMAND = (sys.executable, "-S", "-c", CHILD)
+
+
+@pytest.fixture(autouse=True)
+def _two_cpus_alone(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+
+
+def test_each_knows_its_number_and_its_share_of_the_cores():
+    assert run_processes([*COMMAND, "--model=A"], environments_of(2)) == 0
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    for index in range(2):
+        assert Path(f"begun-{index}").read_text() == f"2 0 {threads} --model=A"
+
+
+def test_processes_share_the_gpus_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [one["LOCAL_RANK"] for one in environments_of(3)] == ["0", "1", "0"]
+    assert [one["RANK"] for one in environments_of(3)] == ["0", "1", "2"]
+    assert environments_of(1) == []
+
+
+def test_one_that_fails_ends_the_others():
+    begun = time.monotonic()
+    assert run_processes([*COMMAND, "wait", "fail"], environments_of(2)) == 3
+    assert time.monotonic() - begun < 50
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT does what it does by default, also where the tests run as a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_told(number, capsys):
+    def send():
+        while not Path("begun-1").exists() or not Path("begun-1").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert exit_status("search", lambda: run_processes([*COMMAND, "wait"], environments_of(2))) == 128 + number
+    sender.join()
+    assert "the same command goes on" in capsys.readouterr().err
+    assert Path("ended-1").exists() == (number == signal.SIGTERM)  # the stand-in knows SIGTERM alone
+
+
+def test_lengths_of_time():
+    assert (duration(40), duration(700), duration(7500)) == ("40 s", "12 min", "2 h 05 min")
+
+
+def test_every_run_has_a_line_before_and_after(capsys):
+    progress = Progress("Study", 4)
+    progress.say(1, "1 of 4 runs are taken from earlier calls")
+    progress.begin("SASRec", 1, None)
+    progress.end("SASRec", 2, "HitRatio@1 0.5000, 3 s")
+    progress.begin("LLaRA", 2, 700.0)
+    lines = [re.sub(r"\d+ s: ", "0 s: ", line, count=1) for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "Study [#####               ] 1/4, 0 s: 1 of 4 runs are taken from earlier calls",
+        "Study [#####               ] 1/4, 0 s: SASRec ... time left not known yet",
+        "Study [##########          ] 2/4, 0 s: SASRec: HitRatio@1 0.5000, 3 s",
+        "Study [##########          ] 2/4, 0 s: LLaRA ... about 12 min left",
+    ]

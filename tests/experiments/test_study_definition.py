@@ -1,0 +1,104 @@
+"""Studies as they are written: shipped ones are configurations, mistakes are named, arguments change what they should."""
+
+from pathlib import Path
+
+import pytest
+
+from recbole_llara.experiments.study_definition import STUDIES, known_studies, load_study
+from recbole_llara.experiments.study_runs import StudyRuns, arms_of
+from recbole_llara.utils.errors import UserError
+
+
+@pytest.mark.parametrize("name", known_studies())
+def test_every_system_of_a_shipped_study_is_a_configuration(name, tmp_path, monkeypatch):
+    """The keys of each are known and fit together, and what the papers report stands under names that the study has."""
+    monkeypatch.chdir(tmp_path)
+    study = load_study(name)
+    StudyRuns(study)
+    assert study.settings["protocol"] == "leave_one_out" and study.datasets == ("ml-100k",)
+    for column in study.published:
+        for values in [*column.hit.values(), *column.valid.values(), column.llms]:
+            assert set(values) <= set(study.systems)
+
+
+def test_the_later_run_of_llaras_authors_stands_beside_the_papers_column():
+    """A row for each recommender and dataset that the paper has too, under another column."""
+    paper, later = load_study("main_results").published
+    assert (paper.name, later.name) == ("published", "authors' later run") and paper.decoding == later.decoding == "generate"
+    assert later.hit.keys() == paper.hit.keys()
+    for dataset, values in later.hit.items():
+        assert list(values) == [name for name in paper.hit[dataset] if name.startswith("LLaRA")]
+
+
+def test_the_papers_six_studies_are_there():
+    papers = {"main_results", "item_representation", "learning_strategy", "rsllm_ablation", "efficiency", "case_study"}
+    assert papers <= set(known_studies())
+
+
+def test_studies_of_one_budget_share_their_systems(tmp_path, monkeypatch):
+    """What efficiency and case_study need is what main_results ran."""
+    monkeypatch.chdir(tmp_path)
+    main = StudyRuns(load_study("main_results"))
+    done = {main.place(arm) for arm in arms_of(main.study)}
+    for name in ("efficiency", "case_study"):
+        other = StudyRuns(load_study(name))
+        assert {other.place(arm) for arm in arms_of(other.study)} <= done
+
+
+def test_arguments():
+    study = load_study("main_results").with_arguments(
+        {"dataset": "ml-100k,toy", "seeds": [1, 2], "candidate_seeds": 7, "epochs": 3, "data_path": "there"}
+    )
+    assert (study.datasets, study.seeds, study.candidate_seeds) == (("ml-100k", "toy"), (1, 2), (7,))
+    assert study.settings["epochs"] == 3 and "dataset" not in study.settings
+    assert study.folder == Path("saved/studies/main_results-ml-100k-toy-leave_one_out")
+    assert load_study("quickstart").with_arguments({"seed": 5}).seeds == (5,)
+    for value in ("1,1", "x", "1.5", ""):
+        with pytest.raises(UserError, match="seeds: found .* expected different whole numbers"):
+            study.with_arguments({"seeds": value})
+
+
+def test_the_questions_are_those_of_the_candidate_seed_or_the_first_seed():
+    study = load_study("quickstart").with_arguments({"seeds": "3,4"})
+    assert study.candidate_seed == 3 and study.with_arguments({"candidate_seed": 0}).candidate_seed == 0
+
+
+def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():
+    arms = arms_of(load_study("quickstart").with_arguments({"seeds": "1,2", "candidate_seeds": "1,7"}))
+    assert len(arms) == 3 * 2 + 3  # 1 is the study's own draw
+    assert {(arm.seed, arm.candidate_seed) for arm in arms if arm.is_draw} == {(1, 7)}
+    assert {arm.candidate_seed for arm in arms if not arm.is_draw} == {1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("systems: [SASRec]", "expected systems"),
+        ("systems: {}", "expected systems"),
+        ("systems: {A: {seed: 1}}", "model among them"),
+        ("systems: {A: {evaluates: B}, B: {model: LLaRA}}", "evaluates 'B', expected a system above it"),
+        ("systems: {A: {model: Popularity}}\ncompare: [[A, B]]", "expected pairs of A"),
+        ("systems: {A: {model: Popularity}}\nbaselines: [B]", "baselines names B"),
+        ("systems: {A: {model: Popularity}}\nradars: {all: [B]}", "radars names B"),
+        ("systems: {A: {model: Popularity}}\nfigures: [pie]", "expected some of bars"),
+        ("systems: {A: {model: Popularity}}\nsistems: 1", "did you mean 'systems'"),
+        ("systems: {A: {model: Popularity}}\npublished: [{sauce: 1}]", "expected the keys source"),
+        (
+            "systems: {A: {model: Popularity}}\npublished: [{source: a, protocol: b, llm: c, hit: {}}, "
+            "{source: d, protocol: b, llm: c, hit: {}}]",
+            "published has columns named published, published, expected a different name for each",
+        ),
+        ("systems: {A: {model: Popularity}}\ncases: [{title: x, right: [A], wrong: [C]}]", "cases names C"),
+    ],
+)
+def test_what_is_no_study_is_refused(tmp_path, content, message):
+    own = tmp_path / "own.yaml"
+    own.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_study(str(own))
+
+
+def test_an_unknown_study_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        load_study("quikstart")
+    assert (STUDIES / "quickstart.yaml").is_file()

@@ -1,0 +1,146 @@
+"""What a study writes: tables with every number, figures that are there, a page that holds any title and needs no network."""
+
+import csv
+import io
+import re
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from recbole_llara.experiments.report import html_page, markdown, write_pngs
+from recbole_llara.experiments.study_definition import CasePattern, Published
+from recbole_llara.experiments.study_figures import draw
+from recbole_llara.experiments.study_report import (
+    comparisons_csv,
+    comparisons_table,
+    latex,
+    runs_csv,
+    study_report,
+    write_study_report,
+)
+from recbole_llara.experiments.study_runs import Arm, FailedArm
+from recbole_llara.experiments.study_summary import find_cases, summarise
+
+ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
+
+
+@pytest.fixture
+def study(make_study):
+    column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}, {"ml-100k": {"A": 0.9}})
+    later = Published("a page", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.3}}, name="a later run")
+    return make_study(
+        ("A", "B & C_1"),
+        seeds=(1, 2, 3),
+        compare=(("A", "B & C_1"),),
+        figures=("bars", "validity", "curves", "radar", "cases"),
+        radars={"all": ["A", "B & C_1"]},
+        published=(column, later),
+        cases=(CasePattern("Only <A>", ("A",), ("B & C_1",)),),
+    )
+
+
+def test_tables_hold_what_was_measured(study, outcomes_of):
+    outcomes = outcomes_of(ANSWERS)
+    summaries = summarise(study, outcomes)
+    text = markdown(study_report(study, summaries))
+    row = next(line for line in text.splitlines() if line.startswith("| A "))
+    assert [cell.strip() for cell in row.split("|")][2:4] == ["0.5000", "0.0000"] and "0.4000 (valid 0.9000) [a] [b] [c]" in row
+    assert row.rstrip(" |").endswith("0.3000 [a] [b] [c]") and "a later run" in text.splitlines()[4]
+    assert "Of the papers, published: a table; a later run: a page. " in text
+    other = next(line for line in text.splitlines() if line.startswith("| B & C_1 "))
+    assert [cell.strip() for cell in other.split("|")][-3:-1] == ["—", "—"]
+    assert "[a] protocol llara there, leave_one_out here." in text and "A against B & C_1" in text
+    rows = list(csv.DictReader(io.StringIO(runs_csv(outcomes))))
+    assert len(rows) == 6 and rows[0]["system"] == "A" and float(rows[0]["test_hit@1"]) == 0.5
+    (comparison,) = csv.DictReader(io.StringIO(comparisons_csv(summaries)))
+    assert float(comparison["difference"]) == 0.25 and comparison["only_one"] == "1"
+
+
+def test_a_comparison_without_a_test_over_seeds_fills_its_columns(make_study, outcomes_of):
+    """Beside one that has it: A is always one row ahead of B, and not always as far from C."""
+    answers = {"A": [[1, 1, 0]] * 3, "B": [[0, 1, 0]] * 3, "C": [[0, 0, 0], [1, 0, 0], [0, 1, 1]]}
+    study = make_study(("A", "B", "C"), seeds=(1, 2, 3), compare=(("A", "B"), ("A", "C")))
+    (summary,) = summarise(study, outcomes_of(answers))
+    table = comparisons_table(summary)
+    header, rows = table.header, table.rows
+    assert {len(row) for row in rows} == {len(header)}
+    assert rows[0][header.index("t-test over seeds p")] == "—" and float(rows[1][header.index("t-test over seeds p")]) > 0.05
+
+
+def test_latex_has_a_line_a_system_and_no_bare_specials(study, outcomes_of):
+    text = latex(study, summarise(study, outcomes_of(ANSWERS)))
+    assert r"B \& C\_1 & 1.0000 & 0.2500 $\pm$ 0.0000 \\" in text and r"\textbf{0.5000}" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {2}
+
+
+def test_a_failure_is_in_every_table(study, outcomes_of):
+    failed = Arm("B & C_1", "ml-100k", 2020, 2020)
+    outcomes = {**outcomes_of({"A": ANSWERS["A"]}), failed: FailedArm("RuntimeError: broken")}
+    text = markdown(study_report(study, summarise(study, outcomes)))
+    assert "FAILED: B & C_1 on ml-100k, seed 2020: RuntimeError: broken" in text
+    assert "RuntimeError: broken" in runs_csv(outcomes)
+    assert r"B \& C\_1 & -- & -- \\" in latex(study, summarise(study, outcomes))
+
+
+def test_figures_show_every_system_and_leave_out_what_is_empty(study, outcomes_of):
+    figures = draw(study, summarise(study, outcomes_of(ANSWERS)))
+    assert set(figures) == {"bars-ml-100k", "validity-ml-100k", "radar-all"}  # nothing was trained: no curves
+    assert list(figures["bars-ml-100k"].data[0].x) == [0.5, 0.25]
+    assert [trace.name for trace in figures["radar-all"].data] == ["A", "B & C_1"]
+
+
+def test_curves_are_the_first_seeds_log(study, outcomes_of):
+    outcomes = outcomes_of(ANSWERS)
+    folder = outcomes[Arm("A", "ml-100k", 2020, 2020)].paths["run_dir"]
+    lines = ['{"step": 0, "loss": 4.0, "hard_probability": 0.0}', '{"step": 1, "loss": 2.0, "hard_probability": 0.5}']
+    with open(f"{folder}/training.jsonl", "w") as file:
+        file.write("\n".join([*lines, '{"step": 2, "valid": {"hit@1": 0.3}}']))
+    loss, valid, hard = draw(study, summarise(study, outcomes))["curves-ml-100k"].data
+    assert list(loss.y) == [4.0, 3.0] and list(valid.y) == [0.3] and list(hard.y) == [0.0, 0.5]
+
+
+def test_cases_are_rows_of_the_pattern(study, outcomes_of):
+    (summary,) = summarise(study, outcomes_of(ANSWERS))
+    found = find_cases(summary, study.cases[0])
+    assert found.count == 1 and found.n == 4 and found.shown[0].question["row"] == 0
+    assert found.shown[0].correct == {"A"} and found.shown[0].answers == {"A": "Title 0", "B & C_1": "Title 1"}
+    assert find_cases(summary, CasePattern("", ("A",), ("gone",))) is None
+
+
+def test_the_page_escapes_titles_and_needs_no_network(study, outcomes_of):
+    nasty = "</td><script>alert(1)</script>"
+    summaries = summarise(study, outcomes_of(ANSWERS, title=nasty))
+    text = html_page(study_report(study, summaries))
+    assert nasty not in text and "&lt;script&gt;alert(1)" in text
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
+    assert "Made &lt;by hand&gt;" in text and text.count("<figure>") == 3
+
+
+def test_a_report_is_written_whole(study, outcomes_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recbole_llara.experiments.report.write_pngs", lambda figures, folder: "no PNG files: none")
+    text = write_study_report(study, outcomes_of(ANSWERS))
+    assert "no PNG files: none" in text
+    files = {"report.md", "report.html", "table.tex", "runs.csv", "comparisons.csv"}
+    assert {path.name for path in study.folder.iterdir()} == files
+
+
+def test_without_a_browser_the_missing_pictures_are_told(study, outcomes_of, tmp_path, monkeypatch):
+    def no_kaleido(*arguments, **keys):
+        raise ValueError("needs Kaleido")
+
+    monkeypatch.setattr("plotly.io.write_images", no_kaleido)
+    assert "pip install kaleido" in write_pngs(draw(study, summarise(study, outcomes_of(ANSWERS))), tmp_path)
+
+
+@pytest.mark.skipif(
+    find_spec("kaleido") is None or not any(map(shutil.which, ("chromium", "google-chrome", "chrome"))),
+    reason="PNG files need kaleido and a browser",
+)
+def test_pictures_are_drawn(study, outcomes_of, tmp_path):
+    assert write_pngs(draw(study, summarise(study, outcomes_of(ANSWERS))), tmp_path) is None
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 3 and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

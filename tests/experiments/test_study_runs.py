@@ -1,0 +1,254 @@
+"""Studies as they run: one set of questions, nothing twice, failures told, kills survived, further draws without training."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from synthetic_data import write_toy_dataset
+
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.experiments import runner
+from recbole_llara.experiments.runner import execute
+from recbole_llara.experiments.study import main, read_command
+from recbole_llara.experiments.study_definition import load_study
+from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
+from recbole_llara.recommender.popularity import Popularity
+from recbole_llara.utils.errors import UserError
+
+SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
+LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_train_rows")), "--max_train_rows=512")
+
+
+pytestmark = pytest.mark.usefixtures("no_pngs")
+
+
+def run_study(study):
+    """The outcomes of a study that is run."""
+    runs = StudyRuns(study)
+    execute(runs)
+    return runs.outcomes
+
+
+def results():
+    return [json.loads(path.read_text()) for path in Path("saved").glob("*/result.json")]
+
+
+def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monkeypatch, capsys):
+    assert main(["quickstart", *SMALL]) == 0
+    report = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("|")]
+    assert rows[2:5] == ["Popularity", "SASRec", "LLaRA(SASRec)"]
+    found = results()
+    assert len(found) == 3 and {result["n"] for result in found} == {40}
+    assert len({json.dumps(result["candidate_sha256"], sort_keys=True) for result in found}) == 1
+    by_model = {result["model"]: result for result in found}
+    assert by_model["SASRec"]["timings"].get("training_seconds") is None  # the recommender LLaRA read, not another one
+    assert len(list(Path("saved/recommenders").glob("SASRec-*"))) == 1
+    log = [json.loads(line) for line in next(Path("saved").glob("LLaRA-*/training.jsonl")).read_text().splitlines()]
+    assert [record["step"] for record in log] == [0, 1] and "loss" in log[0] and "hit@1" in log[1]["valid"]
+
+    def fail(*arguments, **keys):
+        raise AssertionError("a finished system was run again")
+
+    monkeypatch.setattr(runner, "run_recbole_llara", fail)
+    assert main(["quickstart", *SMALL]) == 0
+    again = capsys.readouterr()
+    assert again.out == report and "3 of 3 runs are taken from earlier calls" in again.err
+    assert main(["quickstart", *SMALL, "--fresh"]) == 1
+    assert "a finished system was run again" in capsys.readouterr().out
+
+
+def test_seeds_and_further_draws(monkeypatch):
+    arguments = ["quickstart", *SMALL, "--seeds=1,2", "--candidate_seeds=7"]
+    study = read_command(arguments)
+    outcomes = run_study(study)
+    assert len(outcomes) == 9 and all(isinstance(outcome, FinishedArm) for outcome in outcomes.values())
+    questions = {arm: entry.result["candidate_sha256"]["test"] for arm, entry in outcomes.items()}
+    assert len({digest for arm, digest in questions.items() if not arm.is_draw}) == 1  # seeds share the questions
+    assert len(set(questions.values())) == 2
+    assert len(list(Path("saved/recommenders").glob("SASRec-*"))) == 2  # one a seed, none for the draw
+    own, draw = (Arm("LLaRA(SASRec)", "ml-100k", 1, seed, seed == 7) for seed in (1, 7))
+    assert outcomes[draw].paths["checkpoint"] == outcomes[own].paths["checkpoint"]
+    assert outcomes[draw].result["recommender"]["sha256"] == outcomes[own].result["recommender"]["sha256"]
+
+
+def test_a_system_that_evaluates_another(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "settings: {protocol: leave_one_out}\n"
+        "systems: {scored: {model: LLaRA}, generated: {evaluates: scored, decoding: generate}}",
+        encoding="utf-8",
+    )
+    study = read_command([str(own), *SMALL])
+    scored, generated = run_study(study).values()
+    assert generated.result["decoding"] == "generate" and "training_seconds" not in generated.result["timings"]
+    assert generated.paths["checkpoint"] == scored.paths["checkpoint"]
+
+
+def test_a_failed_arm_is_told_and_the_rest_go_on(monkeypatch, capsys):
+    run = runner.run_recbole_llara
+
+    def sometimes(model, **keys):
+        if model == "SASRec":
+            raise RuntimeError("the disk is on fire")
+        return run(model=model, **keys)
+
+    monkeypatch.setattr(runner, "run_recbole_llara", sometimes)
+    assert main(["quickstart", *SMALL]) == 1
+    report = capsys.readouterr().out
+    assert "FAILED: SASRec on ml-100k, seed 2020: RuntimeError: the disk is on fire" in report
+    assert "| LLaRA(SASRec)" in report and "| Popularity" in report
+    monkeypatch.setattr(runner, "run_recbole_llara", run)
+    assert main(["quickstart", *SMALL]) == 0  # only what failed is run
+
+
+def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
+    assert main(["quickstart", "--epoch=1"]) == 2
+    assert "did you mean 'epochs'" in capsys.readouterr().err
+    assert main(["main_results", "--train_batch_size=1"]) == 2
+    assert "RSLLM(GRU4Rec) on ml-100k: train_batch_size: found 1" in capsys.readouterr().err
+    assert main(["quickstart", "--dataset=ml-100k,nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "found 0 studies" in capsys.readouterr().err
+    assert not Path("saved/recommenders").exists()
+
+
+def test_an_interrupt_ends_with_130(monkeypatch, capsys):
+    def interrupted(**keys):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_recbole_llara", interrupted)
+    assert main(["quickstart", *SMALL]) == 130
+    assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_arms_of_a_study(tmp_path):
+    """Started by a launcher, as by hand: every system is run once, by one or the other, and the first tells of all."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "recbole_llara", "study", "quickstart", *SMALL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| LLaRA(SASRec) ") == 3  # in the results, compared, and timed: one report
+    assert done.stderr.count("3/3") >= 2  # both came to the end
+    assert sorted(result["model"] for result in results()) == ["LLaRA", "Popularity", "SASRec"]
+
+
+def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
+    """Its outcome is taken when it comes; meanwhile the others are run."""
+    study = read_command(["quickstart", *SMALL])
+    runs = StudyRuns(study), StudyRuns(study)
+    arms = arms_of(study)
+    slept = []
+
+    def finish(seconds):
+        slept.append(list(runs[0].outcomes))
+        with lock:
+            runs[1].keep(arm, runs[1].perform(arm))
+
+    monkeypatch.setattr(runner, "sleep", finish)
+    arm, lock = runs[1].claim()
+    execute(runs[0])
+    outcomes = runs[0].outcomes
+    assert arm == arms[0] and slept == [arms[1:]] and all(isinstance(outcome, FinishedArm) for outcome in outcomes.values())
+    assert len(results()) == 3
+
+
+def numbers(folder):
+    with open(next(Path(folder).glob("studies/quickstart-*/runs.csv")), encoding="utf-8") as file:
+        return [
+            {key: value for key, value in row.items() if key.startswith(("test", "valid", "system"))}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
+    """SIGKILL while LLaRA is training, after the other systems have been finished."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "recbole_llara", "study", "quickstart", *LONGER]
+    with open(tmp_path / "errors", "w") as errors:
+        process = subprocess.Popen([*command, "--checkpoint_dir=killed"], env=environment, stderr=errors, stdout=errors)
+        deadline = time.monotonic() + 120
+        while not list(Path("killed").glob("LLaRA-*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "errors").read_text()[-2000:]
+    assert len(list(Path("killed/studies/finished").glob("*.json"))) == 2
+    for folder in ("killed", "whole"):
+        subprocess.run([*command, f"--checkpoint_dir={folder}"], env=environment, check=True, capture_output=True)
+    assert numbers("killed") == numbers("whole") and len(numbers("whole")) == 3
+
+
+def test_the_chat_model_of_a_study_is_served_by_it():
+    study = load_study("main_results").with_arguments({"max_eval_rows": 8, "show_progress": False})
+    run = StudyRuns(study)
+    arm = next(arm for arm in arms_of(study) if arm.system == "ChatLLM")
+    result = run.perform(arm).result
+    assert result["n"] == 8 == result["chat"]["paid"]["requests"] and result["chat"]["paid"]["completion_tokens"] >= 8
+    assert sum(result["answers"].values()) == 8
+    assert result["llm"] == "tiny"
+
+
+def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(tmp_path):
+    keys = {**write_toy_dataset(tmp_path), "protocol": "leave_one_out", "dataset": "toy"}
+
+    def places(**changed):
+        run = StudyRuns(load_study("quickstart").with_arguments({**keys, **changed}))
+        return [run.place(arm).name for arm in arms_of(run.study)]
+
+    first = places()
+    assert places(checkpoint_dir=str(tmp_path / "other"), show_progress=False) == first
+    popularity, sasrec, llara = places(rec_learning_rate=0.5)
+    assert popularity == first[0] and sasrec != first[1] and llara != first[2]  # LLaRA reads SASRec
+    assert not set(places(seed=3)) & set(first)
+    interactions = next(Path(keys["data_path"]).rglob("toy.inter"))
+    interactions.write_text(interactions.read_text() + "\n")
+    assert not set(places()) & set(first)
+
+
+def test_time_left_is_what_like_arms_took(tmp_path):
+    own = tmp_path / "own.yaml"
+    models = {"LLaRA(GRU4Rec)": "LLaRA", "SASRec": "SASRec", "Caser": "Caser", "LLaRA(Caser)": "LLaRA"}
+    models |= {"GRU4Rec": "GRU4Rec", "TALLRec": "TALLRec"}
+    own.write_text(yaml.safe_dump({"systems": {name: {"model": model} for name, model in models.items()}}), encoding="utf-8")
+    runs = StudyRuns(load_study(str(own)))
+    assert runs.seconds_left() is None
+    arms = {arm.system: arm for arm in arms_of(runs.study)}
+    runs.keep(arms["LLaRA(GRU4Rec)"], FinishedArm({}, {}, 100.0))
+    runs.keep(arms["SASRec"], FinishedArm({}, {}, 10.0))
+    runs.keep(arms["Caser"], FailedArm("no time was measured"))
+    assert runs.seconds_left() == 100 + 10 + 100  # LLaRA(Caser) as the same model, GRU4Rec and TALLRec as others of their kind
+    runs.keep(arms["LLaRA(Caser)"], FinishedArm({}, {}, 60.0))
+    assert runs.seconds_left() == 10 + 80
+
+
+def test_popularity_counts_training_targets(tmp_path):
+    config = RunConfig("Popularity", "toy", config_dict=write_toy_dataset(tmp_path))
+    data = prepare_data(config)
+    model = Popularity(config, data.dataset)
+    interaction = next(iter(data.test_data))[0]
+    scores = model.full_sort_predict(interaction)
+    targets = data.dataset.inter_feat["item_id"].tolist()
+    assert scores.shape == (len(interaction), data.dataset.item_num)
+    assert scores[0].tolist() == [targets.count(item) for item in range(data.dataset.item_num)]
+
+
+def test_a_study_of_ones_own(tmp_path, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text("settings: {protocol: leave_one_out}\nsystems: {most often: {model: Popularity}}", encoding="utf-8")
+    assert main([str(own), "--max_eval_rows=30", "--show_progress=False"]) == 0
+    assert "| most often |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="found 2 studies"):
+        read_command([str(own), "quickstart"])
