@@ -59,7 +59,6 @@ from recbole_llara.config.settings import (
     TrainingSettings,
 )
 from recbole_llara.config.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
-from recbole_llara.utils.compat import share_folders
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import launched, local_count, local_index
 from recbole_llara.utils.protocols import ChecksConfig
@@ -93,7 +92,6 @@ class RunConfig(Config):
         argv: Sequence[str] | None = None,
     ) -> None:
         import_module("recbole_llara.evaluator.metric").register_metrics()  # RecBole looks them up while it is built
-        share_folders()
         self._argv = tuple(argv or ())
         self._sources: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()

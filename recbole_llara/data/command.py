@@ -73,9 +73,7 @@ def leaks_main(argv: Sequence[str] | None = None) -> int:
 
     def find() -> None:
         from recbole_llara.data.leaks import report
-        from recbole_llara.utils.compat import silence_harmless_warnings
 
-        silence_harmless_warnings()
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         text, leaks = report(keys, arguments.epochs)
         found.append(leaks)

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.utils.compat import prepare_cpu
 from recbole_llara.utils.errors import Stopped, UserError
 from recbole_llara.utils.processes import go_alone, launched
 
@@ -70,7 +69,6 @@ def execute(plan: Plan) -> None:
     Raises:
         Stopped: by a signal; it says how to resume.
     """
-    prepare_cpu()  # before torch starts its threads
     progress = Progress(plan.kind, plan.count)
     if reused := len(plan.finished()):
         progress.say(reused, f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
