@@ -18,7 +18,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.chat.client import AnswerCache, ChatAnswer, ChatClient, check_access
 from recbole_llara.model.chat.wrapping import read_answer, without_reasoning
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
-from recbole_llara.prompt.template import draw_templates, load_templates
+from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.protocols import ChecksConfig
 
@@ -50,6 +50,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         self.names = [
             str(item) if representation.answer is Part.INDEX else title for item, title in enumerate(catalogue.titles)
         ]
+        self.prompts_digest = prompts_digest(catalogue.domain, settings.prompt_file)
         self.templates = load_templates(catalogue.domain, config["candidate_num"], settings.prompt_file)
         self.client = ChatClient(settings, AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"))
         self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
@@ -111,7 +112,13 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         for name in ("paid", "cached"):
             spent = getattr(self.client, name)
             chat[name] = {**vars(spent), "cost": spent.cost(settings.api_price_prompt, settings.api_price_completion)}
-        return {"llm": settings.api_model, "decoding": "chat", "representation": settings.representation, "chat": chat}
+        return {
+            "llm": settings.api_model,
+            "decoding": "chat",
+            "representation": settings.representation,
+            "prompts_digest": self.prompts_digest,
+            "chat": chat,
+        }
 
 
 def outcome(answer: ChatAnswer, is_valid: bool, is_wrapped: bool) -> str:
