@@ -24,7 +24,7 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
+from recbole_llara.utils.compat import make_folders, prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.processes import Processes, processes_of
 from recbole_llara.utils.protocols import HasResultFields
@@ -276,6 +276,7 @@ def _logging(config: RunConfig, processes: Processes) -> Iterator[None]:
     """
     root = logging.getLogger()
     before = list(root.handlers)
+    make_folders(config["model"], config["checkpoint_dir"])
     if processes.is_main:
         init_logger(config)
         for handler in root.handlers:

@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import warnings
-from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -65,10 +65,12 @@ def sequential_recommenders() -> ModuleType:
     return sequential_recommender
 
 
-def share_folders() -> None:
-    """Let RecBole's ``log/`` and ``checkpoint_dir`` be made by several runs at once: it looks whether they exist, then makes them."""
-    from recbole.trainer import trainer
-    from recbole.utils import logger
+def make_folders(model: str, checkpoint_dir: str | Path) -> None:
+    """Make the folders that RecBole would make: it looks whether they exist, then makes them, and fails if another run was quicker.
 
-    for module in (logger, trainer):
-        module.ensure_dir = partial(os.makedirs, exist_ok=True)
+    Args:
+        model: its name; the log goes to ``log/NAME``.
+        checkpoint_dir: the key.
+    """
+    for folder in (Path("log") / model, checkpoint_dir):
+        os.makedirs(folder, exist_ok=True)

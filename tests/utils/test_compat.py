@@ -67,15 +67,10 @@ def test_large_tensors_are_in_huge_pages_where_the_kernel_gives_them():
 
 
 def test_recbole_s_folders_may_be_made_by_another_run_meanwhile(tmp_path, monkeypatch):
-    """Between its look and its making; RecBole itself ends with FileExistsError."""
-    from recbole.trainer import trainer
-    from recbole.utils import logger
+    """Between its look and its making RecBole itself ends with FileExistsError; made before, it has nothing to make."""
+    from recbole_llara.utils.compat import make_folders
 
-    from recbole_llara.utils.compat import share_folders
-
-    share_folders()
-    monkeypatch.setattr("os.path.exists", lambda path: False)
-    for module in (logger, trainer):
-        for _ in range(2):
-            module.ensure_dir(str(tmp_path / "deep" / "folder"))
-    assert (tmp_path / "deep" / "folder").is_dir()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        make_folders("LLaRA", "deep/saved")
+    assert (tmp_path / "log" / "LLaRA").is_dir() and (tmp_path / "deep" / "saved").is_dir()
