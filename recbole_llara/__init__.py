@@ -11,8 +11,9 @@ _LAZY = {
     "run_recbole_llara": "recbole_llara.quick_start",
     "load": "recbole_llara.serving.loaded",
     "register_model": "recbole_llara.config.models",
+    "register_converter": "recbole_llara.data.converters",
 }
-__all__ = ["__version__", "load", "register_model", "run_recbole_llara"]
+__all__ = ["__version__", "load", "register_converter", "register_model", "run_recbole_llara"]
 
 
 def __getattr__(name: str) -> object:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from recbole_llara.utils.errors import exit_status
+from recbole_llara.utils.process_setup import prepare_process
 
 # Command -> its function, which takes the arguments and returns the exit status, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -21,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("data.command:convert_main", "make RecBole's atomic files out of the files of a dataset"),
     "leaks": ("data.command:leaks_main", "what rules without a model find in the draws of a run"),
 }
+WITHOUT_TORCH = frozenset({"convert"})
 _EPILOG = """\
 Any further key of properties/ or of RecBole: --key=value, over those of the config files.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in COMMANDS else "run"
+    if not {"-h", "--help"} & set(words) and name not in WITHOUT_TORCH:
+        prepare_process()
     module, _, function = COMMANDS[name][0].partition(":")
     return getattr(import_module(f"recbole_llara.{module}"), function)(words)
 
@@ -79,6 +83,11 @@ def run_main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
+    if arguments.help:
+        from recbole_llara.config.help import describe_key
+
+        sys.stdout.write(describe_key(arguments.help) + "\n")
+        return
     if arguments.help is not None:
         if arguments.help:
             from recbole_llara.config.help import describe_key

@@ -2,13 +2,14 @@
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import recbole.trainer.trainer
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
 from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
@@ -24,14 +25,16 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.compat import make_folders, prepare_cpu, silence_harmless_warnings
 from recbole_llara.utils.errors import Stopped
+from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
 from recbole_llara.utils.protocols import HasResultFields
+from recbole_llara.utils.random_state import own_random_state
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
 
 
+@own_environment()
 def run_recbole_llara(
     model: str | None = None,
     dataset: str | None = None,
@@ -40,6 +43,9 @@ def run_recbole_llara(
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Train a model, evaluate it on the test rows' candidates, and write the run's folder.
+
+    The process is left as it was found: generators, log handlers and the like are put back. ``utils.process_setup`` has what the
+    command line does to its process for speed; a program that wants it calls it first.
 
     Args:
         model: one of our models or a RecBole sequential one.
@@ -55,14 +61,11 @@ def run_recbole_llara(
     Raises:
         UserError: the configuration or the data cannot be used; the message says which key to change.
     """
-    silence_harmless_warnings()
-    prepare_cpu()
     request = completed_request(model, dataset, config_dict, argv, config_file_list)
     config = RunConfig(request.model, request.dataset, config_file_list, request.keys, argv)
     check_writable(config["checkpoint_dir"])
     processes = processes_of(config)
-    init_seed(config["seed"], config["reproducibility"])
-    with _logging(config, processes):
+    with own_random_state(config["seed"], config["reproducibility"]), _logging(config, processes):
         logger = logging.getLogger()
         logger.info(str(config))
         for note in config.notes:
@@ -70,13 +73,14 @@ def run_recbole_llara(
         if config["dataset_warning"]:
             logger.warning(f"dataset {config['dataset']}: {config['dataset_warning']}")
         if is_llm_recommender(config["model"]):
-            return _run(config, logger, processes)
+            return _run(config, processes)
         if processes.count > 1:
             logger.info(f"{config['model']} is trained by process 0 alone, the other {processes.count - 1} wait")
-        return processes.from_main(lambda: _run(config, logger, Processes()))
+        return processes.from_main(lambda: _run(config, Processes()))
 
 
-def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dict[str, Any]:
+def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """Data, model, training, evaluation, files; returns what ``run_recbole_llara`` returns."""
     timings: dict[str, float] = {}
     resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
@@ -84,6 +88,7 @@ def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dic
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data, train_stock)
+    logger = logging.getLogger()
     logger.info(str(model))
     with _opened(resumed, config, processes) as folder:
         trainer = get_trainer(config, model)
@@ -91,7 +96,24 @@ def _run(config: RunConfig, logger: logging.Logger, processes: Processes) -> dic
         trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem(BEST).name)
         if resumed is not None:
             trainer.resume_checkpoint(folder.path)
-        return _train_and_measure(config, data, trainer, folder, timings, logger, processes)
+        run = _Run(config, data, trainer, folder, timings)
+        best_valid_score, best_valid_result = run.train()
+        test_result = run.evaluate()
+        fields, full_rank_records = run.result_fields(), None
+        if config["full_rank"]:
+            fields["full_rank"], full_rank_records = run.rank_catalogue()
+        metrics = {"valid": best_valid_result or {}, "test": test_result}
+        paths = processes.from_main(lambda: run.write(metrics, fields, full_rank_records))
+        logger.info(f"best valid: {dict(best_valid_result or {})}")
+        logger.info(f"test result: {dict(test_result)}")
+        logger.info(f"written: {folder.path}")
+    return {
+        "best_valid_score": best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_valid_result,
+        "test_result": test_result,
+        **paths,
+    }
 
 
 @contextmanager
@@ -112,152 +134,115 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
             raise Stopped(number, f"stopped; {command} goes on from the last state") from None
 
 
-def _train_and_measure(
-    config: RunConfig,
-    data: PreparedData,
-    trainer: Any,
-    folder: RunFolder,
-    timings: dict[str, float],
-    logger: logging.Logger,
-    processes: Processes,
-) -> dict[str, Any]:
-    """All that a run does once everything is ready; returns what ``run_recbole_llara`` returns."""
-    best_valid_score, best_valid_result = _train(config, data, trainer, timings)
-    with _timed(timings, "evaluation"):
-        test_result = trainer.evaluate(
-            data.test_data, load_best_model=True, model_file=config["checkpoint"], show_progress=bool(config["show_progress"])
+@dataclass(frozen=True)
+class _Run:
+    """One run, once everything is ready; its methods are called in their order."""
+
+    config: RunConfig
+    data: PreparedData
+    trainer: Any
+    folder: RunFolder
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def train(self) -> tuple[float, Mapping[str, float] | None]:
+        """Train, or with ``checkpoint`` only measure it on the validation rows; returns RecBole's best score and result."""
+        data, trainer, checkpoint = self.data, self.trainer, self.config["checkpoint"]
+        if checkpoint is None:
+            with _timed(self.timings, "training"):
+                return trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=self._show_progress)
+        trainer.eval_collector.data_collect(data.train_data)
+        result = trainer.evaluate(data.valid_data, model_file=checkpoint, show_progress=self._show_progress)
+        return calculate_valid_score(result, trainer.valid_metric), result
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Measure the best checkpoint on the test rows; note how fast everything was."""
+        trainer, timings = self.trainer, self.timings
+        with _timed(timings, "evaluation"):
+            result = trainer.evaluate(
+                self.data.test_data, model_file=self.config["checkpoint"], show_progress=self._show_progress
+            )
+        timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
+        if is_llm_recommender(self.config["model"]):
+            if "training_seconds" in timings:  # earlier processes spent time on it too
+                timings["training_seconds"] = round(timings["training_seconds"] + trainer.seconds_before, 3)
+            if trainer.progress.seconds_trained:
+                speed = trainer.progress.rows_trained / trainer.progress.seconds_trained
+                timings["training_rows_per_second"] = round(speed, 1)
+        return result
+
+    def result_fields(self) -> dict[str, Any]:
+        """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
+        config, model = self.config, self.trainer.model
+        fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
+        trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
+        if isinstance(model, LLMRecommender) and config["rec_checkpoint"] and model.recommender is not None:
+            trained_on["rec_checkpoint"] = model.recommender.trained_on
+        if not trained_on:
+            return fields
+        others = [key for key, digest in trained_on.items() if digest is not None and digest != model.training_digest]
+        for key in others:
+            logging.getLogger().warning(
+                f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
+                "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
+            )
+        fields["trained_on_other_rows"] = others
+        if isinstance(model, LLMRecommender):
+            fields["trained_under_other_prompts"] = has_other_prompts(model)
+        return fields
+
+    def rank_catalogue(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
+        from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
+        from recbole_llara.serving.loaded import loaded_run
+
+        settings, dataset = EvaluationSettings.from_config(self.config), self.data.dataset
+        run = loaded_run(self.config, self.data, self.trainer.model)
+        ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), self.trainer.processes)
+        result = full_rank_result(ranks, settings.topk)
+        for name in ("retriever", "reranker"):
+            shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
+            logging.getLogger().info(f"whole catalogue, {name}: {shares}")
+        return result, full_rank_records(ranks, dataset.field2id_token[dataset.iid_field])
+
+    def write(
+        self,
+        metrics: Mapping[str, Mapping[str, float]],
+        fields: Mapping[str, Any],
+        full_rank_records: list[dict[str, Any]] | None,
+    ) -> dict[str, str]:
+        """Write ``cases.jsonl``, ``result.json`` and the like; returns the paths of all that the run wrote."""
+        config, dataset, trainer, folder = self.config, self.data.dataset, self.trainer, self.folder
+        cases, item_ids = trainer.last_cases, dataset.field2id_token[dataset.iid_field]
+        titles = item_ids if self.data.catalogue is None else self.data.catalogue.titles
+        records = cases.records(dataset.field2id_token[dataset.uid_field], item_ids, titles)
+        cases_file = folder.write_records("cases.jsonl", records)
+        if is_llm_recommender(config["model"]) and trainer.progress.training_log:
+            folder.write_records("training.jsonl", trainer.progress.training_log)
+        if full_rank_records is not None:
+            folder.write_records("full_rank.jsonl", full_rank_records)
+        result = build_result(
+            config.final_config_dict,
+            correct=cases.correct,
+            valid=cases.valid,
+            outcomes=cases.outcome_counts,
+            candidate_sha256=self.data.candidate_sha256,
+            metrics=metrics,
+            timings=self.timings,
+            fields=fields,
+            best_epoch=trainer.best_epoch,
         )
-    timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
-    if is_llm_recommender(config["model"]):
-        _add_training_times(trainer, timings)
-    metrics = {"valid": best_valid_result or {}, "test": test_result}
-    facts = trainer.model.result_fields() if isinstance(trainer.model, HasResultFields) else {}
-    facts = {**facts, **_trained_on_other_rows(config, trainer.model, logger)}
-    if config["full_rank"]:
-        full_rank, full_rank_records = _measure_full_rank(config, data, trainer, logger)
-        facts = {**facts, "full_rank": full_rank}
-    else:
-        full_rank_records = None
-    paths = processes.from_main(lambda: _write(config, data, trainer, folder, metrics, timings, facts, full_rank_records))
-    logger.info(f"best valid: {dict(best_valid_result or {})}")
-    logger.info(f"test result: {dict(test_result)}")
-    logger.info(f"written: {folder.path}")
-    return {
-        "best_valid_score": best_valid_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_valid_result,
-        "test_result": test_result,
-        **paths,
-    }
+        result_file = folder.write_result(result, config["result_file"])
+        TrainingStates(folder.path).remove()  # only now: until the result is written the run may have to go on
+        return {
+            "run_dir": str(folder.path),
+            "result_file": str(result_file),
+            "cases_file": str(cases_file),
+            "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
+        }
 
-
-def _trained_on_other_rows(config: RunConfig, model: Any, logger: logging.Logger) -> dict[str, Any]:
-    """Tell of given weights that were trained on other interactions than this run's training rows, or under other prompts.
-
-    Returns:
-        for ``result.json``, the keys that named them; nothing where no weights were given.
-    """
-    trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
-    if isinstance(model, LLMRecommender) and config["rec_checkpoint"] and model.recommender is not None:
-        trained_on["rec_checkpoint"] = model.recommender.trained_on
-    if not trained_on:
-        return {}
-    others = [key for key, digest in trained_on.items() if digest is not None and digest != model.training_digest]
-    for key in others:
-        logger.warning(
-            f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
-            "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
-        )
-    other_prompts = {"trained_under_other_prompts": has_other_prompts(model)} if isinstance(model, LLMRecommender) else {}
-    return {"trained_on_other_rows": others, **other_prompts}
-
-
-def _add_training_times(trainer: Any, timings: dict[str, float]) -> None:
-    """The speed of a training, and the time that earlier processes spent on it."""
-    if "training_seconds" in timings:
-        timings["training_seconds"] = round(timings["training_seconds"] + trainer.seconds_before, 3)
-    if trainer.progress.seconds_trained:
-        timings["training_rows_per_second"] = round(trainer.progress.rows_trained / trainer.progress.seconds_trained, 1)
-
-
-def _train(
-    config: RunConfig, data: PreparedData, trainer: Any, timings: dict[str, float]
-) -> tuple[float, Mapping[str, float] | None]:
-    """Train, or with ``checkpoint`` only measure it on the validation rows; returns RecBole's best score and result."""
-    show_progress = bool(config["show_progress"])
-    if config["checkpoint"] is None:
-        with _timed(timings, "training"):
-            return trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
-    trainer.eval_collector.data_collect(data.train_data)
-    result = trainer.evaluate(
-        data.valid_data, load_best_model=True, model_file=config["checkpoint"], show_progress=show_progress
-    )
-    return calculate_valid_score(result, trainer.valid_metric), result
-
-
-def _write(
-    config: RunConfig,
-    data: PreparedData,
-    trainer: Any,
-    folder: RunFolder,
-    metrics: Mapping[str, Mapping[str, float]],
-    timings: Mapping[str, float],
-    facts: Mapping[str, Any],
-    full_rank_records: list[dict[str, Any]] | None,
-) -> dict[str, str]:
-    """Write ``cases.jsonl`` and ``result.json``; returns the paths of all that the run wrote."""
-    cases, dataset = trainer.last_cases, data.dataset
-    item_tokens = dataset.field2id_token[dataset.iid_field]
-    titles = item_tokens if data.catalogue is None else data.catalogue.titles
-    records = cases.records(dataset.field2id_token[dataset.uid_field], item_tokens, titles)
-    cases_file = folder.write_records("cases.jsonl", records)
-    if is_llm_recommender(config["model"]) and trainer.progress.training_log:
-        folder.write_records("training.jsonl", trainer.progress.training_log)
-    if full_rank_records is not None:
-        folder.write_records("full_rank.jsonl", full_rank_records)
-    result = build_result(
-        config.final_config_dict,
-        correct=cases.correct,
-        valid=cases.valid,
-        outcomes=cases.outcome_counts,
-        candidate_sha256=data.candidate_sha256,
-        metrics=metrics,
-        timings=timings,
-        fields=facts,
-        best_epoch=trainer.best_epoch,
-    )
-    result_file = folder.write_result(result, config["result_file"])
-    TrainingStates(folder.path).remove()  # only now: until the result is written the run may have to go on
-    return {
-        "run_dir": str(folder.path),
-        "result_file": str(result_file),
-        "cases_file": str(cases_file),
-        "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
-    }
-
-
-def _measure_full_rank(
-    config: RunConfig, data: PreparedData, trainer: Any, logger: logging.Logger
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
-    from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
-    from recbole_llara.serving.loaded import loaded_run
-
-    settings = EvaluationSettings.from_config(config)
-    run = loaded_run(config, data, trainer.model)
-    ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), trainer.processes)
-    result = full_rank_result(ranks, settings.topk)
-    for name in ("retriever", "reranker"):
-        shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
-        logger.info(f"whole catalogue, {name}: {shares}")
-    return result, full_rank_records(ranks, data.dataset.field2id_token[data.dataset.iid_field])
-
-
-class _NoBoard:
-    """A TensorBoard writer for processes that write nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *values, **keys: None
+    @property
+    def _show_progress(self) -> bool:
+        return bool(self.config["show_progress"])
 
 
 @contextmanager
@@ -275,19 +260,20 @@ def _logging(config: RunConfig, processes: Processes) -> Iterator[None]:
     Where the program has set up logging itself, RecBole's ``basicConfig`` adds nothing and nothing is taken away.
     """
     root = logging.getLogger()
-    before = list(root.handlers)
-    make_folders(config["model"], config["checkpoint_dir"])
+    handlers, level, streams = list(root.handlers), root.level, (sys.stdout, sys.stderr)
     if processes.is_main:
+        Path("log", config["model"]).mkdir(parents=True, exist_ok=True)  # RecBole itself fails where two runs make it at once
         init_logger(config)
         for handler in root.handlers:
-            if isinstance(handler, logging.FileHandler) and handler not in before:
+            if isinstance(handler, logging.FileHandler) and handler not in handlers:
                 handler.stream.reconfigure(encoding="utf-8")  # RecBole opens its log in the locale's encoding
     else:
         logging.basicConfig(level=logging.ERROR)
-        recbole.trainer.trainer.get_tensorboard = lambda logger: _NoBoard()
     try:
         yield
     finally:
-        for handler in [handler for handler in root.handlers if handler not in before]:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
             handler.close()
+        root.setLevel(level)
+        sys.stdout, sys.stderr = streams  # which RecBole's logger has wrapped

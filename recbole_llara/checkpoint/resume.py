@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder
+from recbole_llara.checkpoint.weights import differences
 from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.plugins import load_plugins
@@ -228,10 +229,8 @@ def _checked(path: Path, here: Mapping[str, Any]) -> RunFolder:
             "or start a new run"
         )
     there = _compared(_read(path / CONFIG))
-    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    if differing:
-        lines = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differing)
-        raise UserError(f"resume: {path} was begun with other keys: {lines}; leave them as they were, or start a new run")
+    if differing := differences(there, here):
+        raise UserError(f"resume: {path} was begun with other keys: {differing}; leave them as they were, or start a new run")
     return RunFolder(path)
 
 

@@ -9,12 +9,18 @@ from pathlib import Path
 from recbole_llara.data.converters import CONVERTERS, QUOTINGS, SPLITS, convert
 from recbole_llara.utils.errors import exit_status
 
+_PLUGINS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+_PLUGINS.add_argument(
+    "--plugins", action="append", default=[], metavar="FILE.py", help="registers converters of your own; may be given again"
+)
+
 
 def build_convert_parser() -> argparse.ArgumentParser:
     """The parser of ``recbole-llara convert``."""
     parser = argparse.ArgumentParser(
         prog="recbole-llara convert",
         description="Raw files to RecBole's atomic files; a run reads them with --dataset=NAME --data_path=OUT.",
+        parents=[_PLUGINS],
         allow_abbrev=False,
     )
     parser.add_argument("name", choices=[*CONVERTERS], metavar="NAME", help=", ".join(CONVERTERS))
@@ -43,8 +49,16 @@ def build_convert_parser() -> argparse.ArgumentParser:
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
     """Convert a dataset and print the report; the exit status is that of ``exit_status``."""
-    arguments = build_convert_parser().parse_args(argv)
-    return exit_status("recbole-llara", lambda: sys.stdout.write(convert(arguments)))
+
+    def convert_dataset() -> None:
+        plugins = _PLUGINS.parse_known_args(argv)[0].plugins
+        if plugins:
+            from recbole_llara.config.plugins import load_plugins
+
+            load_plugins(plugins)
+        sys.stdout.write(convert(build_convert_parser().parse_args(argv)))
+
+    return exit_status("recbole-llara", convert_dataset)
 
 
 def leaks_main(argv: Sequence[str] | None = None) -> int:
@@ -59,9 +73,7 @@ def leaks_main(argv: Sequence[str] | None = None) -> int:
 
     def find() -> None:
         from recbole_llara.data.leaks import report
-        from recbole_llara.utils.compat import silence_harmless_warnings
 
-        silence_harmless_warnings()
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         text, leaks = report(keys, arguments.epochs)
         found.append(leaks)

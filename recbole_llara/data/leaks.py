@@ -33,18 +33,14 @@ TOGETHER = "negatives of a user's test rows exclude the targets of the others: o
 
 @dataclass(frozen=True)
 class Draws:
-    """Candidates of training rows, over some epochs.
-
-    Attributes:
-        users, targets: [D] int64, of the rows.
-        candidates: [D, C] int64.
-    """
+    """Candidates [D, C] of training rows, with their users [D] and targets [D], over some epochs; int64."""
 
     users: np.ndarray
     targets: np.ndarray
     candidates: np.ndarray
 
 
+@dataclass(eq=False)
 class Evidence:
     """All that a rule may look at: the rows asked, and what a system meets before them.
 
@@ -57,18 +53,17 @@ class Evidence:
         before: rows whose candidates and targets a system has met: the training draws, and for test the validation rows.
     """
 
-    def __init__(
-        self,
-        split: str,
-        rows: Rows,
-        candidates: np.ndarray,
-        knowledge: Knowledge,
-        id_rank: np.ndarray,
-        before: Mapping[str, Sequence[Draws]],
-    ) -> None:
-        self.split, self.rows, self.candidates, self.knowledge, self.before = split, rows, candidates, knowledge, before
-        self.id_rank = id_rank
-        self.n_items = knowledge.known["test"].n_items
+    split: str
+    rows: Rows
+    candidates: np.ndarray
+    knowledge: Knowledge
+    id_rank: np.ndarray
+    before: Mapping[str, Sequence[Draws]]
+
+    @property
+    def n_items(self) -> int:
+        """N, the padding item counted."""
+        return self.knowledge.known["test"].n_items
 
     def negatives(self, what: str) -> np.ndarray:
         """[B, C] how often each candidate was a negative of its row's user in the draws of ``what``."""
@@ -167,17 +162,9 @@ RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
 
 
 def credits(scores: np.ndarray, candidates: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The probability that a rule names each row's target, ties broken by chance.
+    """The probability [B] that a rule of scores [B, C] names each row's target [B] among candidates [B, C], ties broken by chance.
 
     Scores 3, 5, 5, 1 are right by 1/2 where the target is the second candidate, and by 0 where it is the first.
-
-    Args:
-        scores: [B, C].
-        candidates: [B, C].
-        targets: [B].
-
-    Returns:
-        [B] in [0, 1].
     """
     best = scores == scores.max(axis=1, keepdims=True)
     return (best & (candidates == targets[:, None])).any(axis=1) / best.sum(axis=1)
@@ -216,15 +203,8 @@ class Finding:
 
 
 def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
-    """Let every rule answer the validation and the test rows.
-
-    Args:
-        data: what ``prepare_data`` returned.
-        epochs: of training, whose draws the rules see.
-    """
-    train = data.dataset
-    drawn = _training_draws(train, data, epochs)
-    before: dict[str, Sequence[Draws]] = {"train": drawn}
+    """Let every rule, which sees the draws of so many training epochs, answer the validation and the test rows."""
+    before: dict[str, Sequence[Draws]] = {"train": _training_draws(data.dataset, data, epochs)}
     found = []
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
@@ -283,12 +263,7 @@ def describe(findings: Sequence[Finding]) -> str:
 
 
 def report(argv: Sequence[str], epochs: int) -> tuple[str, int]:
-    """What the rules find in the data of a run, as text, and how many of them are leaks.
-
-    Args:
-        argv: a run's keys, ``--key=value``.
-        epochs: of training, whose draws the rules see.
-    """
+    """What the rules find in the data of a run (``argv``: its keys, ``--key=value``), as text, and how many of them are leaks."""
     config = RunConfig("Popularity", config_dict={"state": "WARNING"}, argv=argv)
     findings = find_leaks(prepare_data(config), epochs)
     leaks = sum(found.is_leak for found in findings)

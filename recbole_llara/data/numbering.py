@@ -48,12 +48,7 @@ class Numbering:
 
     @classmethod
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
-        """That of a ``CandidateDataset`` that was built.
-
-        Args:
-            dataset: itself or one of its splits.
-            selected_features: that a model reads; those without tokens have no numbers.
-        """
+        """That of a ``CandidateDataset`` that was built, or of a split; features without tokens have no numbers."""
         names = [name for name in selected_features or () if name in dataset.field2id_token]
         features = {name: _texts(dataset.field2id_token[name]) for name in names}
         return cls(
@@ -82,11 +77,7 @@ class Numbering:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], origin: str) -> "Numbering":
-        """What ``tensors`` gave.
-
-        Raises:
-            UserError: they are not there, or not what this package writes.
-        """
+        """What ``tensors`` gave; ``UserError`` where they are not what this package writes."""
         try:
             told = json.loads(tensors[f"{PREFIX}ids"].numpy().tobytes().decode("utf-8", "surrogatepass"))
             items, features, users = told["items"], told["features"], tensors[f"{PREFIX}users"]
@@ -136,14 +127,7 @@ class Numbering:
         return Renumbered(tokens.astype(str), numbers, np.concatenate([self.users, hashes[is_new]]))
 
     def check_known(self, is_known: np.ndarray) -> None:
-        """Refuse data in which other items have interactions.
-
-        Args:
-            is_known: [N] whether an item, by this numbering, has an interaction.
-
-        Raises:
-            UserError: it does not have those that had one in training.
-        """
+        """Refuse data in which other items have interactions than in training; ``is_known`` [N] by this numbering."""
         was_known = (np.arange(len(is_known)) > 0) & (np.arange(len(is_known)) < self.n_known)
         gone, new = (np.array([PADDING, *self.items])[which] for which in (was_known & ~is_known, is_known & ~was_known))
         if len(gone) or len(new):
@@ -153,15 +137,7 @@ class Numbering:
             )
 
     def check_same(self, other: "Numbering", path: Any) -> None:
-        """Refuse weights of another numbering than that of the data a model was made for.
-
-        Args:
-            other: of the weights.
-            path: of the weights, for the message.
-
-        Raises:
-            UserError: items, features or the users that both know are numbered otherwise.
-        """
+        """Refuse weights (at ``path``, numbered as ``other``) that number items, features or shared users in another way."""
         shared = min(len(self.users), len(other.users))
         if self.items_sha256 != other.items_sha256 or self.n_known != other.n_known:
             what = "items"
@@ -199,11 +175,7 @@ def user_hashes(ids: np.ndarray) -> np.ndarray:
 
 
 def data_digest(config: Any) -> str:
-    """Digest of the files that a run's rows, titles and candidates come from: of their names and bytes.
-
-    Args:
-        config: RecBole's Config with our keys.
-    """
+    """Digest of the files that a run's rows, titles and candidates come from: of their names and bytes."""
     name = config["dataset"]
     files = sorted(Path(config["data_path"]).glob(f"{name}.*"))
     files += [Path(config["candidate_file"])] if config["candidate_file"] else []
@@ -215,11 +187,7 @@ def data_digest(config: Any) -> str:
 
 
 def given_numbering(config: Any) -> Numbering | None:
-    """That of the checkpoint that a run is given; None where it is given none.
-
-    Args:
-        config: RecBole's Config with our keys.
-    """
+    """That of the checkpoint that a run is given; None where it is given none."""
     for key in ("checkpoint", "rec_checkpoint"):
         if config[key] and (found := read_numbering(Path(config[key]), key)) is not None:
             return found
@@ -227,11 +195,7 @@ def given_numbering(config: Any) -> Numbering | None:
 
 
 def read_numbering(path: Path, key: str) -> Numbering | None:
-    """That of a checkpoint, folder or file; None where it has none, which is refused where its weights are read.
-
-    Args:
-        path: of the checkpoint.
-        key: that names it.
+    """That of a checkpoint, folder or file, which ``key`` names; None where it has none: its weights are then refused.
 
     Raises:
         UserError: it is there, but not as it was written.

@@ -128,11 +128,7 @@ def read_item_column(path: Path, id_field: str, field: str, separator: str, enco
 
 
 def load_catalogue(dataset: Any, config: Any) -> Catalogue:
-    """Read and clean the titles of a RecBole dataset's items.
-
-    Args:
-        dataset: RecBole's Dataset, for its item ids and its folder.
-        config: the keys title_field, title_rules and domain.
+    """Read and clean the titles of a RecBole dataset's items, by the keys title_field, title_rules and domain.
 
     Raises:
         UserError: title_field is not set, the file or column is missing, or items have no title or one that is no text.

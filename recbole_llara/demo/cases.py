@@ -49,26 +49,18 @@ class CaseBook:
         self._rows = sorted(self._answered)
 
     def find(self, right: Sequence[str], wrong: Sequence[str], offset: int, limit: int) -> dict[str, Any]:
-        """Rows on which some runs are right and others are wrong.
-
-        Args:
-            right, wrong: names of runs; a run that did not answer a row is neither.
-            offset: (int, rows) so many are passed over.
-            limit: (int, rows) at most so many are told.
+        """Rows on which some runs are right and others are wrong; a run that did not answer a row is neither.
 
         Returns:
-            ``count`` of all that fit, ``n`` of all rows, and ``cases``: row, user, target_title, correct by run.
+            ``count`` of all that fit, ``n`` of all rows, and ``cases``: row, user, target_title, correct by run; at most
+            ``limit`` of them, from ``offset`` on.
 
         Raises:
-            UserError: no run is called so.
+            UserError: a run has none of these names.
         """
-        wanted = [(self._known(name), True) for name in right] + [(self._known(name), False) for name in wrong]
-        fits = [row for row in self._rows if self._fits(row, wanted)]
-        return {
-            "count": len(fits),
-            "n": len(self._rows),
-            "cases": [self._line(row) for row in fits[offset : offset + limit]],
-        }
+        wanted = {(self._known(name), True) for name in right} | {(self._known(name), False) for name in wrong}
+        fits = [row for row in self._rows if wanted <= {(name, of.correct) for name, of in self._answered[row].items()}]
+        return {"count": len(fits), "n": len(self._rows), "cases": [self._line(row) for row in fits[offset : offset + limit]]}
 
     def open(self, row: int) -> dict[str, Any]:
         """A row with all that was asked and answered.
@@ -100,10 +92,6 @@ class CaseBook:
         ]
         answers = {name: {key: record[key] for key in _OWN} for name, record in records.items()}
         return {**{key: question[key] for key in _SHARED}, "candidates": candidates, "answers": answers}
-
-    def _fits(self, row: int, wanted: Sequence[tuple[str, bool]]) -> bool:
-        of_row = self._answered[row]
-        return all(name in of_row and of_row[name].correct == is_right for name, is_right in wanted)
 
     def _line(self, row: int) -> dict[str, Any]:
         of_row = self._answered[row]

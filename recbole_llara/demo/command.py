@@ -37,10 +37,7 @@ def _serve(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     from recbole_llara.config.yaml_files import parse_arguments
     from recbole_llara.demo.app import DemoApi, create_app
     from recbole_llara.demo.runs import load_runs
-    from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 
-    silence_harmless_warnings()
-    prepare_cpu()
     with _listening(arguments.host, arguments.port) as listener:
         api = DemoApi(load_runs([arguments.run, *arguments.compare], **parse_arguments(keys)))
         app = create_app(api, arguments.host)

@@ -12,12 +12,7 @@ from recbole_llara.serving.item_names import ItemNames
 
 
 def prompt_views(tokenizer: PreTrainedTokenizerBase, prompts: EncodedPrompts, names: ItemNames) -> list[dict[str, Any]]:
-    """Spell prompts out.
-
-    Args:
-        tokenizer: that made them.
-        prompts: of B rows.
-        names: of the items.
+    """Spell prompts of B rows out, by the tokenizer that made them.
 
     Returns:
         B objects: ``tokens``, how many there are, slots too; ``segments``, in order, each ``{"text": ...}`` or

@@ -36,11 +36,7 @@ Answer = dict[str, Any] | UserError
 
 
 class Answerer:
-    """Answers batches of questions.
-
-    Args:
-        runs: at least one; the first proposes candidates.
-    """
+    """Answers batches of questions by at least one run; the first proposes candidates."""
 
     def __init__(self, runs: Sequence[DemoRun]) -> None:
         self.runs = {run.name: run.run for run in runs}

@@ -14,14 +14,7 @@ _TOLD = ("rec_model", "representation", "n", "correct")  # of result.json, where
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One run.
-
-    Args:
-        name: its model, numbered where several have the same.
-        folder: of its files.
-        run: what answers.
-        facts: what the page says of it.
-    """
+    """One run: its model's name, numbered where several have the same, and the facts that the page tells."""
 
     name: str
     folder: Path
@@ -30,11 +23,7 @@ class DemoRun:
 
 
 def load_runs(folders: Sequence[str], **keys: Any) -> list[DemoRun]:
-    """Load runs that know the same items.
-
-    Args:
-        folders: of finished runs; the first one's recommender proposes candidates.
-        keys: over the runs' own.
+    """Load finished runs that know the same items; the first one's recommender proposes candidates.
 
     Raises:
         UserError: one cannot be loaded, is given twice, or knows other items than the first.
@@ -52,11 +41,7 @@ def load_runs(folders: Sequence[str], **keys: Any) -> list[DemoRun]:
 
 
 def check_same_items(paths: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
-    """Refuse runs of different items.
-
-    Raises:
-        UserError: it names two of them.
-    """
+    """Refuse runs of different items; the message names two of them."""
     first = set(runs[0].names.ids)
     for path, run in zip(paths[1:], runs[1:], strict=True):
         others = first.symmetric_difference(run.names.ids)

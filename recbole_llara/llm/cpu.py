@@ -1,7 +1,7 @@
 """What pays only for a small LLM on a CPU, as the embedded one: attention as two batched matrix products.
 
 In bf16 this is faster than the fused kernel at prompt lengths. The scores [B, heads, T, T] are held in memory; GPUs keep SDPA.
-The switches of the process (denormal numbers, allocator) are ``utils.compat.prepare_cpu``: stock recommenders need them too.
+The switches of the process (denormal numbers, allocator) are ``utils.process_setup.prepare_process``: stock recommenders need them too.
 """
 
 import torch

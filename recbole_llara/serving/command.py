@@ -54,10 +54,7 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     from recbole_llara.config.yaml_files import parse_arguments
     from recbole_llara.serving.loaded import as_json, load
     from recbole_llara.serving.stream import answer_lines
-    from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 
-    silence_harmless_warnings()
-    prepare_cpu()
     if arguments.json or arguments.jsonl:
         write_json()
     if arguments.jsonl:
@@ -93,10 +90,7 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     def export_run() -> None:
         from recbole_llara.config.yaml_files import parse_arguments
         from recbole_llara.serving.export import export
-        from recbole_llara.utils.compat import prepare_cpu, silence_harmless_warnings
 
-        silence_harmless_warnings()
-        prepare_cpu()
         written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
         sys.stdout.write(f"written: {written}\n")
 

@@ -6,10 +6,13 @@ order of the answer, everything else minus infinity, and item 0 on top where an 
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import recbole.trainer.trainer
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.data.interaction import Interaction
@@ -20,7 +23,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers, joined
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.processes import Processes
+from recbole_llara.utils.processes import Processes, processes_of
 
 ALONE = Processes()
 
@@ -53,7 +56,8 @@ class CandidateTrainer:
     def __init__(self, config: Any, model: torch.nn.Module, processes: Processes = ALONE) -> None:
         self.processes = processes
         self._model_answers = ModelAnswers(processes)
-        super().__init__(config, model)
+        with nullcontext() if processes_of(config).is_main else _without_tensorboard():
+            super().__init__(config, model)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Load the weights of ``path`` into the model; each trainer has its own format."""
@@ -191,6 +195,24 @@ class ModelAnswers:
                 continue
             clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
         return joined(parts)
+
+
+class _NoBoard:
+    """A TensorBoard writer for processes that write nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *values, **keys: None
+
+
+@contextmanager
+def _without_tensorboard() -> Iterator[None]:
+    """RecBole's trainers make a writer of files, unasked; one that is made within writes none."""
+    made = recbole.trainer.trainer.get_tensorboard
+    recbole.trainer.trainer.get_tensorboard = lambda logger: _NoBoard()
+    try:
+        yield
+    finally:
+        recbole.trainer.trainer.get_tensorboard = made
 
 
 def _check_targets(rows: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 All processes hold the same data, model and random draws. What is dealt out among them are the forward passes of an
 optimiser step and the rows of an evaluation; sums and answers come together again by accelerate's collectives, so that
-every process goes on with the same numbers. Process 0 alone writes files and logs.
+every process continues with the same numbers. Process 0 alone writes files and logs.
 """
 
 import os
@@ -39,7 +39,7 @@ class Processes:
         return self.index == 0
 
     def share(self, dealt: Sequence[T]) -> list[T]:
-        """What of a sequence falls to this process: every ``count``-th."""
+        """This process's part of a sequence: every ``count``-th element."""
         return list(dealt[self.index :: self.count])
 
     def bounds(self, total: int) -> tuple[int, int]:
@@ -51,23 +51,23 @@ class Processes:
         return tensor if self.count == 1 else reduce(tensor, "sum")
 
     def gather(self, own: T) -> list[T]:
-        """What each process brings, by index."""
+        """The values of all processes, by index."""
         return [own] if self.count == 1 else gather_object([own])
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What process 0 makes, given to all; an error there ends the run in all through its launcher."""
+        """Make a value in process 0 and broadcast it; an error there ends all processes through their launcher."""
         if self.count == 1:
             return make()
         made: list[Any] = [make() if self.is_main else None]
         return broadcast_object_list(made)[0]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.count > 1:
             PartialState().wait_for_everyone()
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add up the gradients of all processes; a parameter that none of them used keeps none, so that no optimiser moves it."""
+        """Add up the gradients of all processes; a parameter that none used keeps ``grad`` None, so that no optimiser moves it."""
         if self.count == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -115,7 +115,7 @@ def go_alone() -> tuple[int, int]:
 
 @cache
 def processes(is_cpu: bool) -> Processes:
-    """This process among those of its run; the first call of a launched one meets the others.
+    """This process among those of its run. The first call initialises the process group, where a launcher started several.
 
     Args:
         is_cpu: whether the run computes on CPUs, where gloo connects them.

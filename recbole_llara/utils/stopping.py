@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM during training: the step under way is finished and its state saved before the run ends.
+"""Ctrl-C and SIGTERM during training: the current step finishes and a state is saved before the run ends.
 
-Outside of training a signal acts at once, since nothing would be lost that is not on disk. So does a second one.
+Outside of training a signal acts at once: everything worth keeping is on disk. So does a second signal.
 """
 
 import signal

@@ -35,7 +35,7 @@ from recbole_llara.model.base import LLMRecommender, TrainingRows
 from recbole_llara.model.build import build_model
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.compat import prepare_cpu
+from recbole_llara.utils.process_setup import prepare_process
 
 # The columns: keys of LLaRA over the embedded LLM.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -280,7 +280,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     arguments, words = parser.parse_known_args(argv)
     torch.manual_seed(0)
-    prepare_cpu()  # as every run does; the recipe gains by it too
+    prepare_process()  # as every command does; the recipe gains by it too
     keys = parse_arguments(words)
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": arguments.rounds}
     for name, changes in VARIANTS.items():

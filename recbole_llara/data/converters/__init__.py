@@ -20,23 +20,24 @@ CONVERTERS: dict[str, Converter | str] = {
     "generic": "generic:from_options",
     "windows": "windows:from_options",
 }
+_PACKAGED = frozenset(CONVERTERS)
 QUOTINGS = ("csv", "none")
 SPLITS = ("train", "valid", "test")
 
 
 def register_converter(name: str, converter: Converter) -> None:
-    """Let ``recbole-llara convert NAME`` make a dataset of another kind.
+    """Let ``recbole-llara convert NAME`` make a dataset of another kind; the file with this call is given as ``--plugins``.
 
     Args:
-        name: of the converter.
+        name: of the converter; a name registered before is replaced.
         converter: takes the command's options (``name``, ``raw`` or None, ``out``, ``max_malformed`` and the others), and returns
             the dataset's name and its ``tables.Tables``. It raises ``UserError`` for what the user can mend.
 
     Raises:
-        ValueError: the name is taken.
+        UserError: the name is one of this package's.
     """
-    if name in CONVERTERS:
-        raise ValueError(f"converter {name!r} is there already; choose another name")
+    if name in _PACKAGED:
+        raise UserError(f"register_converter: the name {name} is taken by this package; choose another")
     CONVERTERS[name] = converter
 
 

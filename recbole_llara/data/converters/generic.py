@@ -51,8 +51,6 @@ def convert(inter: Path, item: Path, columns: Mapping[str, str], quoting: str | 
     """Interactions and items of two files.
 
     Args:
-        inter: interactions.
-        item: titles.
         columns: our column -> theirs, where they differ.
         quoting: one of ``QUOTINGS``; None = none for TSV, csv for all others.
     """

@@ -39,13 +39,7 @@ def from_options(options: Namespace) -> tuple[str, Tables]:
 
 
 def convert(name: str, raw: Path, max_malformed: float) -> Tables:
-    """Pairs and artists of the raw folder.
-
-    Args:
-        name: lastfm or lastfm-llara.
-        raw: the folder of hetrec2011-lastfm-2k.
-        max_malformed: (float, share) of lines that may be malformed.
-    """
+    """Pairs and artists of the raw folder; ``name`` is lastfm or lastfm-llara."""
     titles = dict(RawFile(raw / "artists.dat", _artist, header=1, max_malformed=max_malformed).rows())
     tagged = RawFile(raw / "user_taggedartists.dat", _tagging, header=1, max_malformed=max_malformed)
     first_row: dict[Pair, Date] = {}

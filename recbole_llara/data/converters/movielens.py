@@ -87,13 +87,7 @@ def from_options(options: Namespace) -> tuple[str, Tables]:
 
 
 def convert(name: str, raw: Path, max_malformed: float) -> Tables:
-    """Ratings and films of a raw MovieLens folder.
-
-    Args:
-        name: a key of ``FORMATS``.
-        raw: the folder.
-        max_malformed: (float, share) of lines that may be malformed.
-    """
+    """Ratings and films of a raw MovieLens folder; ``name`` is a key of ``FORMATS``."""
     kind = FORMATS[name]
 
     def rating(line: str) -> Sequence[object]:

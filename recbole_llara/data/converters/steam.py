@@ -42,15 +42,7 @@ def from_options(options: Namespace) -> tuple[str, Tables]:
 
 
 def convert(name: str, raw: Path, max_malformed: float, seed: int = 2020, share: float = SHARE) -> Tables:
-    """Reviews and games of the raw folder.
-
-    Args:
-        name: steam.
-        raw: the folder.
-        max_malformed: (float, share) of lines that may be malformed.
-        seed: of the third.
-        share: (float) of users and of games that are kept.
-    """
+    """Reviews and games of the raw folder, of a share of users and of games drawn by the seed."""
     games = dict(RawFile(raw / "steam_games.json.gz", _game, max_malformed=max_malformed).rows())
     users, items, days = _Numbers(), _Numbers(), array("i")
     user_of, item_of = array("i"), array("i")

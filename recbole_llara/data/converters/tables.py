@@ -138,13 +138,7 @@ class Tables:
 
 
 def write_dataset(tables: Tables, out: Path, name: str, overwrite: bool = False) -> dict[str, int]:
-    """Write ``<out>/<name>/<name>.inter`` (of windows one a split) and ``.item`` beside their place, then rename the folder.
-
-    Args:
-        tables: what is written.
-        out: RecBole's ``data_path``.
-        name: of the dataset.
-        overwrite: whether an older folder may be replaced.
+    """Write ``<out>/<name>/<name>.inter`` (of windows one a split) and ``.item``, all of them or none.
 
     Returns:
         the numbers of ``sequences`` (users), ``items`` (with an interaction, or a target) and ``interactions`` (or rows).

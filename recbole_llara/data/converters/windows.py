@@ -29,12 +29,7 @@ def from_options(options: Namespace) -> tuple[str, Tables]:
 
 
 def convert(files: Mapping[str, Path], item: Path, max_malformed: float) -> Tables:
-    """Windows of three files and the titles of their items.
-
-    Args:
-        files: split -> its file; one file may stand for two splits.
-        item: titles.
-        max_malformed: (float, share) of lines that may be malformed.
+    """Windows of three files, by split (one file may stand for two), and the titles of their items.
 
     Raises:
         UserError: a file or column is missing, or a window names an item without a title.
