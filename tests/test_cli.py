@@ -100,3 +100,10 @@ def test_a_stock_run_from_end_to_end(tmp_path: Path) -> None:
     assert {"result.json", "cases.jsonl", "config.yaml", "checkpoint.safetensors"} <= {path.name for path in run.iterdir()}
     assert len((run / "cases.jsonl").read_text(encoding="utf-8").splitlines()) == 50
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_help_of_a_key(capsys):
+    assert main(["--help", "lora_r"]) == 0
+    assert "lora_r (int in [1, inf))" in capsys.readouterr().out
+    assert main(["--help", "lora_rank"]) == 2
+    assert "did you mean 'lora_r'" in capsys.readouterr().err

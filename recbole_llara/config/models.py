@@ -146,6 +146,27 @@ def resolve_model(name: str) -> type:
     )
 
 
+def name_of(model: Any) -> Any:
+    """The name of a model that is given by name or, as RecBole allows, as a class; a class that no table has is registered.
+
+    Raises:
+        UserError: the class has the name of another model of this package or of RecBole, or is no sequential recommender.
+    """
+    if not inspect.isclass(model):
+        return model
+    name = model.__name__
+    if name not in MODELS and name not in stock_models():
+        register_model(name, model, Kind.LLM if callable(getattr(model, "from_data", None)) else Kind.BASELINE)
+    if resolve_model(name) is not model:
+        if name in _PACKAGED or name in stock_models():
+            raise UserError(
+                f"model: found the class {model.__module__}.{name}, whose name is taken by another model; rename it"
+            )
+        register_model(name, model, MODELS[name].kind, MODELS[name].defaults)
+        resolve_model(name)
+    return name
+
+
 def _check_registered(name: str, model: type) -> None:
     from recbole.model.abstract_recommender import SequentialRecommender
 

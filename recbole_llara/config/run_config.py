@@ -38,6 +38,7 @@ from recbole_llara.config.models import (
     is_llm_recommender,
     lineage,
     model_defaults,
+    name_of,
     own_defaults,
     recbole_base,
     replaces_item_table,
@@ -71,7 +72,7 @@ class RunConfig(Config):
     """The configuration of one run.
 
     Args:
-        model: one of our models or a RecBole sequential one; None = the key ``model``.
+        model: one of our models or a RecBole sequential one, by name or as a class; None = the key ``model``.
         dataset: ml-100k, or the name of a folder of ``data_path``; None = the key ``dataset``.
         config_file_list: YAML files, later ones over earlier ones.
         config_dict: values over those of the files; texts are read as YAML values, as RecBole would.
@@ -86,7 +87,7 @@ class RunConfig(Config):
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | type | None = None,
         dataset: str | None = None,
         config_file_list: Sequence[str | Path] | None = None,
         config_dict: Mapping[str, Any] | None = None,
@@ -173,11 +174,14 @@ class RunConfig(Config):
         self._sources.update(dict.fromkeys(values, CALLER_LINE))
         return values
 
-    def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         refuse_old_names(self.external_config_dict)
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
         load_plugins(self.external_config_dict.get("plugins"))
+        model = name_of(model)
+        for key in {"model", "rec_model"} & self.external_config_dict.keys():
+            self.external_config_dict[key] = name_of(self.external_config_dict[key])
         check_column_lists("load_col", self.external_config_dict.get("load_col"))  # the layers below add to it
         for key, value in (("model", model), ("dataset", dataset)):
             if not isinstance(value, str) or not value:

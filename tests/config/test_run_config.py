@@ -243,3 +243,30 @@ def test_the_table_of_models() -> None:
     assert "LLaRA" in MODELS and not set(MODELS) & set(stock_models())
     assert {"SASRec", "GRU4Rec", "Caser"} <= set(stock_models())
     assert resolve_model("Caser").__name__ == "Caser"
+
+
+@pytest.mark.parametrize("name", ["SASRec", "LLaRA", "MoRec"])
+def test_a_model_may_be_given_as_a_class(name: str) -> None:
+    made = RunConfig(resolve_model(name), "ml-100k")
+    assert made["model"] == name and made.model_class is resolve_model(name)
+    assert made.final_config_dict == RunConfig(name, "ml-100k").final_config_dict
+    given = RunConfig(config_dict={"model": resolve_model(name), "dataset": "ml-100k"})
+    assert given["model"] == name
+
+
+def test_a_recommender_may_be_a_class_of_one_s_own() -> None:
+    own = type("OwnSASRec", (resolve_model("SASRec"),), {"__module__": __name__})
+    run = RunConfig("LLaRA", "ml-100k", config_dict={"rec_model": own, "rec_hidden_size": 32})
+    assert run["rec_model"] == "OwnSASRec" and run.external_config_dict["rec_model"] == "OwnSASRec"
+    assert run.for_recommender().model_class is own and run.for_recommender()["hidden_size"] == 32
+    again = type("OwnSASRec", (resolve_model("SASRec"),), {"__module__": __name__})  # a cell of a notebook, run again
+    assert RunConfig(again, "ml-100k").model_class is again
+    MODELS.pop("OwnSASRec")
+
+
+def test_a_class_with_the_name_of_another_model_is_refused() -> None:
+    with pytest.raises(UserError, match="whose name is taken by another model"):
+        RunConfig(type("SASRec", (resolve_model("GRU4Rec"),), {}), "ml-100k")
+    with pytest.raises(UserError, match="expected a subclass of RecBole's SequentialRecommender"):
+        RunConfig(type("NoModel", (), {}), "ml-100k")
+    MODELS.pop("NoModel")

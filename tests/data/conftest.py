@@ -15,6 +15,8 @@ DATA_KEYS = {
     "candidate_num": 20,
     "candidate_exclude": "user",
     "repeated_targets": "keep",
+    "candidate_seed": None,
+    "candidate_file": None,
     "train_neg_sample_args": None,
     "seed": 2020,
     "use_gpu": False,
