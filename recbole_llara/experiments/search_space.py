@@ -163,15 +163,13 @@ def _json(value: Any) -> str:
 
 
 def _uniform(text: str) -> FloatDistribution:
-    low, high = _numbers(text, "LOW,HIGH")
-    _check_order(low, high)
+    low, high = _bounds(text, "LOW,HIGH")
     return FloatDistribution(low, high)
 
 
 def _loguniform(text: str) -> FloatDistribution:
     """RecBole's bounds, which are hyperopt's: natural logarithms."""
-    low, high = _numbers(text, "LOW,HIGH")
-    _check_order(low, high)
+    low, high = _bounds(text, "LOW,HIGH")
     if max(abs(low), abs(high)) > _LOG_LIMIT:
         raise UserError(f"found {text!r}, expected the natural logarithms of the bounds, such as -8,0 for 0.000335 to 1")
     return FloatDistribution(math.exp(low), math.exp(high), log=True)
@@ -179,8 +177,7 @@ def _loguniform(text: str) -> FloatDistribution:
 
 def _quniform(text: str) -> IntDistribution | FloatDistribution:
     """LOW, LOW + Q, ... up to HIGH; whole numbers where all three are."""
-    low, high, step = _numbers(text, "LOW,HIGH,Q")
-    _check_order(low, high)
+    low, high, step = _bounds(text, "LOW,HIGH,Q")
     if step <= 0 or step > high - low:
         raise UserError(f"found steps of {step} from {low} to {high}, expected a step above 0 and within the bounds")
     if all(isinstance(number, int) for number in (low, high, step)):
@@ -189,17 +186,14 @@ def _quniform(text: str) -> IntDistribution | FloatDistribution:
     return FloatDistribution(low, float(top), step=step)
 
 
-def _numbers(text: str, form: str) -> list[int | float]:
+def _bounds(text: str, form: str) -> list[int | float]:
     found: Any = parse_value(f"[{text}]")
     is_right = isinstance(found, list) and len(found) == form.count(",") + 1
     if not is_right or not all(type(number) in (int, float) and math.isfinite(number) for number in found):
         raise UserError(f"found {text!r}, expected numbers {form}")
+    if found[0] >= found[1]:
+        raise UserError(f"found {found[0]} to {found[1]}, expected the lower bound first")
     return found
-
-
-def _check_order(low: float, high: float) -> None:
-    if low >= high:
-        raise UserError(f"found {low} to {high}, expected the lower bound first")
 
 
 def _exact(number: float) -> Decimal:

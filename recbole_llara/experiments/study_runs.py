@@ -107,11 +107,11 @@ class StudyRuns(Plan):
     def __init__(self, study: Study, fresh: bool = False) -> None:
         self.study = study
         self._facts: dict[Arm, dict[str, Any]] = {}
-        self._check()
         self._arms = arms_of(study)
         self.count = len(self._arms)
-        for arm in self._arms if fresh else ():
-            self.place(arm).unlink(missing_ok=True)
+        places = [self.place(arm) for arm in self._arms]  # refuses wrong keys before any training time is spent
+        for place in places if fresh else ():
+            place.unlink(missing_ok=True)
         self._outcomes: dict[Arm, Outcome] = {}
         for arm in self._arms:
             self._take_kept(arm)
@@ -120,16 +120,6 @@ class StudyRuns(Plan):
     def outcomes(self) -> dict[Arm, Outcome]:
         """The outcomes so far, in the order of the arms."""
         return {arm: self._outcomes[arm] for arm in self._arms if arm in self._outcomes}
-
-    def _check(self) -> None:
-        """Refuse keys that a system cannot take, before any training time is spent."""
-        for dataset in self.study.datasets:
-            for system in self.study.systems:
-                arm = Arm(system, dataset, self.study.seeds[0], self.study.candidate_seed)
-                try:
-                    self._config(self._model(arm), self._values(arm))
-                except UserError as error:
-                    raise UserError(f"{system} on {dataset}: {error}") from error
 
     # --- the plan ------------------------------------------------------------------------------
 
@@ -289,7 +279,10 @@ class StudyRuns(Plan):
         """Every key of an arm as its run sees it, those of its recommender, the data's files, the prompts of its domain."""
         if arm not in self._facts:
             model, values = self._model(arm), self._values(arm)
-            config = self._config(model, values)
+            try:
+                config = self._config(model, values)
+            except UserError as error:
+                raise UserError(f"{arm.system} on {arm.dataset}: {error}") from error
             keys: dict[str, Any] = {"run": config.final_config_dict, "recommender": {}}
             if is_llm_recommender(model):
                 keys["recommender"] = config.for_recommender().final_config_dict
