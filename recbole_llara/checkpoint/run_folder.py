@@ -5,21 +5,21 @@ Every file appears whole or not at all: it is written beside its place, flushed 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from recbole_llara.config.secrets import without_secrets
-from recbole_llara.utils.atomic import write_file
+from recbole_llara.utils.atomic import write_text
 from recbole_llara.utils.digests import json_ready
-from recbole_llara.utils.errors import RunError, UserError
+from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.version import __version__
 
 CONFIG, REQUEST, RESULT = "config.yaml", "request.yaml", "result.json"
@@ -86,16 +86,12 @@ class RunFolder:
     def write_json(self, name: str, data: Any) -> Path:
         """Write ``data`` as indented JSON; numbers that JSON lacks (NaN, infinities) become null. Returns the path."""
         text = json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
-        return write_atomically(self.path / name, lambda file: file.write(text + "\n"))
+        return write_text(self.path / name, text + "\n")
 
     def write_records(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write one record a line, such as the test rows of ``cases.jsonl``. Returns the path."""
-
-        def write(file: TextIO) -> None:
-            for record in records:
-                file.write(json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n")
-
-        return write_atomically(self.path / name, write)
+        lines = (json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        return write_text(self.path / name, lines)
 
     def write_config(self, config: Mapping[str, Any]) -> Path:
         """Write ``config.yaml``: the resolved keys, without secrets. Returns the path."""
@@ -107,16 +103,13 @@ class RunFolder:
 
     def _write_yaml(self, name: str, values: Mapping[str, Any]) -> Path:
         plain = json_ready(without_secrets(values))
-        return write_atomically(self.path / name, lambda file: yaml.safe_dump(plain, file, allow_unicode=True, sort_keys=True))
+        return write_text(self.path / name, yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))
 
     def write_result(self, result: Mapping[str, Any], result_file: str | Path | None = None) -> Path:
         """Write ``result.json``, and a copy of it to ``result_file`` if given. Returns the path of the first."""
         path = self.write_json(RESULT, result)
         if result_file:
-            copy = Path(result_file)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8")
-            write_atomically(copy, lambda file: file.write(text))
+            write_text(Path(result_file), path.read_text(encoding="utf-8"))
         return path
 
 
@@ -133,26 +126,6 @@ def check_writable(checkpoint_dir: str | Path) -> None:
     except OSError as error:
         raise UserError(
             f"checkpoint_dir: nothing can be written to {str(checkpoint_dir)!r} ({error}); choose another"
-        ) from error
-
-
-def write_atomically(path: Path, write: Callable[[TextIO], object]) -> Path:
-    """Let ``write`` fill a temporary text file beside ``path``, flush it to disk, then rename it to ``path``.
-
-    Raises:
-        RunError: it cannot be written; what was there is untouched.
-    """
-
-    def fill(temporary: Path) -> None:
-        with open(temporary, "x", encoding="utf-8") as file:
-            write(file)
-
-    try:
-        return write_file(path, fill)
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error}); what was written before is untouched. Is the disk full or read-only? "
-            "The folder is that of checkpoint_dir or result_file"
         ) from error
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.evaluator.report import markdown_table
+from recbole_llara.utils.atomic import write_text
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 COLOURS = [*qualitative.D3, *qualitative.Set2]
@@ -84,7 +84,7 @@ def write_report(report: Report, folder: Path, page: str, files: Mapping[str, st
     folder.mkdir(parents=True, exist_ok=True)
     written = {page: html_page(report), "report.md": text, **files}
     for name, content in written.items():
-        write_atomically(folder / name, lambda file, content=content: file.write(content))
+        write_text(folder / name, content)
     missing = write_pngs(report.figures, folder / "figures")
     lines = [text, f"written: {folder}/{', '.join(written)}", *filter(None, [missing]), *report.closing]
     return "\n".join(lines) + "\n"

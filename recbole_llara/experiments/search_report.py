@@ -15,10 +15,10 @@ import plotly.graph_objects as go
 import yaml
 from plotly.subplots import make_subplots
 
-from recbole_llara.checkpoint.run_folder import write_atomically
 from recbole_llara.experiments.report import COLOURS, Bullets, Report, Table, csv_text, styled, write_report
 from recbole_llara.experiments.search_definition import Search, Trial, best_of
 from recbole_llara.experiments.search_space import CHOICE, LOGUNIFORM, Parameter
+from recbole_llara.utils.atomic import write_text
 
 BEST, TRIALS, PAGE = "best.yaml", "trials.csv", "search.html"
 COLUMNS = 2  # panels of the figure beside each other, below the history
@@ -27,7 +27,7 @@ COLUMNS = 2  # panels of the figure beside each other, below the history
 def write_trials(search: Search, trials: Sequence[Trial]) -> None:
     """Write ``best.yaml`` and ``trials.csv`` from the finished trials."""
     for name, text in _files(search, trials).items():
-        write_atomically(search.folder / name, lambda file, text=text: file.write(text))
+        write_text(search.folder / name, text)
 
 
 def write_search_report(search: Search, trials: Sequence[Trial]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy
 
-from recbole_llara.checkpoint.run_folder import read_records, write_atomically
+from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
@@ -26,6 +26,7 @@ from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.recommender.vectors import vectors_sha256
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.utils.atomic import write_text
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.version import __version__
@@ -156,7 +157,7 @@ class StudyRuns(Plan):
     def keep(self, arm: Arm, outcome: Outcome) -> None:
         self._outcomes[arm] = outcome
         if isinstance(outcome, FinishedArm):  # a failed one is run again by the next call
-            write_atomically(self.place(arm), lambda file: json.dump(vars(outcome), file, indent=2))
+            write_text(self.place(arm), json.dumps(vars(outcome), indent=2))
 
     def finished(self) -> list[Outcome]:
         return list(self._outcomes.values())

@@ -10,12 +10,14 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from recbole_llara.utils.errors import RunError
 
 UNFINISHED, REPLACED = "part", "old"  # what a temporary's name ends with
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, include/uapi/linux/fcntl.h and fs.h
@@ -37,6 +39,33 @@ def write_file(path: Path, write: Callable[[Path], None]) -> Path:
         os.replace(temporary, path)
         _sync(path.parent)
     return path
+
+
+def write_text(path: Path, text: str | Iterable[str]) -> Path:
+    """Write a text file, whole or not at all.
+
+    Args:
+        path: what it replaces if it is there; its folder is made if need be.
+        text: as a whole, or in parts.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        RunError: it cannot be written; what was there is untouched.
+    """
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+
+    try:
+        return write_file(path, write)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error}); what was written before is untouched. Is the disk full or read-only? "
+            "The folder is that of checkpoint_dir or result_file"
+        ) from error
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> Path:
