@@ -48,6 +48,7 @@ setup(
         "safetensors>=0.5",
         "scipy>=1.11",
         "filelock>=3.12",
+        "pydantic>=2.11,<3",
         "PyYAML>=6",
         "tqdm>=4.66",
         "plotly>=5.20",

@@ -46,6 +46,14 @@ def test_help_comes_before_anything_heavy_is_imported(command: str | None) -> No
     assert (status, heavy) == ("0", "[]") and told[0].startswith("usage: recbole-llara"), done.stdout
 
 
+def test_help_of_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help", "candidate_num"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("candidate_num (int in [2, inf)") and "default: 20" in told
+    assert main(["--help", "candidate_nun"]) == 2
+    assert "candidate_num" in capsys.readouterr().err
+
+
 def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     told = capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Which run goes on: the folder that ``resume`` names or finds, and what its command was.
 
-The folder of a run may come from a stranger. Of what it asks for only the keys that ``keys.FROM_RUN`` lets it set are taken;
+The folder of a run may come from a stranger. Of what it asks for only the keys that ``config.settings`` lets it set are taken;
 whatever runs code, reaches the network or names where files are written the caller gives.
 """
 
@@ -16,11 +16,12 @@ import yaml
 
 from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder
 from recbole_llara.checkpoint.weights import differences
-from recbole_llara.config.keys import WITHOUT_EFFECT, FromRun, from_run
+from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
+from recbole_llara.config.validation import FromRun
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError

@@ -15,7 +15,7 @@ def load_plugins(plugins: Any) -> None:
     """Import each plugin once in a process.
 
     A plugin is code: it is named on the command line, in the config dict or in the user's own config files, never by the folder
-    of a run (``keys.FROM_RUN``).
+    of a run (``validation.FromRun``).
 
     Args:
         plugins: the key's value: a list of paths that end in ``.py`` and names of modules, or one of them; None = none.

@@ -25,7 +25,6 @@ from recbole_llara.config.checks import (
     checked_protocol,
     checked_recommender,
 )
-from recbole_llara.config.hyper_parameters import check_hyper_parameters
 from recbole_llara.config.keys import (
     REC_PREFIX,
     check_keys,
@@ -46,11 +45,13 @@ from recbole_llara.config.models import (
 )
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.protocol import READY_MADE, SPLITS, DataProtocol
-from recbole_llara.config.recbole_settings import check_column_lists, check_recbole_keys
+from recbole_llara.config.recbole_keys import check_column_lists, check_hyper_parameters, check_recbole_keys
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
+    READY_MADE,
+    SPLITS,
     TRUST,
+    DataProtocol,
     DataSettings,
     LLMSettings,
     OptimSettings,

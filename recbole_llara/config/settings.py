@@ -1,55 +1,170 @@
-"""Our keys as frozen values: read from a config once, checked where they are read.
+"""Our keys, each declared once: type and range, whether a run's folder may set it, whose it is, what depends on it.
 
-``config["typo"]`` is None in RecBole. Code of this package therefore takes its keys from these classes:
-a missing key, a wrong type or a value out of range is a ``UserError`` that names the key.
+Its default, meaning and source stand in the YAML of ``properties/``; ``config.help`` tells all of it. ``config["typo"]`` is None
+in RecBole: code of this package takes its keys from these classes, where a missing or wrong value is a ``UserError``.
 """
 
-from dataclasses import dataclass
+import math
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated, Any
 
-from recbole_llara.config.checked import Settings, named_in, one_of, one_of_files, within
+from pydantic import Field, field_validator, model_validator
+
+from recbole_llara.config.validation import (
+    Count,
+    FromRun,
+    Natural,
+    NotNegative,
+    Positive,
+    Readable,
+    Scope,
+    Settings,
+    Share,
+    ShareBelow1,
+    files_of,
+    key,
+    named_in,
+    one_of,
+)
 from recbole_llara.utils.errors import UserError, nearest
 
+VALUE, PATH, NEVER = FromRun.VALUE, FromRun.PATH, FromRun.NEVER
+SHARED, EACH = Scope.SHARED, Scope.EACH
 TRUST = "llm_trust_remote_code"
 VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
+REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
+DTYPES = one_of("auto", "float32", "bfloat16", "float16")
+
+READY_MADE = "benchmark"
+# Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
+SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
+EXCLUDE_RULES = ("user", "window")
 
 
-@dataclass(frozen=True)
+class PluginSettings(Settings):
+    """Code of the user's own, imported by ``config.plugins``."""
+
+    plugins: str | tuple[str, ...] | None = key(NEVER, SHARED)
+
+
 class DataSettings(Settings):
-    """Histories and titles; the keys of rows and candidates are read by ``config.protocol.DataProtocol``."""
+    """Histories and titles."""
 
-    MAX_ITEM_LIST_LENGTH: int = within(1)
-    title_field: str | None
-    title_rules: tuple[str, ...] = named_in("data.titles:TITLE_RULES")
-    domain: str = one_of_files("prompt")
-    dataset_warning: str | None
+    MAX_ITEM_LIST_LENGTH: Count = key(VALUE, SHARED, is_question=False)
+    title_field: str | None = key(VALUE, SHARED)
+    title_rules: tuple[str, ...] = key(VALUE, SHARED, names=named_in("data.titles:TITLE_RULES"))
+    domain: str = key(VALUE, SHARED, names=files_of("prompt"))
+    dataset_warning: str | None = key(VALUE, SHARED)
 
 
-@dataclass(frozen=True)
+class SeedSettings(Settings):
+    """The seed of everything that is drawn."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = key(VALUE, SHARED)  # numpy's range
+
+
+class DataProtocol(SeedSettings):
+    """How rows are split, thinned and given candidates."""
+
+    protocol: str = key(VALUE, SHARED, names=one_of(*SPLITS))
+    split_ratio: tuple[Positive, ...] = key(VALUE, SHARED)
+    min_train_history: Count = key(VALUE, SHARED, is_question=False)
+    min_eval_history: Count = key(VALUE, SHARED)
+    max_train_rows: Natural = key(VALUE, EACH)
+    max_eval_rows: Natural = key(VALUE, EACH, is_question=True)
+    candidate_num: Annotated[int, Field(ge=2)] = key(VALUE, SHARED)  # the target and one other item
+    candidate_exclude: str = key(VALUE, SHARED, names=one_of(*EXCLUDE_RULES))
+    repeated_targets: str = key(VALUE, SHARED, names=one_of("keep", "drop", "match"))
+    candidate_seed: Natural | None = key(VALUE, SHARED)
+    candidate_file: str | Path | None = key(PATH, SHARED)
+
+    @property
+    def split(self) -> str:
+        """What the protocol's rows are split by."""
+        return SPLITS[self.protocol]
+
+    @property
+    def eval_seed(self) -> int:
+        """Of the rows and candidates of validation and test."""
+        return self.seed if self.candidate_seed is None else self.candidate_seed
+
+    @field_validator("split_ratio")
+    @classmethod
+    def _adds_up(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        is_whole = all(share.is_integer() for share in shares)
+        if len(shares) != 3 or not (is_whole or math.isclose(sum(shares), 1, abs_tol=1e-6)):
+            raise UserError(
+                f"split_ratio: found {list(shares)}, expected three shares that add up to 1, or whole numbers like [8, 1, 1]"
+            )
+        return shares
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataProtocol":
+        if self.repeated_targets == "match" and self.candidate_exclude != "user":
+            raise UserError(
+                f"repeated_targets: found 'match' with candidate_exclude {self.candidate_exclude!r}, expected candidate_exclude "
+                "'user': match adds negatives of the user's past to those that the user never had"
+            )
+        return self
+
+    @classmethod
+    def from_config(cls, config: Readable) -> "DataProtocol":
+        """As of all settings; RecBole's own keys must say what the protocols take for granted: time order, the full ranking, one file.
+
+        Raises:
+            UserError: a key is missing, wrong, or contradicts another.
+        """
+        settings = super().from_config(config)
+        order, mode = config["eval_args"]["order"], config["eval_args"]["mode"]
+        if order != "TO":
+            raise UserError(f"eval_args.order is {order!r}, expected TO: histories are in the order of time.")
+        if (set(mode.values()) if isinstance(mode, dict) else {mode}) != {"full"}:
+            raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling.")
+        files = config["benchmark_filename"]
+        if settings.split != READY_MADE and files is not None:
+            raise UserError(
+                f"benchmark_filename is {files!r}, expected none: protocol {settings.protocol} makes the splits; ready-made ones "
+                "take --protocol=windows."
+            )
+        if settings.split == READY_MADE:
+            if not (isinstance(files, list) and len(files) == 3):
+                raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
+            history = f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX']}"
+            if history not in (config["alias_of_item_id"] or ()):
+                raise UserError(
+                    f"alias_of_item_id is {config['alias_of_item_id']!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among "
+                    "them: histories and targets would be numbered apart."
+                )
+        return settings
+
+
 class EvaluationSettings(Settings):
     """What is measured, and how an LLM answers."""
 
-    decoding: str = named_in("evaluator.answer:DECODINGS")
-    metrics: tuple[str, ...]
-    topk: tuple[int, ...] = within(1)
-    valid_metric: str
-    eval_batch_size: int = within(1)
-    eval_step: int = within(0)
-    stopping_step: int = within(0)
-    metric_decimal_place: int = within(0)
-    checkpoint: str | None
-    resume: str | None
-    full_rank: bool
-    retrieve_k: int = within(1)
+    decoding: str = key(VALUE, names=named_in("evaluator.answer:DECODINGS"))
+    metrics: tuple[str, ...] = key(VALUE, EACH, is_question=True)
+    topk: tuple[Count, ...] = key(VALUE, EACH, is_question=True)
+    valid_metric: str = key(VALUE, EACH, is_question=True)
+    eval_batch_size: Count = key(VALUE, EACH)
+    eval_step: Natural = key(VALUE, EACH, is_question=True)
+    stopping_step: Natural = key(VALUE, EACH)
+    metric_decimal_place: Natural = key(VALUE, EACH, is_question=True)
+    checkpoint: str | None = key(PATH)
+    resume: str | None = key(NEVER, has_effect=False)
+    result_file: str | Path | None = key(NEVER, has_effect=False)
+    full_rank: bool = key(VALUE)
+    retrieve_k: Count = key(VALUE)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits_together(self) -> "EvaluationSettings":
         if self.full_rank and import_module("recbole_llara.evaluator.answer").names_one_item(self.decoding):
             raise UserError(
                 f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
             )
         if self.checkpoint is not None and self.resume is not None:
             raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
+        return self
 
 
 def vectors_file(item_embeddings: str | None) -> Path | None:
@@ -62,17 +177,17 @@ def ids_file(vectors: Path) -> Path:
     return vectors.with_suffix(".ids.txt")
 
 
-@dataclass(frozen=True)
 class RecommenderSettings(Settings):
     """The frozen recommender; its own ``rec_`` keys are applied by ``RunConfig.for_recommender``."""
 
-    rec_model: str
-    rec_checkpoint: str | None
-    shuffle_item_embeddings: bool
-    item_embeddings: str
-    item_embedding_size: int = within(1)
+    rec_model: str = key(VALUE)
+    rec_checkpoint: str | None = key(PATH)
+    shuffle_item_embeddings: bool = key(VALUE)
+    item_embeddings: str = key(PATH)
+    item_embedding_size: Count = key(VALUE)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RecommenderSettings":
         if self.item_embeddings not in ("recommender", "random") and vectors_file(self.item_embeddings) is None:
             raise UserError(
                 f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
@@ -82,27 +197,28 @@ class RecommenderSettings(Settings):
             raise UserError(
                 "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"
             )
+        return self
 
 
-@dataclass(frozen=True)
 class LLMSettings(Settings):
     """The LLM and what of it learns."""
 
-    llm_path: str
-    llm_dtype: str = one_of("auto", "float32", "bfloat16", "float16")
-    eval_dtype: str = one_of("auto", "float32", "bfloat16", "float16")
-    llm_quantization: str = one_of("none", "8bit", "4bit")
-    llm_trust_remote_code: bool
-    llm_tuning: str = one_of("lora", "frozen", "full")
-    lora_r: int = within(1)
-    lora_alpha: int = within(1)
-    lora_dropout: float = within(0, 1, open_high=True)
-    lora_target_modules: str | tuple[str, ...]
-    gradient_checkpointing: bool
-    fsdp: bool
-    torch_compile: bool
+    llm_path: str = key(PATH)
+    llm_dtype: str = key(VALUE, names=DTYPES)
+    eval_dtype: str = key(VALUE, names=DTYPES)
+    llm_quantization: str = key(VALUE, names=one_of("none", "8bit", "4bit"))
+    llm_trust_remote_code: bool = key(NEVER)
+    llm_tuning: str = key(VALUE, names=one_of("lora", "frozen", "full"))
+    lora_r: Count = key(VALUE)
+    lora_alpha: Count = key(VALUE)
+    lora_dropout: ShareBelow1 = key(VALUE)
+    lora_target_modules: str | tuple[str, ...] = key(VALUE)
+    gradient_checkpointing: bool = key(VALUE)
+    fsdp: bool = key(VALUE)
+    torch_compile: bool = key(VALUE)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits_together(self) -> "LLMSettings":
         if self.fsdp and self.torch_compile:
             raise UserError("fsdp and torch_compile: found both True, expected one of them")
         if self.fsdp and (self.llm_tuning == "full" or self.llm_quantization != "none"):
@@ -119,53 +235,63 @@ class LLMSettings(Settings):
             raise UserError(f"lora_target_modules: found {self.lora_target_modules!r}, expected auto or a list of module names")
         if self.lora_target_modules == ():
             raise UserError("lora_target_modules: found an empty list, expected auto or at least one module name")
+        return self
 
 
-@dataclass(frozen=True)
-class PromptSettings(Settings):
+class AskingSettings(Settings):
+    """How an LLM or a chat model is asked."""
+
+    representation: str = key(VALUE, names=REPRESENTATIONS)
+    prompt_file: str | None = key(PATH)
+    eval_template: str = key(VALUE, names=one_of("first", "sampled", "all"))
+
+
+class TitleSettings(Settings):
+    """How much of a title is read."""
+
+    max_title_tokens: Count = key(VALUE)
+
+
+class PromptSettings(AskingSettings, TitleSettings):
     """How items stand in the prompt, and which task is learned when."""
 
-    representation: str = named_in("prompt.representation:REPRESENTATIONS")
-    easy_representation: str = named_in("prompt.representation:REPRESENTATIONS")
-    stage_1_representation: str = named_in("prompt.representation:REPRESENTATIONS")
-    strategy: str = one_of("direct", "two_stage", "curriculum")
-    curriculum: str = named_in("prompt.curriculum:CURRICULA")
-    max_title_tokens: int = within(1)
-    prompt_file: str | None
-    eval_template: str = one_of("first", "sampled", "all")
-    answer_loss: str = named_in("model.losses:LOSSES")
+    easy_representation: str = key(VALUE, names=REPRESENTATIONS)
+    stage_1_representation: str = key(VALUE, names=REPRESENTATIONS)
+    strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
+    curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
+    answer_loss: str = key(VALUE, names=named_in("model.losses:LOSSES"))
 
 
-@dataclass(frozen=True)
 class ContrastSettings(Settings):
     """RSLLM's contrastive losses."""
 
-    item_item_weight: float = within(0)
-    user_item_weight: float = within(0)
-    contrast_temperature: float = within(0, open_low=True)
+    item_item_weight: NotNegative = key(VALUE)
+    user_item_weight: NotNegative = key(VALUE)
+    contrast_temperature: Positive = key(VALUE)
 
 
-@dataclass(frozen=True)
-class ChatSettings(Settings):
+class ChatSettings(AskingSettings):
     """A chat model behind an API."""
 
-    api_base: str
-    api_model: str
-    api_key_env: str
-    api_options: dict
-    api_concurrency: int = within(1)
-    api_timeout: float = within(0, open_low=True)
-    api_max_retries: int = within(0)
-    api_max_requests: int = within(0)
-    api_max_failures: int = within(1)
-    api_price_prompt: float | None = within(0)
-    api_price_completion: float | None = within(0)
-    chat_instruction: str
-    representation: str = named_in("prompt.representation:REPRESENTATIONS")
-    prompt_file: str | None
-    eval_template: str = one_of("first", "sampled")
+    api_base: str = key(NEVER)
+    api_model: str = key(NEVER)
+    api_key_env: str = key(NEVER)
+    api_options: dict = key(NEVER)
+    api_concurrency: Count = key(NEVER)
+    api_timeout: Positive = key(NEVER)
+    api_max_retries: Natural = key(NEVER)
+    api_max_requests: Natural = key(NEVER)
+    api_max_failures: Count = key(NEVER)
+    api_price_prompt: NotNegative | None = key(NEVER)
+    api_price_completion: NotNegative | None = key(NEVER)
+    chat_instruction: str = key(VALUE)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ChatSettings":
+        if self.eval_template == "all":
+            raise UserError(
+                "eval_template: found 'all', expected one of first, sampled: the texts of a chat cannot be averaged"
+            )
         if not self.api_base.startswith(("http://", "https://")):
             raise UserError(f"api_base: found {self.api_base!r}, expected http://... or https://..., the endpoint's address")
         if taken := sorted({"model", "messages", "stream"} & self.api_options.keys()):
@@ -173,46 +299,55 @@ class ChatSettings(Settings):
                 f"api_options: found {', '.join(taken)}, expected further fields of a request; the model is api_model, the messages are "
                 "the prompts, and answers are taken whole"
             )
+        return self
 
 
-@dataclass(frozen=True)
-class TextEncoderSettings(Settings):
+class TextEncoderSettings(TitleSettings):
     """MoRec's text encoder."""
 
-    text_encoder_path: str
-    text_encoder_tuning: str = one_of("frozen", "full")
-    text_encoder_learning_rate: float = within(0, open_low=True)
-    text_pooling: str = named_in("recommender.text_encoder:POOLINGS")
-    text_batch_size: int = within(1)
-    max_title_tokens: int = within(1)
+    text_encoder_path: str = key(PATH, is_answering=False)
+    text_encoder_tuning: str = key(VALUE, names=one_of("frozen", "full"))
+    text_encoder_learning_rate: Positive = key(VALUE, is_answering=False)
+    text_pooling: str = key(VALUE, names=named_in("recommender.text_encoder:POOLINGS"))
+    text_batch_size: Count = key(VALUE, is_answering=False)
 
 
-@dataclass(frozen=True)
 class TrainingSettings(Settings):
     """What every trained model takes, stock ones too."""
 
-    epochs: int = within(0)
-    train_batch_size: int = within(1)
-    learning_rate: float = within(0, open_low=True)
-    weight_decay: float = within(0)
+    epochs: Natural = key(VALUE, EACH, is_answering=False)
+    train_batch_size: Count = key(VALUE, EACH)
+    learning_rate: Positive = key(VALUE, EACH)
+    weight_decay: NotNegative = key(VALUE, EACH)
 
 
-@dataclass(frozen=True)
 class OptimSettings(TrainingSettings):
     """The optimiser of the LLM recommenders."""
 
-    stage_1_epochs: int = within(1)
-    stage_1_learning_rate: float | None = within(0, open_low=True)
-    weight_decay_on: str = one_of("projector", "all")
-    micro_batch_size: int = within(1)
-    min_learning_rate_ratio: float = within(0, 1)
-    warmup_learning_rate_ratio: float = within(0, 1)
-    warmup_ratio: float = within(0, 1, open_high=True)
-    max_grad_norm: float | None = within(0, open_low=True)
-    save_steps: int = within(0)
-    save_total_limit: int = within(1)
+    stage_1_epochs: Count = key(VALUE)
+    stage_1_learning_rate: Positive | None = key(VALUE)
+    weight_decay_on: str = key(VALUE, names=one_of("projector", "all"))
+    micro_batch_size: Count = key(VALUE)
+    min_learning_rate_ratio: Share = key(VALUE)
+    warmup_learning_rate_ratio: Share = key(VALUE)
+    warmup_ratio: ShareBelow1 = key(VALUE)
+    max_grad_norm: Positive | None = key(VALUE)
+    save_steps: Natural = key(VALUE, has_effect=False)
+    save_total_limit: Count = key(VALUE, has_effect=False)
 
     @property
     def first_learning_rate(self) -> float:
         """The maximum of stage 1."""
         return self.learning_rate if self.stage_1_learning_rate is None else self.stage_1_learning_rate
+
+
+# Where each key of ours is declared.
+OURS: tuple[type[Settings], ...] = (
+    *(DataSettings, DataProtocol, EvaluationSettings, RecommenderSettings, LLMSettings, PromptSettings, ContrastSettings),
+    *(ChatSettings, TextEncoderSettings, OptimSettings, PluginSettings),
+)
+
+
+def declared(*kinds: type[Settings]) -> dict[str, Any]:
+    """The fields of settings by key."""
+    return {name: field for kind in kinds for name, field in kind.model_fields.items()}

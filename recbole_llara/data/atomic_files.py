@@ -20,7 +20,7 @@ import pandas as pd
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_llara.config.protocol import READY_MADE, SPLITS
+from recbole_llara.config.settings import READY_MADE, SPLITS
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.text_files import BYTE_ORDER_MARK, with_mark
 

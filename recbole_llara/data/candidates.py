@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_llara.config.protocol import EXCLUDE_RULES
+from recbole_llara.config.settings import EXCLUDE_RULES
 from recbole_llara.data.atomic_files import readable
 from recbole_llara.data.rows import Rows, SeenItems
 from recbole_llara.utils.atomic import sole_writer, sweep, write_file

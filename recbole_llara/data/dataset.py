@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType, ModelType
 
-from recbole_llara.config.protocol import READY_MADE, DataProtocol
+from recbole_llara.config.settings import READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidates import CandidateRows, CandidateSampler, OwnPast, load_candidate_file, save_candidates
 from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
@@ -226,13 +226,13 @@ class CandidateDataset(CheckedFiles):
         if len(inter_feat) == 0:
             raise UserError(
                 f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.knowledge.known['test'].keys)} different "
-                f"interactions are left by the filters, under protocol {protocol.name}, split_ratio "
+                f"interactions are left by the filters, under protocol {protocol.protocol}, split_ratio "
                 f"{list(protocol.split_ratio)}, min_train_history {protocol.min_train_history} and min_eval_history "
                 f"{protocol.min_eval_history}."
             )
         limit = protocol.max_train_rows if is_train else protocol.max_eval_rows
         # Experiments that share candidate_seed share their valid and test rows too, whatever their own seed.
-        seed = protocol.seed if is_train else protocol.candidate_seed
+        seed = protocol.seed if is_train else protocol.eval_seed
         rows = sample_rows(len(inter_feat), limit, seed, f"rows/{split}")
         inter_feat = inter_feat[rows] if len(rows) < len(inter_feat) else inter_feat
         inter_feat[ROW_FIELD] = torch.from_numpy(rows)
@@ -245,9 +245,9 @@ class CandidateDataset(CheckedFiles):
         rows = self.rows_of(inter_feat)
         if self.protocol.candidate_file is not None:
             user_ids, item_ids = self.field2token_id[self.uid_field], self.field2token_id[self.iid_field]
-            own = load_candidate_file(self.protocol.candidate_file, user_ids, item_ids, self.protocol.candidate_num)
+            own = load_candidate_file(Path(self.protocol.candidate_file), user_ids, item_ids, self.protocol.candidate_num)
             return own.look_up(rows.users, rows.targets, split)
-        sampler, numbers = self.candidate_sampler(split, self.protocol.candidate_seed), inter_feat[ROW_FIELD].numpy()
+        sampler, numbers = self.candidate_sampler(split, self.protocol.eval_seed), inter_feat[ROW_FIELD].numpy()
         return sampler.draw(numbers, rows.users, rows.targets, split, history=rows.history, places=rows.places)
 
     def order_by_text(self, catalogue: Catalogue) -> None:
@@ -360,4 +360,4 @@ def _freeze(split: CandidateDataset, name: str, folder: Path) -> tuple[Path, str
         candidates=split.inter_feat[CANDIDATE_FIELD].numpy(),
     )
     user_tokens, item_tokens = split.field2id_token[split.uid_field], split.field2id_token[split.iid_field]
-    return save_candidates(folder, f"{split.dataset_name}-{split.protocol.name}-{name}", rows, user_tokens, item_tokens)
+    return save_candidates(folder, f"{split.dataset_name}-{split.protocol.protocol}-{name}", rows, user_tokens, item_tokens)

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,7 @@ def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, tr
 
 def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
-    from recbole_llara.config.keys import FromRun, from_run
+    from recbole_llara.config.keys import from_run
     from recbole_llara.config.secrets import without_secrets
     from recbole_llara.config.settings import (
         DataSettings,
@@ -155,11 +154,13 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
         OptimSettings,
         PromptSettings,
         RecommenderSettings,
+        declared,
     )
+    from recbole_llara.config.validation import FromRun
     from recbole_llara.utils.digests import json_ready
 
     kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
-    names = {setting.name for kind in kinds for setting in fields(kind)} - {"resume", "checkpoint", "rec_checkpoint"}
+    names = declared(*kinds).keys() - {"resume", "checkpoint", "rec_checkpoint", "result_file"}
     given = {key: value for key, value in config.external_config_dict.items() if key not in ("resume", "result_file", "state")}
     keys = json_ready(without_secrets({**given, **{name: config[name] for name in names}}))
     places = ("checkpoint", "rec_checkpoint", "show_progress")

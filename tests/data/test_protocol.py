@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.protocol import DataProtocol
+from recbole_llara.config.settings import DataProtocol
 from recbole_llara.utils.errors import UserError
 
 
@@ -36,9 +36,9 @@ def test_the_papers_protocol():
 
 
 def test_candidate_seed_falls_back_to_seed():
-    assert DataProtocol.from_config(keys_of()).candidate_seed == 2020
-    assert DataProtocol.from_config(keys_of(candidate_seed=7)).candidate_seed == 7
-    assert DataProtocol.from_config(keys_of(candidate_seed=0)).candidate_seed == 0
+    assert DataProtocol.from_config(keys_of()).eval_seed == 2020
+    assert DataProtocol.from_config(keys_of(candidate_seed=7)).eval_seed == 7
+    assert DataProtocol.from_config(keys_of(candidate_seed=0)).eval_seed == 0
 
 
 @pytest.mark.parametrize(

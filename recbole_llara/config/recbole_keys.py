@@ -1,0 +1,300 @@
+"""RecBole's own keys, declared as ours are: RecBole takes what it is given and stumbles over it later, or never says a word.
+
+``RunConfig`` calls ``check_recbole_keys`` once all layers are laid, before RecBole looks at a value. The keys of RecBole's models
+are checked by what their files in RecBole give as defaults.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from recbole_llara.config.settings import EACH, NEVER, PATH, SHARED, VALUE, SeedSettings
+from recbole_llara.config.validation import Count, Natural, NotNegative, Settings, check_name, check_value, key, one_of
+from recbole_llara.utils.errors import UserError, nearest
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_GPU = r"(?:\d+|(?:GPU|MIG)-[\w/-]+)"
+_GPUS = re.compile(rf"(?:{_GPU}(?:,{_GPU})*)?")
+_NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_INTERVAL = re.compile(rf"\s*[\[(]\s*(?P<low>{_NUMBER})\s*,\s*(?P<high>{_NUMBER})\s*[\])]\s*")
+
+
+class EnvironmentSettings(SeedSettings):
+    """Devices and folders."""
+
+    gpu_id: int | str | tuple[int, ...] = key(VALUE, SHARED, has_effect=False)
+    use_gpu: bool = key(VALUE, SHARED, has_effect=False)
+    worker: Natural = key(VALUE, SHARED)
+    state: str = key(VALUE, SHARED, has_effect=False)
+    reproducibility: bool = key(VALUE, SHARED)
+    data_path: str = key(PATH, SHARED)
+    checkpoint_dir: str = key(NEVER, SHARED, has_effect=False)
+    show_progress: bool = key(VALUE, SHARED, has_effect=False)
+    log_wandb: bool = key(NEVER, SHARED, has_effect=False)
+    wandb_project: str = key(NEVER, has_effect=False)
+    shuffle: bool = key(VALUE, SHARED)
+    # RecBole pickles to these and unpickles from them, and reads further keys from config files.
+    save_dataset: bool = key(NEVER, SHARED)
+    dataset_save_path: Any = key(NEVER, SHARED, is_optional=True)
+    save_dataloaders: bool = key(NEVER, SHARED)
+    dataloaders_save_path: Any = key(NEVER, SHARED, is_optional=True)
+    config_file: Any = key(NEVER, SHARED, is_optional=True)
+    config_files: Any = key(NEVER, is_question=True, is_optional=True)
+    model: Any = key(VALUE, is_question=True, is_optional=True)
+    dataset: Any = key(VALUE, is_question=True, is_optional=True)
+
+    @model_validator(mode="after")
+    def _is_there(self) -> "EnvironmentSettings":
+        gpus = self.gpu_id if isinstance(self.gpu_id, tuple) else (self.gpu_id,)
+        if not _GPUS.fullmatch(",".join(map(str, gpus))):
+            raise UserError(
+                f"gpu_id: found {self.gpu_id!r}, expected numbers of GPUs such as 0 or 0,1; without a GPU give --use_gpu=False"
+            )
+        if self.state.lower() not in LOG_LEVELS:
+            raise UserError(f"state: found {self.state!r}, expected one of {', '.join(LOG_LEVELS)}, how much is logged")
+        return self
+
+
+class LearningSettings(Settings):
+    """RecBole's trainer."""
+
+    learner: str = key(VALUE, EACH, names=one_of("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"))
+    clip_grad_norm: dict | None = key(VALUE, EACH)
+    loss_decimal_place: Natural = key(VALUE, EACH)
+    enable_amp: bool = key(VALUE, EACH)
+    enable_scaler: bool = key(VALUE)
+    require_pow: bool = key(VALUE)
+    repeatable: bool = key(VALUE, SHARED)
+    transform: str | None = key(VALUE, EACH, is_answering=False)
+    train_neg_sample_args: dict | None = key(VALUE, EACH)
+    eval_args: dict = key(VALUE, SHARED)
+    valid_metric_bigger: Any = key(VALUE, EACH, is_question=True, is_optional=True)
+
+
+class ColumnSettings(Settings):
+    """Atomic files: how they are read, and which of their columns and rows are kept. None names a file outside the dataset's folder."""
+
+    field_separator: str = key(VALUE, SHARED)
+    seq_separator: str = key(VALUE, SHARED)
+    encoding: str | None = key(VALUE, SHARED, is_optional=True)
+    USER_ID_FIELD: str = key(VALUE, SHARED)
+    ITEM_ID_FIELD: str = key(VALUE, SHARED)
+    TIME_FIELD: str = key(VALUE, SHARED)
+    ITEM_LIST_LENGTH_FIELD: str = key(VALUE, SHARED)
+    LIST_SUFFIX: str = key(VALUE, SHARED)
+    load_col: dict | None = key(VALUE, SHARED)
+    unload_col: dict | None = key(VALUE, SHARED)
+    unused_col: dict | None = key(VALUE, SHARED)
+    additional_feat_suffix: str | tuple[str, ...] | None = key(VALUE, SHARED)
+    benchmark_filename: Any = key(VALUE, SHARED, is_optional=True)
+    rm_dup_inter: str | None = key(VALUE, SHARED, names=one_of("first", "last"))
+    val_interval: dict | None = key(VALUE, SHARED)
+    filter_inter_by_user_or_item: bool = key(VALUE, SHARED)
+    user_inter_num_interval: Any = key(VALUE, SHARED)
+    item_inter_num_interval: Any = key(VALUE, SHARED)
+    alias_of_user_id: tuple[str, ...] | None = key(VALUE, SHARED)
+    alias_of_item_id: tuple[str, ...] | None = key(VALUE, SHARED)
+    seq_len: dict | None = key(VALUE, SHARED)
+    threshold: dict | None = key(VALUE, SHARED)
+    preload_weight: dict | None = key(VALUE, SHARED)
+    normalize_field: tuple[str, ...] | None = key(VALUE, SHARED)
+    normalize_all: bool | None = key(VALUE, SHARED)
+    numerical_features: tuple[str, ...] = key(VALUE, SHARED)
+    discretization: dict | None = key(VALUE, SHARED)
+    # Of models and files that no run has: never read.
+    RATING_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    LABEL_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    NEG_PREFIX: Any = key(VALUE, SHARED, is_optional=True)
+    POSITION_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    HEAD_ENTITY_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    TAIL_ENTITY_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    RELATION_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    ENTITY_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
+    alias_of_entity_id: Any = key(VALUE, SHARED, is_optional=True)
+    alias_of_relation_id: Any = key(VALUE, SHARED, is_optional=True)
+    entity_kg_num_interval: Any = key(VALUE, SHARED, is_optional=True)
+    relation_kg_num_interval: Any = key(VALUE, SHARED, is_optional=True)
+    kg_reverse_r: Any = key(VALUE, SHARED, is_optional=True)
+    token_num_threshold: Any = key(VALUE, is_optional=True)
+    tail_ratio: Any = key(VALUE, is_optional=True)
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> "ColumnSettings":
+        if len(self.field_separator) != 1:
+            raise UserError(f"field_separator: found {self.field_separator!r}, expected one character, the tab of atomic files")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise UserError(
+                    f"encoding: found {self.encoding!r}, expected the name of an encoding such as utf-8 or latin-1"
+                ) from None
+        for name in ("load_col", "unload_col", "unused_col"):
+            check_column_lists(name, getattr(self, name))
+        for name in ("user_inter_num_interval", "item_inter_num_interval"):
+            check_interval(name, getattr(self, name))
+        for field, interval in (self.val_interval or {}).items():
+            if not isinstance(interval, list) or len(interval) == 2:
+                check_interval(f"val_interval.{field}", interval, "a list of values")
+        return self
+
+
+class NegativeSettings(Settings):
+    """``train_neg_sample_args``."""
+
+    distribution: str | None = key(VALUE, names=one_of("uniform", "popularity", "none"))
+    sample_num: Count = key(VALUE)
+    alpha: NotNegative = key(VALUE)
+    dynamic: bool = key(VALUE)
+    candidate_num: Natural = key(VALUE)
+
+
+RECBOLES = (EnvironmentSettings, LearningSettings, ColumnSettings)  # where each key of RecBole is declared
+_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}  # RecBole's
+_EVAL_ARGS = ("split", "group_by", "order", "mode")
+
+# Hyper-parameters of RecBole's models: a key's name -> its range; those that are names; those that only training reads.
+_RANGES: tuple[tuple[str, Any], ...] = (
+    (
+        r"(hidden|embedding|inner|interest|prototype|kernel)_size|n_layers|num_layers|n_heads|block_num|nv|nh",
+        Field(ge=1),
+    ),
+    (r"(\w+_)?dropout_prob|item_dropout|sess_dropout", Field(ge=0, lt=1)),
+    (r"(mask|ft)_ratio", Field(ge=0, le=1)),
+    (r"reg_weight", Field(ge=0)),
+    (r"layer_norm_eps|initializer_range", Field(gt=0)),
+)
+_NAMES: dict[str, tuple[str, ...]] = {
+    "loss_type": ("CE", "BPR"),
+    "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "pooling_mode": ("max", "mean", "sum"),
+}
+OF_LEARNING = frozenset(
+    {
+        *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "joint_train", "lmd", "lmd_sem"),
+        *("dropout_prob", "dropout_probs", "hidden_dropout_prob", "attn_dropout_prob", "sess_dropout", "item_dropout"),
+        *("mask_ratio", "ft_ratio"),
+    }
+)
+
+
+def check_recbole_keys(config: Mapping[str, Any], model_class: type) -> None:
+    """Refuse values of RecBole's keys that it would stumble over, or pass by.
+
+    Args:
+        config: all layers, before RecBole has filled in anything.
+        model_class: of the run.
+
+    Raises:
+        UserError: a value of the wrong kind or out of range.
+    """
+    for settings in RECBOLES:
+        settings.from_config(config)
+    _check_eval_args(config["eval_args"])
+    _check_negatives(config["train_neg_sample_args"], config.get("loss_type"), hasattr(model_class, "input_type"))
+
+
+def check_column_lists(key: str, value: Any) -> None:
+    """Refuse what is no mapping from a file's suffix to the names of its columns.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: found {value!r}, expected dict or None, such as {{inter: [user_id, item_id, timestamp]}}")
+    for suffix, names in value.items():
+        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        if not is_list and names not in ("*", None):
+            raise UserError(f"{key}.{suffix}: found {names!r}, expected a list of columns")
+
+
+def check_interval(key: str, value: Any, other: str = "") -> None:
+    """Refuse what RecBole cannot read as intervals of numbers, such as ``[5,inf)`` or ``[1,3];(7,9]``.
+
+    Args:
+        key: for the message.
+        value: None is no interval, and fine.
+        other: what else the key may hold, for the message.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if value is None:
+        return
+    intervals = [_INTERVAL.fullmatch(part) for part in str(value).split(";")]
+    if not all(interval and float(interval["low"]) <= float(interval["high"]) for interval in intervals):
+        expected = f"an interval such as [5,inf) or (0,1]{f', or {other}' if other else ''}"
+        raise UserError(f"{key}: found {value!r}, expected {expected}")
+
+
+def _check_eval_args(eval_args: Mapping[str, Any]) -> None:
+    for name in eval_args:
+        if name not in _EVAL_ARGS:
+            raise UserError(f"eval_args: found {name!r}, expected {', '.join(_EVAL_ARGS)}; {nearest(name, _EVAL_ARGS)}")
+    split = eval_args.get("split")
+    (mode, how), *others = split.items() if isinstance(split, dict) and split else [(None, None)]
+    is_last = mode == "LS" and how == "valid_and_test"
+    is_ratio = mode in ("RS", "TS") and isinstance(how, list) and len(how) == 3
+    if others or not (is_last or (is_ratio and all(isinstance(share, int | float) and share > 0 for share in how))):
+        raise UserError(f"eval_args.split: found {split!r}, expected {{LS: valid_and_test}} or {{RS: [0.8, 0.1, 0.1]}}")
+
+
+def _check_negatives(values: Mapping[str, Any] | None, loss_type: str | None, is_settled: bool) -> None:
+    """``train_neg_sample_args`` itself, and against the loss of models that can have either (``is_settled``: cannot)."""
+    if values is not None:
+        for name in values:
+            if name not in _NEGATIVES:
+                raise UserError(f"train_neg_sample_args: found {name!r}; {nearest(name, _NEGATIVES)}")
+        try:
+            NegativeSettings.from_config({**_NEGATIVES, **values})
+        except UserError as error:
+            raise UserError(f"train_neg_sample_args.{error}") from None
+    if is_settled or loss_type is None:
+        return
+    if loss_type == "CE" and values is not None:
+        raise UserError(
+            f"train_neg_sample_args: found {values!r}, expected None: loss_type CE compares with all items; "
+            "leave it out, or give --loss_type=BPR"
+        )
+    if loss_type == "BPR" and values is None:
+        raise UserError(
+            "train_neg_sample_args: found None, expected such as {distribution: uniform}: loss_type BPR draws negatives"
+        )
+
+
+def check_hyper_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse values that a RecBole model cannot be built with.
+
+    Args:
+        given: by the user.
+        defaults: RecBole's and ours.
+        keys: those of the model.
+
+    Raises:
+        UserError: a value of another type than its default, out of range or unknown, or heads that share no width evenly.
+    """
+    keys = frozenset(keys)
+    for name in sorted(keys & given.keys()):
+        default = defaults.get(name)
+        if default is None:
+            continue
+        kind: Any = type(default)
+        if isinstance(default, list):
+            kind = tuple[type(default[0]) if default else Any, ...]
+        for pattern, limits in _RANGES:
+            if re.fullmatch(pattern, name) and isinstance(default, int | float):
+                kind = Annotated[kind, limits]
+        check_value(name, given[name], kind)
+        if name in _NAMES:
+            check_name(name, given[name], _NAMES[name])
+    if {"hidden_size", "n_heads"} <= keys:
+        width, heads = ({**defaults, **given}[name] for name in ("hidden_size", "n_heads"))
+        if width % heads:
+            raise UserError(
+                f"hidden_size: found {width}, expected a multiple of {heads}, the attention heads; change it or n_heads"
+            )

@@ -1,0 +1,235 @@
+"""How a key is declared and its value checked: pydantic looks at types and ranges, this module words what it finds."""
+
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from importlib import import_module
+from typing import Annotated, Any, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.secrets import redacted
+from recbole_llara.utils.errors import UserError, nearest
+
+_STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+_OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number")
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Readable(Protocol):
+    """What settings are read from: RecBole's Config, or a dict."""
+
+    def __contains__(self, key: str) -> bool: ...
+
+    def __getitem__(self, key: str) -> Any: ...
+
+
+class FromRun(Enum):
+    """Whether the folder of a run, which a stranger may have written, can set a key."""
+
+    VALUE = "it can: a value of the computation"
+    PATH = "to any place of this machine or a model of the hub: what lies there is read as data"
+    NEVER = "it cannot: the key runs code, reaches the network, or names where files are written"
+
+
+class Scope(Enum):
+    """Whose a key is, where a run trains an LLM over a frozen recommender."""
+
+    OWN = "the model's alone"
+    EACH = "the model's, and with the prefix rec_ its recommender's"
+    SHARED = "of both alike: rows, candidates, columns, device, seed"
+
+
+Names = Callable[[], Collection[str]]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is said of a key beside its type and range.
+
+    Args:
+        from_run: whether a run's folder can set it.
+        scope: whose it is.
+        names: the texts that it takes, looked up when a value is checked; None = any.
+        has_effect: whether a result depends on it.
+        is_question: whether it says what is asked or how answers are measured: scores under two values are no comparison.
+        is_answering: whether a trained model's answers depend on it.
+    """
+
+    from_run: FromRun
+    scope: Scope
+    names: Names | None
+    has_effect: bool
+    is_question: bool
+    is_answering: bool
+
+
+def key(
+    from_run: FromRun,
+    scope: Scope = Scope.OWN,
+    *,
+    names: Names | None = None,
+    has_effect: bool = True,
+    is_question: bool | None = None,
+    is_answering: bool = True,
+    is_optional: bool = False,
+) -> Any:
+    """A key, as a field of ``Settings``: the annotation is its type and range.
+
+    Args:
+        from_run: see ``Declaration``, as for all that follow.
+        scope: a shared key is a question, unless ``is_question`` says otherwise.
+        names: as from ``one_of``, ``named_in`` or ``files_of``.
+        has_effect: one without is a question too: it stays as it is within a search.
+        is_question: None = as scope and effect say.
+        is_answering: False for what only training reads.
+        is_optional: the key may be absent, and is None then.
+    """
+    question = (scope is Scope.SHARED or not has_effect) if is_question is None else is_question
+    facts = Declaration(from_run, scope, names, has_effect, question, is_answering)
+    return Field(default=None if is_optional else ..., json_schema_extra={"declaration": facts})  # type: ignore[dict-item]
+
+
+def one_of(*names: str) -> Names:
+    """These names."""
+    return lambda: names
+
+
+def named_in(table: str) -> Names:
+    """The names of a table of another room, such as ``prompt.curriculum:CURRICULA``."""
+    module, _, name = table.partition(":")
+    return lambda: tuple(getattr(import_module(f"recbole_llara.{module}"), name))
+
+
+def files_of(folder: str) -> Names:
+    """The names of the YAML files in a folder of ``properties/``."""
+    return lambda: sorted(path.stem for path in (PROPERTIES / folder).glob("*.yaml"))
+
+
+def declaration(field: FieldInfo) -> Declaration:
+    """What ``key`` was given for a field of ``Settings``."""
+    return field.json_schema_extra["declaration"]  # type: ignore[index,return-value]
+
+
+class Settings(BaseModel):
+    """The base of the settings, which are frozen: each field is a key, declared by ``key``.
+
+    Types are strict, but a float may be written as an int, and lists become tuples.
+    """
+
+    model_config = _STRICT
+
+    @field_validator("*")
+    @classmethod
+    def _has_a_known_name(cls, value: Any, info: ValidationInfo) -> Any:
+        names = declaration(cls.model_fields[info.field_name or ""]).names
+        for element in value if isinstance(value, tuple) else (value,):
+            if names is not None and element is not None:
+                check_name(info.field_name or "", element, names())
+        return value
+
+    @classmethod
+    def from_config(cls, config: Readable) -> Self:
+        """Read every key from a config.
+
+        Args:
+            config: RecBole's Config or a dict.
+
+        Raises:
+            UserError: a key is missing, its value has the wrong type, lies out of range or is unknown, or keys contradict each other.
+        """
+        values = {}
+        for name, field in cls.model_fields.items():
+            if name in config:
+                values[name] = _as_tuple(config[name])
+            elif field.is_required():
+                raise UserError(f"{name}: no value found; it needs a default in properties/ or a value in the config")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            raise _worded(first, name, config[name] if name else None, annotation(cls, name)) from None
+
+
+def annotation(settings: type[Settings], name: str) -> Any:
+    """The type of a key as it is declared, with its range."""
+    return typing.get_type_hints(settings, include_extras=True).get(name)
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Check a value by itself.
+
+    Args:
+        name: its key, for the message.
+        value: what was given.
+        kind: a type, or an ``Annotated`` one with a range.
+
+    Raises:
+        UserError: it has another type, or is out of range.
+    """
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(_as_tuple(value))
+    except ValidationError as error:
+        raise _worded(error.errors()[0], name, value, kind) from None
+
+
+def check_name(name: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a text that is no known name.
+
+    Raises:
+        UserError: the message holds the known ones, and the nearest.
+    """
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"{name}: found {redacted(value)}, expected one of {', '.join(known)}; {nearest(value, known)}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _worded(error: Any, name: str, value: Any, kind: Any) -> UserError:
+    """One line on what pydantic found first."""
+    if error["type"] == "value_error":
+        return error["ctx"]["error"]
+    if error["type"] in _OUT_OF_RANGE:
+        return UserError(f"{name}: found {redacted(error['input'])}, expected a number in {range_text(kind) or '(-inf, inf)'}")
+    return UserError(f"{name}: found {redacted(value)} ({type(value).__name__}), expected {type_text(kind)}")
+
+
+def type_text(kind: Any) -> str:
+    """A type in words: ``int or None``, ``a list of str``."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return type_text(arguments[0])
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_text(argument) for argument in arguments)
+    if origin is tuple:
+        return "a list" if arguments[0] is Any else f"a list of {type_text(arguments[0])}"
+    if kind is types.NoneType:
+        return "None"
+    return "anything" if kind is Any else kind.__name__.lower()
+
+
+def range_text(kind: Any) -> str:
+    """The range of a type, such as ``[1, inf)``; "" where it has none."""
+    if typing.get_origin(kind) is not Annotated:
+        return next(filter(None, map(range_text, typing.get_args(kind))), "")
+    limits = {}
+    for field in kind.__metadata__:
+        for limit in field.metadata:
+            limits |= {end: getattr(limit, end) for end in ("ge", "gt", "le", "lt") if hasattr(limit, end)}
+    low = f"[{limits['ge']:g}" if "ge" in limits else f"({limits.get('gt', float('-inf')):g}"
+    high = f"{limits['le']:g}]" if "le" in limits else f"{limits.get('lt', float('inf')):g})"
+    return f"{low}, {high}"
