@@ -105,6 +105,16 @@ def test_per_token(run_block):
         assert mean["answer"] == mean["candidates"][max(range(10), key=mean["scores"].__getitem__)]
 
 
+def test_a_plugin_s_decoding_is_known_by_its_name(keys, tmp_path):  # noqa: F811
+    block = re.search(r"^```python\n(.*?)^```$", (PAGES / "decoding.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[
+        1
+    ]
+    (tmp_path / "per_token_plugin.py").write_text(block, encoding="utf-8")
+    changes = {"plugins": [str(tmp_path / "per_token_plugin.py")], "decoding": "per_token", "epochs": 0, "full_rank": True}
+    returned = recbole_llara.run_recbole_llara("LLaRA", "toy", config_dict={**keys, **changes})
+    assert "full_rank" in json.loads(Path(returned["result_file"]).read_text(encoding="utf-8"))
+
+
 def test_what_is_built_in_stays():
     with pytest.raises(UserError, match="answer_loss: 'token' is built in"):
         register_loss("token", lambda forward: {})

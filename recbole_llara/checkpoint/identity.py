@@ -103,9 +103,9 @@ STORED = (
         "warned of",
     ),
     Stored(_ENTRY, "sha256", "all that its weights depend on", "recommender.cache.unseal", "made again"),
-    Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender.cache.check_seal", "made again"),
-    Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.cache.check_seal", "made again"),
-    Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.cache.check_seal", "made again"),
+    Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender.cache.unseal", "made again"),
+    Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.cache.unseal", "made again"),
+    Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.cache.unseal", "made again"),
     Stored("candidates/*.tsv", "name", "the file", "data.candidates.save_candidates", "refused"),
     Stored(
         "text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"

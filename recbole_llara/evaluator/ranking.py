@@ -21,14 +21,7 @@ NEAR = 1e-5
 
 
 def question_keys(history: torch.Tensor) -> torch.Tensor:
-    """A hash of each history, by which ``rank_candidates`` orders equal scores: the same whatever the padding.
-
-    Args:
-        history: [B, L] int64 item ids, 0 = padding.
-
-    Returns:
-        [B] int64.
-    """
+    """[B] a hash of each history [B, L], 0 = padding, by which ``rank_candidates`` orders equal scores; no padding changes it."""
     places = torch.arange(1, history.shape[1] + 1, device=history.device)
     return _mixed(history * _GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
 

@@ -40,16 +40,7 @@ class PairedTest:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share (Wilson, 1927).
-
-    Args:
-        successes: rows answered correctly.
-        n: all rows.
-        confidence: coverage in (0, 1).
-
-    Raises:
-        ValueError: ``n`` is not positive, or ``successes`` is outside 0..n.
-    """
+    """Wilson's score interval of the share of successes among n rows (Wilson, 1927), at a coverage in (0, 1)."""
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} rows: expected 0 <= successes <= n and n >= 1")
     bounds = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
@@ -60,15 +51,9 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> PairedTest:
     """Exact McNemar test: the discordant rows are tosses of a fair coin if the systems are equally good.
 
     Args:
-        correct_a: [rows] bool, whether system A answered the row correctly.
-        correct_b: [rows] bool, the same rows for system B.
-
-    Raises:
-        ValueError: the two are not one-dimensional of equal, positive length.
+        correct_a, correct_b: [rows] bool, which of the same rows each system answered correctly.
     """
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
-    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
-        raise ValueError(f"shapes {a.shape} and {b.shape}: a paired test needs the same rows of both systems, at least one")
+    a, b = _paired(correct_a, correct_b, bool)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_a + only_b
     p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
@@ -94,13 +79,8 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
     Returns:
         None where the pairs say nothing about the spread: there is one of them, or all differ by the same. The test divides by the
         spread, so equal differences would be certain of whatever they happen to be.
-
-    Raises:
-        ValueError: the two are not one-dimensional of equal, positive length.
     """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
-        raise ValueError(f"shapes {a.shape} and {b.shape}: a paired test needs pairs, at least one")
+    a, b = _paired(a, b, float)
     difference = a - b
     mean = float(difference.mean())
     rounding = SPREADLESS * max(1.0, float(np.abs(np.concatenate([a, b])).max()))
@@ -109,6 +89,13 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
     test = ttest_1samp(difference, 0.0)
     interval = test.confidence_interval()
     return MeanDifference(mean, float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def _paired(a: np.ndarray, b: np.ndarray, kind: type) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, dtype=kind), np.asarray(b, dtype=kind)
+    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
+        raise ValueError(f"shapes {a.shape} and {b.shape}: a paired test needs the same rows or seeds of both, at least one")
+    return a, b
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

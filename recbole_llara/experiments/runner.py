@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, Protocol, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.quick_start import run_recbole_llara
@@ -35,11 +34,8 @@ class Plan(Protocol):
     count: int  # runs in all
     reuse_hint: str  # what to say of runs taken from earlier calls, after their number
 
-    def claim(self) -> tuple[Any, AbstractContextManager] | None:
+    def claim(self) -> tuple[Any, AcquireReturnProxy] | None:
         """The next run and its lock, which is held; None while other processes perform all that are left."""
-
-    def kept(self, run: Any) -> Any | None:
-        """The outcome of a claimed run that another process has finished meanwhile; None where it must be performed."""
 
     def perform(self, run: Any) -> Any:
         """Perform a run; returns its outcome, which may be a failure."""
@@ -56,8 +52,8 @@ class Plan(Protocol):
     def seconds_left(self) -> float | None:
         """About how long the rest takes, one run after another; None where nothing is known."""
 
-    def describe(self, run: Any) -> tuple[str, str]:
-        """A run's name, and what else to say when it begins."""
+    def describe(self, run: Any) -> str:
+        """What a run is called in a progress line."""
 
     def verdict(self, outcome: Any) -> str:
         """How a run ended."""
@@ -76,19 +72,20 @@ def execute(plan: Plan) -> None:
         while True:
             claimed = plan.claim()
             if claimed is None and plan.is_over():
-                return
+                break
             if claimed is None:
                 sleep(RETRY)
                 continue
             run, lock = claimed
             with lock:
-                name, details = plan.describe(run)
-                outcome = plan.kept(run)
-                if outcome is None:
-                    progress.begin(name + details, len(plan.finished()), plan.seconds_left())
-                    outcome = plan.perform(run)
-                    plan.keep(run, outcome)
-                progress.end(name, len(plan.finished()), plan.verdict(outcome))
+                name, left = plan.describe(run), plan.seconds_left()
+                told = "time left not known yet" if left is None else f"about {duration(left)} left"
+                progress.say(len(plan.finished()), f"{name} ... {told}")
+                outcome = plan.perform(run)
+                plan.keep(run, outcome)
+                progress.say(len(plan.finished()), f"{name}: {plan.verdict(outcome)}")
+        if progress.done < len(plan.finished()):
+            progress.say(len(plan.finished()), "other processes have finished the rest")
     except KeyboardInterrupt as stop:
         number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
         done = f"{len(plan.finished())} of {plan.count} runs are finished and kept"
@@ -101,7 +98,7 @@ def run_model(model: str, dataset: str, keys: Mapping[str, Any]) -> dict[str, An
     return run_recbole_llara(model=model, dataset=dataset, config_dict={**keys, **resume})
 
 
-def take_lock(path: Path) -> AbstractContextManager | None:
+def take_lock(path: Path) -> AcquireReturnProxy | None:
     """Take a lock, which ends with the context; None where another process has it."""
     try:
         return FileLock(path).acquire(timeout=0)
@@ -123,19 +120,11 @@ class Progress:
     """
 
     def __init__(self, kind: str, count: int) -> None:
-        self.kind, self.count, self.started = kind, count, perf_counter()
-
-    def begin(self, run: str, done: int, seconds_left: float | None) -> None:
-        """Say what runs now, and how long this and the rest may take."""
-        left = "time left not known yet" if seconds_left is None else f"about {duration(seconds_left)} left"
-        self.say(done, f"{run} ... {left}")
-
-    def end(self, run: str, done: int, verdict: str) -> None:
-        """Say how a run ended."""
-        self.say(done, f"{run}: {verdict}")
+        self.kind, self.count, self.done, self.started = kind, count, 0, perf_counter()
 
     def say(self, done: int, text: str) -> None:
         """Write a line."""
+        self.done = done
         bar = "#" * min(BAR_WIDTH, BAR_WIDTH * done // self.count)
         so_far = duration(perf_counter() - self.started)
         sys.stderr.write(f"{self.kind} [{bar:<{BAR_WIDTH}}] {done}/{self.count}, {so_far}: {text}\n")

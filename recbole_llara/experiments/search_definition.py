@@ -91,15 +91,7 @@ def best_of(search: Search, trials: Sequence[Trial]) -> Trial | None:
 
 
 def read_command(arguments: argparse.Namespace, keys: Sequence[str]) -> Search:
-    """The search that a command line asks for.
-
-    Args:
-        arguments: the named ones.
-        keys: ``--key=value`` for all trials.
-
-    Raises:
-        UserError: an argument, a key or a value cannot be used.
-    """
+    """``define`` for the arguments of a command line: the named ones, and ``--key=value`` for all trials."""
     if arguments.params_file is None:
         raise UserError(f"params_file: found none, expected a file or one of {', '.join(known_files())}")
     return define(

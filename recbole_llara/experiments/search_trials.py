@@ -6,19 +6,18 @@ score on them is kept in optuna's file.
 """
 
 import math
-from contextlib import AbstractContextManager
 from datetime import datetime
 from time import perf_counter
 from typing import Any
 
 import optuna
 import torch
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from recbole_llara.checkpoint.run_folder import check_writable
-from recbole_llara.experiments.runner import run_model, take_lock
+from recbole_llara.experiments.runner import Plan, run_model, take_lock
 from recbole_llara.experiments.search_definition import Search, Trial, values_text
 from recbole_llara.experiments.search_report import write_trials
 from recbole_llara.experiments.search_space import propose, space_of, values_of
@@ -28,9 +27,11 @@ from recbole_llara.utils.errors import Diverged, UserError
 FILE, NAME, FACTS = "trials.sqlite", "search", "facts"
 OUTCOME = "outcome"  # the attribute of a finished trial
 
+Run = tuple[int, dict[str, Any]]
 
-class SearchTrials:
-    """The trials of a search, a ``Plan`` of ``runner``.
+
+class SearchTrials(Plan):
+    """The trials of a search; a run is a trial's number and its values.
 
     Args:
         search: what is searched.
@@ -56,23 +57,14 @@ class SearchTrials:
 
     # --- the plan ------------------------------------------------------------------------------
 
-    def claim(self) -> tuple[tuple[int, dict[str, Any]], AbstractContextManager] | None:
-        """The number and the values of a trial that a killed process was running, else of a new one."""
+    def claim(self) -> tuple[Run, AcquireReturnProxy] | None:
         with self._lock:
-            for trial in self._trials():
+            for trial in self._trials():  # first those that a killed process was running
                 if not trial.state.is_finished() and (lock := self._take_lock(trial.number)):
                     return (trial.number, self._values(trial)), lock
             return self._new()
 
-    def kept(self, run: tuple[int, dict[str, Any]]) -> None:
-        """Nothing: a claimed trial is not finished."""
-
-    def perform(self, run: tuple[int, dict[str, Any]]) -> Trial:
-        """Run a trial; one that diverges or needs more memory than there is has failed, and the search goes on.
-
-        Raises:
-            UserError: the trial's keys cannot be used together.
-        """
+    def perform(self, run: Run) -> Trial:
         number, values = run
         started = perf_counter()
         try:
@@ -82,13 +74,12 @@ class SearchTrials:
                 raise Diverged(f"best_valid_score is {score}, expected a number; is eval_step 0, or above epochs?")
         except UserError as error:
             raise UserError(f"trial {number}, {values_text(values)}: {error}") from error
-        except (Diverged, torch.OutOfMemoryError) as error:
+        except (Diverged, torch.OutOfMemoryError) as error:  # the search goes on
             return Trial(number, values, None, round(perf_counter() - started, 1), {}, error=str(error))
         seconds, valid = round(perf_counter() - started, 1), json_ready(result["best_valid_result"] or {})
         return Trial(number, values, score, seconds, valid, result["run_dir"], result["result_file"])
 
-    def keep(self, run: tuple[int, dict[str, Any]], trial: Trial) -> None:
-        """Enter a trial as finished; ``best.yaml`` and ``trials.csv`` follow."""
+    def keep(self, run: Run, trial: Trial) -> None:
         outcome = {key: value for key, value in vars(trial).items() if key not in ("number", "values", "score")}
         with self._lock:
             study_id = self._storage.get_study_id_from_name(NAME)
@@ -99,7 +90,6 @@ class SearchTrials:
             write_trials(self.search, self.finished())
 
     def finished(self) -> list[Trial]:
-        """The finished trials of all processes, by number."""
         return [
             Trial(trial.number, self._values(trial), trial.value, **trial.user_attrs[OUTCOME])
             for trial in self._trials()
@@ -107,28 +97,24 @@ class SearchTrials:
         ]
 
     def is_over(self) -> bool:
-        """Whether no trial is running."""
         return all(trial.state.is_finished() for trial in self._trials())
 
     def seconds_left(self) -> float | None:
-        """What the rest takes, by the mean of the finished trials; None where there is none."""
         finished = self.finished()
         if not finished:
             return None
         return sum(trial.seconds for trial in finished) / len(finished) * (self.count - len(finished))
 
-    def describe(self, run: tuple[int, dict[str, Any]]) -> tuple[str, str]:
-        """A trial's name, and its values."""
-        return f"trial {run[0]}", f": {values_text(run[1])}"
+    def describe(self, run: Run) -> str:
+        return f"trial {run[0]}: {values_text(run[1])}"
 
     def verdict(self, trial: Trial) -> str:
-        """What is said of a trial that ended."""
         score = f"FAILED: {trial.error}" if trial.score is None else f"{self.search.valid_metric} {trial.score:.4f}"
         return f"{score}, {trial.seconds:.0f} s"
 
     # --- what optuna keeps ---------------------------------------------------------------------
 
-    def _new(self) -> tuple[tuple[int, dict[str, Any]], AbstractContextManager] | None:
+    def _new(self) -> tuple[Run, AcquireReturnProxy] | None:
         """A new trial, entered as running; None where no more are wanted."""
         search, trials = self.search, self._trials()
         number = len(trials)
@@ -138,7 +124,7 @@ class SearchTrials:
         self._study.add_trial(create_trial(state=TrialState.RUNNING, params=drawn, distributions=space_of(search.parameters)))
         return (number, values_of(search.parameters, drawn)), lock
 
-    def _take_lock(self, number: int) -> AbstractContextManager | None:
+    def _take_lock(self, number: int) -> AcquireReturnProxy | None:
         return take_lock(self.search.folder / f".trial-{number}.lock")
 
     def _trials(self) -> list[FrozenTrial]:

@@ -1,6 +1,7 @@
 """A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -54,43 +55,40 @@ def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
 
 def results_table(summary: Summary) -> Table:
     """The systems of one dataset: how many they got right, how sure that is, and what a paper reports."""
-    systems = summary.systems
-    header = ["System", "HitRatio@1"]
+    systems, marks = summary.systems, _marks(summary)
+    columns: list[tuple[str, Callable[[SystemResult], str]]] = [
+        ("System", lambda system: system.name),
+        ("HitRatio@1", lambda system: f"{system.hit:.4f}"),
+    ]
     if any(system.spread is not None for system in systems):
-        header.append(f"± over {max(len(system.runs) for system in systems)} seeds")
+        seeds = max(len(system.runs) for system in systems)
+        columns.append((f"± over {seeds} seeds", lambda system: _share(system.spread)))
     if any(system.draws for system in systems):
-        header.append(f"± over {1 + max(len(system.draws) for system in systems)} draws")
-    header += ["95 % interval", "ValidRatio", "HitRatio@5", "NDCG@10", "n"]
-    header += _columns(summary)
-    marks = _marks(summary)
-    return Table("Results", header, [[_cell(system, column, summary, marks) for column in header] for system in systems])
+        draws = 1 + max(len(system.draws) for system in systems)
+        columns.append((f"± over {draws} draws", lambda system: _share(system.draw_spread)))
+    columns += [
+        ("95 % interval", lambda system: f"{system.interval.low:.3f} to {system.interval.high:.3f}"),
+        ("ValidRatio", lambda system: _share(system.mean("validratio"))),
+        ("HitRatio@5", lambda system: _share(system.mean("hit@5"))),
+        ("NDCG@10", lambda system: _share(system.mean("ndcg@10"))),
+        ("n", lambda system: str(summary.n)),
+    ]
+    columns += [(name, partial(_published_cell, name, marks)) for name in _published_columns(summary)]
+    rows = [[cell(system) for _, cell in columns] for system in systems]
+    return Table("Results", [heading for heading, _ in columns], rows)
 
 
-def _columns(summary: Summary) -> list[str]:
+def _published_columns(summary: Summary) -> list[str]:
     """The papers' columns that say something of this dataset."""
     return list(dict.fromkeys(name for system in summary.systems for name in system.published))
 
 
-def _cell(system: SystemResult, column: str, summary: Summary, marks: dict[str, str]) -> str:
-    if column.endswith("seeds"):
-        return _share(system.spread)
-    if column.endswith("draws"):
-        return _share(system.draw_spread)
-    if column in system.published:
-        reported = system.published[column]
-        valid = "" if reported.valid is None else f" (valid {reported.valid:.4f})"
-        return f"{reported.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in reported.differences)
-    if column in _columns(summary):
+def _published_cell(column: str, marks: Mapping[str, str], system: SystemResult) -> str:
+    if column not in system.published:
         return ABSENT
-    return {
-        "System": system.name,
-        "HitRatio@1": f"{system.hit:.4f}",
-        "95 % interval": f"{system.interval.low:.3f} to {system.interval.high:.3f}",
-        "ValidRatio": _share(system.mean("validratio")),
-        "HitRatio@5": _share(system.mean("hit@5")),
-        "NDCG@10": _share(system.mean("ndcg@10")),
-        "n": str(summary.n),
-    }[column]
+    reported = system.published[column]
+    valid = "" if reported.valid is None else f" (valid {reported.valid:.4f})"
+    return f"{reported.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in reported.differences)
 
 
 def comparisons_table(summary: Summary) -> Table:
@@ -138,7 +136,7 @@ def notes(study: Study, summary: Summary) -> list[str]:
             lines.append(f"How {system.name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
-    if columns := _columns(summary):
+    if columns := _published_columns(summary):
         sources = "; ".join(f"{column.name}: {column.source}" for column in study.published if column.name in columns)
         lines.append(f"Of the papers, {sources}. Everywhere other candidates than here, since theirs were not released.")
         lines += [f"[{mark}] {text}." for text, mark in _marks(summary).items()]

@@ -5,11 +5,13 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from filelock import AcquireReturnProxy
 
 from recbole_llara.checkpoint.run_folder import read_records, write_atomically
 from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
@@ -17,7 +19,7 @@ from recbole_llara.config.models import is_llm_recommender, replaces_item_table,
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.experiments.runner import run_model, take_lock
+from recbole_llara.experiments.runner import Plan, run_model, take_lock
 from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.loading import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
@@ -88,8 +90,8 @@ def arms_of(study: Study) -> list[Arm]:
     return arms
 
 
-class StudyRuns:
-    """The runs of a study, a ``Plan`` of ``runner``.
+class StudyRuns(Plan):
+    """The runs of a study.
 
     Args:
         study: what is compared.
@@ -112,7 +114,7 @@ class StudyRuns:
             self.place(arm).unlink(missing_ok=True)
         self._outcomes: dict[Arm, Outcome] = {}
         for arm in self._arms:
-            self.kept(arm)
+            self._take_kept(arm)
 
     @property
     def outcomes(self) -> dict[Arm, Outcome]:
@@ -131,31 +133,22 @@ class StudyRuns:
 
     # --- the plan ------------------------------------------------------------------------------
 
-    def claim(self) -> tuple[Arm, AbstractContextManager] | None:
-        """The first arm that can be run now and that no other process is running."""
+    def claim(self) -> tuple[Arm, AcquireReturnProxy] | None:
         wanted = [arm for arm in self._arms if arm not in self._outcomes]
         for arm in wanted:
-            if self._source(arm) not in wanted:
-                place = self.place(arm)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                lock = take_lock(place.with_name(f".{place.name}.lock"))
-                if lock is not None:
-                    return arm, lock
+            if self._source(arm) in wanted:
+                continue
+            place = self.place(arm)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(place.with_name(f".{place.name}.lock"))
+            if lock is None:
+                continue
+            if not self._take_kept(arm):
+                return arm, lock
+            lock.lock.release()  # another process has finished it meanwhile
         return None
 
-    def kept(self, arm: Arm) -> FinishedArm | None:
-        """The outcome of an arm that an earlier call or another process has finished."""
-        place = self.place(arm)
-        if not place.is_file():
-            return None
-        finished = FinishedArm(**json.loads(place.read_text(encoding="utf-8")))
-        if not Path(finished.paths["cases_file"]).is_file():
-            return None
-        self._outcomes[arm] = finished
-        return finished
-
     def perform(self, arm: Arm) -> Outcome:
-        """Run an arm; whatever it fails by, the others are still wanted."""
         started = perf_counter()
         try:
             values = self._values(arm)
@@ -164,38 +157,32 @@ class StudyRuns:
                 written = run_model(self._model(arm), arm.dataset, values)
         except UserError as error:
             return FailedArm(str(error))
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - whatever an arm fails by, the others are still wanted
             logging.getLogger().error(traceback.format_exc())
             return FailedArm(f"{type(error).__name__}: {error}")
         result = json.loads(Path(written["result_file"]).read_text(encoding="utf-8"))
         return FinishedArm(result, {key: written[key] for key in PATHS}, round(perf_counter() - started, 1))
 
     def keep(self, arm: Arm, outcome: Outcome) -> None:
-        """Keep an outcome, a finished one for later calls too."""
         self._outcomes[arm] = outcome
-        if isinstance(outcome, FinishedArm):
+        if isinstance(outcome, FinishedArm):  # a failed one is run again by the next call
             write_atomically(self.place(arm), lambda file: json.dump(vars(outcome), file, indent=2))
 
     def finished(self) -> list[Outcome]:
-        """The outcomes so far."""
         return list(self._outcomes.values())
 
     def is_over(self) -> bool:
-        """Whether every arm has its outcome."""
         return len(self._outcomes) == self.count
 
-    def describe(self, arm: Arm) -> tuple[str, str]:
-        """What is said of an arm that begins."""
-        return str(arm), ""
+    def describe(self, arm: Arm) -> str:
+        return str(arm)
 
     def verdict(self, outcome: Outcome) -> str:
-        """What is said of an arm that ended."""
         if isinstance(outcome, FailedArm):
             return f"FAILED: {outcome.message}"
         return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
 
     def seconds_left(self) -> float | None:
-        """What the arms that are left take, each as long as those most like it; None where none is finished."""
         known = {arm: one.seconds for arm, one in self._outcomes.items() if isinstance(one, FinishedArm)}
         wanted = [arm for arm in self._arms if arm not in self._outcomes]
         return sum(self._mean_of_like(arm, known) for arm in wanted) if known else None
@@ -275,6 +262,17 @@ class StudyRuns:
         return frozenset(study.keys_of(name).get("rec_model", default) for name in ours)
 
     # --- what is kept --------------------------------------------------------------------------
+
+    def _take_kept(self, arm: Arm) -> bool:
+        """Take the outcome of an arm that an earlier call or another process has finished, if there is one."""
+        place = self.place(arm)
+        if not place.is_file():
+            return False
+        finished = FinishedArm(**json.loads(place.read_text(encoding="utf-8")))
+        if not Path(finished.paths["cases_file"]).is_file():
+            return False
+        self._outcomes[arm] = finished
+        return True
 
     def place(self, arm: Arm) -> Path:
         """Where an arm's outcome is kept; the name covers all that its result depends on except the code."""

@@ -28,30 +28,14 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
 
-def unseal(folder: Path, sha256: str) -> dict[str, Any]:
+def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
     """The facts of a folder whose files are as they were written.
 
     Args:
-        folder: of a recommender.
-        sha256: digest of all that the recommender depends on, as ``recommender_sha256`` gives it.
+        sha256: what ``recommender_sha256`` gives for the wanted recommender; None = whichever it is.
 
     Raises:
         DamagedEntry: a file is missing or altered, or the folder is another recommender's.
-    """
-    meta = check_seal(folder)
-    if meta["sha256"] != sha256:
-        raise DamagedEntry(f"{META} is that of another recommender")
-    return meta
-
-
-def check_seal(folder: Path) -> dict[str, Any]:
-    """The facts of a folder whose files are as they were written, whichever recommender's it is.
-
-    Args:
-        folder: of a recommender.
-
-    Raises:
-        DamagedEntry: a file is missing or altered.
     """
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
@@ -62,6 +46,8 @@ def check_seal(folder: Path) -> dict[str, Any]:
         raise DamagedEntry(f"{META} is not as it was written")
     if meta[_WEIGHTS_SHA256] != weights_sha256:
         raise DamagedEntry(f"{WEIGHTS} is not as it was written")
+    if sha256 is not None and meta["sha256"] != sha256:
+        raise DamagedEntry(f"{META} is that of another recommender")
     return meta
 
 

@@ -7,7 +7,7 @@ depend on, so a second run with the same recommender trains nothing, and one wit
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +25,7 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, check_seal, seal, unseal
+from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, seal, unseal
 from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
 from recbole_llara.recommender.weights import load_recommender
@@ -42,27 +42,19 @@ IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they c
 
 @dataclass(frozen=True)
 class Recommender:
-    """A trained recommender, of which an LLM sees the item embeddings only.
+    """A trained recommender or the user's own vectors, of which an LLM sees the item embeddings only."""
 
-    Attributes:
-        model: its name; of the user's own vectors that of their file.
-        sha256: digest of its weights' file; of vectors that of the table and its ids.
-        item_embeddings: [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item.
-        path: folder or file of its weights.
-        metrics: split -> RecBole's metrics of the recommender itself; empty where it came by ``rec_checkpoint``.
-        best_epoch: counted from 0, or None.
-        seconds: time this call spent on training it; 0 from the cache.
-        trained_on: digest of its training interactions; None where nobody knows.
-    """
-
-    model: str
-    sha256: str
-    item_embeddings: torch.Tensor
-    path: Path
-    metrics: Mapping[str, Mapping[str, float]]
-    best_epoch: int | None
-    seconds: float
-    trained_on: str | None
+    model: str  # its name; of vectors that of their file
+    sha256: str  # of its weights' file; of vectors that of the table and its ids
+    item_embeddings: torch.Tensor  # [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item
+    path: Path  # folder or file of its weights
+    # The others are empty where nobody knows: of a given checkpoint, and of vectors.
+    metrics: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # split -> RecBole's metrics of the recommender itself
+    best_epoch: int | None = None  # counted from 0
+    seconds: float = 0.0  # that this call spent on training it
+    trained_on: str | None = None  # digest of its training interactions
 
     @property
     def weights(self) -> Path:
@@ -92,7 +84,7 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainS
     vectors = vectors_file(config["item_embeddings"])
     if vectors is not None:
         table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
-        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors, {}, None, 0.0, None)
+        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors)
     return _prepare(config, prepared, train)[0]
 
 
@@ -234,7 +226,7 @@ def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint
     weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
         try:
-            check_seal(weights.parent)
+            unseal(weights.parent)
         except DamagedEntry as damage:
             raise UserError(
                 f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"

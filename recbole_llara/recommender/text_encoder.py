@@ -25,15 +25,10 @@ CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
 
 @dataclass(frozen=True)
 class Titles:
-    """The tokens of N titles, padded on the right.
+    """The tokens of N titles, padded on the right."""
 
-    Args:
-        input_ids: [N, T]
-        attention_mask: [N, T] 1 on tokens, 0 on padding.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    input_ids: torch.Tensor  # [N, T]
+    attention_mask: torch.Tensor  # [N, T] 1 on tokens, 0 on padding
 
     def to(self, device: torch.device) -> "Titles":
         """The same titles on another device."""

@@ -210,7 +210,6 @@ READ = {
     "trainer.trainer.resume_checkpoint": {"": resume},
     "evaluator.report.refuse_unlike": {"": compare_results},
     "recommender.cache.unseal": {"": take_recommender},
-    "recommender.cache.check_seal": {"": take_recommender},
     "recommender.text_encoder.cached_features": {"": build_morec},
 }
 assert {row.compared for row in STORED} >= READ.keys()

@@ -70,5 +70,5 @@ def test_paired_t_without_a_spread():
     assert paired_t(np.array([0.5, 0.5]), np.array([0.25, 0.25])) is None
     assert paired_t(np.array([0.5, 0.6, 0.7]), np.array([0.4, 0.5, 0.6])) is None  # the three differ by their rounding
     assert paired_t(np.array([0.5, 0.6, 0.7]), np.array([0.4, 0.5, 0.601])) is not None
-    with pytest.raises(ValueError, match="needs pairs"):
+    with pytest.raises(ValueError, match="same rows or seeds"):
         paired_t(np.array([]), np.array([]))

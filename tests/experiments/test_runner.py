@@ -6,11 +6,12 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from recbole_llara.experiments.runner import Progress, duration, environments_of, run_processes
+from recbole_llara.experiments.runner import Plan, duration, environments_of, execute, run_processes
 from recbole_llara.utils.errors import exit_status
 
 # A stand-in for the command: each writes a file when it begins, and another when SIGTERM has ended it.
@@ -84,16 +85,47 @@ def test_lengths_of_time():
     assert (duration(40), duration(700), duration(7500)) == ("40 s", "12 min", "2 h 05 min")
 
 
+class Three(Plan):
+    """Runs named by letters; the first was finished by an earlier call, the second by another process meanwhile."""
+
+    kind, count, reuse_hint = "Study", 3, " (--fresh runs them again)"
+
+    def __init__(self):
+        self.outcomes = ["A"]
+
+    def claim(self):
+        if len(self.outcomes) == 1:
+            self.outcomes.append("B")
+            return "C", nullcontext()
+        return None
+
+    def perform(self, run):
+        return run
+
+    def keep(self, run, outcome):
+        self.outcomes.append(outcome)
+
+    def finished(self):
+        return self.outcomes
+
+    def is_over(self):
+        return len(self.outcomes) == self.count
+
+    def seconds_left(self):
+        return 700.0
+
+    def describe(self, run):
+        return f"run {run}"
+
+    def verdict(self, outcome):
+        return "HitRatio@1 0.5000"
+
+
 def test_every_run_has_a_line_before_and_after(capsys):
-    progress = Progress("Study", 4)
-    progress.say(1, "1 of 4 runs are taken from earlier calls")
-    progress.begin("SASRec", 1, None)
-    progress.end("SASRec", 2, "HitRatio@1 0.5000, 3 s")
-    progress.begin("LLaRA", 2, 700.0)
+    execute(Three())
     lines = [re.sub(r"\d+ s: ", "0 s: ", line, count=1) for line in capsys.readouterr().err.splitlines()]
     assert lines == [
-        "Study [#####               ] 1/4, 0 s: 1 of 4 runs are taken from earlier calls",
-        "Study [#####               ] 1/4, 0 s: SASRec ... time left not known yet",
-        "Study [##########          ] 2/4, 0 s: SASRec: HitRatio@1 0.5000, 3 s",
-        "Study [##########          ] 2/4, 0 s: LLaRA ... about 12 min left",
+        "Study [######              ] 1/3, 0 s: 1 of 3 runs are taken from earlier calls (--fresh runs them again)",
+        "Study [#############       ] 2/3, 0 s: run C ... about 12 min left",
+        "Study [####################] 3/3, 0 s: run C: HitRatio@1 0.5000",
     ]

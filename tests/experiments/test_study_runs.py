@@ -131,12 +131,13 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
     assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
 
 
-def test_two_processes_share_the_arms_of_a_study(tmp_path):
-    """Started by a launcher, as by hand: every system is run once, by one or the other, and the first tells of all."""
+@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"], []])
+def test_two_processes_share_the_arms_of_a_study(tmp_path, launcher):
+    """Started by a launcher or by the command: every system is run once, by one or the other, and the first tells of all."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, "-m", "recbole_llara", "study", "quickstart", *SMALL]
+    command = [sys.executable, "-m", *launcher, "recbole_llara", "study", "quickstart", *SMALL]
+    command += [] if launcher else ["--processes=2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("| LLaRA(SASRec) ") == 3  # in the results, compared, and timed: one report

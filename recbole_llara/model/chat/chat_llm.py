@@ -72,13 +72,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         check_access(settings.api_key_env)
 
     def messages(self, history: list[int], candidates: list[int], template: int) -> list[dict[str, str]]:
-        """What one row asks.
-
-        Args:
-            history: item ids, without padding.
-            candidates: item ids.
-            template: the number of the domain's template.
-        """
+        """What one row asks: history without padding and candidates, by item ids, in the domain's template of this number."""
         text = self.templates[template].render(
             [self.names[item] for item in history], [self.names[item] for item in candidates]
         )
@@ -121,13 +115,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
 
 
 def outcome(answer: ChatAnswer, is_valid: bool, is_wrapped: bool) -> str:
-    """How an answer came out, of ``answer.OUTCOMES``.
-
-    Args:
-        answer: of the endpoint.
-        is_valid: whether it names a candidate.
-        is_wrapped: whether something had to be taken off to see it.
-    """
+    """How an answer came out, of ``answer.OUTCOMES``: whether it names a candidate, and only once something was taken off."""
     if answer.fault is not None:
         return answer.fault
     if is_valid:

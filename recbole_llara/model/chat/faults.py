@@ -48,14 +48,11 @@ class Fault:
 def fault_of(
     error: Exception, api_base: str, api_model: str, options: Collection[str], tries: int, timeout: float | None
 ) -> Fault:
-    """Sort an error.
+    """Sort an error of the package openai, or a ValueError of an answer that cannot be read.
 
     Args:
-        error: of the package openai, or a ValueError of an answer that cannot be read.
-        api_base, api_model: as the message tells them.
         options: names of ``api_options``.
-        tries: that were made.
-        timeout: (seconds) of each.
+        tries: that were made, each with a ``timeout`` in seconds.
     """
     import openai
 

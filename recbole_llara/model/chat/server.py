@@ -26,12 +26,7 @@ PATIENCE = 600.0  # seconds to load a model
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Where a served model is found.
-
-    Args:
-        api_base: of the endpoint.
-        model: its name there.
-    """
+    """Where a served model is found: its endpoint, and its name there."""
 
     api_base: str
     model: str
