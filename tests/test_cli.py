@@ -46,6 +46,14 @@ def test_help_comes_before_anything_heavy_is_imported(command: str | None) -> No
     assert (status, heavy) == ("0", "[]") and told[0].startswith("usage: recbole-llara"), done.stdout
 
 
+def test_help_of_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help", "candidate_num"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("candidate_num (int in [2, inf)") and "default: 20" in told
+    assert main(["--help", "candidate_nun"]) == 2
+    assert "candidate_num" in capsys.readouterr().err
+
+
 def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
@@ -100,10 +108,3 @@ def test_a_stock_run_from_end_to_end(tmp_path: Path) -> None:
     assert {"result.json", "cases.jsonl", "config.yaml", "checkpoint.safetensors"} <= {path.name for path in run.iterdir()}
     assert len((run / "cases.jsonl").read_text(encoding="utf-8").splitlines()) == 50
     assert not list(tmp_path.rglob("*.pth"))
-
-
-def test_help_of_a_key(capsys):
-    assert main(["--help", "lora_r"]) == 0
-    assert "lora_r (int in [1, inf))" in capsys.readouterr().out
-    assert main(["--help", "lora_rank"]) == 2
-    assert "did you mean 'lora_r'" in capsys.readouterr().err

@@ -34,7 +34,7 @@ from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import own_environment
-from recbole_llara.utils.random_state import own_random_state
+from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
 # What a loaded run has whatever the folder says: answers are ranked by their likelihood, and no question waits for a compiler.
@@ -193,6 +193,7 @@ class LoadedRun:
 
 
 @own_environment()
+@kept_random_state()
 def load(run: str | Path, **keys: Any) -> LoadedRun:
     """Load a finished run. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
 
@@ -220,14 +221,13 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         settled |= _SETTLED_LLM | _own_recommender(path, {**request.keys, **keys})
     config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_llm else "checkpoint.safetensors"))
-    with own_random_state(config["seed"], config["reproducibility"]):
-        data = prepare_data(config, read_numbering(checkpoint, "run"))
-        model = build_model(config, data, train_stock)
-        if is_llm:
-            load_llm_recommender(model, checkpoint)
-        else:
-            load_recommender(model, checkpoint, request.model)
-        return loaded_run(config, data, model)
+    data = prepare_data(config, read_numbering(checkpoint, "run"))
+    model = build_model(config, data, train_stock)
+    if is_llm:
+        load_llm_recommender(model, checkpoint)
+    else:
+        load_recommender(model, checkpoint, request.model)
+    return loaded_run(config, data, model)
 
 
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
