@@ -89,11 +89,6 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         sys.stdout.write(describe_key(arguments.help) + "\n")
         return
     if arguments.help is not None:
-        if arguments.help:
-            from recbole_llara.config.help import describe_key
-
-            sys.stdout.write(describe_key(arguments.help) + "\n")
-            return
         sys.stdout.write(build_parser().format_help())
         return
     if arguments.list_models:

@@ -37,8 +37,11 @@ def prepare_process() -> None:
     - Warnings of other libraries that tell a user nothing to act on are ignored; no others.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    import numpy as np
     import torch
 
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # looks at the smallest number once, and warns where that is zero already
     torch.set_flush_denormal(True)
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
