@@ -1,6 +1,6 @@
 """Small LLMs, tokenizers and prompts that the tests of the engine share; all made here, from seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -16,8 +16,12 @@ from transformers import (
     Qwen2Config,
 )
 
+from recbole_llara.config.models import MODELS
+from recbole_llara.data.converters import CONVERTERS
+from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import tune
 from recbole_llara.llm.architecture import input_embeddings
+from recbole_llara.model.losses import LOSSES
 
 VOCABULARY = 97
 WIDTH = 32
@@ -106,3 +110,14 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """Trains a byte-level BPE tokenizer on given texts; see ``byte_level``."""
 
     return train_byte_level
+
+
+@pytest.fixture(autouse=True)
+def own_tables() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    tables = (MODELS, LOSSES, DECODINGS, CONVERTERS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)

@@ -322,8 +322,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             answers = score(self, questions)
         ranking = rank_candidates(answers.scores, questions.candidates, question_keys(questions.history), answers.items)
         values = answers.scores.sort(1, descending=True).values  # [B, C]
+        tiny = torch.finfo(values.dtype).tiny
         for place in range(1, values.shape[1]):
             below = torch.nextafter(values[:, place - 1], torch.tensor(-torch.inf))
+            below = torch.where(below.abs() < tiny, -tiny, below)  # numbers nearer to 0 may count as 0
             values[:, place] = torch.minimum(values[:, place], below)
         rows = torch.full((len(questions), self.n_items), -torch.inf)
         return rows.scatter_(1, ranking, values).to(self.device)

@@ -157,4 +157,4 @@ def test_the_command_tells_of_repeat_purchases_and_of_both_mends(shop):
     status, out, err = shop("--repeated_targets=match")
     assert status == 0 and not err and float(had_before(out).split()[4]) < 0.3
     status, out, err = shop("--repeated_targets=often")
-    assert status == 2 and "repeated_targets is 'often', expected one of keep, drop, match" in err
+    assert status == 2 and "repeated_targets: found 'often', expected one of keep, drop, match" in err

@@ -72,7 +72,7 @@ def test_a_stopped_run_does_not_go_on_under_other_prompts(keys, tmp_path, monkey
     prompts = 'templates: ["Seen {history}. Next among {candidates}:"]'
     (tmp_path / "mine.yaml").write_text(prompts, encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_llara.quick_start._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr("recbole_llara.quick_start.build_result", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt) as stop:
             run_recbole_llara("LLaRA", "toy", config_dict={**keys, "prompt_file": "mine.yaml"})
     (run,) = re.findall(r"--resume=(\S+)", str(stop.value))

@@ -123,7 +123,7 @@ def test_a_run_is_loaded_exported_and_refuses_another_table(keys, table, tmp_pat
 def test_a_stopped_run_does_not_go_on_with_another_table(keys, table, tmp_path, monkeypatch):
     keys |= {"item_embeddings": "vectors.npy", "save_steps": 1}
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_llara.quick_start._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr("recbole_llara.quick_start.build_result", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt) as stop:
             run_recbole_llara("LLaRA", "toy", config_dict=keys)
     (run,) = re.findall(r"--resume=(\S+)", str(stop.value))
