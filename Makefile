@@ -29,9 +29,9 @@ papers: $(STAMP)
 		$(RUN) -m torch.distributed.run --standalone --nproc_per_node=$(PROCESSES) -m recbole_llara study $$name || failed=1; \
 	done; test -z "$$failed"
 
-# A test's processes compute by one thread each; the files are dealt out over the cores.
+# A test's processes compute by one thread each; they are dealt out over the cores.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist loadfile $(if $(ALL),,-m 'not slow')
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal $(if $(ALL),,-m 'not slow')
 
 test-kill: $(STAMP)
 	$(RUN) tests/kill_runs.py

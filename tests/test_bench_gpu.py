@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 CODE = """
 import sys
@@ -15,6 +17,7 @@ bench_gpu.main(["--shape=small", "--rows=3", "--rounds=1", "--out={out}"])
 """
 
 
+@pytest.mark.slow
 def test_runs_on_a_cpu_without_recbole(tmp_path):
     out = tmp_path / "found.json"
     code = CODE.format(paths=[str(BENCHMARKS), str(BENCHMARKS.parents[1])], out=out)

@@ -89,6 +89,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "recbole-llara: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_stock_run_from_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("epochs: 2\nmax_train_rows: 300\n")
     (tmp_path / "more.yaml").write_text("epochs: 1\nmax_eval_rows: 50\nshow_progress: False\n")

@@ -32,6 +32,7 @@ def start(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_eight_runs_share_one_empty_cache(start, keys, tmp_path):  # noqa: F811
     """Eight of LLaRA, which wait for one that trains the recommender, and two of MoRec, for one that encodes the titles."""
     shared = ("data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress")

@@ -42,6 +42,7 @@ def make_folder(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_they_had_not_been(long_keys, make_folder):
     undisturbed, killed = make_folder("undisturbed", long_keys), make_folder("killed", long_keys)
     assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "printed.txt").read_text(encoding="utf-8")[-3000:]
@@ -50,6 +51,7 @@ def test_killed_runs_end_as_if_they_had_not_been(long_keys, make_folder):
     assert outcome(killed) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_how_to_go_on_and_goes_on(number, long_keys, make_folder):
     folder = make_folder("stopped", {**long_keys, "epochs": 40, "save_steps": 0})

@@ -145,6 +145,7 @@ def shop(tmp_path):
     return command
 
 
+@pytest.mark.slow
 def test_the_command_tells_of_repeat_purchases_and_of_both_mends(shop):
     def had_before(out):
         return next(line for line in out.splitlines() if line.startswith("test") and "history: had before" in line)

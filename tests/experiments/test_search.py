@@ -67,6 +67,7 @@ def check_whole():
     assert Path(best["run_dir"], "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_search_killed_at_5_of_12_trials_goes_on_to_12(toy):
     process = start("--algo=bayes", "--max_evals=12")
     wait_for(5, process)
@@ -83,6 +84,7 @@ def test_a_search_killed_at_5_of_12_trials_goes_on_to_12(toy):
     assert runs <= 13  # twelve, and the one that was killed
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_search(toy):
     assert start("--processes=2").wait(PATIENCE) == 0, Path("printed.txt").read_text()[-3000:]
     check_whole()

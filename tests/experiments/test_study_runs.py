@@ -41,6 +41,7 @@ def results():
     return [json.loads(path.read_text()) for path in Path("saved").glob("*/result.json")]
 
 
+@pytest.mark.slow
 def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monkeypatch, capsys):
     assert main(["quickstart", *SMALL]) == 0
     report = capsys.readouterr().out
@@ -66,6 +67,7 @@ def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monke
     assert "a finished system was run again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seeds_and_further_draws(monkeypatch):
     arguments = ["quickstart", *SMALL, "--seeds=1,2", "--candidate_seeds=7"]
     study = read_command(arguments)
@@ -80,6 +82,7 @@ def test_seeds_and_further_draws(monkeypatch):
     assert outcomes[draw].result["recommender"]["sha256"] == outcomes[own].result["recommender"]["sha256"]
 
 
+@pytest.mark.slow
 def test_a_system_that_evaluates_another(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(
@@ -93,6 +96,7 @@ def test_a_system_that_evaluates_another(tmp_path):
     assert generated.paths["checkpoint"] == scored.paths["checkpoint"]
 
 
+@pytest.mark.slow
 def test_a_failed_arm_is_told_and_the_rest_go_on(monkeypatch, capsys):
     run = runner.run_recbole_llara
 
@@ -131,6 +135,7 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
     assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"], []])
 def test_two_processes_share_the_arms_of_a_study(tmp_path, launcher):
     """Started by a launcher or by the command: every system is run once, by one or the other, and the first tells of all."""
@@ -145,6 +150,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path, launcher):
     assert sorted(result["model"] for result in results()) == ["LLaRA", "Popularity", "SASRec"]
 
 
+@pytest.mark.slow
 def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
     """Its outcome is taken when it comes; meanwhile the others are run."""
     study = read_command(["quickstart", *SMALL])
@@ -173,6 +179,7 @@ def numbers(folder):
         ]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     """SIGKILL while LLaRA is training, after the other systems have been finished."""
     root = Path(__file__).resolve().parents[2]
@@ -192,6 +199,7 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     assert numbers("killed") == numbers("whole") and len(numbers("whole")) == 3
 
 
+@pytest.mark.slow
 def test_the_chat_model_of_a_study_is_served_by_it():
     study = load_study("main_results").with_arguments({"max_eval_rows": 8, "show_progress": False})
     run = StudyRuns(study)

@@ -18,6 +18,7 @@ def step_of(trainer, interaction):
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_blocks_give_the_same_step_and_answers(keys, make_trainer):
     (eager, data), (compiled, _) = (make_trainer({**keys, "torch_compile": value}) for value in (False, True))

@@ -106,6 +106,7 @@ def test_a_wrong_path_names_the_nearest_right_one(tmp_path, monkeypatch):
         load_llm("./tinny")
 
 
+@pytest.mark.slow
 def test_a_hub_model_out_of_reach_is_the_users_error(monkeypatch):
     def refuse(*_, **__):
         raise OSError("We couldn't connect to the hub")

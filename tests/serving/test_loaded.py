@@ -133,6 +133,7 @@ def test_json_holds_it(run):
     assert set(told[0]) == {"item_id", "title", "score", "rank", "recommender_rank"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["LLaRA", "SASRec"])
 def test_loading_changes_nothing_of_the_process(model, make_run):
     """In a process of its own, since runs of others have changed this one."""

@@ -120,6 +120,7 @@ def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
     assert {name.split(".")[0] for name, _ in guidance.named_parameters()} == {"readers"}
 
 
+@pytest.mark.slow
 def test_a_run_cut_in_two_ends_as_one_that_was_not(tmp_path):
     recipe = Recipe((Phase(3, 1e-3, foundation_stage), Phase(2, 1e-3, selection_stage), Phase(1, 1e-3, opener_stage)))
 

@@ -125,6 +125,7 @@ def _two(folder, *arguments):
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=printed, stderr=printed)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(long_keys, tmp_path):
     """One of two processes dies: the launcher ends the run, and it goes on to the end of an undisturbed one."""
     folders = [tmp_path / name for name in ("undisturbed", "killed")]
@@ -143,6 +144,7 @@ def test_a_worker_is_killed(long_keys, tmp_path):
     assert outcome(folders[1]) == outcome(folders[0])
 
 
+@pytest.mark.slow
 def test_a_broken_run_ends_with_1_and_no_traceback(long_keys, tmp_path):
     """The learning rate is legal and far too large."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**long_keys, "learning_rate": 1e30, "warmup_ratio": 0.0, "epochs": 3}))

@@ -66,6 +66,7 @@ def assert_equal(one, two, tolerance=1e-5):
         assert theirs["scores"] == pytest.approx(own["scores"], rel=10 * tolerance)
 
 
+@pytest.mark.slow
 def test_llara_with_dropout_and_a_curriculum(run):
     """Dropout's draws and the curriculum's are those of one process; the last step of an epoch has rows for one alone."""
     keys = {"model": "LLaRA", "strategy": "curriculum", "lora_dropout": 0.1, "epochs": 2, "max_train_rows": 49}
@@ -75,6 +76,7 @@ def test_llara_with_dropout_and_a_curriculum(run):
     assert tasks[0] < tasks[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_rsllms_stages_and_contrasts(run, fsdp):
     """With dropout, weights dealt out or not; one process cuts a step of 16 rows into 3 passes, two cut it into 4; the last step is a single row."""
@@ -86,6 +88,7 @@ def test_rsllms_stages_and_contrasts(run, fsdp):
     assert two[3].count("Stage 2 of 2") == 1  # one tells of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_the_whole_catalogue(run, fsdp):
     """Three batches for two processes, the last of one row."""
@@ -95,6 +98,7 @@ def test_the_whole_catalogue(run, fsdp):
     assert two["full_rank"] == one["full_rank"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", ["score", "generate"])
 def test_frozen_weights_dealt_out(run, make_llm, decoding):
     """FSDP over LoRA: one row is left for two processes in training as in evaluation, and generation ends at different steps."""
@@ -109,6 +113,7 @@ def test_frozen_weights_dealt_out(run, make_llm, decoding):
     assert held == every - frozen // 2  # embeddings and adapters whole
 
 
+@pytest.mark.slow
 def test_a_stock_model_is_trained_by_one_of_them(run, keys):
     del keys["rec_epochs"]
     _, _, _, told = run("two", model="SASRec", epochs=1)

@@ -82,10 +82,12 @@ def _python(code, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_imports_change_nothing_of_the_process(tmp_path):
     _python(SNAPSHOT + IMPORTS, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_loading_change_nothing_of_the_process(tmp_path, make_llm, make_tokenizer):
     keys = toy_keys(tmp_path, make_llm, make_tokenizer)
     shared = ("data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress")
@@ -94,6 +96,7 @@ def test_a_run_and_its_loading_change_nothing_of_the_process(tmp_path, make_llm,
     _python(SNAPSHOT + RUNS, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("0", "0")])
 def test_a_program_sets_up_its_process(tmp_path, monkeypatch, chosen, expected):
     """Denormals become zero, and torch may ask for huge pages unless the user said otherwise."""

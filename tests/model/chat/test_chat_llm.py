@@ -109,6 +109,7 @@ def test_a_second_run_pays_nothing_and_another_request_does(toy):
         assert len(server.seen) == 2 * ROWS
 
 
+@pytest.mark.slow
 def test_interrupted_half_way_it_goes_on_without_repeating_a_request(toy, tmp_path):
     """A real process, a real Ctrl-C, and a second run."""
     keys = {**toy, "api_concurrency": 2, "eval_batch_size": ROWS}
@@ -362,6 +363,7 @@ def test_answers_that_cannot_be_kept_end_the_run(toy):
         _run({**toy, "api_base": server.api_base, "api_concurrency": 1})
 
 
+@pytest.mark.slow
 def test_killed_half_way_it_goes_on_without_repeating_an_answer(toy, tmp_path):
     """Nothing is lost that had been answered and kept, by a signal that no process can handle."""
     keys = {**toy, "api_concurrency": 2, "eval_batch_size": ROWS}
