@@ -15,7 +15,7 @@ import yaml
 
 from recbole_llara.config.secrets import MASK, is_secret, redacted
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text_files import is_text
+from recbole_llara.utils.text import is_text
 
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
 _MERGE = "tag:yaml.org,2002:merge"

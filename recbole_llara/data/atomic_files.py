@@ -22,7 +22,7 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llara.config.settings import READY_MADE, SPLITS
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.utils.text_files import BYTE_ORDER_MARK, with_mark
+from recbole_llara.utils.text import BYTE_ORDER_MARK, with_mark
 
 TYPES = tuple(kind.value for kind in FeatureType)
 FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item")

@@ -5,8 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from recbole_llara.utils.console import read_json, write_json
 from recbole_llara.utils.errors import exit_status
+from recbole_llara.utils.text import read_json, write_json
 
 _EPILOG = """\
   --run=saved/LLaRA-ml-100k-... --history "Toy Story" "GoldenEye"

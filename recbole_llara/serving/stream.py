@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from recbole_llara.serving.loaded import LoadedRun, as_json
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text_files import BYTE_ORDER_MARK, is_text
+from recbole_llara.utils.text import BYTE_ORDER_MARK, is_text
 
 KEYS = frozenset({"user", "history", "candidates", "k", "retrieve_k"})
 LONGEST_LINE = 1 << 20  # characters

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from recbole_llara.utils.console import escape_output
+from recbole_llara.utils.text import escape_output
 
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 

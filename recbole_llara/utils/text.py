@@ -1,7 +1,28 @@
-"""Standard input and output: text for people in the console's own encoding, JSON in UTF-8 whatever that is."""
+"""Text of files and of the console: encodings, and the mark that may stand at a file's beginning."""
 
+import codecs
 import io
 import sys
+
+BYTE_ORDER_MARK = "\ufeff"
+
+
+def with_mark(encoding: str) -> str:
+    """The encoding under which a byte order mark at a file's beginning is none of its text.
+
+    Args:
+        encoding: any that Python knows; those of UTF-16 and UTF-32 drop the mark themselves.
+    """
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written down, as tokenizers want it: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def escape_output() -> None:
