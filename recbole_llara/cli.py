@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from recbole_llara.utils.errors import exit_status
+from recbole_llara.utils.errors import exit_status, nearest
 from recbole_llara.utils.process_setup import prepare_process
 
 # Command -> its function, which takes the arguments and returns the exit status, and what it does.
@@ -69,7 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a user's mistake, 130 when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words and words[0] in COMMANDS else "run"
+    name = words.pop(0) if words and not words[0].startswith("-") else "run"
+    if name not in COMMANDS:
+        sys.stderr.write(
+            f"recbole-llara: error: found {name!r}, expected a command or --key=value; {nearest(name, COMMANDS)}\n"
+        )
+        return 2
     if not {"-h", "--help"} & set(words) and name not in WITHOUT_TORCH:
         prepare_process()
     module, _, function = COMMANDS[name][0].partition(":")

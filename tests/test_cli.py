@@ -68,6 +68,7 @@ def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model=SASRec", "--dataset=nowhere"], "nowhere.inter"),
         (["--model=SASRec", "--dataset=ml-100k", "--epoch=1"], "did you mean 'epochs'"),
         (["--model=SASRec", "--dataset=ml-100k", "stray"], "expected --key=value"),
+        (["recomend", "--run=saved/RUN"], "did you mean 'recommend'"),
         (["--model=SASRec", "--dataset=ml-100k", "--config_files=none.yaml"], "'none.yaml' does not exist"),
         (["--mod=SASRec", "--dataset=ml-100k"], "--model=NAME"),
     ],
