@@ -99,13 +99,6 @@ class Catalogue:
         if len(self.titles) != len(self.item_tokens):
             raise ValueError(f"{len(self.titles)} titles but {len(self.item_tokens)} item tokens.")
 
-    def duplicate_groups(self) -> list[tuple[int, ...]]:
-        """Items that share a title, as groups of internal ids in ascending order."""
-        groups: dict[str, list[int]] = {}
-        for item, title in enumerate(self.titles[1:], start=1):
-            groups.setdefault(title, []).append(item)
-        return [tuple(group) for group in groups.values() if len(group) > 1]
-
 
 def read_item_column(path: Path, id_field: str, field: str, separator: str, encoding: str) -> dict[str, str]:
     """One column of an atomic .item file, by external id; of repeated ids the first counts, as in RecBole.

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stored_digests import STORED
 from toy_run import toy_keys
 
-from recbole_llara.checkpoint.identity import STORED
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
