@@ -83,7 +83,7 @@ def exit_status(program: str, action: Callable[[], object], interrupted: str = "
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        sys.stderr.write(f"{program}: error: {error}; make room or give leave to write there, and start it again\n")
+        sys.stderr.write(f"{program}: error: {error}; free some space or fix the permissions, then retry\n")
         return 1
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{program}: {str(stop) or interrupted}\n")
