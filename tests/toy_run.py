@@ -10,6 +10,10 @@ from recbole_llara.model.build import build_model
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
 
+# Of a toy run's keys those that a stock model takes too.
+STOCK_KEYS = (
+    "data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress",
+)  # fmt: skip
 TITLES = [f" Title {item} é" for item in range(60)]
 
 

@@ -10,8 +10,8 @@ from recbole.evaluator.register import metric_types, metrics_dict
 from recbole.utils import EvaluatorType
 
 from recbole_llara.config.models import recommenders
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.settings import EvaluationSettings, ids_file, vectors_file
+from recbole_llara.config.yaml_files import PROPERTIES
 from recbole_llara.utils.errors import UserError, nearest
 
 PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package

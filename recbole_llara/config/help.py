@@ -14,11 +14,10 @@ from typing import Any
 
 from recbole_llara.config.keys import DECLARED, REC_PREFIX, RECBOLE_PROPERTIES, known_keys, recommender_keys
 from recbole_llara.config.models import MODELS, is_llm_recommender, stock_models
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.recbole_keys import RECBOLES
 from recbole_llara.config.settings import OURS
 from recbole_llara.config.validation import FromRun, annotation, range_text, type_text
-from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 _LINE = re.compile(r"(?P<key>\w+):.*?\s#\s*(?P<comment>.*)")

@@ -12,11 +12,10 @@ import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_llara.config.models import model_defaults, recbole_base, registered_defaults, stock_models
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.recbole_keys import OF_LEARNING, RECBOLES
 from recbole_llara.config.settings import OURS, declared
 from recbole_llara.config.validation import Declaration, FromRun, Scope, declaration
-from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"

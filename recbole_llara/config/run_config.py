@@ -45,7 +45,6 @@ from recbole_llara.config.models import (
     resolve_model,
 )
 from recbole_llara.config.plugins import load_plugins
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.recbole_keys import check_column_lists, check_hyper_parameters, check_recbole_keys
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
@@ -60,7 +59,7 @@ from recbole_llara.config.settings import (
     RecommenderSettings,
     TrainingSettings,
 )
-from recbole_llara.config.yaml_files import PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import launched, local_count, local_index
 from recbole_llara.utils.protocols import ChecksConfig

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.secrets import redacted
+from recbole_llara.config.yaml_files import PROPERTIES
 from recbole_llara.utils.errors import UserError, nearest
 
 _STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)

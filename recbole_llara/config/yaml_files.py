@@ -1,4 +1,4 @@
-"""Values from YAML files and from the command line, read safely and in one way.
+"""Values from YAML files and from the command line, read safely and in one way; and where the YAML defaults lie.
 
 Nothing is evaluated. RecBole runs ``eval`` on strings; here ``1e-3`` is a float because the reader
 knows RecBole's float pattern, and every other text is what YAML 1.1 makes of it, without its dates
@@ -17,6 +17,9 @@ from recbole_llara.config.secrets import MASK, is_secret, redacted
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text import is_text
 
+# Beside the code in an installed package, beside the package in a checkout.
+_PACKAGE = Path(__file__).resolve().parent.parent
+PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
 _MERGE = "tag:yaml.org,2002:merge"
 

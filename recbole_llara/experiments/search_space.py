@@ -21,8 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.yaml_files import parse_value
+from recbole_llara.config.yaml_files import PROPERTIES, parse_value
 from recbole_llara.utils.errors import UserError, nearest
 
 FILES = PROPERTIES / "search"

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 STUDIES = PROPERTIES / "study"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.digests import facts_digest
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.hashing import numbers, row_keys

@@ -10,7 +10,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import PROPERTIES
 from recbole_llara.data.titles import clean_title
 
 TITLE_RULES = ("move_article",)

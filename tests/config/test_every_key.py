@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from recbole_llara.config.keys import RECBOLE_PROPERTIES
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.yaml_files import PlainText, read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, PlainText, read_yaml
 from recbole_llara.utils.errors import UserError
 
 TEXT = PlainText("no such thing")

@@ -10,9 +10,8 @@ from recbole.utils.argument_list import dataset_arguments
 
 from recbole_llara.config.keys import RECBOLE_PROPERTIES, known_keys
 from recbole_llara.config.models import MODELS, resolve_model, stock_models
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError
 
 

@@ -3,7 +3,6 @@
 import pytest
 from pydantic import ValidationError
 
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.settings import (
     DataSettings,
     EvaluationSettings,
@@ -15,7 +14,7 @@ from recbole_llara.config.settings import (
     declared,
 )
 from recbole_llara.config.validation import Settings, annotation, range_text, type_text
-from recbole_llara.config.yaml_files import read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError
 
 LLM_CLASSES = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings, EvaluationSettings, DataSettings)

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from recbole_llara.config.properties import PROPERTIES
-from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, PlainText, parse_arguments, parse_value, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from recbole_llara.config.properties import PROPERTIES
+from recbole_llara.config.yaml_files import PROPERTIES
 
 # What properties/overall.yaml says of the data; the other keys of that file belong to models and metrics.
 DATA_KEYS = {

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.settings import DataProtocol
+from recbole_llara.config.yaml_files import PROPERTIES
 from recbole_llara.utils.errors import UserError
 
 

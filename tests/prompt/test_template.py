@@ -5,8 +5,8 @@ import re
 import pytest
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.config.properties import PROPERTIES
 from recbole_llara.config.run_config import RunConfig
+from recbole_llara.config.yaml_files import PROPERTIES
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates, prompts_digest
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError

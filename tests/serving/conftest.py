@@ -1,7 +1,7 @@
 """What the tests of this folder share."""
 
 import pytest
-from toy_run import keys, make_trainer, save_llm  # noqa: F401
+from toy_run import STOCK_KEYS, keys, make_trainer, save_llm  # noqa: F401
 
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.loaded import load
@@ -13,18 +13,8 @@ def make_run(keys):  # noqa: F811
 
     def make(model="LLaRA", **changes):
         if model not in ("LLaRA", "TALLRec"):
-            shared = (
-                "data_path",
-                "checkpoint_dir",
-                "protocol",
-                "load_col",
-                "title_field",
-                "candidate_num",
-                "use_gpu",
-                "show_progress",
-            )
             changes = {"epochs": 1, **changes}
-            return run_recbole_llara(model, "toy", config_dict={**{key: keys[key] for key in shared}, **changes})["run_dir"]
+            return run_recbole_llara(model, "toy", config_dict={**{key: keys[key] for key in STOCK_KEYS}, **changes})["run_dir"]
         return run_recbole_llara(model, "toy", config_dict={**keys, **changes})["run_dir"]
 
     return make

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toy_run import STOCK_KEYS
 from transformers import LlamaTokenizer
 
 from recbole_llara.config.settings import OptimSettings
@@ -69,26 +70,11 @@ def test_the_result_tells_what_was_run(keys):
     assert result["recommender"]["sha256"] and set(result["candidate_sha256"]) == {"valid", "test"}
     assert result["interval_95"]["low"] <= result["metrics"]["test"]["hit@1"] <= result["interval_95"]["high"]
     stock = run_recbole_llara(
-        "SASRec", "toy", config_dict={key: keys[key] for key in keys if key in STOCK_KEYS} | {"epochs": 1}
+        "SASRec", "toy", config_dict={key: keys[key] for key in (*STOCK_KEYS, "max_eval_rows")} | {"epochs": 1}
     )
     other = json.loads(Path(stock["result_file"]).read_text(encoding="utf-8"))
     assert other["candidate_sha256"] == result["candidate_sha256"]
     assert [case["candidates"] for case in _cases(stock)] == [case["candidates"] for case in _cases(paths)]
-
-
-STOCK_KEYS = frozenset(
-    [
-        "data_path",
-        "checkpoint_dir",
-        "protocol",
-        "load_col",
-        "title_field",
-        "candidate_num",
-        "use_gpu",
-        "show_progress",
-        "max_eval_rows",
-    ]
-)
 
 
 @pytest.mark.parametrize("decoding", ["generate", "constrained", "score"])
