@@ -3,7 +3,7 @@
 RecBole swallows an unknown key; here a typo is an error that names the nearest known key.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import recbole
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_llara.config.models import model_defaults, recbole_base, registered_defaults, stock_models
-from recbole_llara.config.recbole_keys import OF_LEARNING, RECBOLES
+from recbole_llara.config.recbole_keys import RECBOLES
 from recbole_llara.config.settings import OURS, declared
 from recbole_llara.config.validation import Declaration, FromRun, Scope, declaration
-from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
+from recbole_llara.config.yaml_files import property_files, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
@@ -25,55 +25,67 @@ REC_PREFIX = "rec_"
 DECLARED: dict[str, Declaration] = {name: declaration(field) for name, field in declared(*RECBOLES, *OURS).items()}
 # Keys that say where a run computes and writes, what is shown of it and how often it is saved.
 WITHOUT_EFFECT = frozenset({"device", *(key for key, facts in DECLARED.items() if not facts.has_effect)})
-_OF_LEARNING = OF_LEARNING | {key for key, facts in DECLARED.items() if not facts.is_answering}
+# Hyper-parameters of RecBole's models that only training reads.
+_OF_LEARNING = frozenset(
+    {
+        *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "joint_train", "lmd", "lmd_sem"),
+        *("dropout_prob", "dropout_probs", "hidden_dropout_prob", "attn_dropout_prob", "sess_dropout", "item_dropout"),
+        *("mask_ratio", "ft_ratio"),
+    }
+)
 # Keys that RecBole's code reads and none of its lists or files names.
 _UNLISTED = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio", "token_num_threshold"})
 
-# Former names, refused with those of today.
-OLD_KEYS = {
+# Former keys and values, refused with those of today.
+_OLD_KEYS = {
     "test_prompt": "it is called eval_template now",
     "split_protocol": "protocol decides the split now: llara, leave_one_out or windows",
 }
-OLD_REPRESENTATIONS = {
-    "described": "textual_with_dsr",
-    "described_hybrid": "hybrid_with_dsr",
-    "described_behavioural": "behavioural_with_dsr",
+_OLD_VALUES = {
+    "described": "called textual_with_dsr now",
+    "described_hybrid": "called hybrid_with_dsr now",
+    "described_behavioural": "called behavioural_with_dsr now",
+    "full_rank": "a key now: give --protocol=leave_one_out --full_rank=True",
 }
 
 
 @cache
-def _file_keys(path: Path) -> frozenset[str]:
+def _stock_keys(model: str) -> frozenset[str]:
+    """Keys that RecBole's file of a model names."""
+    path = RECBOLE_PROPERTIES / "model" / f"{model}.yaml"
     return frozenset(read_yaml(path)) if path.is_file() else frozenset()
 
 
-def _folder_keys(folder: str) -> frozenset[str]:
-    return frozenset().union(*(_file_keys(path) for path in sorted((PROPERTIES / folder).glob("*.yaml"))))
-
-
-def model_keys(model: str) -> frozenset[str]:
-    """Keys that RecBole's file of a model and ours name."""
-    return _file_keys(RECBOLE_PROPERTIES / "model" / f"{recbole_base(model)}.yaml") | model_defaults(model).keys()
-
-
 @cache
-def _hyper_parameters() -> frozenset[str]:
-    """Keys that RecBole's files of its sequential models name."""
-    return frozenset().union(*(_file_keys(RECBOLE_PROPERTIES / "model" / f"{name}.yaml") for name in stock_models()))
+def _common_keys() -> frozenset[str]:
+    """Keys that RecBole's lists and files and ours name for every model."""
+    files = [RECBOLE_PROPERTIES / f"{name}.yaml" for name in ("overall", "dataset/sample", "dataset/ml-100k")]
+    files += [path for folder in ("", "llm", "dataset", "protocol") for path in property_files(folder).values()]
+    listed = (general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+    return _UNLISTED.union(*listed, *map(read_yaml, files))
+
+
+def model_keys(model: str, inner: str | None = None) -> frozenset[str]:
+    """Keys that RecBole's file of a model and ours name.
+
+    Args:
+        model: its name.
+        inner: the name of a recommender that is part of the model, whose keys count as its own.
+    """
+    within = frozenset() if inner is None else model_keys(inner)
+    return _stock_keys(recbole_base(model)) | model_defaults(model).keys() | within
 
 
 def from_run(key: str) -> FromRun:
-    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without, an unknown one is NEVER.
-
-    Numbers of a registered model are values; its texts are the caller's to give.
-    """
-    for name in (key, key.removeprefix(REC_PREFIX)):
+    """Whether the folder of a run can set a key; one with the prefix ``rec_`` is as it is without, an unknown one is NEVER."""
+    inner = key.removeprefix(REC_PREFIX)
+    for name in (key, inner):
         if name in DECLARED:
             return DECLARED[name].from_run
-        if name in _hyper_parameters():
+        if any(name in _stock_keys(model) for model in stock_models()):
             return FromRun.VALUE
     # A text of a registered model may be a path or worse; whether a number is one is checked by ``check_hyper_parameters``.
-    is_number = isinstance(registered_defaults().get(key.removeprefix(REC_PREFIX)), int | float)
-    return FromRun.VALUE if is_number else FromRun.NEVER
+    return FromRun.VALUE if isinstance(registered_defaults().get(inner), int | float) else FromRun.NEVER
 
 
 def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
@@ -81,12 +93,11 @@ def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
 
     Args:
         model: a stock model's name, or a baseline's of ours.
-        inner: the name of a recommender that is part of the model.
+        inner: as for ``model_keys``.
     """
-    within = frozenset() if inner is None else model_keys(inner)
-    keys = (model_keys(model) | within) - _OF_LEARNING
     # How an endpoint is reached is the caller's, and may hold secrets.
-    return keys - {key for key, facts in DECLARED.items() if facts.from_run is FromRun.NEVER}
+    left_out = {key for key, facts in DECLARED.items() if not facts.is_answering or facts.from_run is FromRun.NEVER}
+    return model_keys(model, inner) - _OF_LEARNING - left_out
 
 
 def shared_keys() -> frozenset[str]:
@@ -110,58 +121,35 @@ def known_keys(model: str, rec_model: str | None, inner: str | None = None) -> f
     Args:
         model: a model's name.
         rec_model: the name of the frozen recommender, whose keys count with the prefix ``rec_``; None = there is none.
-        inner: the name of a recommender that is part of the model, whose keys count as its own.
+        inner: as for ``model_keys``.
     """
-    files = (
-        RECBOLE_PROPERTIES / "overall.yaml",
-        *(RECBOLE_PROPERTIES / "dataset" / f"{name}.yaml" for name in ("sample", "ml-100k")),
-    )
-    recbole_keys = frozenset().union(
-        general_arguments, training_arguments, evaluation_arguments, dataset_arguments, *map(_file_keys, files)
-    )
-    ours = frozenset().union(
-        *(_file_keys(path) for path in sorted(PROPERTIES.glob("*.yaml"))),
-        *(_folder_keys(folder) for folder in ("llm", "dataset", "protocol")),
-    )
-    prefixed = frozenset() if rec_model is None else frozenset(REC_PREFIX + key for key in recommender_keys(rec_model))
-    within = frozenset() if inner is None else model_keys(inner)
-    return recbole_keys | ours | model_keys(model) | within | prefixed | _UNLISTED
+    prefixed = () if rec_model is None else [REC_PREFIX + key for key in recommender_keys(rec_model)]
+    return _common_keys().union(model_keys(model, inner), prefixed)
 
 
 def refuse_old_names(given: Mapping[str, Any]) -> None:
-    """Refuse keys and values by their former names.
-
-    Args:
-        given: keys and values of files, config dict and command line.
-
-    Raises:
-        UserError: the message has the name of today.
-    """
+    """Refuse keys and values by their former names; the message has the name of today."""
     for key, value in given.items():
-        if key in OLD_KEYS:
-            raise UserError(f"unknown key {key!r}: {OLD_KEYS[key]}")
-        if key.endswith("representation") and isinstance(value, str) and value in OLD_REPRESENTATIONS:
-            raise UserError(f"{key}: found {value!r}, which is called {OLD_REPRESENTATIONS[value]} now")
-        if key == "protocol" and value == "full_rank":
-            raise UserError("protocol: found 'full_rank', which is a key now: give --protocol=leave_one_out --full_rank=True")
+        if key in _OLD_KEYS:
+            raise UserError(f"unknown key {key!r}: {_OLD_KEYS[key]}")
+        if (key.endswith("representation") or key == "protocol") and isinstance(value, str) and value in _OLD_VALUES:
+            raise UserError(f"{key}: found {value!r}, which is {_OLD_VALUES[value]}")
 
 
-def check_keys(given: Mapping[str, str], known: Iterable[str]) -> None:
+def check_keys(sources: Mapping[str, str], known: frozenset[str]) -> None:
     """Refuse unknown keys.
 
     Args:
-        given: key -> where it was given, such as ``command line``.
+        sources: key -> where it was given, such as ``command line``.
         known: every key that is right.
 
     Raises:
         UserError: at least one key is unknown; the message names all of them, each with its nearest known keys.
     """
-    names = frozenset(known)
-    wrong = [f"unknown key {key!r} ({source}): {_near_key(key, names)}" for key, source in given.items() if key not in names]
+    wrong = []
+    for key in (key for key in sources if key not in known):
+        hint = nearest(key, known)
+        hint = hint if hint.startswith("did you mean") else "no known key is near; the keys stand in properties/*.yaml"
+        wrong.append(f"unknown key {key!r} ({sources[key]}): {hint}")
     if wrong:
         raise UserError("; ".join(wrong))
-
-
-def _near_key(key: str, names: frozenset[str]) -> str:
-    hint = nearest(key, names)
-    return hint if hint.startswith("did you mean") else "no known key is near; the keys stand in properties/*.yaml"

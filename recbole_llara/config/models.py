@@ -1,18 +1,22 @@
 """The one table of models: ours, those that users register, and RecBole's own sequential recommenders.
 
-Classes are imported when they are asked for, and so are RecBole and torch.
+Classes are imported when they are asked for, and so are RecBole and torch. What registers models of the user's own are plugins:
+Python files and modules that the key ``plugins`` names.
 """
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
+from recbole_llara.config.yaml_files import read_properties, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 
@@ -22,7 +26,7 @@ class Kind(StrEnum):
     LLM = "llm"  # an LLM recommender: a subclass of ``model.base.LLMRecommender``
     BASELINE = "baseline"  # trained and evaluated as RecBole's own models are
     OVER_RECOMMENDER = (
-        "over_recommender"  # a baseline that is ``rec_model`` with another item table: it takes its keys without a prefix
+        "over_recommender"  # a baseline that is ``rec_model`` with another item table: takes its keys without prefix
     )
 
 
@@ -33,8 +37,7 @@ class Model:
     Args:
         source: the class, or ``module:Class``, imported when it is asked for.
         kind: how it is configured, trained and kept.
-        defaults: its own keys with their defaults, or a YAML file of them; None = ``properties/model/<name>.yaml``; for a
-            registered class ``my_file.yaml`` beside its ``my_file.py``, where there is one.
+        defaults: of a registered one: its own keys with their defaults, or a YAML file of them; None = see ``register_model``.
     """
 
     source: str | type
@@ -100,12 +103,6 @@ def stock_models() -> dict[str, type]:
     }
 
 
-def recommenders() -> dict[str, type | str]:
-    """What ``rec_model`` may name: RecBole's sequential recommenders and registered baselines."""
-    own = {name: model.source for name, model in MODELS.items() if model.kind is Kind.BASELINE and name not in _PACKAGED}
-    return {**stock_models(), **own}
-
-
 def is_llm_recommender(name: str) -> bool:
     """Whether a name is an LLM recommender's: others are trained as RecBole's own."""
     return name in MODELS and MODELS[name].kind is Kind.LLM
@@ -116,11 +113,26 @@ def replaces_item_table(name: str) -> bool:
     return name in MODELS and MODELS[name].kind is Kind.OVER_RECOMMENDER
 
 
-def resolve_model(name: str) -> type:
-    """Find the class of a model.
+def _is_registered(name: str) -> bool:
+    return name in MODELS and name not in _PACKAGED
 
-    Args:
-        name: a key of ``MODELS``, or the name of a RecBole sequential recommender.
+
+def checked_recommender(rec_model: Any) -> str:
+    """The name of a recommender that can be frozen: RecBole's sequential ones and registered baselines.
+
+    Raises:
+        UserError: it is not one.
+    """
+    own = [name for name in MODELS if _is_registered(name) and MODELS[name].kind is Kind.BASELINE]
+    known = [*stock_models(), *own]
+    if rec_model not in known:
+        hint = nearest(rec_model, known)
+        raise UserError(f"rec_model: found {rec_model!r}, expected a RecBole sequential model or a registered one; {hint}")
+    return rec_model
+
+
+def resolve_model(name: str) -> type:
+    """The class of a model.
 
     Raises:
         UserError: no model has this name, and the message gives the nearest ones; the model is unsupported; or a registered
@@ -131,18 +143,32 @@ def resolve_model(name: str) -> type:
         if isinstance(source, str):
             module, _, attribute = source.partition(":")
             source = getattr(importlib.import_module(module), attribute)
-        if name not in _PACKAGED:
+        if _is_registered(name):
             _check_registered(name, source)
         return source
     if name in UNSUPPORTED:
         raise UserError(f"model: RecBole's {name} is not supported: {UNSUPPORTED[name]}")
     stock = stock_models()
-    if name in stock:
-        return stock[name]
-    raise UserError(
-        f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *stock])}; a model of "
-        "your own is registered by a file that the key plugins names"
-    )
+    if name not in stock:
+        raise UserError(
+            f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *stock])}; a model of "
+            "your own is registered by a file that the key plugins names"
+        )
+    return stock[name]
+
+
+def _check_registered(name: str, model: Any) -> None:
+    from recbole.model.abstract_recommender import SequentialRecommender
+
+    if not (inspect.isclass(model) and issubclass(model, SequentialRecommender)):
+        raise UserError(f"register_model {name}: found {model!r}, expected a subclass of RecBole's SequentialRecommender")
+    if _is_llm(model) != (MODELS[name].kind is Kind.LLM):
+        expected = "llm: it is a subclass of LLMRecommender" if _is_llm(model) else "baseline, or a subclass of LLMRecommender"
+        raise UserError(f"register_model {name}: found kind {MODELS[name].kind}, expected kind {expected}")
+
+
+def _is_llm(model: type) -> bool:
+    return callable(getattr(model, "from_data", None))
 
 
 def name_of(model: Any) -> Any:
@@ -155,9 +181,9 @@ def name_of(model: Any) -> Any:
         return model
     name = model.__name__
     if name not in MODELS and name not in stock_models():
-        register_model(name, model, Kind.LLM if callable(getattr(model, "from_data", None)) else Kind.BASELINE)
+        register_model(name, model, Kind.LLM if _is_llm(model) else Kind.BASELINE)
     if resolve_model(name) is not model:
-        if name in _PACKAGED or name in stock_models():
+        if not _is_registered(name):
             raise UserError(
                 f"model: found the class {model.__module__}.{name}, whose name is taken by another model; rename it"
             )
@@ -166,31 +192,16 @@ def name_of(model: Any) -> Any:
     return name
 
 
-def _check_registered(name: str, model: type) -> None:
-    from recbole.model.abstract_recommender import SequentialRecommender
-
-    if not (inspect.isclass(model) and issubclass(model, SequentialRecommender)):
-        raise UserError(f"register_model {name}: found {model!r}, expected a subclass of RecBole's SequentialRecommender")
-    is_llm = callable(getattr(model, "from_data", None))
-    if is_llm != (MODELS[name].kind is Kind.LLM):
-        expected = (
-            "kind llm: it is a subclass of LLMRecommender" if is_llm else "kind baseline, or a subclass of LLMRecommender"
-        )
-        raise UserError(f"register_model {name}: found kind {MODELS[name].kind}, expected {expected}")
-
-
 def lineage(name: str) -> list[str]:
     """The models whose keys and defaults hold for a model: those that a registered class inherits from, then itself."""
-    if name not in MODELS or name in _PACKAGED:
+    if not _is_registered(name):
         return [name]
-    stock = stock_models()
-    names = []
-    for ancestor in reversed(resolve_model(name).__mro__[1:]):
-        known = MODELS.get(ancestor.__name__)
-        path = f"{ancestor.__module__}:{ancestor.__name__}"
-        if stock.get(ancestor.__name__) is ancestor or (known is not None and known.source in (ancestor, path)):
-            names.append(ancestor.__name__)
-    return [*names, name]
+    sources = stock_models() | {known: model.source for known, model in MODELS.items()}
+    return [
+        ancestor.__name__
+        for ancestor in reversed(resolve_model(name).__mro__[1:])
+        if sources.get(ancestor.__name__) in (ancestor, f"{ancestor.__module__}:{ancestor.__name__}")
+    ] + [name]
 
 
 def recbole_base(name: str) -> str:
@@ -201,33 +212,83 @@ def recbole_base(name: str) -> str:
 
 def own_defaults(name: str) -> Mapping[str, Any]:
     """Keys and defaults that a registered model brings along; none for a model of this package or of RecBole."""
-    if name not in MODELS or name in _PACKAGED:
+    if not _is_registered(name):
         return {}
     given = MODELS[name].defaults
-    if given is not None:
-        return read_yaml(given) if isinstance(given, Path) else given
-    code = own_code(name)
-    beside = None if code is None else code.with_suffix(".yaml")
-    return read_yaml(beside) if beside is not None and beside.is_file() else {}
+    if given is None and (code := own_code(name)) is not None and code.with_suffix(".yaml").is_file():
+        given = code.with_suffix(".yaml")
+    return read_yaml(given) if isinstance(given, Path) else given or {}
 
 
 def own_code(name: str) -> Path | None:
     """The Python file of a registered model; None in a notebook, and for a model of this package or of RecBole."""
-    if name not in MODELS or name in _PACKAGED:
-        return None
-    file = getattr(sys.modules[resolve_model(name).__module__], "__file__", None)
+    file = getattr(sys.modules[resolve_model(name).__module__], "__file__", None) if _is_registered(name) else None
     return None if file is None else Path(file)
 
 
-def registered_defaults() -> Mapping[str, Any]:
+def model_defaults(name: str, is_tiny: bool = False) -> dict[str, Any]:
+    """All keys and defaults of a model but RecBole's: the files of what it inherits from, its own, what registered ones bring.
+
+    Args:
+        name: of the model.
+        is_tiny: whether it runs on the embedded LLM, for which it has a further file.
+    """
+    files = [f"model/{each}" for each in lineage(name)] + [f"llm/tiny-{each}" for each in lineage(name) if is_tiny]
+    values: dict[str, Any] = {}
+    for layer in [*map(read_properties, files), *map(own_defaults, lineage(name))]:
+        values.update(layer)
+    return values
+
+
+def registered_defaults() -> dict[str, Any]:
     """Keys and defaults of all registered models."""
     return {key: value for name in MODELS for key, value in own_defaults(name).items()}
 
 
-def model_defaults(name: str) -> Mapping[str, Any]:
-    """All keys and defaults of a model's files, save RecBole's: of those that it inherits from, then its own."""
-    files = [PROPERTIES / "model" / f"{each}.yaml" for each in lineage(name)]
-    values: dict[str, Any] = {}
-    for each, file in zip(lineage(name), files, strict=True):
-        values |= (read_yaml(file) if file.is_file() else {}) | dict(own_defaults(each))
-    return values
+def load_plugins(plugins: Any) -> None:
+    """Import each plugin once in a process.
+
+    A plugin is code: it is named on the command line, in the config dict or in the user's own config files, never by the folder
+    of a run (``validation.FromRun``).
+
+    Args:
+        plugins: the key's value: a list of paths that end in ``.py`` and names of modules, or one of them; None = none.
+
+    Raises:
+        UserError: a plugin is not there, or raises while it is imported.
+    """
+    named = plugins if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    for plugin in named:
+        if not isinstance(plugin, str) or not plugin:
+            raise UserError(f"plugins: found {plugin!r}, expected a list of Python files or names of modules")
+        try:
+            _import_file(Path(plugin)) if plugin.endswith(".py") else importlib.import_module(plugin)
+        except UserError as error:
+            raise UserError(f"plugins: {plugin}: {error}") from error
+        except ModuleNotFoundError as error:
+            if error.name not in (plugin.partition(".")[0], plugin):
+                raise UserError(f"plugins: {plugin} imports {error.name}, which is not installed") from error
+            raise UserError(
+                f"plugins: found {plugin!r}, which is no module of this Python; expected a file that ends in .py or an importable module"
+            ) from error
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"plugins: {plugin} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            ) from error
+
+
+def _import_file(path: Path) -> None:
+    path = path.expanduser().resolve()
+    name = f"plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    if name in sys.modules:
+        return
+    if not path.is_file():
+        raise UserError(f"found no such file at {path}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

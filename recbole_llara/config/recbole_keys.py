@@ -1,7 +1,7 @@
 """RecBole's own keys, declared as ours are: RecBole takes what it is given and stumbles over it later, or never says a word.
 
-``RunConfig`` calls ``check_recbole_keys`` once all layers are laid, before RecBole looks at a value. The keys of RecBole's models
-are checked by what their files in RecBole give as defaults.
+``RunConfig`` reads them once all layers are laid, before RecBole looks at a value. The keys of RecBole's models are checked by
+what their files in RecBole give as defaults.
 """
 
 import codecs
@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from recbole_llara.config.settings import EACH, NEVER, PATH, SHARED, VALUE, SeedSettings
+from recbole_llara.config.settings import EACH, NEVER, PATH, SHARED, VALUE
 from recbole_llara.config.validation import Count, Natural, NotNegative, Settings, check_name, check_value, key, one_of
-from recbole_llara.utils.errors import UserError, nearest
+from recbole_llara.utils.errors import UserError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _GPU = r"(?:\d+|(?:GPU|MIG)-[\w/-]+)"
@@ -22,7 +22,7 @@ _NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _INTERVAL = re.compile(rf"\s*[\[(]\s*(?P<low>{_NUMBER})\s*,\s*(?P<high>{_NUMBER})\s*[\])]\s*")
 
 
-class EnvironmentSettings(SeedSettings):
+class EnvironmentSettings(Settings):
     """Devices and folders."""
 
     gpu_id: int | str | tuple[int, ...] = key(VALUE, SHARED, has_effect=False)
@@ -31,7 +31,6 @@ class EnvironmentSettings(SeedSettings):
     state: str = key(VALUE, SHARED, has_effect=False)
     reproducibility: bool = key(VALUE, SHARED)
     data_path: str = key(PATH, SHARED)
-    checkpoint_dir: str = key(NEVER, SHARED, has_effect=False)
     show_progress: bool = key(VALUE, SHARED, has_effect=False)
     log_wandb: bool = key(NEVER, SHARED, has_effect=False)
     wandb_project: str = key(NEVER, has_effect=False)
@@ -70,7 +69,6 @@ class LearningSettings(Settings):
     repeatable: bool = key(VALUE, SHARED)
     transform: str | None = key(VALUE, EACH, is_answering=False)
     train_neg_sample_args: dict | None = key(VALUE, EACH)
-    eval_args: dict = key(VALUE, SHARED)
     valid_metric_bigger: Any = key(VALUE, EACH, is_question=True, is_optional=True)
 
 
@@ -81,22 +79,18 @@ class ColumnSettings(Settings):
     seq_separator: str = key(VALUE, SHARED)
     encoding: str | None = key(VALUE, SHARED, is_optional=True)
     USER_ID_FIELD: str = key(VALUE, SHARED)
-    ITEM_ID_FIELD: str = key(VALUE, SHARED)
     TIME_FIELD: str = key(VALUE, SHARED)
     ITEM_LIST_LENGTH_FIELD: str = key(VALUE, SHARED)
-    LIST_SUFFIX: str = key(VALUE, SHARED)
     load_col: dict | None = key(VALUE, SHARED)
     unload_col: dict | None = key(VALUE, SHARED)
     unused_col: dict | None = key(VALUE, SHARED)
     additional_feat_suffix: str | tuple[str, ...] | None = key(VALUE, SHARED)
-    benchmark_filename: Any = key(VALUE, SHARED, is_optional=True)
     rm_dup_inter: str | None = key(VALUE, SHARED, names=one_of("first", "last"))
     val_interval: dict | None = key(VALUE, SHARED)
     filter_inter_by_user_or_item: bool = key(VALUE, SHARED)
     user_inter_num_interval: Any = key(VALUE, SHARED)
     item_inter_num_interval: Any = key(VALUE, SHARED)
     alias_of_user_id: tuple[str, ...] | None = key(VALUE, SHARED)
-    alias_of_item_id: tuple[str, ...] | None = key(VALUE, SHARED)
     seq_len: dict | None = key(VALUE, SHARED)
     threshold: dict | None = key(VALUE, SHARED)
     preload_weight: dict | None = key(VALUE, SHARED)
@@ -104,20 +98,6 @@ class ColumnSettings(Settings):
     normalize_all: bool | None = key(VALUE, SHARED)
     numerical_features: tuple[str, ...] = key(VALUE, SHARED)
     discretization: dict | None = key(VALUE, SHARED)
-    # Of models and files that no run has: never read.
-    RATING_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    LABEL_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    NEG_PREFIX: Any = key(VALUE, SHARED, is_optional=True)
-    POSITION_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    HEAD_ENTITY_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    TAIL_ENTITY_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    RELATION_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    ENTITY_ID_FIELD: Any = key(VALUE, SHARED, is_optional=True)
-    alias_of_entity_id: Any = key(VALUE, SHARED, is_optional=True)
-    alias_of_relation_id: Any = key(VALUE, SHARED, is_optional=True)
-    entity_kg_num_interval: Any = key(VALUE, SHARED, is_optional=True)
-    relation_kg_num_interval: Any = key(VALUE, SHARED, is_optional=True)
-    kg_reverse_r: Any = key(VALUE, SHARED, is_optional=True)
     token_num_threshold: Any = key(VALUE, is_optional=True)
     tail_ratio: Any = key(VALUE, is_optional=True)
 
@@ -125,21 +105,34 @@ class ColumnSettings(Settings):
     def _can_be_read(self) -> "ColumnSettings":
         if len(self.field_separator) != 1:
             raise UserError(f"field_separator: found {self.field_separator!r}, expected one character, the tab of atomic files")
-        if self.encoding is not None:
-            try:
-                codecs.lookup(self.encoding)
-            except LookupError:
-                raise UserError(
-                    f"encoding: found {self.encoding!r}, expected the name of an encoding such as utf-8 or latin-1"
-                ) from None
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError:
+            expected = "the name of an encoding such as utf-8 or latin-1"
+            raise UserError(f"encoding: found {self.encoding!r}, expected {expected}") from None
         for name in ("load_col", "unload_col", "unused_col"):
             check_column_lists(name, getattr(self, name))
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
-            check_interval(name, getattr(self, name))
+            _check_interval(name, getattr(self, name))
         for field, interval in (self.val_interval or {}).items():
             if not isinstance(interval, list) or len(interval) == 2:
-                check_interval(f"val_interval.{field}", interval, "a list of values")
+                _check_interval(f"val_interval.{field}", interval, ", or a list of values")
         return self
+
+
+# Keys of models and files that no run has: never read.
+UnreadSettings = create_model(
+    "UnreadSettings",
+    __base__=Settings,
+    **{
+        name: (Any, key(VALUE, SHARED, is_optional=True))
+        for name in (
+            *("RATING_FIELD", "LABEL_FIELD", "NEG_PREFIX", "POSITION_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD"),
+            *("RELATION_ID_FIELD", "ENTITY_ID_FIELD", "alias_of_entity_id", "alias_of_relation_id", "entity_kg_num_interval"),
+            *("relation_kg_num_interval", "kg_reverse_r"),
+        )
+    },
+)
 
 
 class NegativeSettings(Settings):
@@ -152,110 +145,55 @@ class NegativeSettings(Settings):
     candidate_num: Natural = key(VALUE)
 
 
-RECBOLES = (EnvironmentSettings, LearningSettings, ColumnSettings)  # where each key of RecBole is declared
+RECBOLES = (EnvironmentSettings, LearningSettings, ColumnSettings, UnreadSettings)  # where each key of RecBole is declared
 _NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}  # RecBole's
-_EVAL_ARGS = ("split", "group_by", "order", "mode")
 
-# Hyper-parameters of RecBole's models: a key's name -> its range; those that are names; those that only training reads.
-_RANGES: tuple[tuple[str, Any], ...] = (
-    (
-        r"(hidden|embedding|inner|interest|prototype|kernel)_size|n_layers|num_layers|n_heads|block_num|nv|nh",
-        Field(ge=1),
-    ),
-    (r"(\w+_)?dropout_prob|item_dropout|sess_dropout", Field(ge=0, lt=1)),
-    (r"(mask|ft)_ratio", Field(ge=0, le=1)),
-    (r"reg_weight", Field(ge=0)),
-    (r"layer_norm_eps|initializer_range", Field(gt=0)),
-)
+# Hyper-parameters of RecBole's models: a key's name -> its range; those that are names.
+_RANGES: dict[str, Any] = {
+    r"(hidden|embedding|inner|interest|prototype|kernel)_size|n_layers|num_layers|n_heads|block_num|nv|nh": Field(ge=1),
+    r"(\w+_)?dropout_prob|item_dropout|sess_dropout": Field(ge=0, lt=1),
+    r"(mask|ft)_ratio": Field(ge=0, le=1),
+    r"reg_weight": Field(ge=0),
+    r"layer_norm_eps|initializer_range": Field(gt=0),
+}
 _NAMES: dict[str, tuple[str, ...]] = {
     "loss_type": ("CE", "BPR"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
     "pooling_mode": ("max", "mean", "sum"),
 }
-OF_LEARNING = frozenset(
-    {
-        *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "joint_train", "lmd", "lmd_sem"),
-        *("dropout_prob", "dropout_probs", "hidden_dropout_prob", "attn_dropout_prob", "sess_dropout", "item_dropout"),
-        *("mask_ratio", "ft_ratio"),
-    }
-)
 
 
-def check_recbole_keys(config: Mapping[str, Any], model_class: type) -> None:
-    """Refuse values of RecBole's keys that it would stumble over, or pass by.
-
-    Args:
-        config: all layers, before RecBole has filled in anything.
-        model_class: of the run.
-
-    Raises:
-        UserError: a value of the wrong kind or out of range.
-    """
-    for settings in RECBOLES:
-        settings.from_config(config)
-    _check_eval_args(config["eval_args"])
-    _check_negatives(config["train_neg_sample_args"], config.get("loss_type"), hasattr(model_class, "input_type"))
-
-
-def check_column_lists(key: str, value: Any) -> None:
-    """Refuse what is no mapping from a file's suffix to the names of its columns.
-
-    Raises:
-        UserError: it is not.
-    """
-    if value is None:
-        return
-    if not isinstance(value, dict):
-        raise UserError(f"{key}: found {value!r}, expected dict or None, such as {{inter: [user_id, item_id, timestamp]}}")
-    for suffix, names in value.items():
-        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+def check_column_lists(name: str, value: Any) -> None:
+    """Refuse, as the value of a key, what is no mapping from a file's suffix to the names of its columns."""
+    if not isinstance(value, dict | None):
+        raise UserError(f"{name}: found {value!r}, expected dict or None, such as {{inter: [user_id, item_id, timestamp]}}")
+    for suffix, names in (value or {}).items():
+        is_list = isinstance(names, list | tuple) and all(isinstance(column, str) for column in names)
         if not is_list and names not in ("*", None):
-            raise UserError(f"{key}.{suffix}: found {names!r}, expected a list of columns")
+            raise UserError(f"{name}.{suffix}: found {names!r}, expected a list of columns")
 
 
-def check_interval(key: str, value: Any, other: str = "") -> None:
-    """Refuse what RecBole cannot read as intervals of numbers, such as ``[5,inf)`` or ``[1,3];(7,9]``.
+def _check_interval(name: str, value: Any, other: str = "") -> None:
+    """Refuse what RecBole cannot read as intervals of numbers, such as ``[5,inf)`` or ``[1,3];(7,9]``; None is none."""
+    intervals = [_INTERVAL.fullmatch(part) for part in str(value).split(";")]
+    if value is not None and not all(found and float(found["low"]) <= float(found["high"]) for found in intervals):
+        raise UserError(f"{name}: found {value!r}, expected an interval such as [5,inf) or (0,1]{other}")
+
+
+def check_negatives(values: Mapping[str, Any] | None, loss_type: str | None) -> None:
+    """Refuse a ``train_neg_sample_args`` that RecBole would stumble over.
 
     Args:
-        key: for the message.
-        value: None is no interval, and fine.
-        other: what else the key may hold, for the message.
-
-    Raises:
-        UserError: it cannot.
+        values: of the key.
+        loss_type: of a model that can have either loss; None where the model decides.
     """
-    if value is None:
-        return
-    intervals = [_INTERVAL.fullmatch(part) for part in str(value).split(";")]
-    if not all(interval and float(interval["low"]) <= float(interval["high"]) for interval in intervals):
-        expected = f"an interval such as [5,inf) or (0,1]{f', or {other}' if other else ''}"
-        raise UserError(f"{key}: found {value!r}, expected {expected}")
-
-
-def _check_eval_args(eval_args: Mapping[str, Any]) -> None:
-    for name in eval_args:
-        if name not in _EVAL_ARGS:
-            raise UserError(f"eval_args: found {name!r}, expected {', '.join(_EVAL_ARGS)}; {nearest(name, _EVAL_ARGS)}")
-    split = eval_args.get("split")
-    (mode, how), *others = split.items() if isinstance(split, dict) and split else [(None, None)]
-    is_last = mode == "LS" and how == "valid_and_test"
-    is_ratio = mode in ("RS", "TS") and isinstance(how, list) and len(how) == 3
-    if others or not (is_last or (is_ratio and all(isinstance(share, int | float) and share > 0 for share in how))):
-        raise UserError(f"eval_args.split: found {split!r}, expected {{LS: valid_and_test}} or {{RS: [0.8, 0.1, 0.1]}}")
-
-
-def _check_negatives(values: Mapping[str, Any] | None, loss_type: str | None, is_settled: bool) -> None:
-    """``train_neg_sample_args`` itself, and against the loss of models that can have either (``is_settled``: cannot)."""
+    for name in values or ():
+        check_name("train_neg_sample_args", name, _NEGATIVES)
     if values is not None:
-        for name in values:
-            if name not in _NEGATIVES:
-                raise UserError(f"train_neg_sample_args: found {name!r}; {nearest(name, _NEGATIVES)}")
         try:
             NegativeSettings.from_config({**_NEGATIVES, **values})
         except UserError as error:
             raise UserError(f"train_neg_sample_args.{error}") from None
-    if is_settled or loss_type is None:
-        return
     if loss_type == "CE" and values is not None:
         raise UserError(
             f"train_neg_sample_args: found {values!r}, expected None: loss_type CE compares with all items; "
@@ -286,7 +224,7 @@ def check_hyper_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any]
         kind: Any = type(default)
         if isinstance(default, list):
             kind = tuple[type(default[0]) if default else Any, ...]
-        for pattern, limits in _RANGES:
+        for pattern, limits in _RANGES.items():
             if re.fullmatch(pattern, name) and isinstance(default, int | float):
                 kind = Annotated[kind, limits]
         check_value(name, given[name], kind)

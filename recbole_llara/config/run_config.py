@@ -7,6 +7,7 @@ config dict < command line.
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,15 +17,7 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
-from recbole_llara.config.checks import (
-    check_dataset_files,
-    check_metrics,
-    check_paths,
-    check_topk,
-    checked_dataset,
-    checked_protocol,
-    checked_recommender,
-)
+from recbole_llara.config import settings
 from recbole_llara.config.keys import (
     REC_PREFIX,
     check_keys,
@@ -35,8 +28,9 @@ from recbole_llara.config.keys import (
     shared_keys,
 )
 from recbole_llara.config.models import (
+    checked_recommender,
     is_llm_recommender,
-    lineage,
+    load_plugins,
     model_defaults,
     name_of,
     own_defaults,
@@ -44,31 +38,29 @@ from recbole_llara.config.models import (
     replaces_item_table,
     resolve_model,
 )
-from recbole_llara.config.plugins import load_plugins
-from recbole_llara.config.recbole_keys import check_column_lists, check_hyper_parameters, check_recbole_keys
+from recbole_llara.config.recbole_keys import RECBOLES, check_column_lists, check_hyper_parameters, check_negatives
 from recbole_llara.config.secrets import without_secrets
-from recbole_llara.config.settings import (
-    READY_MADE,
-    SPLITS,
-    TRUST,
-    DataProtocol,
-    DataSettings,
-    LLMSettings,
-    OptimSettings,
-    PromptSettings,
-    RecommenderSettings,
-    TrainingSettings,
+from recbole_llara.config.validation import check_name
+from recbole_llara.config.yaml_files import (
+    PlainText,
+    ValueLoader,
+    parse_arguments,
+    parse_value,
+    property_files,
+    read_properties,
+    read_yaml,
 )
-from recbole_llara.config.yaml_files import PROPERTIES, PlainText, ValueLoader, parse_arguments, parse_value, read_yaml
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.processes import launched, local_count, local_index
 from recbole_llara.utils.protocols import ChecksConfig
 
-CALLER_DICT, CALLER_LINE = "config_dict", "command line"
+_CALLER = ("config_dict", "command line")
+_PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package
+_DATASET_NAME = re.compile(r"\w[\w.+-]*")
 
 
 class RunConfig(Config):
-    """The configuration of one run.
+    """The configuration of one run: RecBole's steps one by one, and ours between them.
 
     Args:
         model: one of our models or a RecBole sequential one, by name or as a class; None = the key ``model``.
@@ -92,26 +84,42 @@ class RunConfig(Config):
         config_dict: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
     ) -> None:
-        import_module("recbole_llara.evaluator.metric").register_metrics()  # RecBole looks them up while it is built
-        self._argv = tuple(argv or ())
-        self._sources: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
-        super().__init__(model, dataset, config_file_list, config_dict)
-        source = self._sources.get(TRUST)
-        if self.final_config_dict.get(TRUST) and source not in (CALLER_DICT, CALLER_LINE):
+        self.compatibility_settings()
+        self._init_parameters_category()
+        # RecBole extends its module's own lists in place; a second Config would see the first one's keys.
+        self.parameters = {category: list(names) for category, names in self.parameters.items()}
+        self.yaml_loader = ValueLoader
+        if isinstance(config_file_list, str | Path):
+            raise UserError(f"config_file_list: found the text {str(config_file_list)!r}, expected a list of paths")
+        given = [(str(path), read_yaml(path)) for path in config_file_list or ()]
+        parsed = {key: parse_value(value) if isinstance(value, str) else value for key, value in (config_dict or {}).items()}
+        given += zip(_CALLER, (parsed, parse_arguments(argv or ())), strict=True)
+        self.external_config_dict = {key: value for _, values in given for key, value in values.items()}
+        sources = {key: source for source, values in given for key in values}
+
+        self._name_run(model, dataset)
+        self._lay_layers(sources)
+        final = self.final_config_dict = self._get_final_config_dict()
+        self._settle(final)
+        self._init_device()
+        self._set_train_neg_sample_args()
+        for phase in ("valid", "test"):
+            self._set_eval_neg_sample_args(phase)
+
+        if final.get(settings.TRUST) and sources.get(settings.TRUST) not in _CALLER:
             raise UserError(
-                f"{TRUST}: found True in {source}, expected it on the command line or in the config dict: files are passed on, and "
-                f"whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
+                f"{settings.TRUST}: found True in {sources.get(settings.TRUST)}, expected it on the command line or in the config "
+                "dict: files are passed on, and whoever lets code of an LLM's folder run has to say so; give "
+                f"--{settings.TRUST}=True"
             )
-        if not self.final_config_dict["use_gpu"]:
-            self.final_config_dict["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
-        ours = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings)
-        for settings in (DataSettings, *(ours if is_llm_recommender(self.model) else (TrainingSettings,))):
-            settings.from_config(self)
+        is_llm = is_llm_recommender(self.model)
+        ours = (settings.RecommenderSettings, settings.LLMSettings, settings.PromptSettings, settings.OptimSettings)
+        for kind in (settings.DataSettings, *(ours if is_llm else (settings.TrainingSettings,))):
+            kind.from_config(self)
         if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)
-        check_paths(self.final_config_dict)
-        if is_llm_recommender(self.model):
+        if is_llm:
             self.for_recommender()  # before anything is done for a recommender that cannot be
 
     def for_recommender(self) -> "RunConfig":
@@ -120,12 +128,11 @@ class RunConfig(Config):
         It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys
         without their prefix; everything else is the stock model's own, whatever the LLM was given.
         """
-        rec_model = self["rec_model"]
+        rec_model, given = self["rec_model"], self.external_config_dict
         shared, own = shared_keys(), recommender_keys(rec_model)
-        values = {key: value for key, value in self.external_config_dict.items() if key in shared}
-        for key, value in self.external_config_dict.items():
-            if key.startswith(REC_PREFIX) and key.removeprefix(REC_PREFIX) in own:
-                values[key.removeprefix(REC_PREFIX)] = value
+        values = {key: value for key, value in given.items() if key in shared}
+        prefixed = {key.removeprefix(REC_PREFIX): value for key, value in given.items() if key.startswith(REC_PREFIX)}
+        values |= {key: value for key, value in prefixed.items() if key in own}
         # Values were parsed once; a quoted "1" of a config file must not become a number now.
         values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
@@ -143,49 +150,107 @@ class RunConfig(Config):
     def __str__(self) -> str:
         return Config.__str__(self.redacted())
 
-    # --- where values come from ----------------------------------------------------------------
-
-    def _init_parameters_category(self) -> None:
-        super()._init_parameters_category()
-        # RecBole extends its module's own lists in place; a second Config would see the first one's keys.
-        self.parameters = {category: list(names) for category, names in self.parameters.items()}
-
-    def _build_yaml_loader(self) -> type[ValueLoader]:
-        return ValueLoader
-
-    def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
-        if isinstance(file_list, (str, Path)):
-            raise UserError(f"config_file_list: found the text {str(file_list)!r}, expected a list of paths")
-        values: dict[str, Any] = {}
-        for path in file_list or ():
-            content = read_yaml(path)
-            values.update(content)
-            self._sources.update(dict.fromkeys(content, str(path)))
-        return values
-
-    def _load_variable_config_dict(self, config_dict: Mapping[str, Any] | None) -> dict[str, Any]:
-        values = {key: parse_value(value) if isinstance(value, str) else value for key, value in (config_dict or {}).items()}
-        self._sources.update(dict.fromkeys(values, CALLER_DICT))
-        return values
-
-    def _load_cmd_line(self) -> dict[str, Any]:
-        values = parse_arguments(self._argv)
-        self._sources.update(dict.fromkeys(values, CALLER_LINE))
-        return values
-
-    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
-        refuse_old_names(self.external_config_dict)
-        model = model if model is not None else self.external_config_dict.get("model")
-        dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
-        load_plugins(self.external_config_dict.get("plugins"))
-        model = name_of(model)
-        for key in {"model", "rec_model"} & self.external_config_dict.keys():
-            self.external_config_dict[key] = name_of(self.external_config_dict[key])
-        check_column_lists("load_col", self.external_config_dict.get("load_col"))  # the layers below add to it
-        for key, value in (("model", model), ("dataset", dataset)):
+    def _name_run(self, model: Any, dataset: Any) -> None:
+        """Find ``model``, ``model_class`` and ``dataset``."""
+        given = self.external_config_dict
+        refuse_old_names(given)
+        load_plugins(given.get("plugins"))
+        for key in {"model", "rec_model"} & given.keys():
+            given[key] = name_of(given[key])
+        self.model = name_of(given.get("model") if model is None else model)
+        self.dataset = given.get("dataset") if dataset is None else dataset
+        for key, value in (("model", self.model), ("dataset", self.dataset)):
             if not isinstance(value, str) or not value:
                 raise UserError(f"{key}: found {value!r}, expected a name; give --{key}=NAME")
-        return model, resolve_model(model), checked_dataset(dataset)
+        self.model_class = resolve_model(self.model)
+        if not _DATASET_NAME.fullmatch(self.dataset):  # such as ../secret
+            raise UserError(
+                f"dataset: found {self.dataset!r}, expected a folder's name of letters, digits and . _ + -; its parent is the key "
+                "data_path"
+            )
+
+    def _lay_layers(self, sources: Mapping[str, str]) -> None:
+        """Lay RecBole's files and ours over one another, and check names of keys and the model's hyper-parameters."""
+        model, given, is_llm = self.model, self.external_config_dict, is_llm_recommender(self.model)
+        inner = None  # the recommender that a model is, but for its item table
+        if replaces_item_table(model):
+            inner = checked_recommender({**model_defaults(model), **given}["rec_model"])
+        base = recbole_base(model if inner is None else inner)
+        base_class = self.model_class if base == model else resolve_model(base)
+        self._load_internal_config_dict(base, base_class, self.dataset)
+        layers, loss_type = self.internal_config_dict, self._value("loss_type")
+        if loss_type != "BPR" and (loss_type is not None or getattr(base_class, "input_type", None) != InputType.PAIRWISE):
+            layers["train_neg_sample_args"] = None  # the target is compared with all items
+        layers.update(read_properties("overall"))
+        layers.update(read_properties("llm_recommender" if is_llm else "recommender"))
+        is_tiny = is_llm and {**layers, **model_defaults(model), **given}["llm_path"] == "tiny"
+        layers.update(read_properties("llm/tiny") if is_tiny else {})
+        layers.update({} if inner is None else model_defaults(inner))
+        layers.update(model_defaults(model, is_tiny))
+        protocol = self._value("protocol")
+        check_name("protocol", protocol, property_files("protocol"))
+        # RecBole loads user and item columns for the models that read them; a dataset's or protocol's own list adds to these.
+        check_column_lists("load_col", given.get("load_col"))
+        for name in (f"dataset/{self.dataset}", f"protocol/{protocol}"):
+            load_col = layers["load_col"] or {}
+            layers.update(read_properties(name))
+            layers["load_col"] = {**load_col, **(layers["load_col"] or {})}
+        if settings.SPLITS[protocol] == settings.READY_MADE:
+            self._name_columns()
+        self._fit_protocol(protocol)
+        rec_model = checked_recommender(self._value("rec_model")) if is_llm else None
+        check_keys(sources, known_keys(model, rec_model, inner))
+        own = own_defaults(model).keys() if is_llm else model_keys(model if inner is None else inner)
+        check_hyper_parameters(given, layers, own)
+
+    def _value(self, key: str) -> Any:
+        """A key's value, as far as the layers are laid."""
+        return self.external_config_dict.get(key, self.internal_config_dict.get(key))
+
+    def _name_columns(self) -> None:
+        """Call the columns of ready-made windows as the run's ``*_FIELD`` keys and ``LIST_SUFFIX`` do."""
+        user, item, suffix = map(self._value, ("USER_ID_FIELD", "ITEM_ID_FIELD", "LIST_SUFFIX"))
+        names, layers = {"user_id": user, "item_id": item, "item_id_list": f"{item}{suffix}"}, self.internal_config_dict
+        layers["load_col"] = {**layers["load_col"], "inter": [names.get(name, name) for name in layers["load_col"]["inter"]]}
+        layers["alias_of_item_id"] = [names.get(name, name) for name in layers["alias_of_item_id"]]
+
+    def _fit_protocol(self, protocol: str) -> None:
+        """Leave out the protocol's filters on columns that the dataset does not have; the user's own filters stay."""
+        filters, loaded = self.internal_config_dict["val_interval"], (self._value("load_col") or {}).get("inter")
+        if not filters or loaded is None or "val_interval" in self.external_config_dict:
+            return
+        if absent := [name for name in filters if name not in loaded]:
+            kept = {name: interval for name, interval in filters.items() if name in loaded}
+            self.internal_config_dict["val_interval"] = kept or None
+            self.notes += (
+                f"protocol {protocol} filters {', '.join(absent)}, which dataset {self.dataset} has not: all are kept",
+            )
+
+    def _settle(self, final: dict[str, Any]) -> None:
+        """Check the keys of every run, before RecBole looks at them and fills in what follows from them."""
+        for kind in RECBOLES:
+            kind.from_config(final)
+        loss_type = None if hasattr(self.model_class, "input_type") else final.get("loss_type")
+        check_negatives(final["train_neg_sample_args"], loss_type)
+        for key, kind in (("metrics", str), ("topk", int)):
+            if isinstance(final[key], kind):  # RecBole takes one value for a list of one
+                final[key] = [final[key]]
+        names_one = import_module("recbole_llara.evaluator.answer").names_one_item(final["decoding"])
+        if is_llm_recommender(self.model) and names_one and final["topk"] != [1]:
+            self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
+            final["topk"] = [1]
+        asked = settings.EvaluationSettings.from_config(final)
+        candidate_num = settings.DataProtocol.from_config(final).candidate_num
+        if "topk" in self.external_config_dict and max(asked.topk) > candidate_num:  # our own default is one for all
+            raise UserError(
+                f"topk: found {max(asked.topk)}, expected at most candidate_num ({candidate_num}): there is no further place among "
+                "the candidates; lower topk or raise candidate_num"
+            )
+        try:
+            self._set_default_parameters()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"configuration: {error}") from error
+        _check_dataset_files(self.dataset, Path(final["data_path"]), final["benchmark_filename"])
 
     def _init_device(self) -> None:
         """RecBole's; of a process that a launcher started, the GPU of its own number among all or among ``gpu_id``'s."""
@@ -197,119 +262,40 @@ class RunConfig(Config):
         super()._init_device()
         if count > 1 and final["device"].type == "cuda":
             final["device"] = torch.device("cuda", local_index())
-
-    # --- our layers ----------------------------------------------------------------------------
-
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        inner = self._recommender_within(model)
-        base = recbole_base(model if inner is None else inner)
-        base_class = model_class if base == model else resolve_model(base)
-        super()._load_internal_config_dict(base, base_class, dataset)
-        if not _draws_negatives(base_class, self._value("loss_type")):
-            self.internal_config_dict["train_neg_sample_args"] = None
-        self._layer("overall")
-        is_tiny = False
-        if is_llm_recommender(model):
-            self._layer("llm_recommender")
-            llm_path = {**self.internal_config_dict, **model_defaults(model), **self.external_config_dict}["llm_path"]
-            is_tiny = llm_path == "tiny"
-            if is_tiny:
-                self._layer("llm/tiny")
-        else:
-            self._layer("recommender")
-        if inner is not None:
-            self._layer(f"model/{inner}")
-        for name in lineage(model):
-            self._layer(f"model/{name}")
-        for name in lineage(model) if is_tiny else ():
-            self._layer(f"llm/tiny-{name}")
-        for name in lineage(model):
-            self.internal_config_dict.update(own_defaults(name))
-        # RecBole loads user and item columns for the models that read them; a dataset's or protocol's own list adds to these.
-        for name in (f"dataset/{dataset}", f"protocol/{checked_protocol(self._value('protocol'))}"):
-            load_col = self.internal_config_dict["load_col"] or {}
-            self._layer(name)
-            self.internal_config_dict["load_col"] = {**load_col, **(self.internal_config_dict["load_col"] or {})}
-        self._name_columns()
-        self._fit_protocol(self._value("protocol"))
-        rec_model = checked_recommender(self._value("rec_model")) if is_llm_recommender(model) else None
-        check_keys(self._sources, known_keys(model, rec_model, inner))
-        checked = own_defaults(model).keys() if is_llm_recommender(model) else model_keys(model if inner is None else inner)
-        check_hyper_parameters(self.external_config_dict, self.internal_config_dict, checked)
-
-    def _name_columns(self) -> None:
-        """Call the columns of ready-made windows as the run's ``*_FIELD`` keys and ``LIST_SUFFIX`` do."""
-        if SPLITS[self._value("protocol")] != READY_MADE:
-            return
-        item = self._value("ITEM_ID_FIELD")
-        names = {
-            "user_id": self._value("USER_ID_FIELD"),
-            "item_id": item,
-            "item_id_list": f"{item}{self._value('LIST_SUFFIX')}",
-        }
-        columns = self.internal_config_dict["load_col"]
-        self.internal_config_dict["load_col"] = {**columns, "inter": [names.get(name, name) for name in columns["inter"]]}
-        aliases = self.internal_config_dict["alias_of_item_id"]
-        self.internal_config_dict["alias_of_item_id"] = [names.get(name, name) for name in aliases]
-
-    def _fit_protocol(self, protocol: str) -> None:
-        """Leave out the protocol's filters on columns that the dataset does not have; the user's own filters stay."""
-        filters, columns = self.internal_config_dict["val_interval"], self._value("load_col")
-        loaded = (columns or {}).get("inter")
-        if not filters or loaded is None:
-            return
-        absent = [name for name in filters if name not in loaded]
-        if absent and "val_interval" not in self.external_config_dict:
-            kept = {name: interval for name, interval in filters.items() if name not in absent}
-            self.internal_config_dict["val_interval"] = kept or None
-            self.notes += (
-                f"protocol {protocol} filters {', '.join(absent)}, which dataset {self.dataset} has not: all are kept",
-            )
-
-    def _recommender_within(self, model: str) -> str | None:
-        """The recommender that a model is, but for its item table; None for all others."""
-        if not replaces_item_table(model):
-            return None
-        return checked_recommender({**model_defaults(model), **self.external_config_dict}["rec_model"])
-
-    def _layer(self, name: str) -> None:
-        self.internal_config_dict.update(_layer_values(name))
-
-    def _value(self, key: str) -> Any:
-        """A key's value, as far as the layers are laid."""
-        return self.external_config_dict.get(key, self.internal_config_dict.get(key))
-
-    def _get_final_config_dict(self) -> dict[str, Any]:
-        final = super()._get_final_config_dict()
-        check_recbole_keys(final, self.model_class)
-        return final
-
-    def _set_default_parameters(self) -> None:
-        final = self.final_config_dict
-        for key in ("metrics", "topk"):  # RecBole takes one value for a list of one
-            if isinstance(final[key], str if key == "metrics" else int):
-                final[key] = [final[key]]
-        names_one = import_module("recbole_llara.evaluator.answer").names_one_item(final["decoding"])
-        if is_llm_recommender(self.model) and names_one and final["topk"] != [1]:
-            self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
-            final["topk"] = [1]
-        check_metrics(final)
-        check_topk(final["topk"], final["candidate_num"], "topk" in self.external_config_dict)
-        try:
-            super()._set_default_parameters()
-        except (ValueError, TypeError) as error:
-            raise UserError(f"configuration: {error}") from error
-        DataProtocol.from_config(self)
-        check_dataset_files(self.dataset, final["data_path"], final["benchmark_filename"])
+        if not final["use_gpu"]:
+            final["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
 
 
-def _layer_values(name: str) -> dict[str, Any]:
-    path = PROPERTIES / f"{name}.yaml"
-    return read_yaml(path) if path.is_file() else {}
+def _check_dataset_files(dataset: str, folder: Path, benchmark: list[str] | None) -> None:
+    """Refuse a dataset whose interactions are not there; the message lists the datasets that are.
+
+    Args:
+        dataset: its name.
+        folder: where its atomic files should lie.
+        benchmark: the key ``benchmark_filename``.
+    """
+    wanted = [f"{dataset}.{part}.inter" for part in benchmark or ()] or [f"{dataset}.inter"]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    own = sorted(path.name for path in folder.glob("*.inter"))
+    if missing and own:
+        raise UserError(
+            f"dataset: {str(folder)!r} holds {', '.join(own)}, expected {', '.join(missing)}; protocol windows reads "
+            "ready-made splits, the other protocols one file"
+        )
+    if missing:
+        parent = folder.parent
+        there = [path.name for path in parent.iterdir() if any(path.glob("*.inter"))] if parent.is_dir() else []
+        raise UserError(
+            f"dataset: found {dataset!r}, expected {_PACKAGED_DATASET} or a folder with {missing[0]!r} in data_path "
+            f"{str(parent)!r}; {nearest(dataset, [_PACKAGED_DATASET, *there])}"
+        )
 
 
-def _draws_negatives(model_class: type, loss_type: str | None) -> bool:
-    """Whether a stock model's loss compares the target with sampled negatives."""
-    if loss_type is not None:
-        return loss_type == "BPR"
-    return getattr(model_class, "input_type", None) == InputType.PAIRWISE
+def check_titles(config: Any) -> None:
+    """Refuse a run without ``title_field``, for a model that reads titles."""
+    if not config["title_field"]:
+        dataset = config["dataset"]
+        raise UserError(
+            f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
+            f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
+        )

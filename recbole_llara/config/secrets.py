@@ -4,26 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Keys of a configuration that hold credentials.
-SECRET_KEYS = frozenset(
-    {
-        "access_token",
-        "api_key",
-        "api_token",
-        "auth_token",
-        "chat_api_key",
-        "client_secret",
-        "hf_token",
-        "huggingface_token",
-        "llm_api_key",
-        "llm_token",
-        "openai_api_key",
-        "password",
-        "wandb_api_key",
-    }
-)
 MASK = "***"
-# Headers and options too, whose names end so: X-Api-Key, Proxy-Authorization, session_token; but not max_tokens.
+# How the names of credentials end, those of headers and options too: X-Api-Key, Proxy-Authorization, hf_token; but not max_tokens.
 _KINDS = (
     r"(?:api|access|auth|private|secret|session|security|subscription|bearer|refresh|hf|huggingface|hub|llm|wandb)[-_]?"
     r"(?:key|token)|authorization|pass(?:word|wd|phrase)|secret|cookie|credentials?"
@@ -37,15 +19,11 @@ _NAMED_VALUE = re.compile(rf"((?:{_KINDS})[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|bas
 
 def is_secret(name: Any) -> bool:
     """Whether what bears this name is a credential."""
-    return str(name).lower().replace("-", "_") in SECRET_KEYS or _SECRET_NAME.fullmatch(str(name)) is not None
+    return _SECRET_NAME.fullmatch(str(name)) is not None
 
 
 def without_secrets(value: Any) -> Any:
-    """The same value, less entries of secret names at any depth, and its addresses without passwords and keys.
-
-    Args:
-        value: a mapping, such as a configuration; lists and texts within it are followed.
-    """
+    """The same value, less entries of secret names at any depth, and its addresses without passwords and keys."""
     if isinstance(value, Mapping):
         return {key: without_secrets(entry) for key, entry in value.items() if not is_secret(key)}
     if type(value) in (list, tuple):
@@ -53,21 +31,15 @@ def without_secrets(value: Any) -> Any:
     return masked_urls(value) if type(value) is str else value
 
 
-def secrets_of(value: Any) -> Iterator[str]:
-    """The texts below secret names, at any depth."""
+def secrets_of(value: Any, is_named: bool = False) -> Iterator[str]:
+    """The texts below secret names, at any depth; ``is_named``: the value itself stands below one."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
-            yield from _texts(entry) if is_secret(key) else secrets_of(entry)
+            yield from secrets_of(entry, is_named or is_secret(key))
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from secrets_of(entry)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping | list | tuple):
-        for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(entry)
-    elif value is not None:
+            yield from secrets_of(entry, is_named)
+    elif is_named and value is not None:
         yield str(value)
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from recbole_llara.config.validation import (
     Count,
@@ -17,16 +17,16 @@ from recbole_llara.config.validation import (
     Natural,
     NotNegative,
     Positive,
-    Readable,
     Scope,
     Settings,
     Share,
     ShareBelow1,
+    check_name,
     files_of,
     key,
     named_in,
     one_of,
-)
+)  # fmt: skip
 from recbole_llara.utils.errors import UserError, nearest
 
 VALUE, PATH, NEVER = FromRun.VALUE, FromRun.PATH, FromRun.NEVER
@@ -40,10 +40,11 @@ READY_MADE = "benchmark"
 # Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
 SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
 EXCLUDE_RULES = ("user", "window")
+_EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
 class PluginSettings(Settings):
-    """Code of the user's own, imported by ``config.plugins``."""
+    """Code of the user's own, imported by ``config.models``."""
 
     plugins: str | tuple[str, ...] | None = key(NEVER, SHARED)
 
@@ -58,15 +59,10 @@ class DataSettings(Settings):
     dataset_warning: str | None = key(VALUE, SHARED)
 
 
-class SeedSettings(Settings):
-    """The seed of everything that is drawn."""
+class DataProtocol(Settings):
+    """How rows are split, thinned and given candidates; with RecBole's keys of which the protocols take something for granted."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = key(VALUE, SHARED)  # numpy's range
-
-
-class DataProtocol(SeedSettings):
-    """How rows are split, thinned and given candidates."""
-
     protocol: str = key(VALUE, SHARED, names=one_of(*SPLITS))
     split_ratio: tuple[Positive, ...] = key(VALUE, SHARED)
     min_train_history: Count = key(VALUE, SHARED, is_question=False)
@@ -78,6 +74,11 @@ class DataProtocol(SeedSettings):
     repeated_targets: str = key(VALUE, SHARED, names=one_of("keep", "drop", "match"))
     candidate_seed: Natural | None = key(VALUE, SHARED)
     candidate_file: str | Path | None = key(PATH, SHARED)
+    eval_args: dict = key(VALUE, SHARED)
+    benchmark_filename: Any = key(VALUE, SHARED, is_optional=True)
+    ITEM_ID_FIELD: str = key(VALUE, SHARED)
+    LIST_SUFFIX: str = key(VALUE, SHARED)
+    alias_of_item_id: tuple[str, ...] | None = key(VALUE, SHARED)
 
     @property
     def split(self) -> str:
@@ -89,58 +90,62 @@ class DataProtocol(SeedSettings):
         """Of the rows and candidates of validation and test."""
         return self.seed if self.candidate_seed is None else self.candidate_seed
 
-    @field_validator("split_ratio")
-    @classmethod
-    def _adds_up(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        is_whole = all(share.is_integer() for share in shares)
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataProtocol":
+        shares, is_whole = self.split_ratio, all(share.is_integer() for share in self.split_ratio)
         if len(shares) != 3 or not (is_whole or math.isclose(sum(shares), 1, abs_tol=1e-6)):
             raise UserError(
                 f"split_ratio: found {list(shares)}, expected three shares that add up to 1, or whole numbers like [8, 1, 1]"
             )
-        return shares
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "DataProtocol":
         if self.repeated_targets == "match" and self.candidate_exclude != "user":
             raise UserError(
                 f"repeated_targets: found 'match' with candidate_exclude {self.candidate_exclude!r}, expected candidate_exclude "
                 "'user': match adds negatives of the user's past to those that the user never had"
             )
+        if self.candidate_file is not None and not Path(self.candidate_file).is_file():
+            raise UserError(
+                f"candidate_file: found {str(self.candidate_file)!r}, which is not there; expected a file of candidate sets"
+            )
         return self
 
-    @classmethod
-    def from_config(cls, config: Readable) -> "DataProtocol":
-        """As of all settings; RecBole's own keys must say what the protocols take for granted: time order, the full ranking, one file.
-
-        Raises:
-            UserError: a key is missing, wrong, or contradicts another.
-        """
-        settings = super().from_config(config)
-        order, mode = config["eval_args"]["order"], config["eval_args"]["mode"]
+    @model_validator(mode="after")
+    def _is_in_order_of_time(self) -> "DataProtocol":
+        for name in self.eval_args:
+            check_name("eval_args", name, _EVAL_ARGS)
+        split = self.eval_args.get("split")
+        (kind, how), *others = split.items() if isinstance(split, dict) and split else [(None, None)]
+        is_last = kind == "LS" and how == "valid_and_test"
+        is_ratio = kind in ("RS", "TS") and isinstance(how, list) and len(how) == 3
+        if others or not (is_last or (is_ratio and all(isinstance(share, int | float) and share > 0 for share in how))):
+            raise UserError(f"eval_args.split: found {split!r}, expected {{LS: valid_and_test}} or {{RS: [0.8, 0.1, 0.1]}}")
+        order, mode = self.eval_args.get("order", "RO"), self.eval_args.get("mode", "full")  # RecBole's defaults
         if order != "TO":
             raise UserError(f"eval_args.order is {order!r}, expected TO: histories are in the order of time.")
-        if (set(mode.values()) if isinstance(mode, dict) else {mode}) != {"full"}:
+        if any(value != "full" for value in (mode.values() if isinstance(mode, dict) else [mode])):
             raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling.")
-        files = config["benchmark_filename"]
-        if settings.split != READY_MADE and files is not None:
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_files(self) -> "DataProtocol":
+        files, history = self.benchmark_filename, f"{self.ITEM_ID_FIELD}{self.LIST_SUFFIX}"
+        files = list(files) if isinstance(files, tuple) else files
+        if self.split != READY_MADE and files is not None:
             raise UserError(
-                f"benchmark_filename is {files!r}, expected none: protocol {settings.protocol} makes the splits; ready-made ones "
+                f"benchmark_filename is {files!r}, expected none: protocol {self.protocol} makes the splits; ready-made ones "
                 "take --protocol=windows."
             )
-        if settings.split == READY_MADE:
-            if not (isinstance(files, list) and len(files) == 3):
-                raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
-            history = f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX']}"
-            if history not in (config["alias_of_item_id"] or ()):
-                raise UserError(
-                    f"alias_of_item_id is {config['alias_of_item_id']!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among "
-                    "them: histories and targets would be numbered apart."
-                )
-        return settings
+        if self.split == READY_MADE and not (isinstance(files, list) and len(files) == 3):
+            raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
+        if self.split == READY_MADE and history not in (self.alias_of_item_id or ()):
+            raise UserError(
+                f"alias_of_item_id is {self.alias_of_item_id!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among "
+                "them: histories and targets would be numbered apart."
+            )
+        return self
 
 
 class EvaluationSettings(Settings):
-    """What is measured, and how an LLM answers."""
+    """What is measured, how an LLM answers, and what is written."""
 
     decoding: str = key(VALUE, names=named_in("evaluator.answer:DECODINGS"))
     metrics: tuple[str, ...] = key(VALUE, EACH, is_question=True)
@@ -150,21 +155,64 @@ class EvaluationSettings(Settings):
     eval_step: Natural = key(VALUE, EACH, is_question=True)
     stopping_step: Natural = key(VALUE, EACH)
     metric_decimal_place: Natural = key(VALUE, EACH, is_question=True)
-    checkpoint: str | None = key(PATH)
-    resume: str | None = key(NEVER, has_effect=False)
-    result_file: str | Path | None = key(NEVER, has_effect=False)
     full_rank: bool = key(VALUE)
     retrieve_k: Count = key(VALUE)
+    checkpoint: str | None = key(PATH)
+    checkpoint_dir: str = key(NEVER, SHARED, has_effect=False)
+    resume: str | None = key(NEVER, has_effect=False)
+    result_file: str | Path | None = key(NEVER, has_effect=False)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "EvaluationSettings":
+    def _can_be_measured(self) -> "EvaluationSettings":
+        from recbole.evaluator.base_metric import TopkMetric
+        from recbole.evaluator.register import metric_types, metrics_dict
+        from recbole.utils import EvaluatorType
+
+        import_module("recbole_llara.evaluator.metric").register_metrics()
+        if not self.metrics or not self.topk:
+            raise UserError(f"metrics and topk: found {list(self.metrics)} and {list(self.topk)}, expected at least one each")
+        for metric in self.metrics:
+            if metric.lower() not in metrics_dict:
+                raise UserError(f"metrics: found {metric!r}; {nearest(metric, metrics_dict)}")
+            if metric_types[metric.lower()] is not EvaluatorType.RANKING:
+                raise UserError(
+                    f"metrics: found {metric!r}, expected ranking metrics such as Hit, NDCG, MRR: candidates are ranked"
+                )
+        watched = [
+            f"{metric}@{k}" if issubclass(metrics_dict[metric.lower()], TopkMetric) else metric
+            for metric in self.metrics
+            for k in self.topk
+        ]
+        if self.valid_metric.lower() not in [name.lower() for name in watched]:
+            raise UserError(
+                f"valid_metric: found {self.valid_metric!r}, expected one of {', '.join(dict.fromkeys(watched))} "
+                f"(from metrics, topk and decoding: {self.decoding})"
+            )
         if self.full_rank and import_module("recbole_llara.evaluator.answer").names_one_item(self.decoding):
             raise UserError(
                 f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> "EvaluationSettings":
         if self.checkpoint is not None and self.resume is not None:
             raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
+        _check_writable("checkpoint_dir", self.checkpoint_dir, "folder")
+        if self.result_file is not None:
+            _check_writable("result_file", self.result_file, "file")
         return self
+
+
+def _check_writable(name: str, value: str | Path, kind: str) -> None:
+    """Refuse a place where no file or folder can be made, before a run has cost anything."""
+    path = Path(value)
+    nearest_there = next(parent for parent in path.absolute().parents if parent.exists())
+    if str(value) and nearest_there.is_dir() and (not path.exists() or path.is_dir() == (kind == "folder")):
+        return
+    found = "empty" if not str(value) else "a folder" if path.is_dir() else "a file, or below one"
+    expected = "a folder, made if need be" if kind == "folder" else "a file, whose folder is made if need be"
+    raise UserError(f"{name}: found {str(value)!r}, which is {found}; expected {expected}")
 
 
 def vectors_file(item_embeddings: str | None) -> Path | None:
@@ -188,11 +236,18 @@ class RecommenderSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RecommenderSettings":
-        if self.item_embeddings not in ("recommender", "random") and vectors_file(self.item_embeddings) is None:
+        vectors = vectors_file(self.item_embeddings)
+        if self.item_embeddings not in ("recommender", "random") and vectors is None:
             raise UserError(
                 f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
                 f"{' or '.join(VECTORS)}; {nearest(self.item_embeddings, ['recommender', 'random'])}"
             )
+        for path in () if vectors is None else (vectors, ids_file(vectors)):
+            if not path.is_file():
+                raise UserError(
+                    f"item_embeddings: found no file {str(path)!r}, expected a table of vectors and beside it a text file of their "
+                    "item ids, one a line"
+                )
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise UserError(
                 "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"

@@ -2,17 +2,17 @@
 
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from recbole_llara.config.secrets import redacted
-from recbole_llara.config.yaml_files import PROPERTIES
+from recbole_llara.config.yaml_files import property_files
 from recbole_llara.utils.errors import UserError, nearest
 
 _STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -24,14 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Readable(Protocol):
-    """What settings are read from: RecBole's Config, or a dict."""
-
-    def __contains__(self, key: str) -> bool: ...
-
-    def __getitem__(self, key: str) -> Any: ...
+Names = Callable[[], Collection[str]]
 
 
 class FromRun(Enum):
@@ -50,9 +43,6 @@ class Scope(Enum):
     SHARED = "of both alike: rows, candidates, columns, device, seed"
 
 
-Names = Callable[[], Collection[str]]
-
-
 @dataclass(frozen=True)
 class Declaration:
     """What is said of a key beside its type and range.
@@ -63,7 +53,7 @@ class Declaration:
         names: the texts that it takes, looked up when a value is checked; None = any.
         has_effect: whether a result depends on it.
         is_question: whether it says what is asked or how answers are measured: scores under two values are no comparison.
-        is_answering: whether a trained model's answers depend on it.
+        is_answering: whether a trained model's answers depend on it; False for what only training reads.
     """
 
     from_run: FromRun
@@ -75,24 +65,13 @@ class Declaration:
 
 
 def key(
-    from_run: FromRun,
-    scope: Scope = Scope.OWN,
-    *,
-    names: Names | None = None,
-    has_effect: bool = True,
-    is_question: bool | None = None,
-    is_answering: bool = True,
-    is_optional: bool = False,
-) -> Any:
-    """A key, as a field of ``Settings``: the annotation is its type and range.
+    from_run: FromRun, scope: Scope = Scope.OWN, *, names: Names | None = None, has_effect: bool = True,
+    is_question: bool | None = None, is_answering: bool = True, is_optional: bool = False
+) -> Any:  # fmt: skip
+    """A key, as a field of ``Settings`` whose annotation is its type and range; the arguments are those of ``Declaration``.
 
     Args:
-        from_run: see ``Declaration``, as for all that follow.
-        scope: a shared key is a question, unless ``is_question`` says otherwise.
-        names: as from ``one_of``, ``named_in`` or ``files_of``.
-        has_effect: one without is a question too: it stays as it is within a search.
-        is_question: None = as scope and effect say.
-        is_answering: False for what only training reads.
+        is_question: None = where it is shared or without effect, which stays as it is within a search.
         is_optional: the key may be absent, and is None then.
     """
     question = (scope is Scope.SHARED or not has_effect) if is_question is None else is_question
@@ -113,7 +92,7 @@ def named_in(table: str) -> Names:
 
 def files_of(folder: str) -> Names:
     """The names of the YAML files in a folder of ``properties/``."""
-    return lambda: sorted(path.stem for path in (PROPERTIES / folder).glob("*.yaml"))
+    return lambda: property_files(folder)
 
 
 def declaration(field: FieldInfo) -> Declaration:
@@ -132,18 +111,16 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _has_a_known_name(cls, value: Any, info: ValidationInfo) -> Any:
-        names = declaration(cls.model_fields[info.field_name or ""]).names
+        name = info.field_name or ""
+        names = declaration(cls.model_fields[name]).names
         for element in value if isinstance(value, tuple) else (value,):
             if names is not None and element is not None:
-                check_name(info.field_name or "", element, names())
+                check_name(name, element, names())
         return value
 
     @classmethod
-    def from_config(cls, config: Readable) -> Self:
-        """Read every key from a config.
-
-        Args:
-            config: RecBole's Config or a dict.
+    def from_config(cls, config: Any) -> Self:
+        """Read every key from RecBole's Config or a dict.
 
         Raises:
             UserError: a key is missing, its value has the wrong type, lies out of range or is unknown, or keys contradict each other.
@@ -168,30 +145,20 @@ def annotation(settings: type[Settings], name: str) -> Any:
 
 
 def check_value(name: str, value: Any, kind: Any) -> None:
-    """Check a value by itself.
-
-    Args:
-        name: its key, for the message.
-        value: what was given.
-        kind: a type, or an ``Annotated`` one with a range.
+    """Check the value of a key by itself against a type, or an ``Annotated`` one with a range.
 
     Raises:
         UserError: it has another type, or is out of range.
     """
     try:
-        TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(_as_tuple(value))
+        TypeAdapter(kind, config=_STRICT).validate_python(_as_tuple(value))
     except ValidationError as error:
         raise _worded(error.errors()[0], name, value, kind) from None
 
 
-def check_name(name: str, value: str, known: Iterable[str]) -> None:
-    """Refuse a text that is no known name.
-
-    Raises:
-        UserError: the message holds the known ones, and the nearest.
-    """
-    known = tuple(known)
-    if value not in known:
+def check_name(name: str, value: Any, known: Collection[str]) -> None:
+    """Refuse a value of a key that is no known name; the message holds the known ones, and the nearest."""
+    if value not in tuple(known):
         raise UserError(f"{name}: found {redacted(value)}, expected one of {', '.join(known)}; {nearest(value, known)}")
 
 
@@ -226,10 +193,8 @@ def range_text(kind: Any) -> str:
     """The range of a type, such as ``[1, inf)``; "" where it has none."""
     if typing.get_origin(kind) is not Annotated:
         return next(filter(None, map(range_text, typing.get_args(kind))), "")
-    limits = {}
-    for field in kind.__metadata__:
-        for limit in field.metadata:
-            limits |= {end: getattr(limit, end) for end in ("ge", "gt", "le", "lt") if hasattr(limit, end)}
-    low = f"[{limits['ge']:g}" if "ge" in limits else f"({limits.get('gt', float('-inf')):g}"
-    high = f"{limits['le']:g}]" if "le" in limits else f"{limits.get('lt', float('inf')):g})"
+    (field,) = kind.__metadata__
+    ends = {end: getattr(limit, end) for limit in field.metadata for end in ("ge", "gt", "le", "lt") if hasattr(limit, end)}
+    low = f"[{ends['ge']:g}" if "ge" in ends else f"({ends.get('gt', float('-inf')):g}"
+    high = f"{ends['le']:g}]" if "le" in ends else f"{ends.get('lt', float('inf')):g})"
     return f"{low}, {high}"

@@ -21,7 +21,6 @@ from recbole_llara.utils.text import is_text
 _PACKAGE = Path(__file__).resolve().parent.parent
 PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
 _ARGUMENT = re.compile(r"--([^=\s]+)=(.*)", re.DOTALL)
-_MERGE = "tag:yaml.org,2002:merge"
 
 
 class ValueLoader(yaml.SafeLoader):
@@ -30,37 +29,34 @@ class ValueLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping.
+        """As PyYAML's, which keeps the last of two values.
 
         Raises:
-            yaml.constructor.ConstructorError: a key stands twice; YAML itself would keep the last.
+            yaml.constructor.ConstructorError: a key stands twice.
         """
         seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == _MERGE:
-                continue
+        for key_node in (key_node for key_node, _ in node.value if key_node.tag != "tag:yaml.org,2002:merge"):
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_PATTERNS = (
-    ("bool", r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
-    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+for _tag, _pattern, _first in (
+    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
     (
         "float",
-        r"^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?(?:[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)"
-        r"|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         "-+0123456789.",
     ),
-    ("null", r"^(?:~|null|Null|NULL|None|)$", ["~", "n", "N", ""]),
-    ("merge", r"^(?:<<)$", "<"),
-)
-for _tag, _pattern, _first in _PATTERNS:
-    ValueLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    ("null", r"~|null|Null|NULL|None|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    ValueLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 class PlainText(str):
@@ -70,11 +66,8 @@ class PlainText(str):
 def parse_value(text: str) -> Any:
     """Read a value from the command line or from a string of a config dict.
 
-    Args:
-        text: what stands behind ``--key=``; a ``PlainText`` stays as it is.
-
     Returns:
-        The YAML value; the text itself where it is empty or no YAML (RecBole's intervals: ``[5,inf)``).
+        The YAML value; the text itself where it is a ``PlainText``, empty or no YAML (RecBole's intervals: ``[5,inf)``).
     """
     if isinstance(text, PlainText) or not text.strip():
         return str(text)
@@ -108,32 +101,37 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds keys and values.
-
-    Args:
-        path: the file, UTF-8, with or without a byte order mark. An empty one gives no keys.
+    """Read a YAML file of keys and values, in UTF-8 with or without a byte order mark; an empty one gives no keys.
 
     Raises:
         UserError: the file is missing, unreadable, no YAML, or no mapping of text keys.
     """
+    name = f"config file {str(path)!r}"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=ValueLoader)
     except FileNotFoundError:
-        raise UserError(f"config file {str(path)!r} does not exist; check --config_files") from None
+        raise UserError(f"{name} does not exist; check --config_files") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {str(path)!r} cannot be read: {error}") from error
-    try:
-        content = yaml.load(text, Loader=ValueLoader)
+        raise UserError(f"{name} cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"config file {str(path)!r}{where}: {error.problem or 'no valid YAML'}") from error
+        raise UserError(f"{name}{where}: {error.problem or 'no valid YAML'}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"config file {str(path)!r} is no valid YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"config file {str(path)!r} holds a {type(content).__name__}, expected 'key: value' lines")
-    for key in content:
+        raise UserError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{name} holds a {type(content).__name__}, expected 'key: value' lines")
+    for key in content or ():
         if not isinstance(key, str):
-            raise UserError(f"config file {str(path)!r}: the key {key!r} is a {type(key).__name__}, expected text")
-    return content
+            raise UserError(f"{name}: the key {key!r} is a {type(key).__name__}, expected text")
+    return content or {}
+
+
+def property_files(folder: str) -> dict[str, Path]:
+    """The YAML files of a folder of ``properties/`` by name; the folder "" holds the defaults of all runs."""
+    return {path.stem: path for path in sorted((PROPERTIES / folder).glob("*.yaml"))}
+
+
+def read_properties(name: str) -> dict[str, Any]:
+    """The keys of ``properties/<name>.yaml``; none where there is no such file."""
+    path = PROPERTIES / f"{name}.yaml"
+    return read_yaml(path) if path.is_file() else {}

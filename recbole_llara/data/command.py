@@ -53,7 +53,7 @@ def convert_main(argv: Sequence[str] | None = None) -> int:
     def convert_dataset() -> None:
         plugins = _PLUGINS.parse_known_args(argv)[0].plugins
         if plugins:
-            from recbole_llara.config.plugins import load_plugins
+            from recbole_llara.config.models import load_plugins
 
             load_plugins(plugins)
         sys.stdout.write(convert(build_convert_parser().parse_args(argv)))

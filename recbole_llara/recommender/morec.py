@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 
-from recbole_llara.config.checks import check_titles
+from recbole_llara.config.run_config import check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.llm.item_tokens import Projector

@@ -7,8 +7,7 @@ import pytest
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import models
-from recbole_llara.config.models import MODELS, is_llm_recommender, register_model, resolve_model
-from recbole_llara.config.plugins import load_plugins
+from recbole_llara.config.models import MODELS, is_llm_recommender, load_plugins, register_model, resolve_model
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.model.rsllm import RSLLM
 from recbole_llara.recommender.popularity import Popularity

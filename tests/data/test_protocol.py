@@ -18,6 +18,7 @@ class Keys(dict):
 def keys_of(of="llara", **changes):
     values = Keys(yaml.safe_load((PROPERTIES / "overall.yaml").read_text()))
     values |= yaml.safe_load((PROPERTIES / "protocol" / f"{of}.yaml").read_text())
+    values = Keys({"ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list", "alias_of_item_id": None}) | values  # RecBole's
     values |= {"seed": 2020, "protocol": of} | changes
     return values
 

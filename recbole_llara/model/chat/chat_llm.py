@@ -10,7 +10,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
 
-from recbole_llara.config.checks import check_titles
+from recbole_llara.config.run_config import check_titles
 from recbole_llara.config.settings import ChatSettings, TrainingSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
