@@ -10,8 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.utils.digests import DIGITS, facts_digest
-from recbole_llara.utils.hashing import mix
+from recbole_llara.utils.hashing import DIGITS, facts_digest, mix
 
 # What decides which rows are training rows.
 SPLIT_KEYS = ("split", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")

@@ -23,8 +23,8 @@ from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 AUTO = "auto"

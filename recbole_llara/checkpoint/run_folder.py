@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.utils.atomic import write_text
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 CONFIG, REQUEST, RESULT = "config.yaml", "request.yaml", "result.json"

@@ -5,7 +5,6 @@ none. A run that was stopped goes on from the last one as if it had not been sto
 """
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -13,16 +12,16 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from recbole_llara.checkpoint.weights import Checkpoint, DamagedCheckpoint, LLMWeights, read_checkpoint, write_llm_checkpoint
 from recbole_llara.data.numbering import Numbering, read_numbering
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.random_state import Generators
 
 FOLDER, TENSORS, STATE = "training_state", "training.safetensors", "training.json"
-OPTIMIZER, ORDER, GENERATOR = "optimizer/", "order", "generator_state/"  # names among the tensors
+OPTIMIZER, ORDER = "optimizer/", "order"  # names among the tensors
 
 
 @dataclass
@@ -79,40 +78,7 @@ class TrainingState:
     progress: Progress
     facts: dict[str, Any]
     optimizer: dict[str, Any]
-    generators: "Generators"
-
-
-@dataclass(frozen=True)
-class Generators:
-    """The states of Python's, numpy's and torch's global generators.
-
-    Args:
-        tensors: by name.
-        plain: what JSON can hold.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    plain: dict[str, Any]
-
-    @classmethod
-    def now(cls) -> "Generators":
-        """As they are."""
-        name, keys, position, has_gauss, cached = np.random.get_state()
-        tensors = {f"{GENERATOR}numpy": torch.from_numpy(keys.astype(np.int64)), f"{GENERATOR}torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors |= {f"{GENERATOR}cuda{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
-        return cls(tensors, {"python": random.getstate(), "numpy": [name, position, has_gauss, cached]})
-
-    def restore(self) -> None:
-        """Put them back; the states of GPUs that are not here are left out."""
-        version, internal, gauss = self.plain["python"]
-        random.setstate((version, tuple(internal), gauss))
-        name, position, has_gauss, cached = self.plain["numpy"]
-        np.random.set_state((name, self.tensors[f"{GENERATOR}numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-        torch.set_rng_state(self.tensors[f"{GENERATOR}torch"])
-        for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            if f"{GENERATOR}cuda{number}" in self.tensors:
-                torch.cuda.set_rng_state(self.tensors[f"{GENERATOR}cuda{number}"], number)
+    generators: Generators
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from recbole_llara.checkpoint.recbole_pickle import read_recbole_pickle
 from recbole_llara.data import numbering
 from recbole_llara.data.numbering import PREFIX, Numbering
 from recbole_llara.utils.atomic import write_file, write_folder
-from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import RunError, UserError
+from recbole_llara.utils.hashing import file_sha256
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 3  # of the folder
