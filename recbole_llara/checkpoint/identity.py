@@ -8,25 +8,21 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.utils.digests import DIGITS, facts_digest
-from recbole_llara.utils.hashing import mix
+from recbole_llara.utils.hashing import DIGITS, facts_digest, mix
 
-# What decides which rows are training rows.
+# What decides, beside the filters, which rows are training rows.
 SPLIT_KEYS = ("split", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
-FILTER_KEYS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename")
 SAMPLED = 1024  # numbers of each tensor
 
 
 def llm_digest(model: PreTrainedModel) -> str:
-    """Digest of an LLM's weights: of every tensor its name, its shape and up to 1,024 of its numbers, evenly spread.
+    """Digest of an LLM's weights, before adapters are added: of every tensor its name, its shape and up to 1,024 of its numbers.
 
-    The numbers are rounded to bfloat16, so that an LLM is the same one in whichever floating type it was loaded. It tells
-    models apart, fine-tuned ones from their base too; it is no checksum of a file.
-
-    Args:
-        model: before adapters are added.
+    The numbers are evenly spread and rounded to bfloat16, so that an LLM is the same one in whichever floating type it was
+    loaded. It tells models apart, fine-tuned ones from their base too; it is no checksum of a file.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
@@ -45,14 +41,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
-    """Which items a model knows, and by which split: a row it learned from may be a test row of another.
-
-    Args:
-        config: the run's RunConfig.
-        data: what ``prepare_data`` returned.
-    """
+    """Which items a model knows, and by which split: a row it learned from may be a test row of another."""
     protocol = data.dataset.protocol
-    split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTER_KEYS}
+    split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTERS}
     return {
         "dataset": config["dataset"],
         "split": protocol.split,
@@ -65,10 +56,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
 def training_digest(dataset: Any) -> str:
     """Digest of the interactions that training rows rest on, by external ids and in no order: of all rows, not of a sample.
 
-    Where it differs, a test row of one split may have been a training row of the other.
-
-    Args:
-        dataset: a split of ``prepare_data``.
+    Where it differs, a test row of one split of ``prepare_data`` may have been a training row of the other.
     """
     known = dataset.knowledge.known["train"]
     user, item = np.divmod(known.keys, known.n_items)
@@ -78,11 +66,7 @@ def training_digest(dataset: Any) -> str:
 
 
 def rows_digest(data: PreparedData) -> str:
-    """Digest of the training rows and of the candidates of validation and test: what a training may not change under way.
-
-    Args:
-        data: what ``prepare_data`` returned.
-    """
+    """Digest of the training rows and of the candidates of validation and test: what a training may not change under way."""
     digest = hashlib.sha256(facts_digest(data.candidate_sha256).encode())
     for field in (data.dataset.uid_field, data.dataset.iid_field):
         digest.update(data.dataset.inter_feat[field].numpy().tobytes())

@@ -25,34 +25,18 @@ _MALFORMED = (
     OverflowError, MemoryError, RecursionError, RuntimeError,
 )  # fmt: skip
 _DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
 # What decides by which numbers RecBole knows items, beside the files.
 FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "benchmark_filename")
 # Packages whose names become stand-ins: the Config's classes and values, and the layers and datasets kept beside weights.
 _INERT_PACKAGES = ("recbole.", "recbole_llara.", "torch.nn.modules.", "numpy.", "pandas.", "yaml.loader.")
-_INERT_NAMES = frozenset(
-    {
-        "torch.device",
-        "torch.Size",
-        "torch._utils._rebuild_parameter",
-        "collections.Counter",
-        "collections.defaultdict",
-        "logging.getLogger",
-        "builtins.set",
-        "builtins.slice",
-        *(str(dtype) for dtype in _DTYPES.values()),
-    }
-)
+_INERT_NAMES = {
+    "torch.device", "torch.Size", "torch._utils._rebuild_parameter", "collections.Counter", "collections.defaultdict",
+    "logging.getLogger", "builtins.set", "builtins.slice", *map(str, _DTYPES.values()),
+}  # fmt: skip
 
 
 class _Inert:
@@ -62,9 +46,6 @@ class _Inert:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -107,11 +88,7 @@ class _Unpickler(pickle.Unpickler):
     """Makes plain values, OrderedDicts, stand-ins and records of tensors; imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a name.
-
-        Raises:
-            pickle.UnpicklingError: no RecBole checkpoint has use for that name.
-        """
+        """The stand-in of a name; refuses one for which no RecBole checkpoint has use."""
         path = f"{module}.{name}"
         if path == "collections.OrderedDict":
             return OrderedDict

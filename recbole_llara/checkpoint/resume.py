@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder
+from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, RunFolder, read_table
 from recbole_llara.checkpoint.weights import differences
 from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
 from recbole_llara.config.models import is_llm_recommender, load_plugins
@@ -22,8 +22,8 @@ from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 AUTO = "auto"
@@ -33,7 +33,7 @@ _NOT_ASKED = ("resume", "checkpoint_dir")  # the caller names the run's folder, 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run was asked for: its model, its dataset, and every key that was given."""
+    """What a run was asked for, with every key that was given."""
 
     model: str | None
     dataset: str | None
@@ -47,10 +47,7 @@ def completed_request(
     argv: Sequence[str] | None,
     config_file_list: Sequence[str | Path] | None = None,
 ) -> Request:
-    """Add to a request, where it names a run's folder to resume, what that run was asked for.
-
-    Args:
-        model, dataset, config_dict, argv, config_file_list: of this command.
+    """Add to a command's request, where it names a run's folder to resume, what that run was asked for.
 
     Returns:
         this command's words over those of the run; neither argv nor those of the files are among its keys.
@@ -85,7 +82,7 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
     asked = _asked(run)
     keys = {key: value for key, value in asked["keys"].items() if key not in given and key not in _NOT_ASKED}
     placed = {key: str(run / name) for key, name in asked["relative"].items() if key not in given}  # of an exported run
-    refused = _refused({**keys, **placed}, _is_true(given.get(TRUST)))
+    refused = _refused({**keys, **placed}, given)
     refused |= {key: value for key, value in placed.items() if not _leads_into(value, run)}
     if refused:
         raise UserError(
@@ -101,24 +98,14 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
 
 
 def model_of(run: Path) -> str:
-    """The name of the model that a run's folder tells.
-
-    Raises:
-        UserError: the folder is no run's.
-    """
+    """The name of the model that a run's folder tells; ``UserError`` where the folder is no run's."""
     return _asked(run)["model"]
 
 
 def resume_command(run: Path, keys: Mapping[str, Any]) -> str:
-    """The arguments by which a run goes on.
-
-    Args:
-        run: its folder.
-        keys: that it was given; those that its folder cannot set stand among the arguments.
-    """
+    """The arguments by which a run that was given ``keys`` goes on: its folder, and what its folder cannot set."""
     again = {key: value for key, value in keys.items() if key not in _NOT_ASKED}
-    again = _refused(again, _is_true(again.get(TRUST)))
-    return " ".join([f"--resume={run}", *([_arguments(again)] if again else [])])
+    return f"--resume={run} {_arguments(_refused(again, again))}".rstrip()
 
 
 def is_network_share(value: str | Path) -> bool:
@@ -126,31 +113,29 @@ def is_network_share(value: str | Path) -> bool:
     return str(value).replace("\\", "/").startswith("//")
 
 
-def _leads_into(value: str | Path, root: Path) -> bool:
+def _leads_into(value: str, root: Path) -> bool:
     try:
         return not is_network_share(value) and Path(value).resolve().is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
 
 
-def _refused(keys: Mapping[str, Any], trusts: bool) -> dict[str, Any]:
-    """Those of a run's keys that its folder cannot set; ``trusts``: the caller lets code of the LLM's folder run."""
-    return {key: value for key, value in keys.items() if not _can_set(key, value, trusts)}
+def _refused(keys: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's keys that its folder cannot set, where the caller has given others."""
+    trusts = given.get(TRUST)
+    trusts = bool(parse_value(trusts) if isinstance(trusts, str) else trusts)  # lets code of the LLM's folder run
 
+    def can_set(key: str, value: Any) -> bool:
+        answer = from_run(key)
+        if answer is FromRun.VALUE or value is None:
+            return True
+        if answer is FromRun.NEVER:
+            return value is False or value == []  # it asks for nothing
+        if key == "llm_path" and trusts and value != "tiny":
+            return False  # whose code is run, the caller says
+        return not is_network_share(value)
 
-def _can_set(key: str, value: Any, trusts: bool) -> bool:
-    answer = from_run(key)
-    if answer is FromRun.VALUE or value is None:
-        return True
-    if answer is FromRun.NEVER:
-        return value is False or value == []  # it asks for nothing
-    if key == "llm_path" and trusts and value != "tiny":
-        return False  # whose code is run, the caller says
-    return not is_network_share(value)
-
-
-def _is_true(value: Any) -> bool:
-    return bool(parse_value(value) if isinstance(value, str) else value)
+    return {key: value for key, value in keys.items() if not can_set(key, value)}
 
 
 def _arguments(keys: Mapping[str, Any]) -> str:
@@ -191,17 +176,17 @@ def folder_to_resume(config: Any) -> RunFolder | None:
         return None
     if not is_llm_recommender(config["model"]):
         raise UserError(f"resume: found {wanted!r} with {config['model']}, which keeps no training states; start it again")
-    here = _compared(json_ready(without_secrets(config.final_config_dict)))
+    here = json_ready(without_secrets(config.final_config_dict))
     if wanted != AUTO:
-        return _checked(_run_folder(wanted), here)
-    runs = [path.parent for path in Path(config["checkpoint_dir"]).glob(f"*/{CONFIG}")]
+        path = _run_folder(wanted)
+        if obstacle := _obstacle(path, here):
+            raise UserError(f"resume: {path} {obstacle}")
+        return RunFolder(path)
+    runs = [path.parent for path in Path(config["checkpoint_dir"]).glob(f"*/{CONFIG}") if (path.parent / REQUEST).is_file()]
     for path in sorted(runs, key=lambda path: (path / CONFIG).stat().st_mtime, reverse=True):
-        folder = RunFolder(path)
-        if (path / RESULT).exists() or _version_of(path) != __version__:
-            continue
-        if _compared(_read(path / CONFIG)) == here and not folder.is_held():
+        if not _obstacle(path, here) and not RunFolder(path).is_held():
             getLogger().info(f"resume: {path} goes on")
-            return folder
+            return RunFolder(path)
     return None
 
 
@@ -214,35 +199,17 @@ def _run_folder(wanted: Any) -> Path:
     return path
 
 
-def _version_of(run: Path) -> Any:
-    """The version of this package that began a run."""
-    return _read(run / REQUEST).get("version") if (run / REQUEST).is_file() else None
-
-
-def _checked(path: Path, here: Mapping[str, Any]) -> RunFolder:
-    if (path / RESULT).exists():
-        raise UserError(f"resume: {path} is finished, its result stands in {path / RESULT}; to run it anew leave resume out")
-    if _version_of(path) != __version__:
-        raise UserError(
-            f"resume: {path} was begun by recbole-llara {_version_of(path)}, expected {__version__}: go on with that version, "
-            "or start a new run"
-        )
-    there = _compared(_read(path / CONFIG))
+def _obstacle(run: Path, here: Mapping[str, Any]) -> str:
+    """Why a run cannot go on with the keys ``here``; empty where it can."""
+    if (run / RESULT).exists():
+        return f"is finished, its result stands in {run / RESULT}; to run it anew leave resume out"
+    if (version := _read(run / REQUEST).get("version")) != __version__:
+        return f"was begun by recbole-llara {version}, expected {__version__}: go on with that version, or start a new run"
+    there, here = ({key: keys[key] for key in keys.keys() - WITHOUT_EFFECT} for keys in (_read(run / CONFIG), here))
     if differing := differences(there, here):
-        raise UserError(f"resume: {path} was begun with other keys: {differing}; leave them as they were, or start a new run")
-    return RunFolder(path)
-
-
-def _compared(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a result depends on."""
-    return {key: value for key, value in keys.items() if key not in WITHOUT_EFFECT}
+        return f"was begun with other keys: {differing}; leave them as they were, or start a new run"
+    return ""
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"resume: {path} cannot be read ({error}); start the run again without resume") from error
-    if not isinstance(content, dict):
-        raise UserError(f"resume: {path} holds a {type(content).__name__}, expected 'key: value' lines")
-    return content
+    return read_table(path, yaml.safe_load, "the 'key: value' lines of a run; start it again without resume")

@@ -5,7 +5,7 @@ Every file appears whole or not at all: it is written beside its place, flushed 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.utils.atomic import write_text
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 CONFIG, REQUEST, RESULT = "config.yaml", "request.yaml", "result.json"
@@ -44,30 +44,22 @@ class RunFolder:
             UserError: no folder can be made there.
         """
         check_writable(checkpoint_dir)
-        return cls(cls._made(Path(checkpoint_dir), config))
-
-    @staticmethod
-    def _made(parent: Path, config: Mapping[str, Any]) -> Path:
         parts = [str(config[key]) for key in ("model", "dataset", "protocol")]
         parts += [f"seed{config['seed']}", datetime.now().strftime("%Y%m%d-%H%M%S")]
         name = re.sub(r"[^\w.+-]", "_", "-".join(parts))
         attempt = 1
         while True:
-            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            path = Path(checkpoint_dir) / (name if attempt == 1 else f"{name}-{attempt}")
             try:
                 path.mkdir()  # fails if another process took the name: no test-then-make race
             except FileExistsError:
                 attempt += 1
             else:
-                return path
+                return cls(path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing here; the lock ends with its process, however that ends.
-
-        Raises:
-            UserError: another process has it.
-        """
+        """Keep other processes from writing here, or raise a ``UserError``; the lock ends with its process, however that ends."""
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout:
@@ -78,20 +70,14 @@ class RunFolder:
     def is_held(self) -> bool:
         """Whether a process is writing here."""
         try:
-            with FileLock(self.path / LOCK).acquire(timeout=0):
+            with self.held():
                 return False
-        except Timeout:
+        except UserError:
             return True
-
-    def write_json(self, name: str, data: Any) -> Path:
-        """Write ``data`` as indented JSON; numbers that JSON lacks (NaN, infinities) become null. Returns the path."""
-        text = json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
-        return write_text(self.path / name, text + "\n")
 
     def write_records(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write one record a line, such as the test rows of ``cases.jsonl``. Returns the path."""
-        lines = (json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-        return write_text(self.path / name, lines)
+        return write_text(self.path / name, (_json(record) for record in records))
 
     def write_config(self, config: Mapping[str, Any]) -> Path:
         """Write ``config.yaml``: the resolved keys, without secrets. Returns the path."""
@@ -107,10 +93,16 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any], result_file: str | Path | None = None) -> Path:
         """Write ``result.json``, and a copy of it to ``result_file`` if given. Returns the path of the first."""
-        path = self.write_json(RESULT, result)
+        text = _json(result, indent=2)
+        path = write_text(self.path / RESULT, text)
         if result_file:
-            write_text(Path(result_file), path.read_text(encoding="utf-8"))
+            write_text(Path(result_file), text)
         return path
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """A line or more; numbers that JSON lacks (NaN, infinities) become null."""
+    return json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_writable(checkpoint_dir: str | Path) -> None:
@@ -129,19 +121,20 @@ def check_writable(checkpoint_dir: str | Path) -> None:
         ) from error
 
 
-def read_result(run: Path) -> dict[str, Any]:
-    """The content of a run's ``result.json``.
-
-    Raises:
-        UserError: it cannot be read, or is no JSON object.
-    """
+def read_table(path: Path, parse: Callable[[str], Any], expected: str) -> dict[str, Any]:
+    """The content of a file of a run's folder by ``parse``; ``UserError`` where it cannot be read or is no table."""
     try:
-        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"run: {run / RESULT} cannot be read ({error}), expected the result of a finished run") from error
-    if not isinstance(result, dict):
-        raise UserError(f"run: {run / RESULT} holds a {type(result).__name__}, expected the result of a finished run")
-    return result
+        content = parse(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"run: {path} cannot be read ({error}), expected {expected}") from error
+    return content
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """The content of a run's ``result.json``; ``UserError`` where it cannot be read, or is no JSON object."""
+    return read_table(run / RESULT, json.loads, "the result of a finished run")
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

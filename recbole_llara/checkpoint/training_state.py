@@ -5,55 +5,40 @@ none. A run that was stopped goes on from the last one as if it had not been sto
 """
 
 import json
-import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_llara.checkpoint.weights import Checkpoint, DamagedCheckpoint, LLMWeights, read_checkpoint, write_llm_checkpoint
+from recbole_llara.checkpoint.weights import Checkpoint, DamagedCheckpoint, Weights, read_checkpoint, write_llm_checkpoint
 from recbole_llara.data.numbering import Numbering, read_numbering
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.random_state import Generators
 
 FOLDER, TENSORS, STATE = "training_state", "training.safetensors", "training.json"
-OPTIMIZER, ORDER, GENERATOR = "optimizer/", "order", "generator_state/"  # names among the tensors
+OPTIMIZER, ORDER = "optimizer/", "order"  # names among the tensors
 
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """Where a training stands."""
 
-    Args:
-        stage: of ``curriculum.stages_of``, from 0.
-        epoch: counted over all stages, from 0.
-        batches: of the epoch, done.
-        step: optimiser steps of the stage, done.
-        steps_before: those of earlier stages.
-        rows_trained: rows of all steps.
-        seconds_trained: (float, seconds) spent in the steps.
-        seconds: (float, seconds) spent on the training as a whole, validation included.
-        epoch_losses: of the epoch's steps.
-        training_log: what ``training.jsonl`` will hold: steps, and validations.
-        order_state: [bytes] uint8, the state from which the training rows' loader draws the epoch's order.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    batches: int = 0
-    step: int = 0
-    steps_before: int = 0
-    rows_trained: int = 0
-    seconds_trained: float = 0.0
-    seconds: float = 0.0
-    epoch_losses: list[float] = field(default_factory=list)
-    training_log: list[dict[str, Any]] = field(default_factory=list)
-    order_state: torch.Tensor | None = None
+    stage: int = 0  # of ``curriculum.stages_of``
+    epoch: int = 0  # counted over all stages
+    batches: int = 0  # of the epoch, done
+    step: int = 0  # optimiser steps of the stage, done
+    steps_before: int = 0  # those of earlier stages
+    rows_trained: int = 0  # of all steps
+    seconds_trained: float = 0.0  # spent in the steps
+    seconds: float = 0.0  # spent on the training as a whole, validation included
+    epoch_losses: list[float] = field(default_factory=list)  # of the epoch's steps
+    training_log: list[dict[str, Any]] = field(default_factory=list)  # what training.jsonl will hold: steps, and validations
+    order_state: torch.Tensor | None = None  # [bytes] uint8, from which the training rows' loader draws the epoch's order
 
     @property
     def all_steps(self) -> int:
@@ -67,65 +52,43 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a state holds beside the weights.
-
-    Args:
-        progress: how far the training has come.
-        facts: what JSON can hold of the rest that the trainer needs.
-        optimizer: its ``state_dict``.
-        generators: of ``Generators.now``.
-    """
+    """What a state holds beside the weights."""
 
     progress: Progress
-    facts: dict[str, Any]
-    optimizer: dict[str, Any]
-    generators: "Generators"
+    facts: dict[str, Any]  # what JSON can hold of the rest that the trainer needs
+    optimizer: dict[str, Any]  # its ``state_dict``
+    generators: Generators
 
-
-@dataclass(frozen=True)
-class Generators:
-    """The states of Python's, numpy's and torch's global generators.
-
-    Args:
-        tensors: by name.
-        plain: what JSON can hold.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    plain: dict[str, Any]
+    def write(self, folder: Path) -> None:
+        """Write it into a folder, as ``read`` reads it."""
+        tensors = dict(self.generators.tensors)
+        for number, values in self.optimizer["state"].items():
+            tensors |= {f"{OPTIMIZER}{number}/{name}": value.detach().cpu().contiguous() for name, value in values.items()}
+        progress = {**vars(self.progress)}
+        save_file({**tensors, ORDER: progress.pop("order_state")}, folder / TENSORS)
+        groups, generators = self.optimizer["param_groups"], self.generators.plain
+        told = {"progress": progress, "trainer": self.facts, "param_groups": groups, "generators": generators}
+        (folder / STATE).write_text(json.dumps(told), encoding="utf-8")
 
     @classmethod
-    def now(cls) -> "Generators":
-        """As they are."""
-        name, keys, position, has_gauss, cached = np.random.get_state()
-        tensors = {f"{GENERATOR}numpy": torch.from_numpy(keys.astype(np.int64)), f"{GENERATOR}torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors |= {f"{GENERATOR}cuda{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
-        return cls(tensors, {"python": random.getstate(), "numpy": [name, position, has_gauss, cached]})
-
-    def restore(self) -> None:
-        """Put them back; the states of GPUs that are not here are left out."""
-        version, internal, gauss = self.plain["python"]
-        random.setstate((version, tuple(internal), gauss))
-        name, position, has_gauss, cached = self.plain["numpy"]
-        np.random.set_state((name, self.tensors[f"{GENERATOR}numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-        torch.set_rng_state(self.tensors[f"{GENERATOR}torch"])
-        for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            if f"{GENERATOR}cuda{number}" in self.tensors:
-                torch.cuda.set_rng_state(self.tensors[f"{GENERATOR}cuda{number}"], number)
+    def read(cls, folder: Path) -> "TrainingState":
+        """What ``write`` wrote."""
+        tensors, told = load_file(folder / TENSORS), json.loads((folder / STATE).read_text(encoding="utf-8"))
+        progress = Progress(**told["progress"], order_state=tensors.pop(ORDER))
+        values: dict[int, dict[str, torch.Tensor]] = {}
+        for name in [name for name in tensors if name.startswith(OPTIMIZER)]:
+            _, number, key = name.split("/")
+            values.setdefault(int(number), {})[key] = tensors.pop(name)
+        optimizer = {"state": values, "param_groups": told["param_groups"]}
+        return cls(progress, told["trainer"], optimizer, Generators(tensors, told["generators"]))
 
 
 @dataclass(frozen=True)
 class TrainingStates:
-    """The states of one run.
+    """The states of one run."""
 
-    Args:
-        run: the run's folder.
-        keep: how many remain; older ones are removed.
-    """
-
-    run: Path
-    keep: int = 1
+    run: Path  # its folder
+    keep: int = 1  # how many remain; older ones are removed
 
     def paths(self) -> list[Path]:
         """Their folders, oldest first."""
@@ -136,7 +99,7 @@ class TrainingStates:
         found = (read_numbering(path, "resume") for path in reversed(self.paths()))
         return next((numbering for numbering in found if numbering is not None), None)
 
-    def save(self, weights: LLMWeights, state: TrainingState) -> None:
+    def save(self, weights: Weights, state: TrainingState) -> None:
         """Write a state, then remove the oldest beyond ``keep``.
 
         Raises:
@@ -146,7 +109,7 @@ class TrainingStates:
         # What follows an epoch's validation comes after what went before it.
         path = self.run / FOLDER / f"step-{progress.all_steps:09d}-epoch-{progress.epoch:04d}"
         facts = {"step": progress.all_steps, "stage": progress.stage, "epoch": progress.epoch}
-        write_llm_checkpoint(path, weights, facts, lambda folder: _write(state, folder))
+        write_llm_checkpoint(path, weights, facts, state.write)
         for old in self.paths()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -169,7 +132,7 @@ class TrainingStates:
                 getLogger().warning(f"{error}. The state before it is taken, if there is one")
                 continue
             getLogger().info(f"Training goes on from {path}")
-            return _read(path)
+            return TrainingState.read(path)
         if found:
             raise UserError(
                 f"resume: all {len(found)} states in {self.run / FOLDER} are damaged; start the run again without resume"
@@ -179,34 +142,3 @@ class TrainingStates:
     def remove(self) -> None:
         """Remove all of them, of a run that needs them no more."""
         shutil.rmtree(self.run / FOLDER, ignore_errors=True)
-
-
-def _write(state: TrainingState, folder: Path) -> None:
-    tensors = dict(state.generators.tensors)
-    for number, values in state.optimizer["state"].items():
-        tensors |= {f"{OPTIMIZER}{number}/{name}": value.detach().cpu().contiguous() for name, value in values.items()}
-    save_file({**tensors, ORDER: state.progress.order_state}, folder / TENSORS)
-    everything = {
-        "progress": {name: value for name, value in asdict(state.progress).items() if name != "order_state"},
-        "trainer": state.facts,
-        "param_groups": state.optimizer["param_groups"],
-        "generators": state.generators.plain,
-    }
-    (folder / STATE).write_text(json.dumps(everything), encoding="utf-8")
-
-
-def _read(path: Path) -> TrainingState:
-    tensors = load_file(path / TENSORS)
-    everything = json.loads((path / STATE).read_text(encoding="utf-8"))
-    values: dict[int, dict[str, torch.Tensor]] = {}
-    for name in [name for name in tensors if name.startswith(OPTIMIZER)]:
-        _, number, key = name.split("/")
-        values.setdefault(int(number), {})[key] = tensors.pop(name)
-    known = {each.name for each in fields(Progress)}
-    progress = {name: value for name, value in everything["progress"].items() if name in known}
-    return TrainingState(
-        progress=Progress(**progress, order_state=tensors.pop(ORDER)),
-        facts=everything["trainer"],
-        optimizer={"state": values, "param_groups": everything["param_groups"]},
-        generators=Generators(tensors, everything["generators"]),
-    )

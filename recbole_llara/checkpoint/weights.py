@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from recbole_llara.checkpoint.recbole_pickle import read_recbole_pickle
 from recbole_llara.data import numbering
 from recbole_llara.data.numbering import PREFIX, Numbering
-from recbole_llara.utils.atomic import write_file, write_folder
-from recbole_llara.utils.digests import file_sha256
-from recbole_llara.utils.errors import RunError, UserError
+from recbole_llara.utils.atomic import run_errors, write_file, write_folder
+from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import file_sha256
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 3  # of the folder
@@ -47,51 +47,57 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
-
-    Args:
-        path: where it lies.
-        format: how it is written.
-        facts: what was told when it was saved: ``model``, ``epoch``, ``dataset`` and the like.
-        belongs_to: what the weights fit, by name; None where the format does not tell.
-        numbering: ids by number; None where the format does not tell.
-        training_digest: of the interactions that the weights were trained on; None where the format does not tell.
-        read_tensors: reads the weights, by name and on the CPU.
-    """
+    """What a checkpoint holds. RecBole's tells neither its numbering, nor what it belongs to, nor what it was trained on."""
 
     path: Path
     format: Format
-    facts: dict[str, Any]
-    belongs_to: dict[str, Any] | None
-    numbering: Numbering | None
-    training_digest: str | None
-    read_tensors: Callable[[], dict[str, torch.Tensor]]
+    facts: dict[str, Any]  # told when it was saved: model, dataset, epoch, belongs_to, training_digest and the like
+    numbering: Numbering | None  # ids by number
+    read_tensors: Callable[[], dict[str, torch.Tensor]]  # reads the weights, by name and on the CPU
+
+    @property
+    def training_digest(self) -> str | None:
+        """Digest of the interactions that the weights were trained on."""
+        return self.facts.get("training_digest")
 
     def check_model(self, model: str, key: str = "checkpoint") -> None:
-        """Refuse the weights of another model.
-
-        Raises:
-            UserError: it holds one, or does not tell.
-        """
+        """Refuse, by a ``UserError``, the weights of another model, or of one that is not told."""
         if self.facts.get("model") != model:
             change = "rec_model or rec_checkpoint" if key == "rec_checkpoint" else "model or checkpoint"
             raise UserError(f"{key}: {self.path} holds a {self.facts.get('model')}, expected a {model}: change {change}")
 
     def check_belongs_to(self, here: Mapping[str, Any], model: str) -> None:
-        """Compare what the weights fit with what is here.
+        """Refuse, by a ``UserError`` that names every difference, weights that fit something else than is here.
 
         Args:
-            here: as ``belongs_to``.
+            here: what a checkpoint of this run belongs to.
             model: the name of the run's model.
-
-        Raises:
-            UserError: something differs; every difference is named.
         """
-        if differing := differences(self.belongs_to or {}, here):
+        if differing := differences(self.facts["belongs_to"], here):
             raise UserError(
                 f"checkpoint {self.path} does not fit this {model}: {differing}. Give the keys and the data that it was trained with "
                 "(of a recommender under an LLM with the prefix rec_), or train again."
             )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a model gives to its checkpoint."""
+
+    tensors: Mapping[str, torch.Tensor]  # of an LLM recommender those of its item tokens
+    numbering: Numbering  # ids by number
+    belongs_to: Mapping[str, Any]  # what the weights fit
+    training_digest: str | None  # of the interactions they were trained on
+    more: Mapping[str, Any]  # told too, as JSON has it: ``other_parameter`` or ``prompts_digest``
+    write_llm: Callable[[Path], None] | None = None  # writes what was trained of the LLM into a folder, as adapter/ or llm/
+
+    def facts(self) -> dict[str, Any]:
+        """What is told of them."""
+        return {"training_digest": self.training_digest, "belongs_to": self.belongs_to, **self.more}
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """Contiguous copies on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -110,16 +116,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    return _read_recbole(path) if path.suffix == ".pth" else _read_stock(path)
+    if path.suffix != ".pth":
+        return _read_stock(path)
+    weights, facts = read_recbole_pickle(path)
+    return Checkpoint(path, Format.RECBOLE, facts, None, lambda: weights)
 
 
-def given_checkpoint(given: str, model: str, expected: Format) -> Checkpoint:
-    """The checkpoint that the key ``checkpoint`` names, asked for before a run makes anything.
-
-    Args:
-        given: the key's value.
-        model: the run's.
-        expected: the format of that model's checkpoints.
+def given_checkpoint(given: str, model: str, expected: Format) -> None:
+    """Refuse, before a run makes anything, what the key ``checkpoint`` names and is no checkpoint of this model's format.
 
     Raises:
         UserError: it is not there, or cannot be one of this model's.
@@ -127,40 +131,16 @@ def given_checkpoint(given: str, model: str, expected: Format) -> Checkpoint:
     path = Path(given)
     if not (path.is_dir() if expected is Format.LLM else path.is_file()):
         raise UserError(f"checkpoint: found {given!r}, which is not there; expected {expected}")
-    checkpoint = _read_folder(path) if expected is Format.LLM else _read_stock(path)
-    if expected is Format.STOCK:
-        checkpoint.check_model(model)
-    return checkpoint
-
-
-# --- a folder --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LLMWeights:
-    """What an LLM recommender gives to its checkpoint.
-
-    Args:
-        tensors: of the item tokens, by name.
-        numbering: ids by number.
-        belongs_to: what the weights fit.
-        training_digest: of the interactions they were trained on.
-        prompts_digest: of the templates they were trained under.
-        write_llm: writes what was trained of the LLM into the folder, as ``adapter/`` or ``llm/``.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    numbering: Numbering
-    belongs_to: Mapping[str, Any]
-    training_digest: str | None
-    prompts_digest: str | None
-    write_llm: Callable[[Path], None]
+    if expected is Format.LLM:
+        _read_folder(path)
+    else:
+        _read_stock(path).check_model(model)
 
 
 def write_llm_checkpoint(
-    path: Path, weights: LLMWeights, facts: Mapping[str, Any], fill: Callable[[Path], None] | None = None
+    path: Path, weights: Weights, facts: Mapping[str, Any], fill: Callable[[Path], None] | None = None
 ) -> None:
-    """Write a folder beside ``path`` and put it there in one step, so that a whole one is always on disk.
+    """Write the folder of an LLM recommender and put it to ``path`` in one step, so that a whole one is always on disk.
 
     Args:
         path: an older checkpoint there is replaced.
@@ -173,24 +153,21 @@ def write_llm_checkpoint(
     """
 
     def write(folder: Path) -> None:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.tensors.items()}, folder / ITEM_TOKENS)
+        save_file(weights.own_tensors(), folder / ITEM_TOKENS)
         save_file(weights.numbering.tensors(), folder / numbering.FILE)
-        weights.write_llm(folder)
-        if fill is not None:
-            fill(folder)
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        sha256 = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
-        trained = {"training_digest": weights.training_digest, "prompts_digest": weights.prompts_digest}
-        meta = {"format": FORMAT, "belongs_to": weights.belongs_to, **trained, "sha256": sha256, **facts}
+        for writer in (weights.write_llm, fill):
+            if writer is not None:
+                writer(folder)
+        sha256 = {name: file_sha256(folder / name) for name in sorted(_files(folder))}
+        meta = {"format": FORMAT, **weights.facts(), "sha256": sha256, **facts}
         (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
-    try:
+    with run_errors(path):
         write_folder(path, write)
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"checkpoint: {path} cannot be written ({error}); what was saved before is untouched. Is the disk full or read-only? "
-            "The folder is that of checkpoint_dir"
-        ) from error
+
+
+def _files(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
 def _read_folder(path: Path) -> Checkpoint:
@@ -208,62 +185,33 @@ def _read_folder(path: Path) -> Checkpoint:
         )
 
     def read_tensors() -> dict[str, torch.Tensor]:
-        _check_files(path, meta["sha256"])
+        there = _files(path)
+        for name, digest in meta["sha256"].items():
+            if name not in there or file_sha256(path / name) != digest:
+                raise DamagedCheckpoint(
+                    f"checkpoint {path}: {name} is missing or was altered since it was written; choose another checkpoint"
+                )
+        if foreign := there - {*meta["sha256"], META}:
+            raise DamagedCheckpoint(f"checkpoint {path}: found {min(foreign)}, which was not written with it; remove it")
         return load_file(path / ITEM_TOKENS)
 
     try:
         ids = numbering.read_numbering(path, "checkpoint")
     except UserError as error:
         raise DamagedCheckpoint(str(error)) from error
-    return Checkpoint(path, Format.LLM, meta, meta["belongs_to"], ids, meta.get("training_digest"), read_tensors)
+    return Checkpoint(path, Format.LLM, meta, ids, read_tensors)
 
 
-def _check_files(path: Path, sha256: Mapping[str, str]) -> None:
-    """Compare a folder's files with their checksums, and refuse any file that was not written with it."""
-    for name, digest in sha256.items():
-        file = path / name
-        if not file.is_file() or file_sha256(file) != digest:
-            raise DamagedCheckpoint(
-                f"checkpoint {path}: {name} is missing or was altered since it was written; choose another checkpoint"
-            )
-    foreign = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {*sha256, META}
-    if foreign:
-        raise DamagedCheckpoint(f"checkpoint {path}: found {min(foreign)}, which was not written with it; remove it")
-
-
-# --- a .safetensors file ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StockWeights:
-    """What a stock recommender gives to its checkpoint.
-
-    Args:
-        tensors: by name.
-        numbering: ids by number.
-        belongs_to: what the weights fit.
-        training_digest: of the interactions they were trained on.
-        other_parameter: what JSON can hold of what the model keeps beside its weights.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    numbering: Numbering
-    belongs_to: Mapping[str, Any]
-    training_digest: str | None
-    other_parameter: Mapping[str, Any]
-
-
-def write_stock_checkpoint(path: Path, weights: StockWeights, facts: Mapping[str, Any]) -> None:
-    """Write a file, whole or not at all.
+def write_stock_checkpoint(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
+    """Write the file of a stock recommender, whole or not at all.
 
     Args:
         path: of the file.
         weights: what was trained.
         facts: what JSON can hold; ``model``, ``dataset`` and ``epoch`` among them.
     """
-    digests = {"numbering_sha256": weights.numbering.sha256, "training_digest": weights.training_digest}
-    told = {**facts, **digests, "belongs_to": weights.belongs_to, "other_parameter": weights.other_parameter}
-    tensors = {name: _own(tensor) for name, tensor in weights.tensors.items()} | weights.numbering.tensors()
+    told = {**facts, "numbering_sha256": weights.numbering.sha256, **weights.facts()}
+    tensors = weights.own_tensors() | weights.numbering.tensors()
     write_file(path, lambda place: save_file(tensors, place, metadata={HEADER_KEY: json.dumps(told)}))
 
 
@@ -273,39 +221,23 @@ def _read_stock(path: Path) -> Checkpoint:
             f"No checkpoint at {path} (checkpoint, rec_checkpoint), expected a .safetensors file written by a training run."
         )
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file ({error}): expected one written by a training run.") from error
-    if header is None:
-        raise UserError(f"{path} was not written by recbole-llara: its header names no model.")
     try:
-        facts = json.loads(header)
+        facts = json.loads(header or "null")
     except ValueError as error:
         raise UserError(f"{path}: its header is damaged ({error}); train it again.") from error
-    tables = ("belongs_to", "other_parameter")
-    if (
-        not isinstance(facts, dict)
-        or not facts.keys() >= HEADER_FACTS
-        or not all(isinstance(facts[key], dict) for key in tables)
-    ):
-        raise UserError(f"{path}: its header tells not all of {', '.join(sorted(HEADER_FACTS))}; train it again.")
-    ids = Numbering.from_tensors({name: value for name, value in tensors.items() if name.startswith(PREFIX)}, str(path))
+    is_whole = isinstance(facts, dict) and facts.keys() >= HEADER_FACTS
+    if not is_whole or not all(isinstance(facts[table], dict) for table in ("belongs_to", "other_parameter")):
+        raise UserError(
+            f"{path} was not written by this version of recbole-llara: its header tells not all of "
+            f"{', '.join(sorted(HEADER_FACTS))}; train it again."
+        )
+    names = {name for name in tensors if name.startswith(PREFIX)}
+    ids = Numbering.from_tensors({name: tensors.pop(name) for name in names}, str(path))
     if ids.sha256 != facts["numbering_sha256"]:
         raise UserError(f"{path}: its ids of items and users were altered since it was written; train it again.")
-    weights = {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}
-    return Checkpoint(path, Format.STOCK, facts, facts["belongs_to"], ids, facts["training_digest"], lambda: weights)
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-# --- a .pth file -----------------------------------------------------------------------------------
-
-
-def _read_recbole(path: Path) -> Checkpoint:
-    weights, facts = read_recbole_pickle(path)
-    return Checkpoint(path, Format.RECBOLE, facts, None, None, None, lambda: weights)
+    return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)

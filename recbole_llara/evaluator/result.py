@@ -14,7 +14,7 @@ import numpy as np
 from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_secrets
 from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.evaluator.significance import wilson_interval
-from recbole_llara.utils.digests import json_ready
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")

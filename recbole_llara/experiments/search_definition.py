@@ -22,8 +22,8 @@ from recbole_llara.experiments.search_space import (
     known_files,
     read_parameters,
 )
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError, nearest
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 MAX_EVALS = 10  # of RecBole's run_hyper.py

@@ -21,8 +21,8 @@ from recbole_llara.experiments.runner import Plan, run_model, take_lock
 from recbole_llara.experiments.search_definition import Search, Trial, values_text
 from recbole_llara.experiments.search_report import write_trials
 from recbole_llara.experiments.search_space import propose, space_of, values_of
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import Diverged, UserError
+from recbole_llara.utils.hashing import json_ready
 
 FILE, NAME, FACTS = "trials.sqlite", "search", "facts"
 OUTCOME = "outcome"  # the attribute of a finished trial

@@ -27,8 +27,8 @@ from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.recommender.vectors import vectors_sha256
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.atomic import write_text
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")

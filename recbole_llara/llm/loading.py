@@ -25,8 +25,8 @@ from transformers import (
 
 from recbole_llara.config.secrets import redacted
 from recbole_llara.config.settings import TRUST
-from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError, nearest
+from recbole_llara.utils.hashing import file_sha256
 
 TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, LLMWeights, read_checkpoint
+from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, Weights, read_checkpoint
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.utils.errors import UserError
@@ -33,7 +33,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
     }
 
 
-def weights_of(model: LLMRecommender) -> LLMWeights:
+def weights_of(model: LLMRecommender) -> Weights:
     """What was trained of the model."""
 
     def write_llm(folder: Path) -> None:
@@ -43,8 +43,8 @@ def weights_of(model: LLMRecommender) -> LLMWeights:
             model.llm.save_pretrained(folder / LLM)
             model.tokenizer.save_pretrained(folder / LLM)
 
-    trained = (model.trained_on, model.trained_prompts)
-    return LLMWeights(model.item_tokens.state_dict(), model.numbering, belongs_to(model), *trained, write_llm)
+    prompts = {"prompts_digest": model.trained_prompts}
+    return Weights(model.item_tokens.state_dict(), model.numbering, belongs_to(model), model.trained_on, prompts, write_llm)
 
 
 def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | Path) -> Checkpoint:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
-from recbole_llara.utils.digests import facts_digest
 from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.utils.hashing import numbers, row_keys
+from recbole_llara.utils.hashing import facts_digest, numbers, row_keys
 
 HISTORY = "{history}"
 CANDIDATES = "{candidates}"

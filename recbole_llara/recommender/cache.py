@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.utils.digests import file_sha256, json_ready
+from recbole_llara.utils.hashing import file_sha256, json_ready
 
 WEIGHTS, META = "model.safetensors", "meta.json"
 _WEIGHTS_SHA256, _META_SHA256 = "weights_sha256", "meta_sha256"

@@ -30,8 +30,8 @@ from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
 from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.utils.atomic import sole_writer, write_folder
-from recbole_llara.utils.digests import file_sha256, json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
 FORMAT = 2  # raise it when the meaning of a cached folder changes

@@ -8,8 +8,8 @@ from recbole_llara.checkpoint.identity import training_digest
 from recbole_llara.config.keys import answering_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.protocols import TellsIdentity
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from recbole_llara.config.settings import ids_file
-from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import file_sha256
 
 
 def vectors_sha256(path: Path) -> str:

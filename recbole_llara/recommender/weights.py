@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
-from recbole_llara.checkpoint.weights import Checkpoint, Format, StockWeights, read_checkpoint, write_stock_checkpoint
+from recbole_llara.checkpoint.weights import Checkpoint, Format, Weights, read_checkpoint, write_stock_checkpoint
 from recbole_llara.utils.errors import UserError
 
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
@@ -39,7 +39,7 @@ def save_recommender(model: torch.nn.Module, path: Path, facts: Mapping[str, Any
             plain[name] = value
         elif not isinstance(value, torch.nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
-    weights = StockWeights(tensors, model.numbering, model.belongs_to, model.trained_on, plain)
+    weights = Weights(tensors, model.numbering, model.belongs_to, model.trained_on, {"other_parameter": plain})
     write_stock_checkpoint(path, weights, facts)
 
 

@@ -157,7 +157,7 @@ def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
         declared,
     )
     from recbole_llara.config.validation import FromRun
-    from recbole_llara.utils.digests import json_ready
+    from recbole_llara.utils.hashing import json_ready
 
     kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
     names = declared(*kinds).keys() - {"resume", "checkpoint", "rec_checkpoint", "result_file"}

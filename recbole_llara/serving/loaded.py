@@ -30,8 +30,8 @@ from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import file_sha256
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.random_state import kept_random_state
 

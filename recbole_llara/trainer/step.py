@@ -19,9 +19,8 @@ from recbole_llara.config.settings import OptimSettings
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.losses import Step, TrainingRows
 from recbole_llara.prompt.representation import Representation
-from recbole_llara.utils.errors import Diverged
+from recbole_llara.utils.errors import Diverged, StopRequest
 from recbole_llara.utils.processes import Processes
-from recbole_llara.utils.stopping import StopRequest
 
 T = TypeVar("T")
 WeightedPass = tuple[TrainingRows, float]  # rows of a forward pass, and the weight of its losses

@@ -10,8 +10,8 @@ from recbole.utils import get_trainer
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.recommender.weights import load_recommender, save_recommender
 from recbole_llara.trainer.evaluation import CandidateTrainer
-from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import Diverged, UserError
+from recbole_llara.utils.hashing import json_ready
 
 
 @runtime_checkable

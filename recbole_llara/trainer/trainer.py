@@ -19,7 +19,7 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from recbole_llara.checkpoint.resume import resume_command
-from recbole_llara.checkpoint.training_state import Generators, Progress, TrainingState, TrainingStates
+from recbole_llara.checkpoint.training_state import Progress, TrainingState, TrainingStates
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.llm.architecture import held_here
@@ -30,9 +30,9 @@ from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.trainer.evaluation import CandidateTrainer
 from recbole_llara.trainer.step import OptimiserSteps
 from recbole_llara.utils.atomic import sweep
-from recbole_llara.utils.errors import Diverged, RunError, Stopped, UserError
+from recbole_llara.utils.errors import Diverged, RunError, Stopped, StopRequest, UserError
 from recbole_llara.utils.processes import processes_of
-from recbole_llara.utils.stopping import StopRequest
+from recbole_llara.utils.random_state import Generators
 
 
 def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:

@@ -1,11 +1,12 @@
-"""What a user can mend, what broke a run, what stopped it; and how a program ends by each."""
+"""What a user can mend, what broke a run, what stops it; and how a program ends by each."""
 
 import difflib
 import errno
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from recbole_llara.utils.text import escape_output
@@ -26,33 +27,22 @@ class Diverged(RunError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that a signal has ended.
-
-    Args:
-        signal_number: the signal.
-        message: what is kept and how to go on; "" where nothing is.
-    """
+    """A run that a signal has ended; the message says what is kept and how to go on, "" where nothing is."""
 
     def __init__(self, signal_number: int, message: str = "") -> None:
         super().__init__(message)
         self.signal_number = signal_number
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names a mistaken one may have meant.
 
-    Args:
-        name: what the user wrote.
-        known: every name that would have been right.
-        count: at most so many near names are given.
-
     Returns:
-        ``did you mean 'a' or 'b'?``, or ``known: a, b, c`` where nothing is near and the list is short.
+        ``did you mean 'a' or 'b'?``, or ``known: a, b, c`` where nothing is near.
     """
     names = sorted(set(known))
     by_folded = {candidate.casefold(): candidate for candidate in names}
-    close = difflib.get_close_matches(str(name).casefold(), list(by_folded), n=count, cutoff=0.6)
-    if close:
+    if close := difflib.get_close_matches(str(name).casefold(), list(by_folded)):
         return "did you mean " + " or ".join(repr(by_folded[folded]) for folded in close) + "?"
     if not names:
         return "none is known"
@@ -74,7 +64,7 @@ def exit_status(program: str, action: Callable[[], object], interrupted: str = "
         0, 2 for a user's mistake, 1 for what broke the run, 128 + the signal's number when stopped.
     """
     escape_output()
-    before = signal.signal(signal.SIGTERM, _stop) if may_handle(signal.SIGTERM) else None
+    before = signal.signal(signal.SIGTERM, _stop) if _may_handle(signal.SIGTERM) else None
     try:
         action()
     except (UserError, RunError) as error:
@@ -94,11 +84,44 @@ def exit_status(program: str, action: Callable[[], object], interrupted: str = "
     return 0
 
 
+class StopRequest:
+    """Ctrl-C and SIGTERM during training: the current step finishes and a state is saved before the run ends.
+
+    Outside of training a signal acts at once: everything worth keeping is on disk. So does a second signal.
+
+    Attributes:
+        asked: the signal's number; None where nobody has asked this process to stop.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, the first signal is noted only, and the one after it raises ``Stopped``.
+
+        A signal that does nothing (as Ctrl-C in a shell's background jobs) goes on doing nothing.
+        """
+        before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM) if _may_handle(number)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            _stop(signal_number, frame)
+        self.asked = signal_number
+
+
 def _stop(signal_number: int, frame: FrameType | None) -> None:
     raise Stopped(signal_number)
 
 
-def may_handle(signal_number: int) -> bool:
+def _may_handle(signal_number: int) -> bool:
     """Whether this thread may say what a signal does, and nobody before it said that the signal does nothing."""
     is_main = threading.current_thread() is threading.main_thread()
     return is_main and signal.getsignal(signal_number) not in (signal.SIG_IGN, None)

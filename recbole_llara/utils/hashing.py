@@ -1,20 +1,53 @@
-"""Random numbers by counting instead of by state: each is a hash of what it is for.
+"""Digests of values and files; and random numbers by counting instead of by state: each is a hash of what it is for.
 
 A generator with state makes a row's numbers depend on the rows drawn before it. Here the number for (seed, purpose,
 epoch, row, counter) is SplitMix64 evaluated at that place, so a row gives the same in any batch, order and process.
 """
 
 import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+DIGITS = 16  # of short digests
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
+def json_ready(value: Any) -> Any:
+    """Plain Python of ``value``: numpy numbers unwrapped, NaN and infinities None, anything unknown its ``str``."""
+    if value is None or type(value) in (str, bool, int):  # not their subclasses: an IntEnum shows its name
+        return value
+    if isinstance(value, np.generic):
+        return json_ready(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        entries = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return [json_ready(entry) for entry in entries]
+    return str(value)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_digest(facts: Any) -> str:
+    """Short digest of what JSON can hold; anything else counts by its text."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
+
+
 def mix(state: np.ndarray) -> np.ndarray:
-    """Scramble uint64 `state` in place by SplitMix64's finaliser (Steele et al., 2014), and return it."""
+    """Scramble uint64 ``state`` in place by SplitMix64's finaliser (Steele et al., 2014), and return it."""
     state ^= state >> np.uint64(30)
     state *= _MULTIPLIER_1
     state ^= state >> np.uint64(27)
@@ -41,10 +74,10 @@ def row_keys(seed: int, purpose: str, epoch: int, rows: np.ndarray) -> np.ndarra
 
 
 def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """The numbers at places `counters` of the streams `keys`, uniform over all of uint64.
+    """The numbers at places ``counters`` of the streams ``keys``, uniform over all of uint64.
 
     Args:
-        keys: uint64, from `row_keys`, of a shape that broadcasts with `counters`.
+        keys: uint64, from ``row_keys``, of a shape that broadcasts with ``counters``.
         counters: non-negative integers.
 
     Returns:
@@ -55,13 +88,7 @@ def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
 
 
 def sample_rows(n_rows: int, limit: int, seed: int, purpose: str) -> np.ndarray:
-    """A seeded sample of row numbers, ascending; the sample of a smaller limit lies within that of a larger one.
-
-    Args:
-        n_rows: rows there are.
-        limit: rows wanted; 0 = all.
-        seed: of the experiment.
-        purpose: what the sample is for.
+    """A seeded sample of ``limit`` (0 = all) row numbers, ascending; that of a smaller limit lies within that of a larger one.
 
     Returns:
         [min(limit, n_rows)] int64.

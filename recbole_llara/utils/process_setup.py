@@ -1,7 +1,7 @@
-"""What the command line does to its own process, for speed and for a readable screen.
+"""What the process itself is set to: what the command line changes of it, and what RecBole changes and is put back.
 
-The library's functions (``run_recbole_llara``, ``load``) leave all of this alone: whoever calls them and wants it calls
-``prepare_process`` first. It changes no feature; without it a CPU trains more slowly.
+The library's functions (``run_recbole_llara``, ``load``) leave the process alone: whoever calls them and wants the command
+line's speed and readable screen calls ``prepare_process`` first. It changes no feature; without it a CPU trains more slowly.
 """
 
 import ctypes
@@ -10,18 +10,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
-# (category, text, module): each is a library's own code, or ours, calling something that still works.
+# (message, module): each is a library's own code, or ours, calling something that still works.
 _HARMLESS = (
     # The names that every transformers 5 has.
-    (
-        FutureWarning,
-        r"`(gradient_checkpointing_enable|is_gradient_checkpointing)` is deprecated",
-        r"transformers\.modeling_utils",
-    ),
+    (r"`(gradient_checkpointing_enable|is_gradient_checkpointing)` is deprecated", r"transformers\.modeling_utils"),
     # Filling holes of a column in place: pandas 3 stops doing it, and setup.py keeps pandas below 3.
-    (FutureWarning, r"A value is trying to be set on a copy of a DataFrame or Series", r"recbole\.data\.dataset\.dataset"),
-    (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated", r"recbole\.trainer\.trainer"),
+    (r"A value is trying to be set on a copy of a DataFrame or Series", r"recbole\.data\.dataset\.dataset"),
+    (r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated", r"recbole\.trainer\.trainer"),
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -46,8 +43,8 @@ def prepare_process() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-    for category, message, module in _HARMLESS:
-        warnings.filterwarnings("ignore", message=message, category=category, module=module)
+    for message, module in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning, module=module)
 
 
 @contextmanager
@@ -59,3 +56,14 @@ def own_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def sequential_recommenders() -> ModuleType:
+    """RecBole's sequential models; importing SINE's module turns on autograd's anomaly detection, which more than doubles a step."""
+    import torch
+
+    enabled = torch.is_anomaly_enabled()
+    from recbole.model import sequential_recommender
+
+    torch.autograd.set_detect_anomaly(enabled)
+    return sequential_recommender

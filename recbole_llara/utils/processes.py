@@ -23,12 +23,7 @@ TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of its run.
-
-    Args:
-        index: of this process, from 0.
-        count: of all.
-    """
+    """This process, by its index, among the ``count`` of its run."""
 
     index: int = 0
     count: int = 1
@@ -106,26 +101,21 @@ def go_alone() -> tuple[int, int]:
     Returns:
         the number of this process among all, and that of its GPU on this machine.
     """
-    index, visible = int(os.environ.get("RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    gpu = int(visible[local_index()]) if local_index() < len(visible) and visible[local_index()].isdigit() else local_index()
+    index, gpu = int(os.environ.get("RANK", "0")), local_index()
+    visible = dict(enumerate(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))).get(gpu, "")
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
-    return index, gpu
-
-
-@cache
-def processes(is_cpu: bool) -> Processes:
-    """This process among those of its run. The first call initialises the process group, where a launcher started several.
-
-    Args:
-        is_cpu: whether the run computes on CPUs, where gloo connects them.
-    """
-    if launched() == 1:
-        return Processes()
-    state = PartialState(cpu=is_cpu, timeout=TIMEOUT)
-    return Processes(state.process_index, state.num_processes)
+    return index, int(visible) if visible.isdigit() else gpu
 
 
 def processes_of(config: Any) -> Processes:
-    """``processes`` of a run's configuration."""
-    return processes(torch.device(config["device"]).type == "cpu")
+    """This process among those of a run. The first call initialises the process group, where a launcher started several."""
+    return _processes(torch.device(config["device"]).type == "cpu")
+
+
+@cache
+def _processes(is_cpu: bool) -> Processes:
+    if launched() == 1:
+        return Processes()
+    state = PartialState(cpu=is_cpu, timeout=TIMEOUT)  # gloo connects processes that compute on CPUs
+    return Processes(state.process_index, state.num_processes)

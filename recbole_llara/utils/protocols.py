@@ -24,11 +24,4 @@ class ChecksConfig:
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse keys that do not fit together.
-
-        Args:
-            config: the run's RunConfig, whose single values are checked already.
-
-        Raises:
-            UserError: they do not.
-        """
+        """Refuse, by a ``UserError``, keys that do not fit together; single values are checked already."""

@@ -8,11 +8,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def with_mark(encoding: str) -> str:
-    """The encoding under which a byte order mark at a file's beginning is none of its text.
-
-    Args:
-        encoding: any that Python knows; those of UTF-16 and UTF-32 drop the mark themselves.
-    """
+    """The encoding under which a byte order mark is none of a file's text; UTF-16 and UTF-32 drop the mark themselves."""
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
@@ -26,10 +22,7 @@ def is_text(text: str) -> bool:
 
 
 def escape_output() -> None:
-    """Write what the console's encoding lacks as an escape such as ``\\u9738``, where Python would break off with an error.
-
-    Consoles of Windows and the locale C hold few characters; titles hold any.
-    """
+    """Write what the console's encoding lacks (Windows, the locale C) as ``\\u9738`` instead of breaking off with an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

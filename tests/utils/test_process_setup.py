@@ -71,6 +71,15 @@ for model in ("SASRec", "LLaRA"):
     recbole_llara.load(paths["run_dir"])
     compare(f"loading {model}", before)
 """
+RECBOLES_MODELS = """
+import torch
+from recbole_llara.config.run_config import RunConfig
+import recbole_llara.quick_start, recbole_llara.model.llara
+RunConfig("SASRec", "ml-100k", config_dict={"use_gpu": False})
+RunConfig("LLaRA", "ml-100k", config_dict={"use_gpu": False})
+assert "recbole.model.sequential_recommender.sine" in __import__("sys").modules
+assert not torch.is_anomaly_enabled(), "anomaly detection is on for the whole process"
+"""
 
 
 def _python(code, folder):
@@ -109,3 +118,7 @@ def test_a_program_sets_up_its_process(tmp_path, monkeypatch, chosen, expected):
         "print(os.environ['THP_MEM_ALLOC_ENABLE'], float(torch.tensor([1e-30]) * torch.tensor([1e-9])))"
     )
     assert _python(code, tmp_path).splitlines()[-1] == f"{expected} 0.0"
+
+
+def test_recboles_models_are_imported_without_their_anomaly_detection(tmp_path):
+    _python(RECBOLES_MODELS, tmp_path)
