@@ -10,21 +10,20 @@ A file of candidate sets is a TSV. The first line is the header, every other lin
     user_id <TAB> item_id <TAB> candidate_1 <TAB> ... <TAB> candidate_C
 
 ``item_id`` is the target, which stands among the candidates; the order of the candidates is kept. UTF-8, lines end in
-"\\n", nothing is quoted. Files joined by ``cat`` are such a file too: repeated headers are passed over. The SHA-256 that
+"\n", nothing is quoted. Files joined by ``cat`` are such a file too: repeated headers are passed over. The SHA-256 that
 is logged and reported is that of these bytes, so ``sha256sum`` on the file tells whether two experiments shared their rows
 and candidates.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from recbole_llara.config.settings import EXCLUDE_RULES
 from recbole_llara.data.atomic_files import readable
 from recbole_llara.data.rows import Rows, SeenItems
 from recbole_llara.utils.atomic import sole_writer, sweep, write_file
@@ -35,55 +34,38 @@ from recbole_llara.utils.hashing import numbers, row_keys
 _REDRAWS = 16
 # Cells of the temporary arrays of one chunk: they fit the processor's cache, and memory does not grow with the rows.
 _CHUNK_CELLS = 2**18
-# Exact draws count from here on, so that they share no number with the rounds of redrawing.
-_EXACT_COUNTERS = 2**40
-# Likewise which slots hold items of the user's own past, and which of its items.
-_OWN_SLOTS = 2**41
-_OWN_ITEMS = 2**42
+# Where the counters begin of exact draws, of which slots hold items of the user's own past, and of which items these are: so
+# they share no number with the rounds of redrawing.
+_EXACT_COUNTERS, _OWN_SLOTS, _OWN_ITEMS = 2**40, 2**41, 2**42
 _REFUSED = np.uint64(2**64 - 1)
 
 _logger = logging.getLogger()
 
 
 @dataclass(frozen=True)
-class OwnPast:
-    """Negatives out of the user's own past, as often as targets are.
-
-    Attributes:
-        share: of the split's rows whose target is an item that the user had before, in [0, 1].
-        items: of rows -> the past of each, as pairs of (position in the rows, item), ascending and distinct.
-    """
-
-    share: float
-    items: Callable[[Rows], tuple[np.ndarray, np.ndarray]]
-
-
 class CandidateSampler:
-    """Draws candidate sets for rows; holds no state that a draw would change.
+    """Draws candidate sets for rows.
 
     Args:
-        seen: what the rows' split knows of all users.
-        n_items: N; items 1..N-1 are drawn.
+        seen: what the rows' split knows of all users; items 1..N-1 are drawn.
         candidate_num: C, the target included.
+        seed: of all draws.
         exclude: "user": negatives are items that `seen` lacks for the user; "window": items outside the row's history.
-        own_past: where some negatives come from the user's own past; None = none do.
+        past: gives the items that some negatives are drawn from, as ``Knowledge.past`` does; None = none are.
+        past_share: of the rows whose target is an item that the user had before: as often, a negative is one.
     """
 
-    def __init__(
-        self,
-        seen: SeenItems,
-        n_items: int,
-        candidate_num: int,
-        seed: int,
-        exclude: str = "user",
-        own_past: OwnPast | None = None,
-    ) -> None:
-        if exclude not in EXCLUDE_RULES:
-            raise UserError(f"candidate_exclude is '{exclude}', expected one of {', '.join(EXCLUDE_RULES)}.")
-        if candidate_num < 2:
-            raise UserError(f"candidate_num is {candidate_num}, expected at least 2: the target and one other item.")
-        self.seen, self.n_items, self.candidate_num, self.seed = seen, n_items, candidate_num, seed
-        self.exclude, self.own_past = exclude, own_past
+    seen: SeenItems
+    candidate_num: int
+    seed: int
+    exclude: str = "user"
+    past: Callable[[Rows], tuple[np.ndarray, np.ndarray]] | None = None
+    past_share: float = 0.0
+
+    @property
+    def n_items(self) -> int:
+        """N, the padding item counted."""
+        return self.seen.n_items
 
     def draw(
         self,
@@ -102,21 +84,18 @@ class CandidateSampler:
 
         Args:
             rows: [B] int64, row numbers within `purpose`; equal rows get equal numbers.
-            users: [B] int64.
-            targets: [B] int64.
+            users, targets: [B] int64.
             purpose: "train", "valid" or "test".
             epoch: raises new sets for training; 0 for what is drawn once.
-            history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window" and `own_past`.
-            places: [B] int64, where the targets stand among the interactions; only of use to `own_past`.
+            history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window" and `past`.
+            places: [B] int64, as ``Rows`` has them; only of use to `past`.
 
         Raises:
             UserError: fewer than C - 1 items are eligible for some row.
         """
         rows, users, targets = (np.asarray(values, dtype=np.int64) for values in (rows, users, targets))
-        if self.exclude == "window" and history is None:
-            raise ValueError("candidate_exclude 'window' needs the history of the rows.")
-        if self.own_past is not None and history is None:
-            raise ValueError("Negatives of the user's own past need the history of the rows.")
+        if history is None and (self.exclude == "window" or self.past is not None):
+            raise ValueError("candidate_exclude 'window' and negatives of the user's own past need the history of the rows.")
         refused = targets[:, None]
         if self.exclude == "window":
             refused = np.concatenate([np.asarray(history, dtype=np.int64), refused], axis=1)  # [B, L + 1]
@@ -129,26 +108,21 @@ class CandidateSampler:
         for start in range(0, len(rows), step):
             part = order[start : start + step]
             negatives = self._draw_negatives(keys[part], users[part], refused[part])
-            if self.own_past is not None:
-                asked = Rows(users[part], targets[part], history[part], None if places is None else places[part])
-                self._put_own(keys[part], asked, negatives)
+            if self.past is not None:
+                self._put_own(keys[part], Rows(users[part], targets[part], history[part], places[part]), negatives)
             candidates[part] = self._place(keys[part], negatives, targets[part])
         return candidates
 
     def check_eligible(self, users: np.ndarray) -> None:
-        """Refuse users who have seen so much that too few items are left, before the first set is drawn.
-
-        Args:
-            users: [B] int64.
+        """Refuse users [B] who have seen so much that too few items are left, before the first set is drawn.
 
         Raises:
             UserError: fewer than C - 1 items are left to one of them.
         """
-        if self.exclude != "user" or not len(users):
-            return
-        seen = np.bincount(self.seen.keys // self.seen.n_items, minlength=int(users.max()) + 1)  # [U]
-        worst = users[seen[users].argmax()]
-        self._check_enough(self.n_items - 1 - int(seen[worst]), int(worst))
+        if self.exclude == "user" and len(users):
+            seen = np.bincount(self.seen.keys // self.n_items, minlength=int(users.max()) + 1)  # [U]
+            worst = users[seen[users].argmax()]
+            self._check_enough(self.n_items - 1 - int(seen[worst]), int(worst))
 
     def _check_enough(self, eligible: int, user: int) -> None:
         count = self.candidate_num - 1
@@ -161,18 +135,15 @@ class CandidateSampler:
 
     def _draw_negatives(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
         """Distinct eligible items, [b, C - 1]: draw every slot, then redraw the refused ones under new counters."""
-        slots = np.arange(self.candidate_num - 1)  # [C - 1]
-        items = self._items_at(keys[:, None], slots[None])  # [b, C - 1]
+        items = self._items_at(keys[:, None], np.arange(self.candidate_num - 1)[None])  # [b, C - 1]
         todo = np.arange(len(keys))
-        for attempt in range(1, _REDRAWS + 1):
+        for attempt in range(1, _REDRAWS + 2):
             bad = self._is_refused(items[todo], users[todo], refused[todo])
             todo, bad = todo[bad.any(axis=1)], bad[bad.any(axis=1)]
-            if len(todo) == 0:
-                return items
+            if len(todo) == 0 or attempt > _REDRAWS:
+                break
             row, slot = np.nonzero(bad)
             items[todo[row], slot] = self._items_at(keys[todo[row]], slot + attempt * self.candidate_num)
-        bad = self._is_refused(items[todo], users[todo], refused[todo])
-        todo = todo[bad.any(axis=1)]
         step = max(1, _CHUNK_CELLS // self.n_items)
         for start in range(0, len(todo), step):
             part = todo[start : start + step]
@@ -204,24 +175,25 @@ class CandidateSampler:
         order[:, 0] = _REFUSED
         np.put_along_axis(order, refused, _REFUSED, axis=1)
         if self.exclude == "user":
-            order[self.seen.pairs(users)] = _REFUSED
+            position, place = self.seen.places(users)
+            order[position, self.seen.keys[place] % self.n_items] = _REFUSED
         eligible = (order != _REFUSED).sum(axis=1)
         worst = int(eligible.argmin())
         self._check_enough(int(eligible[worst]), int(users[worst]))
         return np.argsort(order, axis=1, kind="stable")[:, :count]
 
     def _put_own(self, keys: np.ndarray, rows: Rows, negatives: np.ndarray) -> None:
-        """Put items of the users' own past into slots [b, C - 1], each slot with the probability `own_past.share`.
+        """Put items of the users' own past into slots [b, C - 1], each slot with the probability `past_share`.
 
         A user whose past is too short for the slots gives all of it. With C = 4, slots 0 and 2 drawn and a past of items
         5, 6 and 8, a row of negatives 7, 3, 9 becomes 8, 3, 5.
         """
-        position, item = self.own_past.items(rows)
+        position, item = self.past(rows)
         keep = item != rows.targets[position]
         position, item = position[keep], item[keep]
         slots = np.arange(self.candidate_num - 1)
         drawn = numbers(keys[:, None], slots[None] + _OWN_SLOTS) >> np.uint64(11)  # [b, C - 1] of 53 bits, as floats hold them
-        is_own = drawn * 2.0**-53 < self.own_past.share
+        is_own = drawn * 2.0**-53 < self.past_share
         order = np.lexsort((numbers(keys[position], item + _OWN_ITEMS), position))
         position, item = position[order], item[order]
         start = np.searchsorted(position, np.arange(len(keys)))
@@ -242,56 +214,31 @@ class CandidateSampler:
         return candidates
 
 
-@dataclass(frozen=True)
-class CandidateRows:
-    """Rows with their candidate sets: users [B], targets [B] and candidates [B, C], int64, internal ids."""
-
-    users: np.ndarray
-    targets: np.ndarray
-    candidates: np.ndarray
-
-
-def render_candidates(rows: CandidateRows, user_tokens: np.ndarray, item_tokens: np.ndarray) -> bytes:
-    """The file's content; ``user_tokens`` [U] and ``item_tokens`` [N] are external ids by internal ones.
-
-    Raises:
-        UserError: an id holds a tab or a line break, which the format cannot carry.
-    """
-    ids = np.concatenate([rows.targets[:, None], rows.candidates], axis=1)
-    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
-    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
-    if unfit:
-        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
-    lines = ["\t".join(header_of(rows.candidates.shape[1])), *map("\t".join, columns)]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def header_of(candidate_num: int) -> list[str]:
-    """The column names of a file of C candidates."""
-    return ["user_id", "item_id", *(f"candidate_{number}" for number in range(1, candidate_num + 1))]
-
-
-def candidate_sha256(rows: CandidateRows, user_tokens: np.ndarray, item_tokens: np.ndarray) -> str:
-    """The SHA-256 of rows and candidates: that of their file, hence of external ids, whatever the internal ones."""
-    return hashlib.sha256(render_candidates(rows, user_tokens, item_tokens)).hexdigest()
-
-
 def save_candidates(
-    folder: Path, stem: str, rows: CandidateRows, user_tokens: np.ndarray, item_tokens: np.ndarray
+    folder: Path, stem: str, rows: Rows, candidates: np.ndarray, user_tokens: np.ndarray, item_tokens: np.ndarray
 ) -> tuple[Path, str]:
     """Freeze candidate sets under a name that holds their hash; what is there already is checked and reused.
 
     Args:
         folder: is made if need be.
         stem: the name's beginning, e.g. "ml-100k-llara-test".
+        rows: whose they are.
+        candidates: [B, C].
+        user_tokens, item_tokens: [U] and [N] external ids by internal ones.
 
     Returns:
-        The path, and the SHA-256 in hexadecimal.
+        The path, and the SHA-256 in hexadecimal: of external ids, whatever the internal ones.
 
     Raises:
-        UserError: the file is there but its content is not what its name says.
+        UserError: the file is there but its content is not what its name says, or an id holds a tab or a line break.
     """
-    content = render_candidates(rows, user_tokens, item_tokens)
+    ids = np.concatenate([rows.targets[:, None], candidates], axis=1)
+    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
+    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
+    if unfit:
+        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
+    lines = map("\t".join, [_header(candidates.shape[1]), *columns])
+    content = "".join(f"{line}\n" for line in lines).encode()
     sha256 = hashlib.sha256(content).hexdigest()
     path = folder / f"{stem}-{sha256[:16]}.tsv"
     with sole_writer(folder):
@@ -303,83 +250,71 @@ def save_candidates(
     return path, sha256
 
 
-@dataclass(frozen=True)
-class CandidateFile:
-    """A user's own candidate sets, read and checked.
-
-    Attributes:
-        keys: [F] int64, user * N + target, ascending.
-        candidates: [F, C] int64, internal ids, in the order of `keys`.
-        n_items: N.
-    """
-
-    path: Path
-    keys: np.ndarray
-    candidates: np.ndarray
-    n_items: int
-
-    def look_up(self, users: np.ndarray, targets: np.ndarray, split: str) -> np.ndarray:
-        """The candidate sets [B, C] of rows with these users [B] and targets [B], all of which the file must have."""
-        wanted = users * self.n_items + targets
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        missing = self.keys[place] != wanted
-        if missing.any():
-            raise UserError(
-                f"{self.path} (candidate_file) lacks {missing.sum()} of the {len(users)} {split} rows, expected a line "
-                "for every valid and test row of the protocol."
-            )
-        return self.candidates[place]
+def _header(candidate_num: int) -> list[str]:
+    return ["user_id", "item_id", *(f"candidate_{number}" for number in range(1, candidate_num + 1))]
 
 
-def load_candidate_file(path: Path, user_ids: dict[str, int], item_ids: dict[str, int], candidate_num: int) -> CandidateFile:
-    """Read a user's candidate sets; ``user_ids`` and ``item_ids`` ("[PAD]" among them) are internal ids by external ones.
+def read_candidates(
+    path: Path, rows: Rows, split: str, candidate_num: int, user_ids: Mapping[str, int], item_ids: Mapping[str, int]
+) -> np.ndarray:
+    """The candidate sets [B, C] of a split's rows, out of a user's own file.
+
+    Args:
+        path: of the file; lines of unknown users are left out: the protocol dropped them.
+        rows: of the split, all of which the file must have.
+        split: its name.
+        candidate_num: C.
+        user_ids, item_ids: internal ids by external ones, "[PAD]" among them.
 
     Raises:
-        UserError: wrong columns, unknown items, repeated candidates or lines, or a target missing from its candidates.
-            Lines of unknown users are left out: the protocol dropped them.
+        UserError: wrong columns, unknown items, repeated candidates or lines, a target missing from its candidates, or a row
+            missing from the file.
     """
     if not path.is_file():
         raise UserError(f"No file {path}, expected the candidate sets that candidate_file names.")
-    header = header_of(candidate_num)
     with readable(path, "utf-8"):
         # str.splitlines would also break at U+0085, U+2028 and their like, which an id may hold.
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    fields = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    header, fields = _header(candidate_num), [line.split("\t") for line in text.removesuffix("\n").split("\n")]
     if fields[0] != header:
         raise UserError(
             f"{path} (candidate_file) begins with {fields[:1]}, expected the header user_id, item_id, candidate_1, ... "
             f"candidate_{candidate_num} (candidate_num), separated by tabs."
         )
-    length = np.array([len(line) for line in fields])
-    lines = 1 + np.arange(len(fields))  # as an editor counts
-    _refuse(path, length != len(header), lines, f"have not the {len(header)} columns of the header")
+    is_short = np.array([len(line) != len(header) for line in fields])
+    _refuse(path, np.arange(len(fields)), [(is_short, f"have not the {len(header)} columns of the header")])
     table = pd.DataFrame(fields, dtype=object)
-    is_data = (table[0] != header[0]).to_numpy()
+    table = table[table[0] != header[0]]
     users = table[0].map(user_ids)
-    is_known = is_data & users.notna().to_numpy()
-    if is_known.sum() < is_data.sum():
-        strangers = is_data.sum() - is_known.sum()
+    strangers = int(users.isna().sum())
+    if strangers:
         _logger.warning(f"{path} (candidate_file): {strangers} lines of users that the protocol does not keep.")
-    items = table[is_known].iloc[:, 1:].apply(lambda column: column.map(item_ids))
-    users, lines = users[is_known].to_numpy(np.int64), lines[is_known]
-    unknown = items.isna().to_numpy()
-    _refuse(path, unknown.any(axis=1), lines, "name an item the protocol does not keep")
-    ids = items.to_numpy(np.int64)  # [F, 1 + C]
+    table = table[users.notna()]
+    ids = table.iloc[:, 1:].apply(lambda column: column.map(item_ids)).fillna(-1).to_numpy(np.int64)  # [F, 1 + C]
+    keys = pd.Index(users.dropna().astype(np.int64) * len(item_ids) + ids[:, 0])
     ascending = np.sort(ids[:, 1:], axis=1)
-    _refuse(path, (ascending[:, 1:] == ascending[:, :-1]).any(axis=1), lines, "repeat a candidate")
-    _refuse(path, (ids[:, 1:] != ids[:, :1]).all(axis=1), lines, "lack the target among the candidates")
-    _refuse(path, (ids == 0).any(axis=1), lines, "name the padding item")
-    n_items = len(item_ids)
-    keys = users * n_items + ids[:, 0]
-    order = np.argsort(keys, kind="stable")
-    repeated = np.zeros(len(keys), dtype=bool)
-    repeated[order[1:]] = keys[order[1:]] == keys[order[:-1]]
-    _refuse(path, repeated, lines, "repeat the user and target of an earlier line")
+    faults = [
+        ((ids < 0).any(axis=1), "name an item the protocol does not keep"),
+        ((ascending[:, 1:] == ascending[:, :-1]).any(axis=1), "repeat a candidate"),
+        ((ids[:, 1:] != ids[:, :1]).all(axis=1), "lack the target among the candidates"),
+        ((ids == 0).any(axis=1), "name the padding item"),
+        (keys.duplicated(), "repeat the user and target of an earlier line"),
+    ]
+    _refuse(path, table.index.to_numpy(), faults)
     if len(keys) == 0:
         raise UserError(f"{path} (candidate_file) has no line for any user of the protocol.")
-    return CandidateFile(path, keys[order], ids[order, 1:], n_items)
+    place = keys.get_indexer(rows.users * len(item_ids) + rows.targets)
+    if (place < 0).any():
+        raise UserError(
+            f"{path} (candidate_file) lacks {(place < 0).sum()} of the {len(place)} {split} rows, expected a line "
+            "for every valid and test row of the protocol."
+        )
+    return ids[place, 1:]
 
 
-def _refuse(path: Path, bad: np.ndarray, lines: np.ndarray, what: str) -> None:
-    if bad.any():
-        raise UserError(f"{path} (candidate_file): {bad.sum()} lines {what}, the first: line {lines[bad][0]}.")
+def _refuse(path: Path, lines: np.ndarray, faults: Sequence[tuple[np.ndarray, str]]) -> None:
+    """Raise for the first fault that some lines, counted from 0, have."""
+    for is_bad, what in faults:
+        if is_bad.any():
+            first = 1 + lines[is_bad][0]  # as an editor counts
+            raise UserError(f"{path} (candidate_file): {is_bad.sum()} lines {what}, the first: line {first}.")

@@ -11,7 +11,7 @@ Users are kept as hashes: a checkpoint that is passed on names none of them.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
+from recbole_llara.data.atomic_files import PADDING
+from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
 
 FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
 PREFIX = "numbering/"  # of its tensors, among those of other things
-PADDING = "[PAD]"
 ABSENT = "[not in these files]"  # a user whom the checkpoint knows and the data does not
 
 
@@ -50,13 +51,9 @@ class Numbering:
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
         """That of a ``CandidateDataset`` that was built, or of a split; features without tokens have no numbers."""
         names = [name for name in selected_features or () if name in dataset.field2id_token]
-        features = {name: _texts(dataset.field2id_token[name]) for name in names}
-        return cls(
-            _texts(dataset.field2id_token[dataset.iid_field]),
-            dataset.knowledge.known["test"].n_items,
-            dataset.user_hashes,
-            features,
-        )
+        items, *features = (_texts(dataset.field2id_token[name]) for name in (dataset.iid_field, *names))
+        n_known = dataset.knowledge.known["test"].n_items
+        return cls(items, n_known, dataset.user_hashes, dict(zip(names, features, strict=True)))
 
     @property
     def items_sha256(self) -> str:
@@ -81,59 +78,55 @@ class Numbering:
         try:
             told = json.loads(tensors[f"{PREFIX}ids"].numpy().tobytes().decode("utf-8", "surrogatepass"))
             items, features, users = told["items"], told["features"], tensors[f"{PREFIX}users"]
-            lists = [items, *features.values()]
-            if not all(isinstance(texts, list) and all(type(text) is str for text in texts) for texts in lists):
-                raise TypeError("an id is no text")
-            if users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
-                raise TypeError("users or n_known are of another kind")
+            are_texts = (
+                isinstance(ids, list) and all(type(text) is str for text in ids) for ids in (items, *features.values())
+            )
+            if not all(are_texts) or users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
+                raise TypeError("ids, users or n_known are of another kind")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{origin} tells not by which numbers it knows its items ({error!r}); train it again.") from error
         return cls(items, told["n_known"], users.numpy(), features, origin)
 
-    def renumbered(self, kind: str, ids: np.ndarray) -> "Renumbered":
+    def renumbered(self, kind: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How a field of the data is to be numbered.
 
         Args:
             kind: ``items``, ``users`` or the name of a feature.
             ids: [M] external ids in the order of the data's own numbers, the padding's first.
 
+        Returns:
+            The ids [M'] by new numbers, ``ABSENT`` for users whom the data lacks; and new numbers [M] by the data's own ones.
+
         Raises:
             UserError: items or values of a feature are not the same ones; for users that is no matter.
         """
-        if kind == "users":
-            return self._renumbered_users(ids)
-        there = self.items if kind == "items" else self.features[kind]
-        here = _texts(ids)
+        there = self.users if kind == "users" else self.items if kind == "items" else self.features[kind]
+        here = user_hashes(ids) if kind == "users" else _texts(ids)
         places = pd.Index(there).get_indexer(here)  # [M - 1]
-        missing = sorted(set(there).difference(here))
-        extra = [text for text, place in zip(here, places, strict=True) if place < 0]
-        if missing or extra:
+        is_new = places < 0
+        if kind != "users" and (is_new.any() or len(here) < len(there)):
             what = "items" if kind == "items" else f"values of {kind} (selected_features)"
+            extra, missing = ids[1:][is_new], sorted(set(there).difference(here))
             raise UserError(
                 f"{self.origin} knows {len(there)} {what}, this run has {len(here)}: {_some(extra, 'unknown to it')}, "
                 f"{_some(missing, 'known to it and not here')}. Give it the files and filters that it was trained with (data_path, "
                 "user_inter_num_interval, item_inter_num_interval, val_interval), or train again."
             )
-        return Renumbered(np.array([PADDING, *there]), np.concatenate([[0], places + 1]))
-
-    def _renumbered_users(self, ids: np.ndarray) -> "Renumbered":
-        hashes = user_hashes(ids)
-        places = pd.Index(self.users).get_indexer(hashes)  # [M - 1]
-        is_new = places < 0
-        places[is_new] = len(self.users) + np.arange(is_new.sum())
+        places[is_new] = len(there) + np.arange(is_new.sum())
         numbers = np.concatenate([[0], places + 1])
-        tokens = np.full(1 + len(self.users) + int(is_new.sum()), ABSENT, dtype=object)
+        tokens = np.full(1 + len(there) + int(is_new.sum()), ABSENT, dtype=object)
         tokens[numbers] = ids
-        return Renumbered(tokens.astype(str), numbers, np.concatenate([self.users, hashes[is_new]]))
+        return tokens.astype(str), numbers
 
     def check_known(self, is_known: np.ndarray) -> None:
         """Refuse data in which other items have interactions than in training; ``is_known`` [N] by this numbering."""
-        was_known = (np.arange(len(is_known)) > 0) & (np.arange(len(is_known)) < self.n_known)
-        gone, new = (np.array([PADDING, *self.items])[which] for which in (was_known & ~is_known, is_known & ~was_known))
+        ids, number = np.array([PADDING, *self.items]), np.arange(len(is_known))
+        was_known = (number > 0) & (number < self.n_known)
+        gone, new = ids[was_known & ~is_known], ids[is_known & ~was_known]
         if len(gone) or len(new):
             raise UserError(
-                f"{self.origin} was trained where other items had interactions: {_some(list(new), 'had none')}, "
-                f"{_some(list(gone), 'have none here')}. Give it the files and filters that it was trained with, or train again."
+                f"{self.origin} was trained where other items had interactions: {_some(new, 'had none')}, "
+                f"{_some(gone, 'have none here')}. Give it the files and filters that it was trained with, or train again."
             )
 
     def check_same(self, other: "Numbering", path: Any) -> None:
@@ -154,21 +147,6 @@ class Numbering:
         )
 
 
-@dataclass(frozen=True)
-class Renumbered:
-    """A field's numbers as a checkpoint has them.
-
-    Attributes:
-        tokens: [M'] ids by new numbers.
-        numbers: [M] new numbers by the data's own ones.
-        hashes: of ``tokens`` without the padding, for users.
-    """
-
-    tokens: np.ndarray
-    numbers: np.ndarray
-    hashes: np.ndarray | None = None
-
-
 def user_hashes(ids: np.ndarray) -> np.ndarray:
     """[U - 1] int64 hashes of users' ids [U], the first of which is the padding's."""
     return pd.util.hash_array(np.asarray(_texts(ids), dtype=object), categorize=False).view(np.int64)
@@ -176,14 +154,10 @@ def user_hashes(ids: np.ndarray) -> np.ndarray:
 
 def data_digest(config: Any) -> str:
     """Digest of the files that a run's rows, titles and candidates come from: of their names and bytes."""
-    name = config["dataset"]
-    files = sorted(Path(config["data_path"]).glob(f"{name}.*"))
+    files = sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*"))
     files += [Path(config["candidate_file"])] if config["candidate_file"] else []
-    digest = sha256()
-    for path in filter(Path.is_file, files):
-        with open(path, "rb") as file:
-            digest.update(f"{path.name} {file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    told = "".join(f"{path.name} {file_sha256(path)}\n" for path in files if path.is_file())
+    return sha256(told.encode()).hexdigest()[:16]
 
 
 def given_numbering(config: Any) -> Numbering | None:
@@ -201,17 +175,15 @@ def read_numbering(path: Path, key: str) -> Numbering | None:
         UserError: it is there, but not as it was written.
     """
     places = [path / FILE, path / "model.safetensors"] if path.is_dir() else [path]
-    for place in places:
-        if place.suffix != ".safetensors" or not place.is_file():
-            continue
-        try:
-            with safe_open(place, framework="pt", device="cpu") as file:
-                names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 (no mapping)
-                tensors = {name: file.get_tensor(name) for name in names}
-        except SafetensorError:
-            return None
-        return Numbering.from_tensors(tensors, f"{key}: {path}") if tensors else None
-    return None
+    place = next((place for place in places if place.suffix == ".safetensors" and place.is_file()), None)
+    if place is None:
+        return None
+    try:
+        with safe_open(place, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIX)}  # noqa: SIM118 (no mapping)
+    except SafetensorError:
+        return None
+    return Numbering.from_tensors(tensors, f"{key}: {path}") if tensors else None
 
 
 def _texts(ids: Sequence[Any]) -> list[str]:

@@ -8,7 +8,7 @@ training draws would tell the test target: the one candidate that was never a ne
 Plain numpy on internal ids; what the arrays mean in a RecBole dataset is the business of ``dataset``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,34 +21,19 @@ class Rows:
     """Rows of one split, in internal ids.
 
     Attributes:
-        users: [B] int64.
-        targets: [B] int64.
+        users, targets: [B] int64.
         history: [B, L] int64, 0-padded on the right.
-        places: [B] int64, where the target stands among the interactions; None for ready-made rows, which have no such place.
+        places: [B] int64, where the target stands among the interactions by user and time; of ready-made rows, which have no
+            such place, the split's number in ``SPLITS``.
     """
 
     users: np.ndarray
     targets: np.ndarray
     history: np.ndarray
-    places: np.ndarray | None
+    places: np.ndarray
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Every position of every user but the first, with the interactions before it.
-
-    Attributes:
-        target: [R] int64, where the target stands among the interactions.
-        history: [R, L] int64, where the history's items stand, oldest first; meaningless beyond `length`.
-        length: [R] int64, 1..L.
-    """
-
-    target: np.ndarray
-    history: np.ndarray
-    length: np.ndarray
-
-
-def sliding_windows(users: np.ndarray, max_length: int) -> Windows:
+def sliding_windows(users: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut sequences into (history, target) rows: the rows of RecBole's `data_augmentation`, without its loop.
 
     Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
@@ -58,7 +43,8 @@ def sliding_windows(users: np.ndarray, max_length: int) -> Windows:
         max_length: L.
 
     Returns:
-        R = M - (number of users) windows, in the order of the interactions.
+        For each position of each user but the first, R in all: where the target stands among the interactions [R]; where the
+        items of its history stand [R, L], oldest first and meaningless beyond its length; and its length [R], 1..L.
     """
     place = np.arange(len(users))
     is_first = np.ones(len(users), dtype=bool)
@@ -67,7 +53,7 @@ def sliding_windows(users: np.ndarray, max_length: int) -> Windows:
     target = place[~is_first]
     length = np.minimum(position[~is_first], max_length)
     column = np.minimum(np.arange(max_length)[None], length[:, None] - 1)  # stays within the user's own interactions
-    return Windows(target, (target - length)[:, None] + column, length)
+    return target, (target - length)[:, None] + column, length
 
 
 def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -> tuple[np.ndarray, ...]:
@@ -79,29 +65,23 @@ def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -
 
 
 def rows_by_user_split(
-    users: np.ndarray,
-    length: np.ndarray,
-    parts: tuple[np.ndarray, ...],
-    min_train_history: int,
-    min_eval_history: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    users: np.ndarray, length: np.ndarray, parts: Sequence[np.ndarray], least: Sequence[int]
+) -> list[np.ndarray]:
     """The papers' protocol: every row of the training users, the last row of each valid and test user.
-
-    Rows with a history below the least length of their split are dropped.
 
     Args:
         users: [R], rows grouped by user, oldest first within each.
         length: [R], of the rows' histories.
         parts: the users of train, valid and test.
+        least: the least length of a history in each of them; shorter rows are dropped.
 
     Returns:
         Row numbers of train, valid and test.
     """
     is_last = np.ones(len(users), dtype=bool)
     is_last[:-1] = users[1:] != users[:-1]
-    train = np.isin(users, parts[0]) & (length >= min_train_history)
-    is_eval = is_last & (length >= min_eval_history)
-    return tuple(np.flatnonzero(mask) for mask in (train, *(np.isin(users, part) & is_eval for part in parts[1:])))
+    masks = [np.isin(users, part) & (length >= number) for part, number in zip(parts, least, strict=True)]
+    return [np.flatnonzero(mask) for mask in (masks[0], *(mask & is_last for mask in masks[1:]))]
 
 
 @dataclass(frozen=True)
@@ -111,11 +91,6 @@ class SeenItems:
     keys: np.ndarray
     n_items: int
 
-    @classmethod
-    def from_interactions(cls, users: np.ndarray, items: np.ndarray, n_items: int) -> "SeenItems":
-        """Collect all interactions, [M] users and [M] items (internal ids), before or after any split."""
-        return cls(np.unique(users.astype(np.int64) * n_items + items), n_items)
-
     def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether each user interacted with each item; shapes broadcast. Fast where `users` come in order."""
         wanted = users * self.n_items + items
@@ -123,13 +98,8 @@ class SeenItems:
         np.minimum(place, len(self.keys) - 1, out=place)
         return self.keys[place] == wanted
 
-    def pairs(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All items of `users` [B], as (position in `users`, item), both [pairs]."""
-        position, place = self.places(users)
-        return position, self.keys[place] % self.n_items
-
     def places(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `pairs`, with the items' places in `keys` instead of the items."""
+        """All items of `users` [B], as (position in `users`, place in `keys`), both [pairs]."""
         start = np.searchsorted(self.keys, users * self.n_items)
         length = np.searchsorted(self.keys, (users + 1) * self.n_items) - start
         position = np.repeat(np.arange(len(users)), length)
@@ -140,79 +110,49 @@ class SeenItems:
 class Knowledge:
     """What each split knows of each user, and what came before a row.
 
+    Args:
+        users, items, places: [M] all interactions; the places ascend and are of the kind that the rows have.
+        splits: rows of train, valid and test, before any is left out: a split knows each user's interactions up to the last
+            target in it and in the splits before; "test" knows all.
+
     Attributes:
-        known: split -> the interactions that its rows, and those of the splits before it, rest on; "test" has all.
+        known: split -> the interactions that it knows.
     """
 
-    def __init__(self, known: Mapping[str, SeenItems], first: np.ndarray | None) -> None:
-        self.known = known
-        self._first = first  # [pairs of known["test"]] the place of each pair's first interaction
-
-    @classmethod
-    def from_interactions(cls, users: np.ndarray, items: np.ndarray, splits: Sequence[Rows], n_items: int) -> "Knowledge":
-        """Of rows that were cut out of sequences: a split knows each user's interactions up to its last target.
-
-        Args:
-            users, items: [M] all interactions, by user and then by time; a row's place counts in this order.
-            splits: of train, valid and test, before any row is left out.
-            n_items: N of the draws.
-        """
-        place = np.arange(len(users))
+    def __init__(self, users: np.ndarray, items: np.ndarray, places: np.ndarray, splits: Sequence[Rows]) -> None:
+        n_items = int(items.max(initial=0)) + 1
+        keys, first = np.unique(users.astype(np.int64) * n_items + items, return_index=True)
+        self._first = places[first]  # [pairs] the place of each pair's first interaction
         last = np.full(int(users.max(initial=0)) + 1, -1)
-        known = {}
+        self.known: dict[str, SeenItems] = {}
         for name, rows in zip(SPLITS, splits, strict=True):
             np.maximum.at(last, rows.users, rows.places)
-            kept = place <= last[users] if name != "test" else slice(None)
-            known[name] = SeenItems.from_interactions(users[kept], items[kept], n_items)
-        _, first = np.unique(users.astype(np.int64) * n_items + items, return_index=True)
-        return cls(known, first)
+            kept = self._first <= last[keys // n_items] if name != "test" else slice(None)
+            self.known[name] = SeenItems(keys[kept], n_items)
 
     @classmethod
-    def from_windows(cls, splits: Sequence[Rows], n_items: int) -> "Knowledge":
-        """Of ready-made rows: a split knows the histories and targets of its rows and of those of the splits before it."""
-        users, items, known = [], [], {}
-        for name, rows in zip(SPLITS, splits, strict=True):
+    def from_windows(cls, splits: Sequence[Rows]) -> "Knowledge":
+        """Of ready-made rows, whose histories and targets are all the interactions that there are."""
+        users, items, places = [], [], []
+        for rows in splits:
             row, column = np.nonzero(rows.history)
             users += [rows.users[row], rows.users]
             items += [rows.history[row, column], rows.targets]
-            known[name] = SeenItems.from_interactions(np.concatenate(users), np.concatenate(items), n_items)
-        return cls(known, None)
+            places += [rows.places[row], rows.places]
+        return cls(np.concatenate(users), np.concatenate(items), np.concatenate(places), splits)
 
     def past(self, split: str, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct items that each row's user had before its target.
-
-        Of ready-made rows these are the history's, and what the splits before know of the user.
-
-        Returns:
-            Pairs of (position in ``rows``, item), both [pairs], ascending.
-        """
+        """The distinct items that each row's user had before its target: pairs of (position in ``rows``, item), ascending."""
         everything = self.known["test"]
-        if self._first is not None:
-            position, place = everything.places(rows.users)
-            before = self._first[place] < rows.places[position]
-            return position[before], everything.keys[place[before]] % everything.n_items
-        row, column = np.nonzero(rows.history)
-        pairs = [row * everything.n_items + rows.history[row, column]]
-        if split != "train":
-            position, item = self.known[SPLITS[SPLITS.index(split) - 1]].pairs(rows.users)
-            pairs.append(position * everything.n_items + item)
-        return np.divmod(np.unique(np.concatenate(pairs)), everything.n_items)
+        position, place = everything.places(rows.users)
+        before = self._first[place] < rows.places[position]
+        row, column = np.nonzero(rows.history)  # what ready-made rows of the same split know by themselves
+        earlier = position[before] * everything.n_items + everything.keys[place[before]] % everything.n_items
+        shown = row * everything.n_items + rows.history[row, column]
+        return np.divmod(np.unique(np.concatenate([earlier, shown])), everything.n_items)
 
-    def is_repeat(self, split: str, rows: Rows) -> np.ndarray:
-        """Whether each row's target is an item that its user had before; [B] bool."""
+    def is_repeat(self, rows: Rows) -> np.ndarray:
+        """[B] whether each row's target is an item that its user had before."""
         everything = self.known["test"]
-        if self._first is not None:
-            return self._first[np.searchsorted(everything.keys, rows.users * everything.n_items + rows.targets)] < rows.places
-        found = (rows.history == rows.targets[:, None]).any(axis=1)
-        if split != "train":
-            found |= self.known[SPLITS[SPLITS.index(split) - 1]].contains(rows.users, rows.targets)
-        return found
-
-
-def repeat_message(split: str, repeats: int, rows: int) -> str:
-    """What a user should know of repeated targets."""
-    return (
-        f"{split}: in {repeats} of {rows} rows ({repeats / rows:.1%}) the user had the target before, and no other candidate ever: "
-        "a rule that picks the candidate in the history is right there, so HitRatio@1 says little. repeated_targets: drop leaves "
-        "these rows out; match draws negatives from the user's own past too, as often as targets are."
-    )
+        pair = np.searchsorted(everything.keys, rows.users * everything.n_items + rows.targets)
+        return (self._first[pair] < rows.places) | (rows.history == rows.targets[:, None]).any(axis=1)

@@ -32,7 +32,7 @@ def main() -> None:
     items = np.floor((arguments.items + 1.0) ** rng.random(arguments.interactions)).astype(np.int64)
 
     start = time.perf_counter()
-    seen = SeenItems.from_interactions(users, items, arguments.items + 1)
+    seen = SeenItems(np.unique(users * (arguments.items + 1) + items), arguments.items + 1)
     logging.info(f"index of {len(seen.keys):,} distinct interactions: {time.perf_counter() - start:.2f} s")
 
     rows = rng.choice(arguments.interactions, arguments.rows, replace=False)
@@ -42,7 +42,7 @@ def main() -> None:
     logging.info(f"floor: {time.perf_counter() - start:.2f} s")
 
     for exclude in ("user", "window"):
-        sampler = CandidateSampler(seen, seen.n_items, arguments.candidate_num, seed=0, exclude=exclude)
+        sampler = CandidateSampler(seen, arguments.candidate_num, seed=0, exclude=exclude)
         history = rng.integers(0, arguments.items + 1, (arguments.rows, 10))
         start, cpu = time.perf_counter(), time.process_time()
         drawn = sampler.draw(numbers, users, items, "train", history=history)

@@ -1,6 +1,7 @@
 """Rows of ml-100k under both protocols: the papers' counts, RecBole's own rows, and candidates beside them."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -175,13 +176,17 @@ def test_samples_of_rows_keep_their_candidates(make_config, prepared, tmp_path):
 
 
 def test_own_candidate_file_replaces_the_draw(make_config, prepared, tmp_path):
-    files = prepared["leave_one_out"].candidate_files
+    folder, sha256 = (
+        Path(prepared["leave_one_out"].dataset.config["checkpoint_dir"]),
+        prepared["leave_one_out"].candidate_sha256,
+    )
+    valid, test = (next((folder / "candidates").glob(f"*-{sha256[name][:16]}.tsv")).read_bytes() for name in ("valid", "test"))
     own = tmp_path / "own.tsv"
-    own.write_bytes(files["valid"].read_bytes() + files["test"].read_bytes())
+    own.write_bytes(valid + test)
     keys = {"checkpoint_dir": str(tmp_path), "candidate_file": str(own), "seed": 99}
     again = prepare_data(make_config("leave_one_out", **keys))
     assert again.candidate_sha256 == prepared["leave_one_out"].candidate_sha256
-    own.write_bytes(files["valid"].read_bytes())
+    own.write_bytes(valid)
     with pytest.raises(UserError, match="lacks 943 of the 943 test rows"):
         prepare_data(make_config("leave_one_out", **keys))
 

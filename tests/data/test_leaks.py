@@ -57,7 +57,7 @@ def test_training_draws_that_exclude_test_targets_are_found(prepared):
     """The draws of an implementation that excludes all of a user's interactions, before and after."""
     data = prepared["leave_one_out"]
     everything = data.dataset.knowledge.known["test"]
-    leaking = CandidateSampler(everything, everything.n_items, 20, seed=2020)
+    leaking = CandidateSampler(everything, 20, seed=2020)
     found = leaks.find_leaks(dataclasses.replace(data, sampler=leaking), epochs=2)
     rule = next(finding for finding in found if finding.split == "test" and finding.rule == LEAST_DRAWN)
     assert rule.is_leak and rule.share > 0.3
@@ -72,7 +72,7 @@ def test_a_column_that_tells_is_found(prepared):
         def draw(self, rows, users, targets, *arguments, **keys):
             return _moved(super().draw(rows, users, targets, *arguments, **keys), targets, targets % 20)
 
-    sampler = SeededByTarget(data.sampler.seen, data.sampler.n_items, 20, seed=1)
+    sampler = SeededByTarget(data.sampler.seen, 20, seed=1)
     feat = data.test_data.dataset.inter_feat
     before = feat[CANDIDATE_FIELD].clone()
     try:

@@ -1,18 +1,13 @@
 """Rows of sequences, and what each split knows of them, against plain loops and by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, prepare_data
-from recbole_llara.data.rows import (
-    SPLITS,
-    Knowledge,
-    Rows,
-    SeenItems,
-    rows_by_user_split,
-    sliding_windows,
-    split_users,
-)
+from recbole_llara.data.rows import SPLITS, Knowledge, Rows, SeenItems, rows_by_user_split, sliding_windows, split_users
 from recbole_llara.utils.errors import UserError
 
 
@@ -24,15 +19,12 @@ def test_sliding_windows_equal_a_loop():
         history = [before for before in range(place) if users[before] == user][-3:]
         if history:
             expected.append((place, history))
-    found = [
-        (target, history[:length].tolist())
-        for target, history, length in zip(windows.target, windows.history, windows.length, strict=True)
-    ]
+    found = [(target, history[:length].tolist()) for target, history, length in zip(*windows, strict=True)]
     assert found == expected
 
 
 def test_sliding_windows_of_users_with_one_interaction_are_none():
-    assert len(sliding_windows(np.array([1, 2, 3]), 10).target) == 0
+    assert [len(values) for values in sliding_windows(np.array([1, 2, 3]), 10)] == [0, 0, 0]
 
 
 def test_split_users_gives_the_papers_counts():
@@ -46,8 +38,8 @@ def test_rows_by_user_split():
     users = np.array([1, 1, 1, 1, 2, 2, 2, 3, 3, 4])
     length = np.array([1, 2, 3, 4, 1, 2, 3, 1, 2, 1])
     parts = (np.array([1, 3]), np.array([2]), np.array([4]))
-    assert [rows.tolist() for rows in rows_by_user_split(users, length, parts, 3, 1)] == [[2, 3], [6], [9]]
-    assert [rows.tolist() for rows in rows_by_user_split(users, length, parts, 1, 2)] == [[0, 1, 2, 3, 7, 8], [6], []]
+    assert [rows.tolist() for rows in rows_by_user_split(users, length, parts, (3, 1, 1))] == [[2, 3], [6], [9]]
+    assert [rows.tolist() for rows in rows_by_user_split(users, length, parts, (1, 2, 2))] == [[0, 1, 2, 3, 7, 8], [6], []]
 
 
 # Users 1 and 2; items by time 3 4 5 6 3 and 7 8 9. The last row of each is for test, the one before for valid.
@@ -63,30 +55,30 @@ def _rows(*places):
     return Rows(USERS[places], ITEMS[places], history, places)
 
 
-SPLIT_ROWS = [_rows(1, 2), _rows(3, 6), _rows(4, 7)]
-
-
 def _known(knowledge):
     return {name: sorted((int(key) // 10, int(key) % 10) for key in knowledge.known[name].keys) for name in SPLITS}
 
 
 @pytest.mark.parametrize("ready_made", [False, True])
 def test_a_split_knows_its_own_rows_and_those_before_by_hand(ready_made):
-    knowledge = (
-        Knowledge.from_windows(SPLIT_ROWS, 10) if ready_made else Knowledge.from_interactions(USERS, ITEMS, SPLIT_ROWS, 10)
-    )
+    splits = [_rows(1, 2), _rows(3, 6), _rows(4, 7)]
+    if ready_made:
+        splits = [replace(rows, places=np.full_like(rows.places, number)) for number, rows in enumerate(splits)]
+        knowledge = Knowledge.from_windows(splits)
+    else:
+        knowledge = Knowledge(USERS, ITEMS, np.arange(len(USERS)), splits)
     train = [(1, 3), (1, 4), (1, 5)]  # user 2 has no training row
     assert _known(knowledge) == {
         "train": train,
         "valid": [*train, (1, 6), (2, 7), (2, 8)],
         "test": [*train, (1, 6), (2, 7), (2, 8), (2, 9)],
     }
-    assert list(zip(*(values.tolist() for values in knowledge.past("test", SPLIT_ROWS[2])), strict=True)) == [
+    assert list(zip(*(values.tolist() for values in knowledge.past("test", splits[2])), strict=True)) == [
         *((0, item) for item in (3, 4, 5, 6)),
         *((1, item) for item in (7, 8)),
     ]
-    assert knowledge.is_repeat("test", SPLIT_ROWS[2]).tolist() == [True, False]
-    assert not knowledge.is_repeat("train", SPLIT_ROWS[0]).any()
+    assert knowledge.is_repeat(splits[2]).tolist() == [True, False]
+    assert not knowledge.is_repeat(splits[0]).any()
 
 
 @pytest.fixture()
@@ -178,7 +170,7 @@ def test_past_and_repeats_are_those_of_a_plain_loop(repeats):
             found[row].append(number)
         assert found == [sorted(set(before)) for _, _, _, before in told[name]]
         is_repeat = [target in before for _, _, target, before in told[name]]
-        assert data.dataset.knowledge.is_repeat(name, rows).tolist() == is_repeat
+        assert data.dataset.knowledge.is_repeat(rows).tolist() == is_repeat
         assert dataset.repeat_share.get(name, data.dataset.repeat_share[name]) == pytest.approx(np.mean(is_repeat))
 
 
@@ -192,7 +184,7 @@ def test_repeated_targets_are_told_left_out_or_matched(repeats, caplog):
     assert "the user had the target before" not in caplog.text
     for name in SPLITS:
         rows = getattr(dropped, f"{name}_data").dataset
-        assert not dropped.dataset.knowledge.is_repeat(name, rows.rows_of(rows.inter_feat)).any()
+        assert not dropped.dataset.knowledge.is_repeat(rows.rows_of(rows.inter_feat)).any()
         before = len(getattr(kept, f"{name}_data").dataset)
         assert len(rows) == pytest.approx(before * (1 - kept.dataset.repeat_share[name]))
 
@@ -224,13 +216,14 @@ def test_matched_negatives_come_from_the_past_as_often_as_targets_do(repeats):
 
 
 def test_a_past_of_one_item_fills_one_slot():
-    from recbole_llara.data.candidates import CandidateSampler, OwnPast
+    def past(rows):
+        return np.arange(len(rows.users)), np.full(len(rows.users), 2)
 
-    own = OwnPast(1.0, lambda rows: (np.arange(len(rows.users)), np.full(len(rows.users), 2)))
-    seen = SeenItems.from_interactions(np.ones(2, np.int64), np.array([1, 2]), 30)
+    seen = SeenItems(np.array([31, 32]), 30)  # of user 1, items 1 and 2
     rows = np.arange(200)
     ones = np.ones_like(rows)
-    drawn = CandidateSampler(seen, 30, 6, seed=1, own_past=own).draw(rows, ones, ones, "test", history=ones[:, None] * 2)
+    sampler = CandidateSampler(seen, 6, seed=1, past=past, past_share=1.0)
+    drawn = sampler.draw(rows, ones, ones, "test", history=ones[:, None] * 2, places=ones)
     assert ((drawn == 2).sum(axis=1) == 1).all() and ((drawn == 1).sum(axis=1) == 1).all()
     assert (np.sort(drawn)[:, 1:] != np.sort(drawn)[:, :-1]).all()
 
