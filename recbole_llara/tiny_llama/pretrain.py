@@ -7,11 +7,14 @@ Losses fall only on answers (and on catalogue lines in a few batches); the head 
 import argparse
 import logging
 import math
-import os
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,25 +24,84 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from recbole_llara.llm.cpu import BMM_ATTENTION
 from recbole_llara.llm.item_tokens import Projector, merge_item_embeddings
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, Stage, foundation_stage, opener_stage, selection_stage
-from recbole_llara.tiny_llama.tasks import VECTOR_DIM, TaskBatch, TaskMaker, catalogue_batch
-from recbole_llara.tiny_llama.teaching import Decoder, Guidance, initialise_circuits
-from recbole_llara.tiny_llama.texts import read_catalogue, train_tokenizer
+from recbole_llara.tiny_llama.tasks import VECTOR_DIM, Stage, TaskBatch, TaskMaker
+from recbole_llara.tiny_llama.teaching import Guidance, decode, initialise_circuits
+from recbole_llara.tiny_llama.texts import catalogue_batch, read_catalogue, train_tokenizer
+from recbole_llara.utils.atomic import write_file
 
 LOGGER = logging.getLogger(__name__)
+WARMUP_STEPS = 200
 CATALOGUE_EVERY = 16  # every so many steps read catalogue lines
 LOG_EVERY = 50
 STATE_FILE = "state.pt"
 
 
-def build_model(vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
-    """The tiny Llama, randomly initialised.
+def foundation_stage(progress: float) -> Stage:
+    """From progress, 0 to 1: exact lookups among few first, the recommenders' prompts among 20 at the end.
 
-    Args:
-        vocab_size: pieces of its tokenizer.
-        separator_id: the token between items.
-        seed: of the initial weights.
+    Everything changes gradually: a sudden change makes a model this small unlearn how to match.
     """
+    progress = min(1.0, 2 * progress)
+    return Stage(
+        candidate_max=6 + round(14 * progress),
+        short_share=max(0.0, 0.9 - 1.5 * progress),
+        lookup_share=0.7 - 0.6 * progress,
+        reader_share=0.25,
+        vector_share=0.8,
+        closeness=1.0 - 0.4 * progress,
+        history_max=1 + round(9 * progress),
+    )
+
+
+def selection_stage(progress: float) -> Stage:
+    """From progress, 0 to 1: the recommenders' prompts above all, their vectors ever noisier."""
+    return Stage(
+        candidate_max=20,
+        short_share=0.5 - 0.4 * progress,
+        lookup_share=0.1,
+        reader_share=0.1,
+        vector_share=0.9,
+        closeness=0.8 - 0.4 * min(1.0, 2 * progress),
+        history_max=10,
+        hybrid_share=0.85,
+        text_share=0.1,
+        size_spread=0.2,
+        guidance_weight=0.5,
+    )
+
+
+def opener_stage(progress: float) -> Stage:
+    """As the selections ended, at any progress, with titles that begin alike, so that the second word must choose too."""
+    return replace(selection_stage(1.0), opener_share=0.35, leading_tokens=2)
+
+
+class Phase(NamedTuple):
+    """A stretch of the pretraining with a learning rate curve of its own."""
+
+    steps: int  # of the optimiser
+    learning_rate: float  # its peak
+    stage: Callable[[float], Stage]  # from progress, 0 to 1, to how hard the tasks are
+
+
+PHASES = {
+    "foundation": Phase(5000, 1.5e-3, foundation_stage),
+    "selection": Phase(10000, 1e-3, selection_stage),
+    "opener": Phase(3000, 8e-4, opener_stage),
+}
+
+
+def course(phases: Sequence[Phase]) -> Iterator[tuple[Stage, float]]:
+    """The stage and the learning rate of every step: in each phase a linear warm-up, then a cosine to 5 % of the peak."""
+    for phase in phases:
+        for step in range(phase.steps):
+            progress = (step - WARMUP_STEPS) / max(1, phase.steps - WARMUP_STEPS)
+            decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+            warm_up = phase.learning_rate * (step + 1) / WARMUP_STEPS
+            yield phase.stage(step / phase.steps), warm_up if step < WARMUP_STEPS else phase.learning_rate * decay
+
+
+def build_model(vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+    """The tiny Llama of so many pieces, randomly initialised; ``separator_id`` is the token between items."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -61,134 +123,45 @@ def build_model(vocab_size: int, separator_id: int, seed: int) -> LlamaForCausal
     return model
 
 
-def embed(model: LlamaForCausalLM, batch: TaskBatch, step: int, seed: int) -> torch.Tensor:
-    """Input embeddings [B, T, D] of a batch, its vectors read by a projector drawn for this step alone."""
-    embeddings = model.get_input_embeddings().weight
-    inputs = model.get_input_embeddings()(batch.prompts.input_ids)
-    if not len(batch.prompts.slot_rows):
-        return inputs
-    if batch.slot_vectors.isnan().any():
-        slots = embeddings.mean(0, keepdim=True).expand(len(batch.prompts.slot_rows), -1)
-    else:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed * 7919 + step)
-            projector = Projector(VECTOR_DIM, embeddings.shape[1])
-            projected = projector(batch.slot_vectors) - projector.linear_2.bias
-        slots = projected + embeddings.mean(0)  # as a recommender's projector starts
-    return merge_item_embeddings(inputs, batch.prompts.slot_rows, batch.prompts.slot_columns, slots)
-
-
-def task_loss(
-    model: LlamaForCausalLM,
-    decoder: nn.Module,
-    guidance: Guidance,
-    batch: TaskBatch,
-    step: int,
-    seed: int,
-    stage: Stage,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean negative log-likelihood of the answer tokens, and with vectors among the candidates the guidance's.
-
-    Args:
-        model: whose embeddings and head are used.
-        decoder: its ``Decoder``, compiled or not.
-        guidance: asked where the stage gives it weight.
-        batch, step, seed: as for ``embed``.
-        stage: of the step.
-
-    Returns:
-        the loss, and what the log shows: the answers' loss, the share of answer tokens that are most likely, and
-        what the guidance tells.
-    """
-    prompts = batch.prompts
-    hidden, inside = decoder(embed(model, batch, step, seed))
-    labels = prompts.labels[:, 1:]
-    answered = labels != IGNORED_LABEL
-    # Leading tokens say which item was found; of the others, which copying alone tells, as many are kept.
-    leading = next_tokens = answered & (prompts.labels[:, :-1] == IGNORED_LABEL)
-    for _ in range(stage.leading_tokens - 1):
-        next_tokens = answered & pad(next_tokens, (1, 0))[:, :-1]
-        leading = leading | next_tokens
-    draws = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed * 15_485_863 + step))
-    answered &= leading | (draws < int(leading.sum()) / max(1, int((answered & ~leading).sum())))
-    logits = model.lm_head(hidden[:, :-1][answered]).float()
-    loss = cross_entropy(logits, labels[answered])
-    shown = {"loss": loss.item(), "token accuracy": (logits.detach().argmax(-1) == labels[answered]).float().mean().item()}
-    if stage.guidance_weight and batch.position is not None:
-        guiding_loss, told = guidance(model, batch, inside, stage.leading_tokens)
-        loss, shown = loss + stage.guidance_weight * guiding_loss, {**shown, **told}
-    return loss, shown
-
-
-def catalogue_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of catalogue text."""
-    logits = model(input_ids=tokens, use_cache=False).logits
-    return cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
-
-
-@torch.no_grad()
-def probe(model: LlamaForCausalLM, maker: TaskMaker, stage: Stage, seed: int) -> dict[str, float]:
-    """Accuracy of the answers' first token over fresh batches of a stage, by task."""
-    hits: dict[str, list[float]] = {}
-    model.eval()
-    decoder = Decoder(model)
-    for number in range(24):
-        batch = maker.batch(10_000_000 + number, replace(stage, lookup_share=0.3, reader_share=0.3, vector_share=0.6))
-        prompts = batch.prompts
-        hidden, _ = decoder(embed(model, batch, 10_000_000 + number, seed))
-        labels = prompts.labels[:, 1:]
-        first = (labels != IGNORED_LABEL) & (prompts.labels[:, :-1] == IGNORED_LABEL)
-        predicted = model.lm_head(hidden[:, :-1][first]).argmax(-1)
-        hits.setdefault(batch.kind, []).append((predicted == labels[first]).float().mean().item())
-    model.train()
-    return {name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}
-
-
 class Pretraining:
     """Model, optimiser and tasks of a pretraining, saved to and resumed from ``out/state.pt``.
 
     Args:
         out: folder of the result and of the resumable state.
-        recipe: its phases.
         seed: of weights, tasks and projectors.
         vocab_size: pieces of the tokenizer at most.
         compiled: whether torch.compile builds the decoder: a minute at the start, then 1.4 times as fast.
     """
 
-    def __init__(self, out: Path, recipe: Recipe, seed: int, vocab_size: int, compiled: bool) -> None:
+    def __init__(self, out: Path, seed: int, vocab_size: int, compiled: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.recipe, self.seed = out, recipe, seed
+        self.out, self.seed, self.step = out, seed, 0
         self.catalogue = read_catalogue()
         self.tokenizer = train_tokenizer(self.catalogue, vocab_size)
         self.tokenizer.save_pretrained(out)
         self.model = build_model(len(self.tokenizer), self.tokenizer.convert_tokens_to_ids(SEPARATOR), seed)
         self.guidance = Guidance(self.model.config.hidden_size)
-        decoder = Decoder(self.model)
-        self.decoder = torch.compile(decoder, dynamic=True) if compiled else decoder
+        self._decode = torch.compile(decode, dynamic=True) if compiled else decode
         self.parameters = [*self.model.parameters(), *self.guidance.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
+        self._saved = {"model": self.model, "guidance": self.guidance, "optimizer": self.optimizer}
         self.maker = TaskMaker(self.tokenizer, self.catalogue, seed)
-        self.step = 0
         LOGGER.info("%d pieces, %.2f million parameters", len(self.tokenizer), self.model.num_parameters() / 1e6)
         if (out / STATE_FILE).exists():
             state = torch.load(out / STATE_FILE, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.guidance.load_state_dict(state["guidance"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for name, part in self._saved.items():
+                part.load_state_dict(state[name])
             self.step = state["step"]
 
-    def run(self, save_every: int) -> None:
-        """Train to the recipe's end.
-
-        Args:
-            save_every: steps between saved states.
+    def run(self, phases: Sequence[Phase], save_every: int) -> None:
+        """Train to the phases' end, and save a state every so many steps.
 
         Raises:
             FloatingPointError: a loss is not finite.
         """
+        steps = sum(phase.steps for phase in phases)
         started, rows, seen = time.time(), 0, defaultdict(list)
-        while self.step < self.recipe.steps:
-            stage, rate = self.recipe.at(self.step)
+        for stage, rate in islice(course(phases), self.step, None):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16):
@@ -208,8 +181,8 @@ class Pretraining:
                 seconds = time.time() - started
                 LOGGER.info("step %d %s rows/s %.1f s/step %.3f", self.step, means, rows / seconds, seconds / LOG_EVERY)
                 started, rows, seen = time.time(), 0, defaultdict(list)
-            if self.step % save_every == 0 or self.step == self.recipe.steps:
-                LOGGER.info("probe at step %d: %s", self.step, probe(self.model, self.maker, stage, self.seed))
+            if self.step % save_every == 0 or self.step == steps:
+                LOGGER.info("probe at step %d: %s", self.step, self._probe(stage))
                 self._save()
                 started = time.time()
 
@@ -217,57 +190,94 @@ class Pretraining:
         """The loss of the present step, what the log shows of it, and its rows of tasks."""
         if self.step % CATALOGUE_EVERY == CATALOGUE_EVERY - 1:
             generator = torch.Generator().manual_seed(self.seed * 104729 + self.step)
-            return catalogue_loss(self.model, catalogue_batch(self.tokenizer, self.catalogue, 12, 100, generator)), {}, 0
+            tokens = catalogue_batch(self.tokenizer, self.catalogue, 12, 100, generator)
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            return cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten()), {}, 0
         batch = self.maker.batch(self.step, stage)
-        loss, shown = task_loss(self.model, self.decoder, self.guidance, batch, self.step, self.seed, stage)
+        loss, shown = self._task_loss(batch, stage)
         return loss, shown, len(batch.prompts.input_ids)
 
+    def _task_loss(self, batch: TaskBatch, stage: Stage) -> tuple[torch.Tensor, dict[str, float]]:
+        """Mean negative log-likelihood of the answer tokens, and with vectors among the candidates the guidance's."""
+        hidden, inside = self._decode(self.model.model, self._embed(batch, self.step))
+        labels, leading = _answers(batch)
+        answered = labels != IGNORED_LABEL
+        # Leading tokens say which item was found; of the others, which copying alone tells, as many are kept.
+        next_tokens = leading
+        for _ in range(stage.leading_tokens - 1):
+            next_tokens = answered & pad(next_tokens, (1, 0))[:, :-1]
+            leading = leading | next_tokens
+        draws = torch.rand(labels.shape, generator=torch.Generator().manual_seed(self.seed * 15_485_863 + self.step))
+        answered &= leading | (draws < int(leading.sum()) / max(1, int((answered & ~leading).sum())))
+        logits = self.model.lm_head(hidden[:, :-1][answered]).float()
+        loss = cross_entropy(logits, labels[answered])
+        right = (logits.detach().argmax(-1) == labels[answered]).float()
+        shown = {"loss": loss.item(), "token accuracy": right.mean().item()}
+        if stage.guidance_weight and batch.position is not None:
+            guiding_loss, told = self.guidance(self.model.model, batch, inside, stage.leading_tokens)
+            loss, shown = loss + stage.guidance_weight * guiding_loss, {**shown, **told}
+        return loss, shown
+
+    def _embed(self, batch: TaskBatch, step: int) -> torch.Tensor:
+        """Input embeddings [B, T, D] of a batch, its vectors read by a projector drawn for this step alone."""
+        prompts, table = batch.prompts, self.model.get_input_embeddings().weight
+        inputs = self.model.get_input_embeddings()(prompts.input_ids)
+        if not len(prompts.slot_rows):
+            return inputs
+        if batch.slot_vectors.isnan().any():
+            slots = table.mean(0, keepdim=True).expand(len(prompts.slot_rows), -1)
+        else:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(self.seed * 7919 + step)
+                projector = Projector(VECTOR_DIM, table.shape[1])
+                projected = projector(batch.slot_vectors) - projector.linear_2.bias
+            slots = projected + table.mean(0)  # as a recommender's projector starts
+        return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+
+    @torch.no_grad()
+    def _probe(self, stage: Stage) -> dict[str, float]:
+        """Accuracy of the answers' first token over fresh batches of a stage, by task."""
+        hits = defaultdict(list)
+        self.model.eval()
+        stage = replace(stage, lookup_share=0.3, reader_share=0.3, vector_share=0.6)
+        for number in range(10_000_000, 10_000_024):
+            batch = self.maker.batch(number, stage)
+            hidden, _ = decode(self.model.model, self._embed(batch, number))
+            labels, first = _answers(batch)
+            predicted = self.model.lm_head(hidden[:, :-1][first]).argmax(-1)
+            hits[batch.kind].append((predicted == labels[first]).float().mean().item())
+        self.model.train()
+        return {name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}
+
     def _save(self) -> None:
-        path = self.out / STATE_FILE
-        state = {
-            "model": self.model.state_dict(),
-            "guidance": self.guidance.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        torch.save(state, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-        export(self.model, self.out)
+        """The state, and the weights as bfloat16 safetensors beside the tokenizer."""
+        state = {"step": self.step, **{name: part.state_dict() for name, part in self._saved.items()}}
+        write_file(self.out / STATE_FILE, lambda path: torch.save(state, path))
+        deepcopy(self.model).to(torch.bfloat16).save_pretrained(self.out)
 
 
-def export(model: LlamaForCausalLM, out: Path) -> None:
-    """Write the weights as bfloat16 safetensors beside the tokenizer."""
-    tied = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    copy = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "dtype": "bfloat16"})).to(torch.bfloat16)
-    copy.load_state_dict(tied)
-    copy.save_pretrained(out)
+def _answers(batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each token is followed by, [B, T - 1], and whether that is an answer's first token."""
+    labels = batch.prompts.labels
+    return labels[:, 1:], (labels[:, 1:] != IGNORED_LABEL) & (labels[:, :-1] == IGNORED_LABEL)
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of tokenizer, weights and state")
-    parser.add_argument("--foundation-steps", type=int, default=5000, help="optimiser steps of the first phase")
-    parser.add_argument("--foundation-learning-rate", type=float, default=1.5e-3, help="its peak")
-    parser.add_argument("--selection-steps", type=int, default=10000, help="optimiser steps of the second phase")
-    parser.add_argument("--selection-learning-rate", type=float, default=1e-3, help="its peak")
-    parser.add_argument("--opener-steps", type=int, default=3000, help="optimiser steps of the third phase")
-    parser.add_argument("--opener-learning-rate", type=float, default=8e-4, help="its peak")
+    for name, phase in PHASES.items():
+        parser.add_argument(f"--{name}-steps", type=int, default=phase.steps, help="optimiser steps of this phase")
+        parser.add_argument(f"--{name}-learning-rate", type=float, default=phase.learning_rate, help="its peak")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--save-every", type=int, default=250, help="steps between states")
     parser.add_argument("--vocab-size", type=int, default=6000, help="pieces at most")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    arguments = parser.parse_args()
+    given = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    LOGGER.info("%s", {name: str(value) for name, value in vars(arguments).items()})
-    phases = (
-        Phase(arguments.foundation_steps, arguments.foundation_learning_rate, foundation_stage),
-        Phase(arguments.selection_steps, arguments.selection_learning_rate, selection_stage),
-        Phase(arguments.opener_steps, arguments.opener_learning_rate, opener_stage),
-    )
-    training = Pretraining(
-        arguments.out, Recipe(phases), arguments.seed, arguments.vocab_size, compiled=not arguments.no_compile
-    )
-    training.run(arguments.save_every)
+    LOGGER.info("%s", {name: str(value) for name, value in given.items()})
+    phases = [Phase(given[f"{name}_steps"], given[f"{name}_learning_rate"], phase.stage) for name, phase in PHASES.items()]
+    Pretraining(given["out"], given["seed"], given["vocab_size"], not given["no_compile"]).run(phases, given["save_every"])
 
 
 if __name__ == "__main__":

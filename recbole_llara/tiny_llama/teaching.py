@@ -5,11 +5,14 @@ import math
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, rms_norm
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.tiny_llama.tasks import TaskBatch
+
+# After which of the tiny Llama's five layers, counted from 0, a slot tells its fit; the layer behind each looks for it.
+FIT_LAYERS = (1, 2)
 
 
 @torch.no_grad()
@@ -34,7 +37,6 @@ def initialise_circuits(model: LlamaForCausalLM, separator_id: int) -> None:
     offset = torch.randn(config.hidden_size) * 0.1
     table = model.get_input_embeddings().weight.normal_(std=0.1).add_(offset)
     direction = offset / offset.norm()
-    first, second = (model.model.layers[number].self_attn for number in (0, 1))
 
     gain = torch.where(angle < 0.02, 1.7, 0.2).repeat(2 * config.num_attention_heads)[:, None]
     for layer in model.model.layers[1:]:
@@ -42,75 +44,44 @@ def initialise_circuits(model: LlamaForCausalLM, separator_id: int) -> None:
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
         layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
 
-    fast = (angle > 0.03).float()
-    copied = _positional_head(first, 0.8, direction, direction, fast * angle.cos(), -fast * angle.sin(), fast)
+    def positional_head(layer: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Make a layer's first head look by position and copy; query, key and the values' weights, which it returns, [dim, D]."""
+        attention = model.model.layers[layer].self_attn
+        attention.q_proj.weight[:dim], attention.k_proj.weight[:dim] = query, key
+        copied = torch.linalg.qr(torch.randn(len(direction), dim)).Q.T * 0.3**0.5  # orthogonal rows
+        attention.v_proj.weight[:dim] = copied
+        attention.o_proj.weight[:, :dim] = copied.T
+        return copied
+
+    # Rotary pairs as complex numbers: the real parts, then the imaginary ones.
+    fast, medium = (angle > 0.03).float(), ((angle > 0.02) & (angle < 0.25)).float()
+    back, here = torch.cat([fast * angle.cos(), -fast * angle.sin()]), torch.cat([fast, 0 * fast])
+    near = torch.cat([medium, 0 * medium])
+    copied = positional_head(0, 0.8 * torch.outer(back, direction), 0.8 * torch.outer(here, direction))
     # A token after a separator holds the separator's copy, as far as the first head's values let it through.
-    after_separator = copied.T @ (copied @ (table[separator_id] - offset))
-    medium = ((angle > 0.02) & (angle < 0.25)).float()
-    _positional_head(second, 0.55, direction, after_separator / after_separator.norm(), medium, 0 * medium, medium)
+    separator = copied.T @ (copied @ (table[separator_id] - offset))
+    positional_head(1, 0.55 * torch.outer(near, direction), 0.55 * torch.outer(near, separator / separator.norm()))
 
 
-def _positional_head(
-    attention: nn.Module,
-    gain: float,
-    query_direction: torch.Tensor,
-    key_direction: torch.Tensor,
-    query_real: torch.Tensor,
-    query_imaginary: torch.Tensor,
-    key_real: torch.Tensor,
-) -> torch.Tensor:
-    """Make an attention's first head look by position from one direction of the input to another, and copy.
+def decode(decoder: LlamaModel, inputs: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Normalised last hidden states [B, T, D], and those after each of ``FIT_LAYERS``.
 
     Args:
-        attention: a Llama layer's.
-        gain: of queries and keys.
-        query_direction, key_direction: [D] what of the input makes a token ask, and be found.
-        query_real, query_imaginary, key_real: [dim / 2] the rotary pairs, as complex numbers.
-
-    Returns:
-        [dim, D] the values' weights.
+        decoder: a Llama's.
+        inputs: [B, T, D] embeddings. Padding stands on the right, where the causal mask alone keeps it out of sight.
     """
-    dim = attention.head_dim
-    attention.q_proj.weight[:dim] = gain * torch.outer(torch.cat([query_real, query_imaginary]), query_direction)
-    attention.k_proj.weight[:dim] = gain * torch.outer(torch.cat([key_real, 0 * key_real]), key_direction)
-    copied = torch.linalg.qr(torch.randn(len(query_direction), dim)).Q.T * 0.3**0.5  # orthogonal rows
-    attention.v_proj.weight[:dim] = copied
-    attention.o_proj.weight[:, :dim] = copied.T
-    return copied
-
-
-# After which of the tiny Llama's five layers, counted from 0, a slot tells its fit; the layer behind each looks for it.
-FIT_LAYERS = (1, 2)
-
-
-class Decoder(nn.Module):
-    """A Llama's decoder over right-padded rows, which also returns the hidden states inside it.
-
-    Args:
-        model: the Llama, whose weights are used.
-    """
-
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        super().__init__()
-        self.decoder = model.model
-
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Normalised last hidden states [B, T, D], and those after each of ``FIT_LAYERS``.
-
-        Args:
-            inputs: [B, T, D] embeddings. Padding stands on the right, where the causal mask alone keeps it out of sight.
-        """
-        rotary = self.decoder.rotary_emb(inputs, position_ids=torch.arange(inputs.shape[1])[None])
-        hidden, inside = inputs, []
-        for number, layer in enumerate(self.decoder.layers):
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
-            if number in FIT_LAYERS:
-                inside.append(hidden)
-        return self.decoder.norm(hidden), inside
+    rotary = decoder.rotary_emb(inputs, position_ids=torch.arange(inputs.shape[1])[None])
+    hidden, inside = inputs, []
+    for number, layer in enumerate(decoder.layers):
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
+        if number in FIT_LAYERS:
+            inside.append(hidden)
+    return decoder.norm(hidden), inside
 
 
 class Guidance(nn.Module):
-    """The linear readers of how well a candidate fits, one for each of ``FIT_LAYERS``, and both losses.
+    """Two losses inside the decoder: a linear reader after each of ``FIT_LAYERS`` must tell which candidate fits, and the
+    attention of the layer behind must find its slot.
 
     Args:
         width: of the hidden states.
@@ -121,14 +92,14 @@ class Guidance(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in FIT_LAYERS)
 
     def forward(
-        self, model: LlamaForCausalLM, batch: TaskBatch, inside: list[torch.Tensor], leading_tokens: int = 1
+        self, decoder: LlamaModel, batch: TaskBatch, inside: list[torch.Tensor], leading_tokens: int = 1
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean over the layers of both losses' sum.
 
         Args:
-            model: the Llama, whose attention the second loss guides.
+            decoder: whose attention the second loss guides.
             batch: a selection with vectors.
-            inside: as ``Decoder`` returns it.
+            inside: as ``decode`` returns it.
             leading_tokens: how many of an answer's first tokens the attention is guided at, its EOS not among them.
 
         Returns:
@@ -144,7 +115,7 @@ class Guidance(nn.Module):
         losses = []
         for reader, hidden, number in zip(self.readers, inside, FIT_LAYERS, strict=True):
             scores = reader(rms_norm(hidden[rows, columns].float(), hidden.shape[-1:]))[..., 0].float()  # [B, C]
-            attention = answer_attention(model.model.layers[number + 1], model.model.rotary_emb, hidden, asking)
+            attention = answer_attention(decoder.layers[number + 1], decoder.rotary_emb, hidden, asking)
             # The mean over heads, so that one head is enough.
             found = attention[torch.arange(len(target)), ..., target].logsumexp(1) - math.log(attention.shape[1])  # [B, A]
             found = found[guided]
@@ -157,17 +128,7 @@ class Guidance(nn.Module):
 
 
 def answer_attention(layer: LlamaDecoderLayer, rotary: nn.Module, hidden: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
-    """Logarithms of a layer's attention from some positions of each row.
-
-    Args:
-        layer: of the decoder.
-        rotary: its rotary embedding.
-        hidden: [B, T, D] the layer's input, padded on the right.
-        asking: [B, A] the positions.
-
-    Returns:
-        [B, H, A, T] float32.
-    """
+    """Logarithms of a layer's attention from positions ``asking`` [B, A] of its input [B, T, D]: [B, H, A, T] float32."""
     attention = layer.self_attn
     rows, positions = torch.arange(len(hidden))[:, None], torch.arange(hidden.shape[1])
     normed = layer.input_layernorm(hidden)
@@ -177,5 +138,4 @@ def answer_attention(layer: LlamaDecoderLayer, rotary: nn.Module, hidden: torch.
     _, key = apply_rotary_pos_emb(key, key, cos, sin)
     query, _ = apply_rotary_pos_emb(query, query, cos[0, asking], sin[0, asking])
     scores = query.float() @ key.float().transpose(2, 3) * attention.scaling  # [B, H, A, T]
-    scores = scores.masked_fill((positions > asking[..., None])[:, None], -torch.inf)
-    return scores.log_softmax(-1)
+    return scores.masked_fill((positions > asking[..., None])[:, None], -torch.inf).log_softmax(-1)

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from recbole_llara.config.yaml_files import PROPERTIES
 from recbole_llara.data.titles import clean_title
 
-TITLE_RULES = ("move_article",)
+TITLES_PER_THEME = 8
+OPENERS = ("The", "The", "The", "The", "A", "My", "Super", "Dr.")
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,23 @@ class CatalogueText:
 def read_catalogue() -> list[CatalogueText]:
     """Read ``ml-100k.item`` of the installed RecBole package (found without importing it)."""
     package = Path(importlib.util.find_spec("recbole").origin).parent
-    path = package / "dataset_example" / "ml-100k" / "ml-100k.item"
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(package / "dataset_example" / "ml-100k" / "ml-100k.item", encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         next(rows)
-        return [CatalogueText(clean_title(title, TITLE_RULES), year, genres) for _, title, year, genres in rows]
+        return [CatalogueText(clean_title(title, ("move_article",)), year, genres) for _, title, year, genres in rows]
 
 
-TITLES_PER_THEME = 8
-OPENERS = ("The", "The", "The", "The", "A", "My", "Super", "Dr.")
+def catalogue_batch(
+    tokenizer: PreTrainedTokenizerBase, catalogue: list[CatalogueText], rows: int, length: int, generator: torch.Generator
+) -> torch.Tensor:
+    """[rows, length] token ids of catalogue lines in random order, for plain language modelling."""
+    order = torch.randint(0, len(catalogue), (rows * length // 6,), generator=generator).tolist()
+    text = ",".join(catalogue[number].line for number in order)
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"][: rows * length]).reshape(rows, length)
 
 
-def _syllables(generator: torch.Generator, count: int) -> list[str]:
-    """Made-up words, so that copying does not depend on known words."""
+def _made_up_words(generator: torch.Generator, count: int) -> list[str]:
+    """Words of random syllables, so that copying does not depend on known words."""
     onsets = ["b", "br", "d", "f", "g", "gr", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z", "ch", "é", "ž"]
     rimes = ["a", "an", "ar", "e", "el", "en", "i", "in", "o", "on", "or", "u", "um", "y", "ax", "å"]
     lengths = torch.randint(1, 4, (count,), generator=generator).tolist()
@@ -60,10 +66,10 @@ def _syllables(generator: torch.Generator, count: int) -> list[str]:
 def make_titles(
     catalogue: list[CatalogueText], themes: int, generator: torch.Generator, opener_share: float = 0.0
 ) -> list[str]:
-    """Titles in groups of ``TITLES_PER_THEME`` that share a theme word.
+    """Titles in groups of ``TITLES_PER_THEME`` that share a theme word; a quarter of the groups are real ones, which share none.
 
     Args:
-        catalogue: real titles; a quarter of the groups hold real ones, without a shared word.
+        catalogue: real titles.
         themes: number of groups.
         generator: of every draw.
         opener_share: probability that a made-up title begins with one of ``OPENERS``.
@@ -74,7 +80,7 @@ def make_titles(
     words = [word for film in catalogue for word in film.title.split()]
     total = themes * TITLES_PER_THEME
     real = torch.randint(0, len(catalogue), (total,), generator=generator).tolist()
-    made_up = _syllables(generator, total)
+    made_up = _made_up_words(generator, total)
     picks = torch.randint(0, len(words), (total, 4), generator=generator).tolist()
     lengths = torch.randint(0, 4, (total,), generator=generator).tolist()
     places = torch.randint(0, 100, (total,), generator=generator).tolist()
@@ -84,43 +90,32 @@ def make_titles(
         drawn = torch.randint(0, len(OPENERS), (total,), generator=generator).tolist()
         openers = [OPENERS[number] + " " if there else "" for number, there in zip(drawn, opened.tolist(), strict=True)]
     titles = [""]
-    for theme in range(themes):
-        base = theme * TITLES_PER_THEME
-        theme_word = made_up[base] if theme % 2 else words[picks[base][3]]
-        for number in range(base, base + TITLES_PER_THEME):
-            if theme % 4 == 0:
-                titles.append(catalogue[real[number]].title)
-                continue
-            parts = [words[p] for p in picks[number][: lengths[number]]]
-            if places[number] < 10:
-                parts.append(made_up[number])
-            parts.insert(places[number] % (len(parts) + 1), theme_word)
-            titles.append(openers[number] + " ".join(parts))
+    for number in range(total):
+        theme, base = number // TITLES_PER_THEME, number - number % TITLES_PER_THEME
+        if theme % 4 == 0:
+            titles.append(catalogue[real[number]].title)
+            continue
+        parts = [words[p] for p in picks[number][: lengths[number]]]
+        if places[number] < 10:
+            parts.append(made_up[number])
+        parts.insert(places[number] % (len(parts) + 1), made_up[base] if theme % 2 else words[picks[base][3]])
+        titles.append(openers[number] + " ".join(parts))
     return titles
 
 
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+def train_tokenizer(catalogue: list[CatalogueText], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer that opens with BOS, as Llama's does.
 
-
-def _corpus(catalogue: list[CatalogueText]) -> list[str]:
+    Args:
+        catalogue: the films whose text it learns, beside the prompts' templates.
+        vocab_size: pieces at most, the 256 bytes and three special tokens among them.
+    """
     templates = [
         text
         for path in sorted(Path(PROPERTIES / "prompt").glob("*.yaml"))
         for text in yaml.safe_load(path.read_text(encoding="utf-8"))["templates"]
     ]
-    return [film.line for film in catalogue] + [f" {film.title}" for film in catalogue] + templates * 2
-
-
-def train_tokenizer(catalogue: list[CatalogueText], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer.
-
-    Args:
-        catalogue: the films whose text it learns.
-        vocab_size: pieces at most, the 256 bytes and three special tokens among them.
-
-    Returns:
-        a tokenizer that opens with BOS, as Llama's does.
-    """
+    corpus = [film.line for film in catalogue] + [f" {film.title}" for film in catalogue] + templates * 2
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -131,9 +126,8 @@ def train_tokenizer(catalogue: list[CatalogueText], vocab_size: int) -> PreTrain
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(catalogue), trainer)
-    bos_id = tokenizer.token_to_id(BOS)
+    tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos_id)]
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left")

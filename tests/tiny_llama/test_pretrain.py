@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from recbole_llara.llm.loading import TINY_LLAMA_DIR
 from recbole_llara.prompt.encoding import IGNORED_LABEL
-from recbole_llara.tiny_llama.pretrain import Pretraining
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, Stage, foundation_stage, opener_stage, selection_stage
-from recbole_llara.tiny_llama.teaching import FIT_LAYERS, Decoder, Guidance, answer_attention
+from recbole_llara.tiny_llama.pretrain import Phase, Pretraining, foundation_stage, opener_stage, selection_stage
+from recbole_llara.tiny_llama.tasks import Stage
+from recbole_llara.tiny_llama.teaching import FIT_LAYERS, Guidance, answer_attention, decode
 
 SELECTION = Stage(
     candidate_max=5,
@@ -38,8 +38,8 @@ def selection(make_maker):
 def test_the_decoder_is_the_llamas_own_on_right_padded_rows(tiny):
     ids = torch.randint(3, 500, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        last, inside = Decoder(tiny)(tiny.get_input_embeddings()(ids))
-        short, _ = Decoder(tiny)(tiny.get_input_embeddings()(ids[:, :20]))
+        last, inside = decode(tiny.model, tiny.get_input_embeddings()(ids))
+        short, _ = decode(tiny.model, tiny.get_input_embeddings()(ids[:, :20]))
         expected = tiny.model(input_ids=ids, output_hidden_states=True)
     torch.testing.assert_close(last, expected.last_hidden_state, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(last[:, :20], short, rtol=1e-4, atol=1e-4)
@@ -87,8 +87,8 @@ def test_guidance_reads_the_candidates_slots(tiny, selection):
     hidden[..., 1] = 1.0
     target = selection.candidate_slots.gather(1, selection.position[:, None])[:, 0]
     hidden[selection.prompts.slot_rows[target], selection.prompts.slot_columns[target]] = torch.eye(width)[0]
-    loss, shown = guidance(tiny, selection, [hidden] * len(FIT_LAYERS))
-    worse, opposite = guidance(tiny, selection, [-hidden] * len(FIT_LAYERS))
+    loss, shown = guidance(tiny.model, selection, [hidden] * len(FIT_LAYERS))
+    worse, opposite = guidance(tiny.model, selection, [-hidden] * len(FIT_LAYERS))
     assert shown["fit accuracy"] == 1.0 and opposite["fit accuracy"] == 0.0
     assert loss.item() < worse.item()
 
@@ -96,15 +96,15 @@ def test_guidance_reads_the_candidates_slots(tiny, selection):
 def test_guidance_of_a_second_token_leaves_out_titles_of_one(tiny, selection):
     one_token = (selection.prompts.labels != IGNORED_LABEL).sum(1) == 2  # the title's token and EOS
     assert one_token.any() and not one_token.all()
-    inside = Decoder(tiny)(tiny.get_input_embeddings()(selection.prompts.input_ids))[1]
-    _, one = Guidance(tiny.config.hidden_size)(tiny, selection, inside, 1)
+    inside = decode(tiny.model, tiny.get_input_embeddings()(selection.prompts.input_ids))[1]
+    _, one = Guidance(tiny.config.hidden_size)(tiny.model, selection, inside, 1)
     # Where every answer has one token, a second has nothing to guide.
     labels = torch.full_like(selection.prompts.labels, IGNORED_LABEL)
     labels[:, -2:] = torch.tensor([5, 2])  # a title of one token, EOS
     short = replace(selection, prompts=replace(selection.prompts, labels=labels))
-    ones, twos = (Guidance(tiny.config.hidden_size)(tiny, short, inside, count)[1] for count in (1, 2))
+    ones, twos = (Guidance(tiny.config.hidden_size)(tiny.model, short, inside, count)[1] for count in (1, 2))
     assert ones["attention"] == pytest.approx(twos["attention"], rel=1e-5)
-    two = Guidance(tiny.config.hidden_size)(tiny, selection, inside, 2)[1]
+    two = Guidance(tiny.config.hidden_size)(tiny.model, selection, inside, 2)[1]
     assert one["attention"] != pytest.approx(two["attention"], rel=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
     guidance = Guidance(tiny.config.hidden_size)
     inputs = tiny.get_input_embeddings()(selection.prompts.input_ids).detach().requires_grad_()
     tiny.zero_grad()
-    guidance(tiny, selection, Decoder(tiny)(inputs)[1])[0].backward()
+    guidance(tiny.model, selection, decode(tiny.model, inputs)[1])[0].backward()
     for number, layer in enumerate(tiny.model.layers):
         # The layer behind the last probe has its attention guided, the last layers are left to the answer's loss.
         assert (layer.self_attn.q_proj.weight.grad is not None) == (number <= FIT_LAYERS[-1] + 1)
@@ -122,18 +122,17 @@ def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
 
 @pytest.mark.slow
 def test_a_run_cut_in_two_ends_as_one_that_was_not(tmp_path):
-    recipe = Recipe((Phase(3, 1e-3, foundation_stage), Phase(2, 1e-3, selection_stage), Phase(1, 1e-3, opener_stage)))
+    phases = (Phase(3, 1e-3, foundation_stage), Phase(2, 1e-3, selection_stage), Phase(1, 1e-3, opener_stage))
 
     def run(out, until):
-        training = Pretraining(out, recipe, seed=1, vocab_size=600, compiled=False)
+        training = Pretraining(out, seed=1, vocab_size=600, compiled=False)
         training.maker.themes, training.maker.tokens = 60, 400
-        training.recipe = until
-        training.run(save_every=100)
+        training.run(until, save_every=100)
         return training
 
-    whole = run(tmp_path / "whole", recipe)
-    run(tmp_path / "cut", Recipe((recipe.phases[0],)))
-    resumed = run(tmp_path / "cut", recipe)
+    whole = run(tmp_path / "whole", phases)
+    run(tmp_path / "cut", phases[:1])
+    resumed = run(tmp_path / "cut", phases)
     assert resumed.step == whole.step == 6
     for one, other in zip(whole.parameters, resumed.parameters, strict=True):
         assert torch.equal(one, other)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
-from recbole_llara.tiny_llama.recipe import Stage
-from recbole_llara.tiny_llama.tasks import VECTOR_DIM
+from recbole_llara.tiny_llama.tasks import VECTOR_DIM, Stage
 from recbole_llara.tiny_llama.texts import OPENERS, TITLES_PER_THEME, make_titles, train_tokenizer
 
 HARD = Stage(
@@ -69,10 +68,9 @@ def test_openers_stand_before_titles_and_alone_name_nothing(catalogue, tokenizer
     assert all(other.removesuffix(one).strip() in OPENERS for one, other in changed)
     assert abs(len(changed) / (0.75 * 400 * TITLES_PER_THEME) - 0.35) < 0.05  # a quarter of the groups are real titles
     # Titles cut to one token keep their first word of their own.
-    short = replace(HARD, short_share=1.0, opener_share=1.0)
     maker = make_maker()
-    maker.batch(0, short)
-    assert next(iter(maker._banks.values())).titles == make_maker()._load_bank(0, 1, 0.0).titles
+    assert maker.encoder(0, 1, 1.0).titles == maker.encoder(0, 1, 0.0).titles
+    assert maker.encoder(0, 12, 1.0).titles != maker.encoder(0, 12, 0.0).titles
 
 
 def test_the_target_of_a_selection_stands_anywhere_among_the_candidates(make_maker, monkeypatch):

@@ -4,22 +4,20 @@ from itertools import pairwise
 
 import pytest
 
-from recbole_llara.tiny_llama.recipe import Phase, Recipe, foundation_stage, opener_stage, selection_stage
+from recbole_llara.tiny_llama.pretrain import Phase, course, foundation_stage, opener_stage, selection_stage
 
-RECIPE = Recipe((Phase(1000, 2e-3, foundation_stage), Phase(500, 1e-3, selection_stage)))
+COURSE = list(course([Phase(1000, 2e-3, foundation_stage), Phase(500, 1e-3, selection_stage)]))
 
 
 def test_phases_follow_each_other():
-    assert RECIPE.steps == 1500
-    assert RECIPE.at(0)[0] == foundation_stage(0.0)
-    assert RECIPE.at(999)[0] == foundation_stage(0.999)
-    assert RECIPE.at(1000)[0] == selection_stage(0.0)
-    with pytest.raises(IndexError, match="step 1500 of a recipe of 1500"):
-        RECIPE.at(1500)
+    stages = [stage for stage, _ in COURSE]
+    assert len(stages) == 1500
+    assert stages[0] == foundation_stage(0.0) and stages[999] == foundation_stage(0.999)
+    assert stages[1000] == selection_stage(0.0)
 
 
 def test_each_phase_warms_up_to_its_peak_and_falls_to_a_twentieth():
-    rates = [RECIPE.at(step)[1] for step in range(RECIPE.steps)]
+    rates = [rate for _, rate in COURSE]
     assert rates[0] == pytest.approx(2e-3 / 200) and rates[1000] == pytest.approx(1e-3 / 200)
     assert max(rates[:1000]) == pytest.approx(2e-3) and max(rates[1000:]) == pytest.approx(1e-3)
     assert rates[999] == pytest.approx(1e-4, rel=0.01) and rates[-1] == pytest.approx(5e-5, rel=0.01)
