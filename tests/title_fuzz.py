@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import recbole_llara
-from recbole_llara.data.titles import TITLE_RULES, clean_title, is_text, is_visible
+from recbole_llara.data.titles import TITLE_RULES, clean_title, is_visible
 from recbole_llara.evaluator.answer import match_titles, normalise_title
 from recbole_llara.llm.answer_tree import build_trie
 from recbole_llara.llm.generation import answer_texts
@@ -30,6 +30,7 @@ from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.text import is_text
 
 LLAMA_2 = Path(__file__).parents[2] / "shared" / "tokenizers" / "llama-2"
 L = 4

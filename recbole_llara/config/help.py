@@ -131,7 +131,12 @@ def _takers(said: list[Note]) -> list[str]:
 def _notes() -> dict[str, list[Note]]:
     """Key -> what each file says of it, ours before RecBole's."""
     files = {PROPERTIES / f"{name}.yaml": whose for name, whose in _FILES.items()}
-    for folder, whose in (("model", "{}"), ("llm", "{} with llm_path tiny"), ("protocol", "protocol {}"), ("dataset", "dataset {}")):
+    for folder, whose in (
+        ("model", "{}"),
+        ("llm", "{} with llm_path tiny"),
+        ("protocol", "protocol {}"),
+        ("dataset", "dataset {}"),
+    ):
         for name, path in property_files(folder).items():
             files.setdefault(path, whose.format(name.removeprefix("tiny-")))
     files |= {RECBOLE_PROPERTIES / f"{name}.yaml": RECBOLE for name in ("overall", "dataset/sample")}

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from recbole_llara.data.atomic_files import PADDING
-from recbole_llara.utils.digests import file_sha256
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import file_sha256
 
 FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
 PREFIX = "numbering/"  # of its tensors, among those of other things

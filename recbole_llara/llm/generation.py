@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from recbole_llara.llm.answer_tree import IGNORED_LABEL, build_trie, walk
+from recbole_llara.llm.answer_tree import build_trie, walk
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.likelihood import AnswerReader, check_prompts, trie_log_probs
+from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.prompt.tokens import spell
 
 # Everything of a model's own generation settings that would bend the likelihoods, switched off.

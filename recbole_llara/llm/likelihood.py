@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_llara.llm.answer_tree import IGNORED_LABEL, AnswerTrie, build_trie, tree_masks
+from recbole_llara.llm.answer_tree import AnswerTrie, build_trie, tree_masks
 from recbole_llara.llm.architecture import causal_lm, decoder_of, input_embeddings
+from recbole_llara.prompt.encoding import IGNORED_LABEL
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
 _LOGITS_AT_ONCE = 1 << 24

@@ -31,8 +31,9 @@ from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.llm.answer_tree import build_trie
 from recbole_llara.llm.architecture import causal_lm, decoder_blocks, uncompiled
-from recbole_llara.model.base import LLMRecommender, TrainingRows
+from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
+from recbole_llara.model.losses import TrainingRows
 from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.process_setup import prepare_process

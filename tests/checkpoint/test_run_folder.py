@@ -7,9 +7,10 @@ import torch
 import yaml
 
 from recbole_llara.checkpoint.run_folder import RunFolder, read_records
+from recbole_llara.config.secrets import without_secrets
 from recbole_llara.evaluator.answer import OUTCOMES
 from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
-from recbole_llara.evaluator.result import build_result, command_line, without_secrets
+from recbole_llara.evaluator.result import build_result, command_line
 
 CONFIG = {
     "model": "SASRec",
