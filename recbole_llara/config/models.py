@@ -94,7 +94,7 @@ def stock_models() -> dict[str, type]:
     """RecBole's sequential recommenders by name, those that are ``UNSUPPORTED`` left out."""
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_llara.utils.process_setup import sequential_recommenders
+    from recbole_llara.utils.compat import sequential_recommenders
 
     return {
         name: value

@@ -50,6 +50,7 @@ from recbole_llara.config.yaml_files import (
     read_properties,
     read_yaml,
 )
+from recbole_llara.utils.compat import name_numpy_types
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.processes import launched, local_count, local_index
 from recbole_llara.utils.protocols import ChecksConfig
@@ -85,7 +86,7 @@ class RunConfig(Config):
         argv: Sequence[str] | None = None,
     ) -> None:
         self.notes: tuple[str, ...] = ()
-        self.compatibility_settings()
+        name_numpy_types()
         self._init_parameters_category()
         # RecBole extends its module's own lists in place; a second Config would see the first one's keys.
         self.parameters = {category: list(names) for category, names in self.parameters.items()}

@@ -21,6 +21,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llara.config.settings import READY_MADE, SPLITS
+from recbole_llara.utils.compat import fill_holes
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.text import BYTE_ORDER_MARK, with_mark
 
@@ -153,6 +154,9 @@ def _is_number(text: str) -> bool:
 
 class CheckedFiles(SequentialDataset):
     """A SequentialDataset whose files and columns are checked as they are read."""
+
+    def _fill_nan(self) -> None:
+        fill_holes(self)
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         """RecBole's method, over ``read_cells`` in place of pandas' CSV reader."""

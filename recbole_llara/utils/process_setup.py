@@ -10,14 +10,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 # (message, module): each is a library's own code, or ours, calling something that still works.
 _HARMLESS = (
     # The names that every transformers 5 has.
     (r"`(gradient_checkpointing_enable|is_gradient_checkpointing)` is deprecated", r"transformers\.modeling_utils"),
-    # Filling holes of a column in place: pandas 3 stops doing it, and setup.py keeps pandas below 3.
-    (r"A value is trying to be set on a copy of a DataFrame or Series", r"recbole\.data\.dataset\.dataset"),
     (r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated", r"recbole\.trainer\.trainer"),
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -56,14 +53,3 @@ def own_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def sequential_recommenders() -> ModuleType:
-    """RecBole's sequential models; importing SINE's module turns on autograd's anomaly detection, which more than doubles a step."""
-    import torch
-
-    enabled = torch.is_anomaly_enabled()
-    from recbole.model import sequential_recommender
-
-    torch.autograd.set_detect_anomaly(enabled)
-    return sequential_recommender
