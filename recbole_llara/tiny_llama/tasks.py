@@ -177,7 +177,7 @@ class TaskMaker:
             return torch.full((rows, readers, 1), piece)
 
         answer = [targets[..., None] + encoder.first_title, text(encoder.eos_piece)]
-        each = torch.cat([text(layout[0]), pieces_of(history), text(layout[-1]), *answer], 2)  # [B, R, W]
+        each = torch.cat([text(layout[0]), pieces_of(history), text(layout[-2]), text(layout[-1]), *answer], 2)  # [B, R, W]
         is_answer = torch.zeros_like(each, dtype=torch.bool)
         is_answer[..., -2:] = True
         pieces = torch.cat([pieces_of(listed), each.flatten(1)], 1)
