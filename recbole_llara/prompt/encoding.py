@@ -15,7 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
-from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, Pieces, Texts, tokenise, tokenise_followed, tokenise_inside
+from recbole_llara.prompt.tokens import (
+    NOTHING,
+    ChatFrame,
+    PieceBank,
+    Pieces,
+    Texts,
+    tokenise,
+    tokenise_followed,
+    tokenise_inside,
+)
 from recbole_llara.utils.errors import UserError
 
 SEPARATOR = ","
@@ -111,7 +120,9 @@ class PromptEncoder:
         self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
         self.opening_piece = bank.add(Texts.of([opening]))
         self.layouts = [[text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in tokens]
-        texts[Part.TITLE] = [kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)]  # what is cut ends otherwise
+        texts[Part.TITLE] = [
+            kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)
+        ]  # what is cut ends otherwise
         marks = {SEPARATOR: [self.separator_piece]}
         for layout, pieces in zip(layouts, self.layouts, strict=True):
             for text, mark, piece in zip(layout, layout[1:], pieces[1:], strict=False):

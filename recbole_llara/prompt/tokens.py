@@ -63,9 +63,7 @@ def tokenise_followed(
         return {}
     words = list({text.rpartition(" ")[2] for text in texts})
     alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in words]) for end in ("", mark))
-    merged = {
-        word for word, apart, whole in zip(words, alone, followed, strict=True) if [*apart, *of_mark] != whole and word
-    }
+    merged = {word for word, apart, whole in zip(words, alone, followed, strict=True) if [*apart, *of_mark] != whole and word}
     places = [place for place, text in enumerate(texts) if text.rpartition(" ")[2] in merged]
     return dict(zip(places, tokenise_inside(tokenizer, [f" {texts[place]}{mark}" for place in places]), strict=True))
 
@@ -119,7 +117,9 @@ class ChatFrame:
         """How many more tokens an answer may have without its leading space."""
         if self.has_space:
             return 0
-        pairs = [(tokenise_inside(tokenizer, of), tokenise_inside(tokenizer, [f" {text}" for text in of])) for of in texts.values()]
+        pairs = [
+            (tokenise_inside(tokenizer, of), tokenise_inside(tokenizer, [f" {text}" for text in of])) for of in texts.values()
+        ]
         return max(len(bare) - len(spaced) for pair in pairs for bare, spaced in zip(*pair, strict=True))
 
 
