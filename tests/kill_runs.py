@@ -16,7 +16,7 @@ from killing import kill_until_done, outcome, share_recommender, start
 from synthetic_data import write_toy_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from recbole_llara.llm.loading import TINY_LLAMA_DIR
+from recbole_llara.llm.source import TINY_LLAMA_DIR
 
 STEPS = 12  # an epoch of 192 rows in steps of 16
 KEYS = {

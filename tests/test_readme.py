@@ -14,7 +14,7 @@ from recbole_llara.config.models import MODELS
 from recbole_llara.experiments.search import build_parser as build_search_parser
 from recbole_llara.experiments.search_definition import read_command as read_search_command
 from recbole_llara.experiments.study_definition import STUDIES
-from recbole_llara.llm.loading import TINY_LLAMA_DIR
+from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -113,8 +113,6 @@ class PlainLoop:
             Part.TITLE: self.cut_titles(titles),
             Part.INDEX: self.tokens(f" {number}" for number in range(len(titles))),
         }
-        self.separator = self.tokens([SEPARATOR])[0]
-        self.layouts = [self.layout(template) for template in encoder.templates]
 
     def cut_titles(self, titles: list[str]) -> list[list[int]]:
         """What the encoder shows of each title: its beginning, or where that is another title's too, half of it and a later part."""
@@ -134,33 +132,54 @@ class PlainLoop:
         return shown
 
     def tokens(self, texts: Iterable[str]) -> list[list[int]]:
-        """Of texts behind a line break."""
+        """Of texts behind a letter or, where they begin with one, a line break."""
         options = {"add_special_tokens": False, "split_special_tokens": True}
-        before, *both = self.tokenizer(["\n", *(f"\n{text}" for text in texts)], **options)["input_ids"]
-        assert all(tokens[: len(before)] == before for tokens in both)
-        return [tokens[len(before) :] for tokens in both]
-
-    def layout(self, template: PromptTemplate) -> list[list[int] | str]:
-        """A template's tokens and its list marks."""
-        first, *others = template.segments
-        texts = iter(self.tokens(segment for segment in others if segment not in (HISTORY, CANDIDATES)))
-        opened = [*self.opening, *self.tokenizer(first, add_special_tokens=False)["input_ids"]]
-        return [opened, *(segment if segment in (HISTORY, CANDIDATES) else next(texts) for segment in others)]
+        found = []
+        for text in texts:
+            anchor = "x" if text[:1].isspace() else "\n"
+            before, both = self.tokenizer([anchor, anchor + text], **options)["input_ids"]
+            assert both[: len(before)] == before
+            found.append(both[len(before) :])
+        return found
 
     def prompt(self, example: Example, row: int, representation: Representation) -> list[int | tuple[Part, int]]:
-        """A row's tokens; a slot is what it holds and of which item."""
-        found: list[int | tuple[Part, int]] = []
-        for segment in self.layouts[example.templates[row]]:
-            if not isinstance(segment, str):
-                found += segment
+        """A row's tokens, those of whole stretches of text; a slot is what it holds and of which item."""
+        stretches: list[str | list[int] | tuple[Part, int]] = [""]
+
+        def write(text: str) -> None:
+            if isinstance(stretches[-1], str):
+                stretches[-1] += text
+            else:
+                stretches.append(text)
+
+        for segment in self.encoder.templates[example.templates[row]].segments:
+            if segment not in (HISTORY, CANDIDATES):
+                write(segment)
                 continue
-            for place, item in enumerate((example.history if segment == HISTORY else example.candidates)[row]):
-                found += self.separator if place else []
+            items = (example.history if segment == HISTORY else example.candidates)[row]
+            if not items:  # the texts around an empty list are read apart
+                stretches.append([])
+            for place, item in enumerate(items):
+                write(SEPARATOR if place else "")
                 for part in representation.parts:
                     if part in SLOT_PARTS:
-                        found.append((part, item if part in ITEM_SLOT_PARTS else 0))
+                        stretches.append((part, item if part in ITEM_SLOT_PARTS else 0))
+                    elif part is Part.INDEX:
+                        write(f" {item}")
+                    elif len(self.whole_titles[item]) <= self.encoder.max_title_tokens:
+                        write(f" {example.titles[item]}")
                     else:
-                        found += self.shown[part][item]
+                        stretches.append(self.shown[part][item])
+        found: list[int | tuple[Part, int]] = list(self.opening)
+        for number, stretch in enumerate(stretches):
+            if isinstance(stretch, tuple):
+                found.append(stretch)
+            elif isinstance(stretch, list):
+                found += stretch
+            elif number == 0:
+                found += self.tokenizer(stretch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            else:
+                found += self.tokens([stretch])[0]
         return found
 
     def answer(self, item: int, representation: Representation) -> list[int]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import SLOT_PARTS
-from recbole_llara.prompt.tokens import ANCHOR, spell, tokenise
+from recbole_llara.prompt.tokens import ANCHORS, spell, tokenise
 from recbole_llara.serving.item_names import ItemNames
 
 
@@ -53,6 +53,6 @@ def _view(
 
 def _spelt_inside(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Sequence[int]]) -> list[str]:
     """Texts of spans behind the anchor, where a tokenizer keeps the space that a span begins with."""
-    anchor = tokenise(tokenizer, [ANCHOR])[0]
+    anchor = tokenise(tokenizer, [ANCHORS[False]])[0]
     before, *texts = spell(tokenizer, [anchor, *([*anchor, *span] for span in spans)])
     return [text.removeprefix(before) for text in texts]

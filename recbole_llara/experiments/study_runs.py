@@ -21,7 +21,7 @@ from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.runner import Plan, run_model, take_lock
 from recbole_llara.experiments.study_definition import EVALUATES, Study
-from recbole_llara.llm.loading import embedded_llm_sha256
+from recbole_llara.llm.source import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.recommender.vectors import vectors_sha256

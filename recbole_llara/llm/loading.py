@@ -1,14 +1,13 @@
-"""Loading a causal language model with its tokenizer: where it lies, in which types it computes, and what is refused."""
+"""Loading a causal language model with its tokenizer: in which types it computes, and what is refused."""
 
-import re
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
@@ -23,13 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from recbole_llara.config.secrets import redacted
 from recbole_llara.config.settings import TRUST
-from recbole_llara.utils.errors import UserError, nearest
-from recbole_llara.utils.hashing import file_sha256
+from recbole_llara.llm.source import Source, describe_expected, resolve_llm_path
+from recbole_llara.utils.errors import UserError
 
-TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 NEEDS_CODE = "it needs code that does not come with transformers"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Capabilities as torch.cpu names them: x86 with AVX-512 or AMX, ARM with NEON or SVE.
@@ -53,9 +49,9 @@ def load_llm(
     ``without_noise``.
 
     Args:
-        llm_path: "tiny" (the embedded Llama), a folder, or the id of a model of the Hugging Face hub.
+        llm_path: what ``source.resolve_llm_path`` takes.
         dtype: auto, float32, bfloat16 or float16, the compute type, see ``resolve_compute_dtype``.
-        attn_implementation: sdpa, eager, flash_attention_2 ...; None = transformers' choice.
+        attn_implementation: sdpa, eager, flash_attention_2, flex_attention; None = transformers' choice.
         trust_remote_code: run model code that comes with the weights.
         llm_tuning: lora, frozen or full; decides with ``device`` in which type weights are held.
         device: where the model is going to run.
@@ -66,17 +62,22 @@ def load_llm(
             whose library is not installed.
     """
     source = resolve_llm_path(llm_path)
-    is_local = isinstance(source, Path)
     compute_dtype = resolve_compute_dtype(dtype, device)
     held_in = weight_dtype(compute_dtype, llm_tuning, device)
-    options = {"local_files_only": is_local, "trust_remote_code": trust_remote_code}
-    quantized = quantization_config(quantization, compute_dtype)
-    placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(device)}}
+    options = source.options(trust_remote_code)
+    config = without_noise(load_config(llm_path, source, options))
+    placed = {}
+    if (quantized := quantization_config(quantization, compute_dtype)) is not None:
+        if hasattr(config, "quantization_config"):
+            raise UserError(
+                f"llm_quantization: found {quantization}, but the weights of {llm_path!r} are quantised already: set it to none"
+            )
+        placed["quantization_config"] = quantized
+    if quantized is not None or hasattr(config, "quantization_config"):
+        placed["device_map"] = {"": str(device)}
     try:
-        check_no_code(source, options)
-        config = without_noise(AutoConfig.from_pretrained(source, **options))
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            source,
+            source.where,
             config=config,
             dtype=held_in,
             attn_implementation=attn_implementation,
@@ -84,8 +85,10 @@ def load_llm(
             **placed,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
-        found = "a folder without a readable causal LM" if is_local else "no folder here, nor a hub model within reach"
+        if source.adapter is not None:
+            model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, UnpicklingError) as error:
+        found = "a folder without a readable causal LM" if source.is_local else "no folder here, nor a hub model within reach"
         raise UserError(f"llm_path is {llm_path!r}: {found} ({why(error, TRUST)}). {describe_expected(llm_path)}") from error
     if loaded["missing_keys"]:
         raise UserError(
@@ -93,11 +96,27 @@ def load_llm(
             "expected every tensor of the model"
         )
     tokenizer = load_tokenizer(llm_path, source, options)
-    check_vocabulary(llm_path, tokenizer, model.get_input_embeddings().num_embeddings)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model.eval(), tokenizer
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether an LLM's weights are held quantised."""
+    return hasattr(model.config, "quantization_config")
+
+
+def load_config(llm_path: str, source: Source, options: Mapping[str, Any]) -> PreTrainedConfig:
+    """An LLM's configuration; a UserError where there is none, or one that needs code that is not to be run."""
+    try:
+        check_no_code(source.where, options)
+        return AutoConfig.from_pretrained(source.where, **options)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"llm_path is {llm_path!r}: no model's config.json can be read there ({why(error, TRUST)}). "
+            f"{describe_expected(llm_path)}"
+        ) from error
 
 
 def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -113,16 +132,10 @@ def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """An LLM's tokenizer, its padding id set; a UserError where there is none, an empty one, or one without EOS.
-
-    Args:
-        llm_path: for messages.
-        source: what ``resolve_llm_path`` found.
-        options: of ``from_pretrained``.
-    """
+def load_tokenizer(llm_path: str, source: Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """An LLM's tokenizer, its padding id set; a UserError where there is none, an empty one, or one without EOS."""
     try:
-        tokenizer = read_tokenizer(source, options)
+        tokenizer = read_tokenizer(source.where, options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"llm_path is {llm_path!r}: no tokenizer can be read there ({why(error, TRUST)}), "
@@ -141,64 +154,10 @@ def load_tokenizer(llm_path: str, source: Path | str, options: Mapping[str, Any]
     return tokenizer
 
 
-def check_vocabulary(llm_path: str, tokenizer: PreTrainedTokenizerBase, n_embeddings: int | None) -> None:
-    """Refuse, by a UserError, a tokenizer with more tokens than the LLM has input embeddings; None = not known."""
-    if n_embeddings is not None and len(tokenizer) > n_embeddings:
-        raise UserError(
-            f"llm_path is {llm_path!r}: its tokenizer has {len(tokenizer)} tokens, "
-            f"its embedding table {n_embeddings} rows, expected a row for every token"
-        )
-
-
 def context_length(config: PreTrainedConfig) -> int | None:
     """Tokens that an LLM of this config can hold; of one that reads images too, its language model. None = no limit."""
     text = config.get_text_config()
     return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-
-
-def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Path | str:
-    """Find the LLM that ``llm_path`` means.
-
-    Args:
-        llm_path: "tiny", a folder, or the id of a hub model.
-        key: that holds it, for the message.
-
-    Returns:
-        The folder as a Path, or the id of a hub model as it came.
-
-    Raises:
-        UserError: a path to no folder.
-    """
-    if llm_path == "tiny":
-        if not (TINY_LLAMA_DIR / "config.json").is_file():
-            raise UserError(
-                f"{key} is 'tiny', but the embedded LLM's weights are missing: run python -m recbole_llara.tiny_llama.pretrain"
-            )
-        return TINY_LLAMA_DIR
-    folder = Path(llm_path).expanduser()
-    if folder.is_dir():
-        return folder
-    is_below_a_folder = folder.parent != Path() and folder.parent.is_dir()
-    if folder.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
-        raise UserError(f"{key} is {redacted(llm_path)}: no such folder. {describe_expected(llm_path)}")
-    return llm_path
-
-
-@cache
-def embedded_llm_sha256() -> str | None:
-    """Digest of the embedded LLM's weights; None where they are missing."""
-    weights = TINY_LLAMA_DIR / "model.safetensors"
-    return file_sha256(weights) if weights.is_file() else None
-
-
-def describe_expected(llm_path: str) -> str:
-    """What llm_path may be, and the nearest name beside it that would do."""
-    folder = Path(llm_path).expanduser()
-    names = ["tiny"] if folder.parent == Path() else []
-    if folder.parent.is_dir():
-        names.extend(child.name for child in folder.parent.iterdir() if (child / "config.json").is_file())
-    hint = nearest(folder.name, [name for name in names if name != folder.name])
-    return f"Expected tiny, a folder with config.json, weights and tokenizer, or the id of a hub model; {hint}"
 
 
 def read_tokenizer(source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -224,7 +183,7 @@ def check_no_code(source: Path | str, options: Mapping[str, Any]) -> None:
     code that transformers would fetch and run.
 
     Args:
-        source: what ``resolve_llm_path`` found.
+        source: a folder or the id of a hub model.
         options: of ``from_pretrained``; with a true ``trust_remote_code`` nothing is refused.
 
     Raises:
@@ -232,7 +191,8 @@ def check_no_code(source: Path | str, options: Mapping[str, Any]) -> None:
     """
     if options["trust_remote_code"]:
         return
-    config, _ = PretrainedConfig.get_config_dict(source, local_files_only=options["local_files_only"])
+    asked = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    config, _ = PretrainedConfig.get_config_dict(source, **asked)
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(f"{NEEDS_CODE}: model_type {config.get('model_type')!r}, auto_map {config['auto_map']!r}")
     kernels = [name for name in _attention_names(config) if "/" in name]

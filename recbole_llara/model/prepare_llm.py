@@ -1,34 +1,24 @@
 """Whether an LLM can do what the run wants of it: asked of its files, then of itself, before a recommender is trained for it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.checkpoint.identity import llm_digest
-from recbole_llara.config.settings import TRUST, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
+from recbole_llara.config.settings import EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.likelihood import AnswerReader
-from recbole_llara.llm.loading import (
-    check_no_code,
-    check_vocabulary,
-    context_length,
-    describe_expected,
-    first_line,
-    load_llm,
-    load_tokenizer,
-    resolve_llm_path,
-    why,
-)
+from recbole_llara.llm.loading import context_length, first_line, is_quantized, load_config, load_llm, load_tokenizer
 from recbole_llara.llm.probe import Probe
+from recbole_llara.llm.source import resolve_llm_path
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.template import load_templates
@@ -76,15 +66,20 @@ def prepare_llm(config: Any, data: PreparedData) -> PreparedLLM:
         )
     settings = LLMSettings.from_config(config)
     source = resolve_llm_path(settings.llm_path)
-    options = {"local_files_only": isinstance(source, Path), "trust_remote_code": settings.llm_trust_remote_code}
-    llm_config = _read_config(settings.llm_path, source, options)
-    if isinstance(source, Path):
-        _check_weights(settings.llm_path, source)
+    options = source.options(settings.llm_trust_remote_code)
+    llm_config = load_config(settings.llm_path, source, options)
+    if isinstance(source.where, Path):
+        _check_weights(settings.llm_path, source.where)
     tokenizer = load_tokenizer(settings.llm_path, source, options)
-    check_vocabulary(settings.llm_path, tokenizer, getattr(llm_config.get_text_config(), "vocab_size", None))
     if OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None:
         data.sampler.check_eligible(data.train_data.dataset.inter_feat[config["USER_ID_FIELD"]].numpy())
     encoder = build_encoder(config, data, tokenizer, context_length(llm_config))
+    rows = getattr(llm_config.get_text_config(), "vocab_size", None)
+    if rows is not None and encoder.highest_token >= rows:
+        raise UserError(
+            f"llm_path is {settings.llm_path!r}: its tokenizer makes the token {encoder.highest_token} of the run's prompts, its embedding "
+            f"table has {rows} rows, expected a row for every token of a prompt"
+        )
     llm, tokenizer = load_llm(
         settings.llm_path,
         dtype=settings.llm_dtype,
@@ -108,12 +103,12 @@ def prepare_llm(config: Any, data: PreparedData) -> PreparedLLM:
 def answer_reader(config: Any, llm: nn.Module, encoder: PromptEncoder, token_keys: TokenKeys) -> AnswerReader:
     """How a tuned LLM, sharded or not, reads answers: ``Probe`` with the run's longest prompt, on the run's device."""
     settings = LLMSettings.from_config(config)
-    is_quantized = settings.llm_quantization != "none"
-    if not is_quantized:  # quantised weights are there already
+    quantized = is_quantized(causal_lm(llm))
+    if not quantized:  # quantised weights are there already
         llm.to(config["device"])
     prompt, answer_ids = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
     end, pad = encoder.tokenizer.eos_token_id, encoder.pad_id
-    probe = Probe(causal_lm(llm.eval()), settings.llm_path, prompt, answer_ids, end, pad, is_quantized, token_keys)
+    probe = Probe(causal_lm(llm.eval()), settings.llm_path, prompt, answer_ids, end, pad, quantized, token_keys)
     return probe.run(DECODINGS[EvaluationSettings.from_config(config).decoding].generates)
 
 
@@ -131,17 +126,6 @@ def build_encoder(
         None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
     )
-
-
-def _read_config(llm_path: str, source: Path | str, options: Mapping[str, Any]) -> PretrainedConfig:
-    try:
-        check_no_code(source, options)
-        return AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"llm_path is {llm_path!r}: no model's config.json can be read there ({why(error, TRUST)}). "
-            f"{describe_expected(llm_path)}"
-        ) from error
 
 
 def _check_weights(llm_path: str, folder: Path) -> None:

@@ -1,19 +1,30 @@
 """Tokens of a prompt: titles tokenised once, prompts assembled as arrays, slots known by position.
 
-A prompt is a row of *pieces* (``tokens.py``). A slot is found by its place in that row, never by searching
-text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
+A prompt is a row of *pieces* (``tokens.py``): texts of the template, items, the commas between them. Its tokens are those of the
+whole text: where a tokenizer reads the end of a title together with the mark behind it, as "),", both are one piece. A slot is
+found by its place in the row, never by searching text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
-from recbole_llara.prompt.tokens import NOTHING, PieceBank, Pieces, Texts, tokenise, tokenise_inside
+from recbole_llara.prompt.tokens import (
+    NOTHING,
+    ChatFrame,
+    PieceBank,
+    Pieces,
+    Texts,
+    tokenise,
+    tokenise_followed,
+    tokenise_inside,
+)
 from recbole_llara.utils.errors import UserError
 
 SEPARATOR = ","
@@ -55,10 +66,13 @@ class PromptEncoder:
         budget: what every prompt must fit in, for which titles are cut further if need be; None = unlimited.
         representations: how items are going to be written; only for those that show or answer with the items' numbers
             are the numbers tokenised. None = in any way.
+        chat: what stands around a prompt that is a user's turn of a chat; None = nothing.
 
     Attributes:
         titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
         max_title_tokens: what titles were cut to.
+        layouts: of each template, its pieces and the marks of its two lists; what follows a list at once, up to the next space,
+            is a piece of its own, empty where there is nothing.
 
     Raises:
         UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles; prompts
@@ -73,6 +87,7 @@ class PromptEncoder:
         max_title_tokens: int = 64,
         budget: ContextBudget | None = None,
         representations: Iterable[Representation] | None = None,
+        chat: ChatFrame | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
@@ -85,27 +100,70 @@ class PromptEncoder:
         # BOS where the tokenizer puts one before a text, else nothing.
         opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
-        layouts = [self._tokenise_template(template, opening) for template in self.templates]
-        whole, numbers = tokenise_items(tokenizer, titles, max_title_tokens), self._numbers()
+        layouts = [self._split(template) for template in self.templates]
+        tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]
+        texts = {Part.TITLE: list(titles)} | self._numbers()
+        whole = {part: tokenise_items(tokenizer, of_part, max_title_tokens) for part, of_part in texts.items()}
         self.max_title_tokens = max_title_tokens
         if budget is not None:
-            texts = {Part.TITLE: whole, Part.INDEX: numbers}
-            items = {part: longest(parts, budget.candidates) for part, parts in texts.items() if parts}
-            template = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in layouts)
-            lengths = PromptLengths(template, len(separator), items)
+            items = {part: longest(parts, budget.candidates) for part, parts in whole.items()}
+            template = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
+            spared = 0 if chat is None else chat.most_added(tokenizer, texts)
+            lengths = PromptLengths(template + spared, len(separator), items)
             self.max_title_tokens = fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
-        cut, self.titles = cut_titles(tokenizer, titles, whole, self.max_title_tokens)
+        cut, self.titles = cut_titles(tokenizer, titles, whole[Part.TITLE], self.max_title_tokens)
         self._refuse_one_answer(titles)
         self._bank = bank = PieceBank()
-        self._first = {Part.TITLE: bank.add(cut)} | ({Part.INDEX: bank.add(*numbers)} if numbers else {})
+        self._first = {part: bank.add(*([cut] if part is Part.TITLE else parts)) for part, parts in whole.items()}
         self.separator_piece = bank.add(Texts.of([separator]))
         self.eos_piece = bank.add(Texts.of([[tokenizer.eos_token_id]]))
         self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
         self.opening_piece = bank.add(Texts.of([opening]))
-        self.layouts = [
-            [text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in layouts
-        ]
+        self.layouts = [[text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in tokens]
+        texts[Part.TITLE] = [
+            kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)
+        ]  # what is cut ends otherwise
+        marks = {SEPARATOR: [self.separator_piece]}
+        for layout, pieces in zip(layouts, self.layouts, strict=True):
+            for text, mark, piece in zip(layout, layout[1:], pieces[1:], strict=False):
+                if text in (HISTORY, CANDIDATES):
+                    marks.setdefault(mark, []).append(piece)
+        self._followed = {
+            (part, piece): joined
+            for mark, pieces in marks.items()
+            for part, joined in self._join(texts, mark).items()
+            for piece in pieces
+        }
+        self._answers = self._first
+        if chat is not None and not chat.has_space:
+            answers = {Part.TITLE: self.titles, **{part: of_part for part, of_part in texts.items() if part is Part.INDEX}}
+            self._answers = {part: bank.add(Texts.of(tokenise_inside(tokenizer, of))) for part, of in answers.items()}
         bank.freeze()
+        self.highest_token = int(bank.tokens.max())
+
+    @staticmethod
+    def _split(template: PromptTemplate) -> list[str]:
+        """A template's segments; what follows a list at once, as a full stop does, is one of its own, even if it is empty."""
+        layout: list[str] = []
+        for segment in template.segments:
+            if layout and layout[-1] in (HISTORY, CANDIDATES):
+                mark, space, rest = segment.partition(" ")
+                layout += [mark, space + rest]
+            else:
+                layout.append(segment)
+        return layout
+
+    def _join(self, texts: Mapping[Part, Sequence[str]], mark: str) -> dict[Part, torch.Tensor]:
+        """Of the items' titles and numbers, [N] each: the piece of an item together with ``mark``, NOTHING where it is two."""
+        of_mark = tokenise_inside(self.tokenizer, [mark])[0]
+        found = {}
+        for part, of_part in texts.items():
+            followed = tokenise_followed(self.tokenizer, of_part, mark, of_mark)
+            if followed:
+                joined = found[part] = torch.full((len(of_part),), NOTHING)
+                first = self._bank.add(Texts.of(list(followed.values())))
+                joined[list(followed)] = torch.arange(first, first + len(followed))
+        return found
 
     def _refuse_one_answer(self, titles: Sequence[str]) -> None:
         """Raise where every item has the same answer: no likelihood and no text names one of them."""
@@ -117,23 +175,21 @@ class PromptEncoder:
                 "titles that tell candidates apart: choose another title_field or a larger max_title_tokens"
             )
 
-    def _numbers(self) -> list[Texts]:
+    def _numbers(self) -> dict[Part, list[str]]:
         """The items' numbers, where a prompt or an answer is going to hold them."""
         if not any(Part.INDEX in representation.texts for representation in self.representations):
-            return []
-        return tokenise_items(self.tokenizer, [str(number) for number in range(self.n_items)])
+            return {}
+        return {Part.INDEX: [str(number) for number in range(self.n_items)]}
 
-    def _tokenise_template(self, template: PromptTemplate, opening: list[int]) -> list[list[int] | str]:
+    def _tokenise_layout(self, layout: list[str], opening: list[int], chat: ChatFrame | None) -> list[list[int] | str]:
         """A template as the tokens of its texts and the two list marks."""
-        layout: list[list[int] | str] = []
-        for number, segment in enumerate(template.segments):
-            if segment in (HISTORY, CANDIDATES):
-                layout.append(segment)
-            elif number == 0:
-                layout.append(opening + tokenise(self.tokenizer, [segment])[0])
-            else:
-                layout.append(tokenise_inside(self.tokenizer, [segment])[0])
-        return layout
+        inside = tokenise_inside(self.tokenizer, ["" if text in (HISTORY, CANDIDATES) else text for text in layout])
+        tokens = [text if text in (HISTORY, CANDIDATES) else of_text for text, of_text in zip(layout, inside, strict=True)]
+        if chat is None:
+            tokens[0] = opening + tokenise(self.tokenizer, layout[:1])[0]
+        else:
+            tokens[0], tokens[-1] = chat.around(self.tokenizer, layout[0], layout[-1])
+        return tokens
 
     def slot_piece(self, part: Part) -> int:
         """The piece number of a slot that holds ``part``."""
@@ -144,7 +200,7 @@ class PromptEncoder:
         """The piece number of the padding item's title, before all others."""
         return self._first[Part.TITLE]
 
-    def _text_pieces(self, items: torch.Tensor, part: Part) -> torch.Tensor:
+    def _text_pieces(self, items: torch.Tensor, part: Part, in_answer: bool = False) -> torch.Tensor:
         """Piece numbers of the items' titles or numbers, of the shape of ``items``.
 
         Raises:
@@ -156,7 +212,7 @@ class PromptEncoder:
                 f"a prompt or an answer with the items' {part.value}, but the encoder was made for {announced}: expected a "
                 "representation with it among PromptEncoder's representations"
             )
-        return items + self._first[part]
+        return items + (self._answers if in_answer else self._first)[part]
 
     def answer_text(self, item: int, representation: Representation) -> str:
         """The text that names an item in an answer."""
@@ -164,7 +220,7 @@ class PromptEncoder:
 
     def answer_ids(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Tokens [..., A] of the answers of items [...], each with its EOS, padded on the right with ``IGNORED_LABEL``."""
-        pieces = self._text_pieces(items.reshape(-1), representation.answer)
+        pieces = self._text_pieces(items.reshape(-1), representation.answer, in_answer=True)
         pieces = torch.stack([pieces, torch.full_like(pieces, self.eos_piece)], dim=1)
         tokens, rows, columns, _, length = self._bank.gather(pieces, "right")
         answers = torch.full((pieces.shape[0], length), IGNORED_LABEL, dtype=torch.int64)
@@ -189,19 +245,30 @@ class PromptEncoder:
         longest, representation = max(prompts, key=lambda entry: entry[0].input_ids.shape[1])
         return longest, self.answer_ids(shown, representation)
 
-    def _item_list(self, items: torch.Tensor, representation: Representation) -> Pieces:
-        """A list of items [B, M], 0-padded on the right, as M * (1 + P) pieces a row for P parts, separators first."""
+    def _item_list(self, items: torch.Tensor, representation: Representation, mark: int) -> Pieces:
+        """A list of items [B, M], 0-padded on the right, as M * (P + 1) pieces a row for P parts.
+
+        Behind each item stands a comma, behind the row's last one the piece ``mark``: where the tokenizer reads it together with
+        the item's text, both are one piece.
+        """
         present = items > 0
-        separators = torch.where(present, self.separator_piece, NOTHING)
-        separators[:, 0] = NOTHING
         nothing = torch.zeros_like(items)
-        pieces, slot_items, pooled = [separators], [nothing], [nothing.bool()]
+        pieces, slot_items, pooled = [], [], []
         for part in representation.parts:
             of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
             pieces.append(torch.where(present, of_items, NOTHING))
             slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
             pooled.append(present)
-        return Pieces(*(torch.stack(columns, 2).flatten(1) for columns in (pieces, slot_items, pooled)))
+        is_last = present & ~nn.functional.pad(present, (0, 1))[:, 1:]
+        marks = torch.where(present, torch.where(is_last, mark, self.separator_piece), NOTHING)
+        marks[~present.any(1), :1] = mark  # what follows an empty list
+        for piece, where in ((self.separator_piece, present & ~is_last), (mark, is_last)):
+            if (joined := self._followed.get((representation.parts[-1], piece))) is not None:
+                is_joined = where & (joined[items] != NOTHING)
+                pieces[-1] = torch.where(is_joined, joined[items], pieces[-1])
+                marks = marks.masked_fill(is_joined, NOTHING)
+        columns = ([*pieces, marks], [*slot_items, nothing], [*pooled, torch.zeros_like(present)])
+        return Pieces(*(torch.stack(column, 2).flatten(1) for column in columns))
 
     def encode(
         self,
@@ -224,21 +291,22 @@ class PromptEncoder:
         Raises:
             UserError: a prompt is longer than the LLM can hold.
         """
-        shown = self._item_list(candidates, representation)
-        shown = replace(shown, pooled=torch.zeros_like(shown.pooled))
-        lists = {HISTORY: self._item_list(history, representation), CANDIDATES: shown}
-        width = sum(entry.pieces.shape[1] for entry in lists.values()) + max(map(len, self.layouts))
+        lists = {HISTORY: history, CANDIDATES: candidates}
+        width = (history.shape[1] + candidates.shape[1]) * (1 + len(representation.parts)) + max(map(len, self.layouts))
         prompts = Pieces.filled(history.shape[0], width + 2, NOTHING)
         for number in template_index.unique().tolist():
             rows = (template_index == number).nonzero(as_tuple=True)[0]
-            parts = [
-                lists[element].take(rows) if isinstance(element, str) else Pieces.filled(len(rows), 1, element)
-                for element in self.layouts[number]
-            ]
+            layout, parts = iter(self.layouts[number]), []
+            for element in layout:
+                if isinstance(element, int):
+                    parts.append(Pieces.filled(len(rows), 1, element))
+                    continue
+                listed = self._item_list(lists[element][rows], representation, next(layout))
+                parts.append(listed if element == HISTORY else replace(listed, pooled=torch.zeros_like(listed.pooled)))
             prompts.put(rows, Pieces.side_by_side(parts))
         in_answer = torch.zeros_like(prompts.pieces, dtype=torch.bool)
         if targets is not None:
-            prompts.pieces[:, -2] = self._text_pieces(targets, representation.answer)
+            prompts.pieces[:, -2] = self._text_pieces(targets, representation.answer, in_answer=True)
             prompts.pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
         return self.assemble(prompts.pieces, prompts.slot_items, in_answer, padding_side, prompts.pooled)
@@ -246,7 +314,7 @@ class PromptEncoder:
     def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
         """Each item [B] alone, as the prompts write it: what RSLLM's item tower reads."""
         opening = Pieces.filled(len(items), 1, self.opening_piece)
-        row = Pieces.side_by_side([opening, self._item_list(items[:, None], representation)])
+        row = Pieces.side_by_side([opening, self._item_list(items[:, None], representation, NOTHING)])
         return self.assemble(row.pieces, row.slot_items, torch.zeros_like(row.pooled), padding_side, row.pooled)
 
     def assemble(

@@ -107,7 +107,7 @@ def tokenise_items(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mos
     parts = []
     for start in range(0, len(texts), TOKENISED_AT_ONCE):
         some = texts[start : start + TOKENISED_AT_ONCE]
-        tokens = tokenise_inside(tokenizer, [f" {text}" for text in some])
+        tokens = tokenise_inside(tokenizer, [f" {text}" if text else "" for text in some])
         for text, of_text in zip(some, tokens, strict=True):
             if not of_text and text:
                 raise UserError(f"llm_path: its tokenizer makes no token of the title {text[:80]!r}; expected at least one")

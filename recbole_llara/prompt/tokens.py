@@ -4,19 +4,21 @@ The tokens of all pieces lie in one flat bank; a batch gathers them without a Py
 RecBole-free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from recbole_llara.prompt.representation import Part
 from recbole_llara.utils.errors import UserError
 
-# A text inside a prompt is tokenised behind this anchor, which no tokenizer merges with what follows,
-# so that a title has the same tokens wherever it stands.
-ANCHOR = "\n"
+# A text inside a prompt is tokenised behind an anchor that no tokenizer merges with it, so that it has the tokens that it has
+# there: a letter before white space, which some tokenizers merge with a line break, and a line break before anything else.
+ANCHORS = {True: "x", False: "\n"}
 NOTHING = -1  # in the place of a piece's number
 
 
@@ -26,22 +28,44 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 
 
 def tokenise_inside(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of texts that stand in the middle of a prompt.
+    """Tokens of texts that stand in the middle of a prompt; none of an empty one.
 
     Raises:
-        UserError: the tokenizer merges a line break with what follows it, or makes a special token of a text.
+        UserError: the tokenizer merges a text with what stands before it, or makes a special token of it.
     """
-    anchor, *encoded = tokenise(tokenizer, [ANCHOR, *(ANCHOR + text for text in texts)])
+    before = [ANCHORS[text[:1].isspace()] if text else "" for text in texts]
+    anchors = {anchor: tokenise(tokenizer, [anchor])[0] if anchor else [] for anchor in {*before}}
+    encoded = tokenise(tokenizer, [anchor + text for anchor, text in zip(before, texts, strict=True)]) if texts else []
     # The token for what a tokenizer does not know is special as well, but says only that.
     special = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
-    inside = [tokens[len(anchor) :] for tokens in encoded]
-    for text, whole, tokens in zip(texts, encoded, inside, strict=True):
-        if whole[: len(anchor)] != anchor:
-            raise UserError(f"llm_path: its tokenizer merges a line break with {text[:80]!r}; expected them apart")
+    inside = []
+    for anchor, text, whole in zip(before, texts, encoded, strict=True):
+        length = len(anchors[anchor])
+        if whole[:length] != anchors[anchor]:
+            raise UserError(f"llm_path: its tokenizer merges {anchor!r} with {text[:80]!r}; expected them apart")
+        tokens = whole[length:] if text else []
         if not special.isdisjoint(tokens):
             found = ", ".join(tokenizer.convert_ids_to_tokens(sorted(special.intersection(tokens))))
             raise UserError(f"llm_path: its tokenizer makes the special token {found} of {text[:80]!r}; expected plain text")
+        inside.append(tokens)
     return inside
+
+
+def tokenise_followed(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mark: str, of_mark: list[int]
+) -> dict[int, list[int]]:
+    """Tokens of " text" + mark, for the places in ``texts`` where these are not the tokens of both, one after the other.
+
+    Byte-level tokenizers read "Heat (1995)," with one token for "),". Only a text's last word can be read together with what
+    follows it, so of equal last words one is looked at.
+    """
+    if not mark:
+        return {}
+    words = list({text.rpartition(" ")[2] for text in texts})
+    alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in words]) for end in ("", mark))
+    merged = {word for word, apart, whole in zip(words, alone, followed, strict=True) if [*apart, *of_mark] != whole and word}
+    places = [place for place, text in enumerate(texts) if text.rpartition(" ")[2] in merged]
+    return dict(zip(places, tokenise_inside(tokenizer, [f" {texts[place]}{mark}" for place in places]), strict=True))
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]) -> list[str]:
@@ -49,6 +73,54 @@ def spell(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]
     if not sequences:  # which transformers would take for one empty text
         return []
     return tokenizer.batch_decode(sequences, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+@dataclass(frozen=True)
+class ChatFrame:
+    """What stands around a prompt that is a user's turn, by the tokenizer's own chat template."""
+
+    before: str
+    after: str  # the end of the turn, and the opening of the assistant's
+    has_space: bool  # whether an answer begins with a space, as it does behind text
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatFrame":
+        """The frame of a tokenizer's template, with thinking switched off where it can be.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or one that does not show the user's words once.
+        """
+        marker = "PROMPT"
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except (ValueError, TemplateError) as error:
+            raise UserError(
+                f"prompt_format: found chat, but the LLM's tokenizer has no chat template that takes one user's turn ({error}): "
+                "set prompt_format: plain, or choose an llm_path tuned for chats"
+            ) from error
+        before, _, after = text.partition(marker)
+        if text.count(marker) != 1:
+            raise UserError(f"prompt_format: found chat, but the chat template shows a user's turn {text.count(marker)} times")
+        ends_in_text = bool(after) and not after[-1].isspace() and not after.endswith((*tokenizer.get_added_vocab(),))
+        return cls(before, after, ends_in_text)
+
+    def around(self, tokenizer: PreTrainedTokenizerBase, first: str, last: str) -> tuple[list[int], list[int]]:
+        """Tokens of the prompt's first and last text with what stands before and behind them."""
+        anchor = ANCHORS[last[:1].isspace()]
+        texts = [self.before + first, anchor, anchor + last + self.after]
+        opening, of_anchor, closing = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return opening, closing[len(of_anchor) :]
+
+    def most_added(self, tokenizer: PreTrainedTokenizerBase, texts: Mapping[Part, Sequence[str]]) -> int:
+        """How many more tokens an answer may have without its leading space."""
+        if self.has_space:
+            return 0
+        pairs = [
+            (tokenise_inside(tokenizer, of), tokenise_inside(tokenizer, [f" {text}" for text in of])) for of in texts.values()
+        ]
+        return max(len(bare) - len(spaced) for pair in pairs for bare, spaced in zip(*pair, strict=True))
 
 
 @dataclass(frozen=True)
@@ -137,10 +209,6 @@ class Pieces:
     def side_by_side(cls, parts: list["Pieces"]) -> "Pieces":
         """The same rows' pieces, one after another."""
         return cls(*(torch.cat(columns, 1) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
-
-    def take(self, rows: torch.Tensor) -> "Pieces":
-        """Some of the rows."""
-        return Pieces(*(column[rows] for column in vars(self).values()))
 
     def put(self, rows: torch.Tensor, others: "Pieces") -> None:
         """Write other rows' pieces over the beginning of these rows."""

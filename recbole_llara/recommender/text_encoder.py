@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.llm.likelihood import masked_mean
-from recbole_llara.llm.loading import check_no_code, first_line, read_tokenizer, resolve_llm_path, why
+from recbole_llara.llm.loading import check_no_code, first_line, read_tokenizer, why
+from recbole_llara.llm.source import Source, resolve_llm_path
 from recbole_llara.utils.atomic import sole_writer, write_file
 from recbole_llara.utils.errors import UserError
 
@@ -59,8 +60,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.pooling = pooling
         self.path = path
-        self.source = resolve_llm_path(path, "text_encoder_path")
-        self.model, self.tokenizer = _load(path, self.source)
+        self.model, self.tokenizer = _load(path, resolve_llm_path(path, "text_encoder_path"))
         if pooling == "cls" and self.tokenizer.cls_token_id is None:
             raise UserError(
                 f"text_pooling: found cls, but the tokenizer of text_encoder_path {path!r} puts no CLS token before a text; "
@@ -99,15 +99,12 @@ class TextEncoder(nn.Module):
         return digest.hexdigest()
 
 
-def _load(path: str, source: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options = {
-        "local_files_only": isinstance(source, Path),
-        "trust_remote_code": False,
-    }  # left out, transformers may ask on the screen
+def _load(path: str, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    options = source.options(trust_remote_code=False)  # left out, transformers may ask on the screen
     try:
-        check_no_code(source, options)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
-        tokenizer = read_tokenizer(source, options)
+        check_no_code(source.where, options)
+        model = AutoModel.from_pretrained(source.where, dtype=torch.float32, **options)
+        tokenizer = read_tokenizer(source.where, options)
     except (
         OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError,
     ) as error:  # fmt: skip

@@ -163,9 +163,11 @@ class TaskMaker:
         if not by_vector:
             history.scatter_(2, place, targets)
         layout = encoder.layouts[int(torch.randint(0, len(encoder.layouts), (1,), generator=generator))]
-        opening, question, eos = (torch.full_like(targets, piece) for piece in (layout[0], layout[-1], encoder.eos_piece))
+        opening, stop, question, eos = (
+            torch.full_like(targets, piece) for piece in (layout[0], *layout[-2:], encoder.eos_piece)
+        )
         read = _listed(encoder, history).flatten(2)
-        each = torch.cat([opening, read, question, targets + encoder.first_title, eos], 2)  # [B, R, W]
+        each = torch.cat([opening, read, stop, question, targets + encoder.first_title, eos], 2)  # [B, R, W]
         is_answer = torch.zeros_like(each, dtype=torch.bool)
         is_answer[..., -2:] = True
         pieces = torch.cat([_listed(encoder, listed).flatten(1), each.flatten(1)], 1)

@@ -14,13 +14,13 @@ from recbole_llara.llm import loading
 from recbole_llara.llm.adapters import block_linears, tune
 from recbole_llara.llm.architecture import causal_lm, hidden_states, input_embeddings
 from recbole_llara.llm.loading import (
-    TINY_LLAMA_DIR,
     context_length,
     evaluation_dtype,
     load_llm,
     resolve_compute_dtype,
     weight_dtype,
 )
+from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError
 
 TITLES = ["The Matrix", "Alien", "M", "Léon: The Professional", "千と千尋の神隠し"]
@@ -73,13 +73,6 @@ def test_weights_are_held_in_the_type_that_tuning_and_device_ask_for(saved_llm):
     assert (on_cpu.dtype, on_cuda.dtype) == (torch.float32, torch.bfloat16)
 
 
-def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path, make_llm, make_tokenizer):
-    make_llm("llama", vocab_size=64).save_pretrained(tmp_path)
-    make_tokenizer(TITLES).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"tokenizer has \d+ tokens, its embedding table 64 rows"):
-        load_llm(str(tmp_path))
-
-
 def test_missing_tokenizer_weights_and_tensors_are_told(saved_llm):
     for file in saved_llm.glob("*token*"):
         file.unlink()
@@ -92,7 +85,7 @@ def test_missing_tokenizer_weights_and_tensors_are_told(saved_llm):
     with pytest.raises(UserError, match="its weights lack"):
         load_llm(str(saved_llm))
     (saved_llm / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="without a readable causal LM"):
+    with pytest.raises(UserError, match="no weights|without a readable causal LM"):
         load_llm(str(saved_llm))
 
 

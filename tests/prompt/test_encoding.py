@@ -142,10 +142,8 @@ def test_a_prompt_longer_than_the_llm_holds_is_refused(tokenizer, encoder):
 
 
 def test_lengths_order_prompts_as_their_tokens_do(encoder):
-    prompts = encoder.encode(
-        HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["textual"], torch.zeros(3, dtype=torch.int64)
-    )
-    separators = (HISTORY_ITEMS > 0).sum(1) - 1
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["hybrid"], torch.zeros(3, dtype=torch.int64))
+    separators = 2 * (HISTORY_ITEMS > 0).sum(1) - 1  # and a slot each
     counted = prompts.attention_mask.sum(1) - separators
     lengths = encoder.prompt_lengths(HISTORY_ITEMS, CANDIDATE_ITEMS)
     assert torch.equal(counted - counted[0], lengths - lengths[0])
@@ -169,7 +167,7 @@ def test_slots_tell_their_parts_and_items(encoder, name):
 @pytest.mark.parametrize("name", ["text_id", "textual", "item_id"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_pooled_tokens_are_all_parts_of_the_history_s_items(encoder, name, padding_side):
-    """Counted through the text: titles and slots, no separators; the candidates hold none."""
+    """Counted through the text: titles, with a separator where both are one token, and slots; the candidates hold none."""
     representation, template = REPRESENTATIONS[name], torch.tensor([1, 0, 3])
     prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, representation, template, padding_side)
     for row in range(3):
@@ -179,11 +177,25 @@ def test_pooled_tokens_are_all_parts_of_the_history_s_items(encoder, name, paddi
         found = [
             None if is_slot[column] else int(prompts.input_ids[row, column]) for column in prompts.pooled[row].nonzero()[:, 0]
         ]
-        eos, expected = encoder.tokenizer.eos_token_id, []
-        for title in encoder.answer_ids(history, representation).tolist():
+        texts, anchor = [], encoder.tokenizer("x", add_special_tokens=False)["input_ids"]
+        for item in history.tolist():
             for part in representation.parts:
-                expected += [t for t in title if t not in (IGNORED_LABEL, eos)] if part is Part.TITLE else [None]
-        assert found == expected
+                if part is not Part.TITLE:
+                    texts.append(None)
+                    continue
+                behind = (
+                    ""
+                    if part is not representation.parts[-1]
+                    else ","
+                    if item != history[-1]
+                    else {0: "", 1: ".", 3: ","}[int(template[row])]
+                )
+                apart, joined = encoder.tokenizer(
+                    [f"x {TITLES[item]}", f"x {TITLES[item]}{behind}"], add_special_tokens=False, split_special_tokens=True
+                )["input_ids"]
+                is_joined = behind and joined[: len(apart)] != apart
+                texts += (joined if is_joined else apart)[len(anchor) :]
+        assert found == texts
 
 
 def test_an_item_alone_is_all_pooled_but_the_opening(encoder, tokenizer):

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from recbole_llara.llm.loading import TINY_LLAMA_DIR
+from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.tiny_llama.tasks import TaskMaker
 from recbole_llara.tiny_llama.texts import read_catalogue
 

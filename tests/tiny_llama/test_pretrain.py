@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recbole_llara.llm.loading import TINY_LLAMA_DIR
+from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.tiny_llama.pretrain import Phase, Pretraining, foundation_stage, opener_stage, selection_stage
 from recbole_llara.tiny_llama.tasks import Stage

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from recbole_llara.llm.loading import resolve_llm_path
+from recbole_llara.llm.source import resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
 # For models that were never taught to chat: the messages as they are.
@@ -43,11 +43,11 @@ def served(llm_path: str) -> Iterator[ServedModel]:
         UserError: the server cannot be started.
     """
     source = resolve_llm_path(llm_path)
-    if not isinstance(source, Path):
-        raise UserError(f"llm_path: found {llm_path!r}, expected tiny or a folder, to be served for api_base: local")
+    if not isinstance(source.where, Path) or source.adapter is not None:
+        raise UserError(f"llm_path: found {llm_path!r}, expected an LLM's folder or file, to be served for api_base: local")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(llm_path).name  # the server knows a model by its path; seen from its folder, that is the name
-        _link_with_template(source, Path(folder) / model)
+        _link_with_template(source.where, Path(folder) / model)
         port = _free_port()
         command = [sys.executable, "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port)]
         log = Path(folder) / "serve.log"

