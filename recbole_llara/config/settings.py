@@ -262,6 +262,7 @@ class LLMSettings(Settings):
     llm_dtype: str = key(VALUE, names=DTYPES)
     eval_dtype: str = key(VALUE, names=DTYPES)
     llm_quantization: str = key(VALUE, names=one_of("none", "8bit", "4bit"))
+    attn_implementation: str | None = key(VALUE, names=one_of("eager", "sdpa", "flash_attention_2", "flex_attention"))
     llm_trust_remote_code: bool = key(NEVER)
     llm_tuning: str = key(VALUE, names=one_of("lora", "frozen", "full"))
     lora_r: Count = key(VALUE)
@@ -314,6 +315,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     stage_1_representation: str = key(VALUE, names=REPRESENTATIONS)
     strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
+    prompt_format: str = key(VALUE, names=one_of("plain", "chat"))
     answer_loss: str = key(VALUE, names=named_in("model.losses:LOSSES"))
 
 

@@ -95,7 +95,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, device)
         self.eval_dtype = evaluation_dtype(settings.eval_dtype, self._weight_dtype)
         self._attention = {
-            True: training_attention(llm, self.compute_dtype, device),
+            True: settings.attn_implementation or training_attention(llm, self.compute_dtype, device),
             False: llm.config._attn_implementation,
         }
         self.is_sharded = settings.fsdp and processes.count > 1

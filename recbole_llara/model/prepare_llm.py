@@ -23,6 +23,7 @@ from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.prompt.titles import ContextBudget
+from recbole_llara.prompt.tokens import ChatFrame
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -83,6 +84,7 @@ def prepare_llm(config: Any, data: PreparedData) -> PreparedLLM:
     llm, tokenizer = load_llm(
         settings.llm_path,
         dtype=settings.llm_dtype,
+        attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.llm_trust_remote_code,
         llm_tuning=settings.llm_tuning,
         device=config["device"],
@@ -125,6 +127,7 @@ def build_encoder(
         prompt.max_title_tokens,
         None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
+        ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None,
     )
 
 
