@@ -269,6 +269,7 @@ class LLMSettings(Settings):
     lora_alpha: Count = key(VALUE)
     lora_dropout: ShareBelow1 = key(VALUE)
     lora_target_modules: str | tuple[str, ...] = key(VALUE)
+    lora_layers: Count | None = key(VALUE)
     gradient_checkpointing: bool = key(VALUE)
     fsdp: bool = key(VALUE)
     torch_compile: bool = key(VALUE)

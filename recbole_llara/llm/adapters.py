@@ -14,7 +14,7 @@ the part of the ring that begins at a place of the token's own, so each feature 
     token c begins at 7:  . . x   (the ring closes)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -50,6 +50,7 @@ def tune(
     lora_alpha: int,
     lora_dropout: float,
     lora_target_modules: str | Sequence[str],
+    lora_layers: int | None = None,
 ) -> nn.Module:
     """Decide which of the LLM's weights are trained.
 
@@ -60,6 +61,8 @@ def tune(
         lora_alpha: (int) scale; the adapters' output is multiplied by alpha / r.
         lora_dropout: (float, share) dropout before the adapters.
         lora_target_modules: "auto" = every linear of the decoder blocks, or the ends of their names, as q_proj.
+        lora_layers: (int) how many decoder blocks get adapters, from the top; None = all. Where no vector of a prompt is trained,
+            gradients end at the lowest of them.
 
     Returns:
         The model, wrapped by peft for lora. The adapters' first values come from torch's global generator.
@@ -72,14 +75,19 @@ def tune(
     model.requires_grad_(llm_tuning == "full")
     if llm_tuning != "lora":
         return model
-    targets = _lora_targets(block_linears(model), lora_target_modules)
+    targets, blocks = _lora_targets(block_linears(model), lora_target_modules), decoder_blocks(model)
+    if lora_layers is not None and lora_layers > len(blocks):
+        raise UserError(
+            f"lora_layers: found {lora_layers}, expected at most {len(blocks)}, the decoder blocks of {type(model).__name__}"
+        )
+    adapted = blocks if lora_layers is None else blocks[len(blocks) - lora_layers :]
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=targets,
-        exclude_modules=_outside_blocks(model, targets) or None,
+        exclude_modules=_outside(model, targets, adapted) or None,
         # Conv1D (GPT-2) keeps its weight transposed; peft would set this itself, with a warning.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -96,9 +104,9 @@ def _last_names(linears: Sequence[str]) -> list[str]:
     return sorted({name.split(".")[-1] for name in linears})
 
 
-def _outside_blocks(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Layers that peft would adapt for their names' ends, but that read no text: those of an image encoder."""
-    inside = {id(layer) for block in decoder_blocks(model) for layer in block.modules()}
+def _outside(model: PreTrainedModel, targets: Sequence[str], blocks: Iterable[nn.Module]) -> list[str]:
+    """Layers that peft would adapt for their names' ends, but that are in none of ``blocks``, as those of an image encoder are."""
+    inside = {id(layer) for block in blocks for layer in block.modules()}
     ends = tuple(f".{target}" for target in targets)
     return [name for name, layer in model.named_modules() if name.endswith(ends) and id(layer) not in inside]
 

@@ -94,7 +94,7 @@ def prepare_llm(config: Any, data: PreparedData) -> PreparedLLM:
     if settings.gradient_checkpointing:
         again = {"use_reentrant": False, "context_fn": token_keys.for_checkpoint}
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
-    lora = (settings.lora_r, settings.lora_alpha, settings.lora_dropout, settings.lora_target_modules)
+    lora = (settings.lora_r, settings.lora_alpha, settings.lora_dropout, settings.lora_target_modules, settings.lora_layers)
     tuned = tune(llm, settings.llm_tuning, *lora)
     key_dropout(tuned, config["seed"], token_keys)
     is_sharded = settings.fsdp and processes_of(config).count > 1

@@ -98,7 +98,7 @@ def load_adapter(llm: PeftModel, folder: Path) -> None:
         differing = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
         raise UserError(
             f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {differing[0]}: found "
-            f"{_shape(shapes, differing[0])}, expected {_shape(wanted, differing[0])}; change lora_r or lora_target_modules"
+            f"{_shape(shapes, differing[0])}, expected {_shape(wanted, differing[0])}; change lora_r, lora_target_modules or lora_layers"
         )
     set_peft_model_state_dict(llm, saved)
 

@@ -152,6 +152,20 @@ def test_lora_starts_as_the_model_itself_and_leaves_its_weights(make_llm, make_p
     assert not [str(warning.message) for warning in recwarn if "fan_in" in str(warning.message)]
 
 
+def test_adapters_may_be_in_the_upper_blocks_alone(make_llm):
+    llm = tune(make_llm("llama"), "lora", **LORA, lora_layers=1)
+    blocks = causal_lm(llm).model.layers
+    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    assert trained[:-1] == [0] * (len(blocks) - 1) and trained[-1] > 0
+    ids = torch.arange(8)[None]
+    states = []
+    blocks[-1].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    llm(input_ids=ids, labels=ids).loss.backward()
+    assert not states[0].requires_grad  # nothing goes back below the lowest adapter
+    with pytest.raises(UserError, match=f"lora_layers: found 99, expected at most {len(blocks)}"):
+        tune(make_llm("llama"), "lora", **LORA, lora_layers=99)
+
+
 def test_named_lora_targets_are_found_and_unknown_ones_told(make_llm):
     llm = tune(make_llm("llama"), "lora", **{**LORA, "lora_target_modules": ["q_proj", "v_proj"]})
     adapted = {name.split(".lora_")[0].split(".")[-1] for name, p in llm.named_parameters() if p.requires_grad}

@@ -42,7 +42,8 @@ def test_without_a_chat_template_the_key_is_refused(keys):
 
 def test_attentions_give_the_same_answers(keys):
     metrics = [
-        run_recbole_llara("TALLRec", "toy", config_dict={**keys, "attn_implementation": name})["test_result"] for name in ("eager", "sdpa")
+        run_recbole_llara("TALLRec", "toy", config_dict={**keys, "attn_implementation": name})["test_result"]
+        for name in ("eager", "sdpa")
     ]
     assert metrics[0] == metrics[1]
 
