@@ -1,7 +1,8 @@
 """The frozen recommender: trained on the run's own rows and cached, or loaded; its item embeddings feed the projector.
 
 The cache lies in ``<checkpoint_dir>/recommenders/<model>-<dataset>-<hash>/``; the hash covers everything the weights
-depend on, so a second run with the same recommender trains nothing, and one with another key trains its own.
+depend on, so a second run with the same recommender trains nothing, and one with another key trains its own. What a folder
+holds is sealed by digests when it is written, and checked when it is taken.
 """
 
 import hashlib
@@ -25,15 +26,14 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, seal, unseal
-from recbole_llara.recommender.stock import make_recommender, numbered
+from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered
 from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
-from recbole_llara.recommender.weights import load_recommender
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.digests import file_sha256, json_ready
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.random_state import own_random_state
 
+WEIGHTS, META = "model.safetensors", "meta.json"
 FORMAT = 2  # raise it when the meaning of a cached folder changes
 # Trains a model by its own keys and rows into a file; returns ``best_epoch`` and ``metrics``. It stands above: ``trainer.stock``.
 TrainStock = Callable[[RunConfig, nn.Module, PreparedData, Path], dict[str, Any]]
@@ -48,23 +48,25 @@ class Recommender:
     sha256: str  # of its weights' file; of vectors that of the table and its ids
     item_embeddings: torch.Tensor  # [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item
     path: Path  # folder or file of its weights
-    # The others are empty where nobody knows: of a given checkpoint, and of vectors.
-    metrics: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # split -> RecBole's metrics of the recommender itself
-    best_epoch: int | None = None  # counted from 0
+    # RecBole's metrics of the recommender itself, by split; empty for a given checkpoint and for vectors.
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0  # that this call spent on training it
-    trained_on: str | None = None  # digest of its training interactions
+    trained_on: str | None = None  # digest of its training interactions; None where nobody knows
 
     @property
     def weights(self) -> Path:
         """The file of its weights."""
-        return self.path / WEIGHTS if self.path.is_dir() else self.path
+        return weights_file(self.path)
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
         told = {"sha256": self.sha256, "path": str(self.path), "metrics": self.metrics}
         return {**told, "training_seconds": round(self.seconds, 1)}
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights that a folder of the cache holds; any other path is that file."""
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainStock) -> Recommender:
@@ -81,10 +83,6 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainS
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
-    vectors = vectors_file(config["item_embeddings"])
-    if vectors is not None:
-        table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
-        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors)
     return _prepare(config, prepared, train)[0]
 
 
@@ -93,32 +91,86 @@ def recommender_model(config: RunConfig, prepared: PreparedData, train: TrainSto
 
     Over vectors of the user's own it is ``NearestVectors``, which nobody trained.
     """
-    if vectors_file(config["item_embeddings"]) is not None:
-        table = prepare_recommender(config, prepared, train).item_embeddings
-        history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-        return NearestVectors(table, history).to(config["device"]).eval(), config.for_recommender()
-    return _prepare(config, prepared, train)[1].eval(), config.for_recommender()
+    return _prepare(config, prepared, train)[1].to(config["device"]).eval(), config.for_recommender()
 
 
 def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[Recommender, nn.Module]:
     """What an LLM sees of its recommender, and the recommender."""
-    rec_config = config.for_recommender()
+    if vectors := vectors_file(config["item_embeddings"]):
+        table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
+        model = NearestVectors(table, config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])
+        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors), model
+    rec_config, metrics, seconds = config.for_recommender(), {}, 0.0
     if config["rec_checkpoint"]:
-        return _given_recommender(rec_config, prepared, Path(config["rec_checkpoint"]))
+        path = Path(config["rec_checkpoint"])
+        _check_given(weights_file(path))
+    else:
+        path, metrics, seconds = _cached(config, rec_config, prepared, train)
+    model, weights = _build_model(rec_config, prepared), weights_file(path)
+    load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
+    table, sha256 = item_embedding_table(model), file_sha256(weights)
+    return Recommender(rec_config["model"], sha256, table, path, metrics, seconds, model.trained_on), model
+
+
+def _check_given(weights: Path) -> None:
+    """Refuse a damaged entry of the cache."""
+    if weights.name == WEIGHTS and (weights.parent / META).is_file():
+        try:
+            unseal(weights.parent)
+        except DamagedEntry as damage:
+            raise UserError(
+                f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+            ) from damage
+
+
+def _cached(
+    config: RunConfig, rec_config: RunConfig, prepared: PreparedData, train: TrainStock
+) -> tuple[Path, dict[str, Any], float]:
+    """The folder of the cached recommender, trained now where there is none; its metrics, and the seconds spent on training."""
     # The run's rows may be a sample of what the recommender learns from and is measured on.
-    sampled = config["max_train_rows"] != rec_config["max_train_rows"] or config["max_eval_rows"] != rec_config["max_eval_rows"]
+    sampled = any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
     numbering = Numbering.of(prepared.dataset, rec_config["selected_features"])
     sha256 = recommender_sha256(rec_config, prepare_data(rec_config, numbering) if sampled else prepared)
     name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
-    path = Path(rec_config["checkpoint_dir"]) / "recommenders" / name
+    path, logger = Path(rec_config["checkpoint_dir"]) / "recommenders" / name, getLogger()
     with sole_writer(path):  # runs started together wait for the one that trains
-        meta, seconds = _from_cache(path, rec_config, numbering, sha256, train)
-        model = _build_model(rec_config, prepared)
-        load_recommender(model, path / WEIGHTS, rec_config["model"])
-    table, digest = item_embedding_table(model), meta["weights_sha256"]
-    return Recommender(
-        rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds, model.trained_on
-    ), model
+        if path.exists():
+            try:
+                metrics = unseal(path, sha256)["metrics"]
+            except DamagedEntry as damage:
+                logger.warning(f"The cached recommender {path} is damaged ({damage}): it is trained again")
+            else:
+                logger.info(f"Recommender taken from the cache: {path}")
+                return path, metrics, 0.0
+        logger.info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
+        started = perf_counter()
+        write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256, train))
+        return path, unseal(path, sha256)["metrics"], perf_counter() - started
+
+
+def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock) -> None:
+    """Train a recommender into an empty folder."""
+    started = perf_counter()
+    # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
+    data = prepare_data(rec_config, numbering)
+    model = _build_model(rec_config, data)
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+        trained = train(rec_config, model, data, folder / WEIGHTS)
+    seconds = perf_counter() - started
+    facts = {"model": rec_config["model"], "dataset": rec_config["dataset"], "sha256": sha256, **trained}
+    seal(folder, {**facts, "candidate_sha256": data.candidate_sha256, "training_seconds": round(seconds, 1)})
+    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
+
+
+def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+        try:
+            model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
+        except UserError as error:
+            raise UserError(f"{REC_PREFIX}{error}") from error
+    model = model.to(rec_config["device"])
+    item_embedding_table(model)  # before training it in vain
+    return numbered(model, rec_config, data.train_data.dataset)
 
 
 def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
@@ -128,23 +180,26 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
         rec_config: its own configuration.
         data: rows and candidates it learns from and is measured on.
     """
-    keys = sorted(recommender_keys(rec_config["model"]) - IRRELEVANT_KEYS)
+    rows, item_field = hashlib.sha256(), rec_config["ITEM_ID_FIELD"]  # user, history and target of each row, in order
+    for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
+        values = np.ascontiguousarray(data.train_data.dataset.inter_feat[name].numpy().astype("<i8"))
+        rows.update(f"{name}{values.shape}".encode())
+        rows.update(values)
     facts = {
         "format": FORMAT,
         "recbole": recbole.__version__,
         "model": rec_config["model"],
-        "keys": {key: rec_config[key] for key in keys},
+        "keys": {key: rec_config[key] for key in sorted(recommender_keys(rec_config["model"]) - IRRELEVANT_KEYS)},
         "seed": rec_config["seed"],
         "reproducibility": rec_config["reproducibility"],
         "max_history": rec_config["MAX_ITEM_LIST_LENGTH"],
         "items": Numbering.of(data.dataset).items_sha256,
-        "training_rows": _rows_sha256(data.train_data.dataset, rec_config),
+        "training_rows": rows.hexdigest(),
         "candidates": data.candidate_sha256,
     }
-    code = own_code(rec_config["model"])
-    if code is not None:
+    if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
-    return hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()
+    return _facts_sha256(json_ready(facts))
 
 
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
@@ -171,80 +226,40 @@ def has_mask_token(model: nn.Module) -> bool:
     return getattr(model, "mask_token", None) == model.n_items
 
 
-def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
-    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        try:
-            model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
-        except UserError as error:
-            raise UserError(f"{REC_PREFIX}{error}") from error
-    model = model.to(rec_config["device"])
-    item_embedding_table(model)  # before training it in vain
-    return numbered(model, rec_config, data.train_data.dataset)
+class DamagedEntry(ValueError):
+    """A folder of the cache that is not as ``seal`` left it; the message says in what."""
 
 
-def _from_cache(
-    path: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock
-) -> tuple[dict[str, Any], float]:
-    """The facts of the cached recommender, trained now where there is none, and the seconds spent on that."""
-    if path.exists():
-        try:
-            meta = unseal(path, sha256)
-        except DamagedEntry as damage:
-            getLogger().warning(f"The cached recommender {path} is damaged ({damage}): it is trained again")
-        else:
-            getLogger().info(f"Recommender taken from the cache: {path}")
-            return meta, 0.0
-    getLogger().info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
-    started = perf_counter()
-    write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256, train))
-    return unseal(path, sha256), perf_counter() - started
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts that JSON can hold beside a folder's weights, with digests of the weights and of the facts."""
+    meta = json_ready({**facts, "weights_sha256": file_sha256(folder / WEIGHTS)})
+    sealed = {**meta, "meta_sha256": _facts_sha256(meta)}
+    (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
 
-def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock) -> None:
-    """Train a recommender into an empty folder."""
-    started = perf_counter()
-    # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
-    data = prepare_data(rec_config, numbering)
-    model = _build_model(rec_config, data)
-    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        trained = train(rec_config, model, data, folder / WEIGHTS)
-    seconds = perf_counter() - started
-    facts = {
-        "model": rec_config["model"],
-        "dataset": rec_config["dataset"],
-        "sha256": sha256,
-        "best_epoch": trained["best_epoch"],
-        "metrics": trained["metrics"],
-        "candidate_sha256": data.candidate_sha256,
-        "training_seconds": round(seconds, 1),
-    }
-    seal(folder, facts)
-    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
+def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
+    """The facts of a folder whose files are as they were written.
+
+    Args:
+        folder: of the cache.
+        sha256: what ``recommender_sha256`` gives for the wanted recommender; None = whichever it is.
+
+    Raises:
+        DamagedEntry: a file is missing or altered, or the folder is another recommender's.
+    """
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        weights_sha256 = file_sha256(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise DamagedEntry(f"{META} or {WEIGHTS} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != _facts_sha256(meta):
+        raise DamagedEntry(f"{META} is not as it was written")
+    if meta["weights_sha256"] != weights_sha256:
+        raise DamagedEntry(f"{WEIGHTS} is not as it was written")
+    if sha256 is not None and meta["sha256"] != sha256:
+        raise DamagedEntry(f"{META} is that of another recommender")
+    return meta
 
 
-def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
-    weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
-    if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
-        try:
-            unseal(weights.parent)
-        except DamagedEntry as damage:
-            raise UserError(
-                f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
-            ) from damage
-    model = _build_model(rec_config, prepared)
-    loaded = load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
-    table = item_embedding_table(model)
-    return Recommender(
-        rec_config["model"], file_sha256(weights), table, checkpoint, {}, loaded.facts["epoch"], 0.0, model.trained_on
-    ), model
-
-
-def _rows_sha256(dataset: Any, rec_config: RunConfig) -> str:
-    """Digest of the training rows: user, history and target of each, in order."""
-    digest = hashlib.sha256()
-    item_field = rec_config["ITEM_ID_FIELD"]
-    for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
-        values = np.ascontiguousarray(dataset.inter_feat[name].numpy().astype("<i8"))
-        digest.update(f"{name}{values.shape}".encode())
-        digest.update(values)
-    return digest.hexdigest()
+def _facts_sha256(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -36,22 +36,21 @@ def vectors_of_items(path: Path, items: Sequence[str]) -> torch.Tensor:
     Raises:
         UserError: a file cannot be read, is of another form, or lacks items.
     """
-    table, ids = _read_table(path), ids_file(path).read_text(encoding="utf-8-sig").splitlines()
-    subject = f"item_embeddings: {path}"
+    subject, ids_path = f"item_embeddings: {path}", ids_file(path)
+    table, ids = _read_table(path), ids_path.read_text(encoding="utf-8-sig").splitlines()
     if table.ndim != 2 or table.dtype != np.float32:
         raise UserError(f"{subject} holds {list(table.shape)} {table.dtype}, expected a table [n, d] of float32")
     if len(ids) != len(table):
-        raise UserError(f"{subject} has {len(table)} rows, but {ids_file(path)} {len(ids)} ids, expected one a row")
+        raise UserError(f"{subject} has {len(table)} rows, but {ids_path} {len(ids)} ids, expected one a row")
     row_of = {item: row for row, item in enumerate(ids)}
     if len(row_of) < len(ids):
         repeated = next(item for row, item in enumerate(ids) if row_of[item] != row)
-        raise UserError(f"item_embeddings: {ids_file(path)} holds the id {repeated!r} twice, expected each once")
-    missing = [item for item in items[1:] if item not in row_of]
-    if missing:
+        raise UserError(f"item_embeddings: {ids_path} holds the id {repeated!r} twice, expected each once")
+    if missing := [item for item in items[1:] if item not in row_of]:
         shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise UserError(
             f"{subject} lacks {len(missing)} of the {len(items) - 1} items of the dataset: {shown}; expected a row for each, its id in "
-            f"{ids_file(path).name}"
+            f"{ids_path.name}"
         )
     rows = table[[row_of[item] for item in items[1:]]]
     if not np.isfinite(rows).all():
@@ -62,9 +61,7 @@ def vectors_of_items(path: Path, items: Sequence[str]) -> torch.Tensor:
 
 def _read_table(path: Path) -> np.ndarray:
     try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        tensors = load_file(path)
+        tensors = {"": np.load(path, allow_pickle=False)} if path.suffix == ".npy" else load_file(path)
     except (OSError, ValueError, EOFError, SafetensorError) as error:
         raise UserError(
             f"item_embeddings: {path} cannot be read ({error}), expected a {path.suffix} file of numbers"

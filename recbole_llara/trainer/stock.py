@@ -8,7 +8,7 @@ import torch
 from recbole.utils import get_trainer
 
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.recommender.weights import load_recommender, save_recommender
+from recbole_llara.recommender.stock import load_recommender, save_recommender
 from recbole_llara.trainer.evaluation import CandidateTrainer
 from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import Diverged, UserError

@@ -11,7 +11,7 @@ from recbole_llara.config.models import MODELS, is_llm_recommender, register_mod
 from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.model.rsllm import RSLLM
-from recbole_llara.recommender.popularity import Popularity
+from recbole_llara.recommender.stock import Popularity
 from recbole_llara.utils.errors import UserError
 
 PLUGIN = """

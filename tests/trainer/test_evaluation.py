@@ -12,7 +12,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.build import build_model
-from recbole_llara.recommender.weights import load_recommender
+from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.trainer.stock import stock_trainer_class, train_stock
 from recbole_llara.utils.errors import Diverged, UserError
 
