@@ -8,12 +8,7 @@ from recbole_llara.config.models import is_llm_recommender
 
 
 def get_trainer(config: Any, model: nn.Module) -> Any:
-    """Make the trainer of a run.
-
-    Args:
-        config: the run's RunConfig.
-        model: what ``build_model`` made of it.
-    """
+    """Make the trainer of a run's model, which ``build_model`` made."""
     if is_llm_recommender(config["model"]):
         from recbole_llara.trainer.trainer import LLMTrainer
 

@@ -35,25 +35,23 @@ class OptimiserSteps:
         model: the recommender.
         settings: keys of the optimiser.
         processes: those that share a step.
+        stop: whether this process received a signal.
 
     Attributes:
+        asked_to_stop: the first signal that any process received before the latest step.
         micro_batch_size: rows of a forward pass at most; halved where memory runs out.
         scaler: of the gradients, for float16.
     """
 
-    def __init__(self, model: LLMRecommender, settings: OptimSettings, processes: Processes) -> None:
-        self.model, self.settings, self.processes = model, settings, processes
+    def __init__(self, model: LLMRecommender, settings: OptimSettings, processes: Processes, stop: StopRequest) -> None:
+        self.model, self.settings, self.processes, self.stop = model, settings, processes, stop
+        self.asked_to_stop: int | None = None
         self.micro_batch_size = settings.micro_batch_size
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.compute_dtype == torch.float16)
 
     def take(
-        self,
-        optimizer: torch.optim.Optimizer,
-        rows: TrainingRows,
-        representation: Representation,
-        number: int,
-        stop: StopRequest,
-    ) -> tuple[dict[str, float], int | None]:
+        self, optimizer: torch.optim.Optimizer, rows: TrainingRows, representation: Representation, number: int
+    ) -> dict[str, float]:
         """Take one step over [B] rows. Where a process runs out of memory, all begin again with passes of half as many rows.
 
         Args:
@@ -61,10 +59,9 @@ class OptimiserSteps:
             rows: all rows of the step.
             representation: how items stand in its prompts.
             number: of the step, counted over the whole training.
-            stop: whether this process received a signal.
 
         Returns:
-            the losses by name, which sum to what was minimised, and the first signal that any process received.
+            the losses by name, which sum to what was minimised.
 
         Raises:
             Diverged: a loss or the gradient is not finite; the weights are those of the step before.
@@ -76,7 +73,7 @@ class OptimiserSteps:
             if self.model.needs_previews and len(parts) > 1:
                 step = self._with_previews(step, [part for part, _ in own])
             losses = None if step is None else self._in_memory(self._run_passes, step, own)
-            everyone = self.processes.gather((losses, stop.asked))
+            everyone = self.processes.gather((losses, self.stop.asked))
             if all(losses is not None for losses, _ in everyone):
                 break
             optimizer.zero_grad(set_to_none=True)
@@ -90,7 +87,8 @@ class OptimiserSteps:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return _summed([losses for losses, _ in everyone]), next((asked for _, asked in everyone if asked is not None), None)
+        self.asked_to_stop = next((asked for _, asked in everyone if asked is not None), None)
+        return _summed([losses for losses, _ in everyone])
 
     def _cut(self, rows: TrainingRows) -> list[TrainingRows]:
         """Rows of like length together, so that little is padded, in parts of about equal size; equally many for each process."""
@@ -107,7 +105,7 @@ class OptimiserSteps:
         return own
 
     def _begin(self, rows: TrainingRows, representation: Representation, number: int) -> Step:
-        with self._autocast():
+        with self.model.training_arithmetic():
             return self.model.begin_step(rows, representation, number, self.micro_batch_size)
 
     def _with_previews(self, step: Step | None, parts: Sequence[TrainingRows]) -> Step | None:
@@ -123,7 +121,7 @@ class OptimiserSteps:
         """Places [B] and previews [B, D] of each part, on the CPU, so that processes can exchange them."""
         found = []
         for part in parts:
-            with self._autocast():
+            with self.model.training_arithmetic():
                 found.append((part.places, self.model.preview(part, step).cpu()))
         return found
 
@@ -131,7 +129,7 @@ class OptimiserSteps:
         """Each pass forward and backward; returns the sums of their losses by name."""
         each: list[dict[str, float]] = []
         for part, weight in passes:
-            with self._autocast():
+            with self.model.training_arithmetic():
                 losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
             loss = torch.stack(list(losses.values())).sum()
             self._check_finite("loss", loss, step.number, part)
@@ -157,10 +155,6 @@ class OptimiserSteps:
             f"Out of memory at step {number}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
             f"a step still has train_batch_size {self.settings.train_batch_size} rows"
         )
-
-    def _autocast(self) -> torch.autocast:
-        dtype = self.model.compute_dtype
-        return torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _check_finite(self, what: str, value: torch.Tensor, number: int, rows: TrainingRows) -> None:
         if torch.isfinite(value):

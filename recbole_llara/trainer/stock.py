@@ -7,11 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from recbole.utils import get_trainer
 
+from recbole_llara.checkpoint.weights import Checkpoint
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.recommender.stock import load_recommender, save_recommender
 from recbole_llara.trainer.evaluation import CandidateTrainer
-from recbole_llara.utils.digests import json_ready
-from recbole_llara.utils.errors import Diverged, UserError
+from recbole_llara.utils.errors import Diverged
 
 
 @runtime_checkable
@@ -30,12 +30,7 @@ def stock_trainer_class(config: Any) -> type:
     """
 
     class StockTrainer(CandidateTrainer, get_trainer(config["MODEL_TYPE"], config["model"])):
-        """RecBole's trainer with candidates; ``saved_model_file`` is a ``.safetensors`` file.
-
-        ``best_epoch`` is the epoch, counted from 0, of the checkpoint on disk; None before there is one.
-        """
-
-        best_epoch: int | None = None
+        """RecBole's trainer with candidates; ``saved_model_file`` is a ``.safetensors`` file."""
 
         def __init__(self, config: Any, model: torch.nn.Module) -> None:
             super().__init__(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
@@ -50,34 +45,11 @@ def stock_trainer_class(config: Any) -> type:
                 self.logger.info(f"Training interrupted; {kept}")
                 raise
 
-        def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-            if not self.config["single_spec"] and self.config["local_rank"] != 0:  # of RecBole's own processes
-                return
-            path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-            facts = {
-                "model": self.config["model"],
-                "dataset": self.config["dataset"],
-                "epoch": epoch,
-                "valid_metric": self.valid_metric,
-                "best_valid_score": json_ready(float(self.best_valid_score)),
-            }
+        def write_weights(self, path: Path, facts: Mapping[str, Any]) -> None:
             save_recommender(self.model, path, facts)
-            self.best_epoch = epoch if epoch >= 0 else None
-            if verbose:
-                self.logger.info(f"Saving current: {path}")
 
-        def load_checkpoint(self, path: str | Path) -> None:
-            """Load the weights of a checkpoint of this trainer's model.
-
-            Raises:
-                UserError: no such file, or one of another model, other keys or other items.
-            """
-            checkpoint = load_recommender(self.model, path, self.config["model"])
-            self.logger.info(f"Loading model structure and parameters from {path} (epoch {checkpoint.facts['epoch']})")
-
-        def resume_checkpoint(self, resume_file: str) -> None:
-            """Refuse: the optimiser's state is not kept."""
-            raise UserError(f"Stock training cannot be resumed from {resume_file}: start it again, it takes minutes.")
+        def read_weights(self, path: str | Path) -> Checkpoint:
+            return load_recommender(self.model, path, self.config["model"])
 
         def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
             if isinstance(self.model, GroupsParameters):
