@@ -1,4 +1,4 @@
-"""The frozen recommender: trained on the run's own rows and cached, or loaded; its item embeddings feed the projector.
+"""The frozen recommender: trained on the run's own rows and cached, or loaded, or a table of vectors; it feeds the projector.
 
 The cache lies in ``<checkpoint_dir>/recommenders/<model>-<dataset>-<hash>/``; the hash covers everything the weights
 depend on, so a second run with the same recommender trains nothing, and one with another key trains its own. What a folder
@@ -7,7 +7,7 @@ holds is sealed by digests when it is written, and checked when it is taken.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import recbole
 import torch
+from recbole.data.interaction import Interaction
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from torch import nn
+from torch.nn.functional import normalize
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import vectors_file
+from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered
-from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.digests import file_sha256, json_ready
 from recbole_llara.utils.errors import UserError
@@ -73,12 +76,8 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainS
     """Get the frozen recommender of a run: the user's own vectors, from ``rec_checkpoint``, from the cache, or by training it now.
 
     It learns from all training rows and stops early on the run's own validation candidates. The caller's random
-    state is left as it was, so a run draws the same numbers whether its recommender was cached or not.
-
-    Args:
-        config: the LLM's configuration; ``rec_model`` and keys with the prefix ``rec_`` describe the recommender.
-        prepared: the run's data.
-        train: trains a stock recommender, where neither a checkpoint nor the cache has it.
+    state is left as it was, so a run draws the same numbers whether its recommender was cached or not. ``rec_model`` and keys
+    with the prefix ``rec_`` of the LLM's configuration describe it.
 
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
@@ -174,12 +173,7 @@ def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
 
 
 def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
-    """Digest of everything a recommender's weights and metrics depend on, save the machine.
-
-    Args:
-        rec_config: its own configuration.
-        data: rows and candidates it learns from and is measured on.
-    """
+    """Digest of everything a recommender's weights and metrics depend on, save the machine: its own keys, rows and candidates."""
     rows, item_field = hashlib.sha256(), rec_config["ITEM_ID_FIELD"]  # user, history and target of each row, in order
     for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
         values = np.ascontiguousarray(data.train_data.dataset.inter_feat[name].numpy().astype("<i8"))
@@ -238,11 +232,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
-    """The facts of a folder whose files are as they were written.
-
-    Args:
-        folder: of the cache.
-        sha256: what ``recommender_sha256`` gives for the wanted recommender; None = whichever it is.
+    """The facts of a folder whose files are as they were written, of the recommender ``sha256``; None = whichever it is.
 
     Raises:
         DamagedEntry: a file is missing or altered, or the folder is another recommender's.
@@ -263,3 +253,81 @@ def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
 
 def _facts_sha256(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def vectors_sha256(path: Path) -> str:
+    """Digest of a table and of the ids beside it."""
+    return hashlib.sha256((file_sha256(path) + file_sha256(ids_file(path))).encode()).hexdigest()
+
+
+def vectors_of_items(path: Path, items: Sequence[str]) -> torch.Tensor:
+    """The rows of the catalogue's items in a table of the user's own, which ``item_embeddings: vectors.npy`` names.
+
+    Args:
+        path: ``.npy``, or ``.safetensors`` with one tensor: [n, d] float32. ``<stem>.ids.txt`` beside it holds the n ids, one a
+            line.
+        items: ids of N items, the padding item's first.
+
+    Returns:
+        [N, d] float32, row 0 zero.
+
+    Raises:
+        UserError: a file cannot be read, is of another form, or lacks items.
+    """
+    subject, ids_path = f"item_embeddings: {path}", ids_file(path)
+    table, ids = _read_table(path), ids_path.read_text(encoding="utf-8-sig").splitlines()
+    if table.ndim != 2 or table.dtype != np.float32:
+        raise UserError(f"{subject} holds {list(table.shape)} {table.dtype}, expected a table [n, d] of float32")
+    if len(ids) != len(table):
+        raise UserError(f"{subject} has {len(table)} rows, but {ids_path} {len(ids)} ids, expected one a row")
+    row_of = {item: row for row, item in enumerate(ids)}
+    if len(row_of) < len(ids):
+        repeated = next(item for row, item in enumerate(ids) if row_of[item] != row)
+        raise UserError(f"item_embeddings: {ids_path} holds the id {repeated!r} twice, expected each once")
+    if missing := [item for item in items[1:] if item not in row_of]:
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise UserError(
+            f"{subject} lacks {len(missing)} of the {len(items) - 1} items of the dataset: {shown}; expected a row for each, its id in "
+            f"{ids_path.name}"
+        )
+    rows = table[[row_of[item] for item in items[1:]]]
+    if not np.isfinite(rows).all():
+        broken = items[1 + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])]
+        raise UserError(f"{subject}: the vector of item {broken!r} holds NaN or infinity, expected finite numbers")
+    return torch.from_numpy(np.concatenate([np.zeros_like(rows[:1]), rows]))
+
+
+def _read_table(path: Path) -> np.ndarray:
+    try:
+        tensors = {"": np.load(path, allow_pickle=False)} if path.suffix == ".npy" else load_file(path)
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        raise UserError(
+            f"item_embeddings: {path} cannot be read ({error}), expected a {path.suffix} file of numbers"
+        ) from error
+    if len(tensors) != 1:
+        raise UserError(f"item_embeddings: {path} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}), expected one")
+    return next(iter(tensors.values()))
+
+
+class NearestVectors(nn.Module):
+    """Proposes items whose vectors point where the history's do: what retrieves where no recommender was trained.
+
+    The score of an item is the cosine of its vector and the mean of the history's unit vectors.
+
+    Args:
+        table: [N, d], row 0 the padding item's.
+        history_field: of the interaction, [B, L] item ids.
+    """
+
+    def __init__(self, table: torch.Tensor, history_field: str) -> None:
+        super().__init__()
+        units = normalize(table - table[1:].mean(0))
+        units[0] = 0
+        self.register_buffer("units", units, persistent=False)
+        self.history_field = history_field
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """The scores of all items, [B, N]."""
+        history = interaction[self.history_field]  # [B, L]
+        mean = self.units[history].sum(1) / (history > 0).sum(1, keepdim=True).clamp(min=1)  # [B, d]
+        return mean @ self.units.T

@@ -136,13 +136,9 @@ def encode_all(encoder: TextEncoder, titles: Titles, batch_size: int) -> torch.T
 
 @torch.no_grad()
 def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folder: Path) -> torch.Tensor:
-    """[N, d_text] features of all titles by an encoder that stays as it is, made once and kept in a folder; on the CPU.
+    """[N, d_text] features of all titles by an encoder that stays as it is, on the CPU.
 
-    Args:
-        encoder: frozen, on the device that computes them.
-        titles: N of them.
-        batch_size: (int, titles) of one pass.
-        folder: where files of the name ``<digest of encoder, pooling and titles>.safetensors`` are kept.
+    They are made once and kept as ``<digest of encoder, pooling and titles>.safetensors``.
     """
     digest = hashlib.sha256(f"{CACHE_FORMAT}/{encoder.pooling}/{encoder.sha256()}".encode())
     for tensor in titles:
@@ -161,7 +157,7 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
 def _kept_features(path: Path) -> torch.Tensor | None:
     """The features in a file; None where it is not as it was written."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt") as file:
             told, features = (file.metadata() or {}).get("sha256"), file.get_tensor("features")
         if told == _tensor_sha256(features):
             return features
@@ -186,11 +182,9 @@ class TextItemEmbedding(nn.Module):
     """Stands where a recommender keeps its item table: every row is computed from the item's title.
 
     Args:
-        encoder: of the titles.
+        encoder: of the titles; its features are kept in the folder ``cache`` where it does not learn.
         titles: tokens of N titles; the first belongs to the padding item, whose row is 0.
         width: (int, numbers) d_rec of the recommender.
-        settings: whether the encoder learns, and how many titles one pass holds.
-        cache: folder of features, for an encoder that does not learn.
     """
 
     def __init__(self, encoder: TextEncoder, titles: Titles, width: int, settings: TextEncoderSettings, cache: Path) -> None:
@@ -260,10 +254,6 @@ class MoRec(ChecksConfig, SequentialRecommender):
 
     A text encoder's pooled states go through two linear layers into the recommender, which learns with them, and with
     the encoder where ``text_encoder_tuning`` is full. The papers' tables have BERT feeding SASRec.
-
-    Args:
-        config: the run's RunConfig.
-        dataset: the training split.
 
     Raises:
         UserError: no titles, no text encoder, or a recommender without an item table.

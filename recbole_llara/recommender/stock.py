@@ -32,12 +32,7 @@ PARTITIONED = ("SASRecCPR", "GRU4RecCPR")  # models with Softmax-CPR, which rank
 
 
 def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
-    """Make a model that is not ours as RecBole does, its keys compared with the number of items first.
-
-    Args:
-        name: of the model.
-        config: its keys.
-        dataset: the training split.
+    """Make a model that is not ours as RecBole does, from its keys and the training split.
 
     Raises:
         UserError: a partition of items that is larger than the catalogue, or partitions that do not add up.
@@ -70,11 +65,6 @@ def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
 
     ``numbering`` is that of the data it was made for and ``training_digest`` tells its training interactions; ``belongs_to`` is
     what a stock model's answers depend on beside its weights.
-
-    Args:
-        model: made of the other two.
-        config: its own.
-        dataset: a split of ``prepare_data``.
     """
     name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])
@@ -92,7 +82,7 @@ def save_recommender(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> 
     Args:
         model: the recommender.
         path: the file.
-        facts: what JSON can hold about it; ``model``, its name, is needed to load it again.
+        facts: what JSON can hold; ``model``, ``dataset`` and ``epoch`` are read again.
 
     Raises:
         TypeError: the model keeps something that is neither a tensor, an array nor plain JSON beside its weights.
@@ -195,10 +185,6 @@ class Popularity(SequentialRecommender):
     """Popularity among training targets: the line below which a recommender has learnt nothing about users.
 
     It scores every item by how often it is the target of a training row; there is nothing to train.
-
-    Args:
-        config: the run's RunConfig.
-        dataset: the training split.
     """
 
     input_type = InputType.POINTWISE
