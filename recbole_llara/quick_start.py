@@ -24,8 +24,8 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
 from recbole_llara.serving.loaded import loaded_run
-from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of

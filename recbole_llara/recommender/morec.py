@@ -295,12 +295,9 @@ class MoRec(ChecksConfig, SequentialRecommender):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves, the encoder at a learning rate of its own."""
         encoder = [] if self.items.encoder is None else list(self.items.encoder.parameters())
-        slow = {id(parameter) for parameter in encoder}
-        groups = [
-            {"params": [parameter for parameter in self.parameters() if id(parameter) not in slow]},
-            {"params": encoder, "lr": self.encoder_learning_rate},
-        ]
-        return [group for group in groups if group["params"]]
+        slow = set(encoder)
+        others = {"params": [parameter for parameter in self.parameters() if parameter not in slow]}
+        return [others, {"params": encoder, "lr": self.encoder_learning_rate}] if encoder else [others]
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """The recommender's own loss."""

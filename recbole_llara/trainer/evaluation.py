@@ -43,12 +43,7 @@ class CandidateTrainer:
     """Goes before one of RecBole's Trainers, whose ``evaluate`` then asks for one of the candidates of every row.
 
     Where answers name one item and rank nothing (generated text), metrics at K > 1 are left out of the result: there is no
-    second place to look at.
-
-    Args:
-        config: the run's RunConfig.
-        model: the recommender.
-        processes: among which the rows of a batch are dealt out, where the model answers itself.
+    second place to look at. Where the model answers itself, the rows of a batch are dealt out among ``processes``.
 
     Attributes:
         best_epoch: the epoch, counted from 0, of the checkpoint on disk; None before there is one.
@@ -94,13 +89,11 @@ class CandidateTrainer:
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
     ) -> "OrderedDict[str, float] | None":
-        """Evaluate as RecBole does, on ``eval_data`` whose rows carry ``candidate_id_list`` [rows, C].
+        """Evaluate as RecBole does, on a validation or test loader, whose rows carry ``candidate_id_list`` [rows, C].
 
         Args:
-            eval_data: a validation or test loader.
+            eval_data: the loader.
             load_best_model: whether to load ``model_file``, or the best checkpoint of this training, first.
-            model_file: a checkpoint.
-            show_progress: whether a bar is shown.
 
         Raises:
             Diverged: scores that are not finite.

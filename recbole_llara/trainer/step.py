@@ -7,6 +7,7 @@ pass read something of all rows of the step, every row is previewed first.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import TypeVar
@@ -29,13 +30,7 @@ NAMED_ROWS = 5  # in an error; the log names them all
 
 
 class OptimiserSteps:
-    """Takes the optimiser steps of a training.
-
-    Args:
-        model: the recommender.
-        settings: keys of the optimiser.
-        processes: those that share a step.
-        stop: whether this process received a signal.
+    """Takes the optimiser steps of a training; ``processes`` share each of them, and may each be asked to ``stop``.
 
     Attributes:
         asked_to_stop: the first signal that any process received before the latest step.
@@ -61,7 +56,7 @@ class OptimiserSteps:
             number: of the step, counted over the whole training.
 
         Returns:
-            the losses by name, which sum to what was minimised.
+            The losses by name, which sum to what was minimised.
 
         Raises:
             Diverged: a loss or the gradient is not finite; the weights are those of the step before.
@@ -77,7 +72,11 @@ class OptimiserSteps:
             if all(losses is not None for losses, _ in everyone):
                 break
             optimizer.zero_grad(set_to_none=True)
-            self._halve_passes(number)
+            before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
+            getLogger().warning(
+                f"Out of memory at step {number}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
+                f"a step still has train_batch_size {self.settings.train_batch_size} rows"
+            )
         self.processes.sum_gradients(self.model.parameters())
         self.scaler.unscale_(optimizer)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -119,11 +118,8 @@ class OptimiserSteps:
 
     def _preview(self, step: Step, parts: Sequence[TrainingRows]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Places [B] and previews [B, D] of each part, on the CPU, so that processes can exchange them."""
-        found = []
-        for part in parts:
-            with self.model.training_arithmetic():
-                found.append((part.places, self.model.preview(part, step).cpu()))
-        return found
+        with self.model.training_arithmetic():
+            return [(part.places, self.model.preview(part, step).cpu()) for part in parts]
 
     def _run_passes(self, step: Step, passes: Sequence[WeightedPass]) -> dict[str, float]:
         """Each pass forward and backward; returns the sums of their losses by name."""
@@ -149,13 +145,6 @@ class OptimiserSteps:
         clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
         return None
 
-    def _halve_passes(self, number: int) -> None:
-        before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
-        getLogger().warning(
-            f"Out of memory at step {number}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
-            f"a step still has train_batch_size {self.settings.train_batch_size} rows"
-        )
-
     def _check_finite(self, what: str, value: torch.Tensor, number: int, rows: TrainingRows) -> None:
         if torch.isfinite(value):
             return
@@ -171,8 +160,7 @@ class OptimiserSteps:
 
 
 def _summed(each: Sequence[dict[str, float]]) -> dict[str, float]:
-    totals: dict[str, float] = {}
+    totals: Counter[str] = Counter()
     for losses in each:
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
+        totals.update(losses)
+    return dict(totals)

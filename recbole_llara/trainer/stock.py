@@ -1,4 +1,4 @@
-"""Training a stock recommender by RecBole's own trainer, evaluating over candidates and keeping safetensors checkpoints."""
+"""Training a stock recommender by RecBole's own trainer, which evaluates over candidates and keeps safetensors checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,20 +22,10 @@ class GroupsParameters(Protocol):
         """The groups as torch's optimisers take them; a group without ``lr`` learns at ``learning_rate``."""
 
 
-def stock_trainer_class(config: Any) -> type:
-    """RecBole's own trainer of a stock model, evaluating over candidates and keeping safetensors checkpoints.
-
-    Args:
-        config: a RecBole Config; ``model`` and ``MODEL_TYPE`` choose the trainer.
-    """
+def stock_trainer(config: Any, model: torch.nn.Module) -> CandidateTrainer:
+    """RecBole's own trainer of a model, evaluating over candidates; its ``saved_model_file`` is a ``.safetensors`` file."""
 
     class StockTrainer(CandidateTrainer, get_trainer(config["MODEL_TYPE"], config["model"])):
-        """RecBole's trainer with candidates; ``saved_model_file`` is a ``.safetensors`` file."""
-
-        def __init__(self, config: Any, model: torch.nn.Module) -> None:
-            super().__init__(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
-            self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".safetensors"))
-
         def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
             """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
             try:
@@ -60,24 +50,19 @@ def stock_trainer_class(config: Any) -> type:
             if torch.isnan(loss):
                 raise Diverged(f"training: the loss is {loss.item()}, expected a number; try a smaller learning_rate")
 
-    return StockTrainer
+    trainer = StockTrainer(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+    trainer.saved_model_file = str(Path(trainer.saved_model_file).with_suffix(".safetensors"))
+    return trainer
 
 
 def train_stock(config: Any, model: torch.nn.Module, data: PreparedData, weights: Path) -> dict[str, Any]:
-    """Train a stock recommender into one file, its best epoch's weights, and measure those on the test rows.
-
-    Args:
-        config: its own RunConfig.
-        model: as RecBole makes it.
-        data: its rows.
-        weights: the file.
+    """Train a stock recommender by its own configuration, write its best epoch's weights, and measure those on the test rows.
 
     Returns:
         ``best_epoch``, counted from 0, and ``metrics``: RecBole's, of ``valid`` and ``test``.
     """
-    trainer = stock_trainer_class(config)(config, model)
-    trainer.saved_model_file = str(weights)
-    show_progress = bool(config["show_progress"])
-    _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
-    test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
+    trainer = stock_trainer(config, model)
+    trainer.saved_model_file, show_progress = str(weights), bool(config["show_progress"])
+    _, valid = trainer.fit(data.train_data, data.valid_data, show_progress=show_progress)
+    test = trainer.evaluate(data.test_data, show_progress=show_progress)
     return {"best_epoch": trainer.best_epoch, "metrics": {"valid": valid or {}, "test": test}}

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
+from torch import nn
 from tqdm import tqdm
 
 from recbole_llara.checkpoint.resume import resume_command
 from recbole_llara.checkpoint.training_state import Generators, Progress, TrainingState, TrainingStates
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
+from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.llm.architecture import held_here
 from recbole_llara.model.base import LLMRecommender
@@ -29,20 +31,20 @@ from recbole_llara.model.weights import has_other_prompts, load_llm_recommender,
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.trainer.evaluation import CandidateTrainer
 from recbole_llara.trainer.step import OptimiserSteps
+from recbole_llara.trainer.stock import stock_trainer
 from recbole_llara.utils.atomic import sweep
 from recbole_llara.utils.errors import Diverged, RunError, Stopped, UserError
 from recbole_llara.utils.processes import processes_of
 from recbole_llara.utils.stopping import StopRequest
 
 
-def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
-    """The share of the maximal learning rate at an optimiser step: linear warm-up, then cosine (LLaRA sec. 5.1.2).
+def get_trainer(config: Any, model: nn.Module) -> CandidateTrainer:
+    """The trainer of a run's model, which ``build_model`` made: ours of an LLM recommender, else RecBole's own."""
+    return LLMTrainer(config, model) if is_llm_recommender(config["model"]) else stock_trainer(config, model)
 
-    Args:
-        step: counted from 0.
-        total_steps: of the whole training.
-        settings: its ``warmup_ratio``, ``warmup_learning_rate_ratio`` and ``min_learning_rate_ratio``.
-    """
+
+def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
+    """The share of the maximal learning rate at an optimiser step, from 0: linear warm-up, then cosine (LLaRA sec. 5.1.2)."""
     warmup = round(settings.warmup_ratio * total_steps)
     if step < warmup:
         start = settings.warmup_learning_rate_ratio
@@ -56,10 +58,6 @@ class LLMTrainer(CandidateTrainer, Trainer):
     """RecBole's Trainer for an ``LLMRecommender``.
 
     ``saved_model_file`` is the folder of the best checkpoint; the training states lie beside it, in the run's folder.
-
-    Args:
-        config: the run's RunConfig.
-        model: the recommender.
 
     Attributes:
         progress: where the training stands.
@@ -85,9 +83,8 @@ class LLMTrainer(CandidateTrainer, Trainer):
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Adam; weight decay falls on what ``weight_decay_on`` names."""
         projector = [] if self.model.item_tokens.projector is None else list(self.model.item_tokens.projector.parameters())
-        decayed = {id(parameter) for parameter in projector}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
-        decay = self.settings.weight_decay
+        decayed, decay = set(projector), self.settings.weight_decay
+        others = [p for p in self.model.parameters() if p.requires_grad and p not in decayed]
         on_others = decay if self.settings.weight_decay_on == "all" else 0.0
         groups = [{"params": projector, "weight_decay": decay}, {"params": others, "weight_decay": on_others}]
         return torch.optim.Adam([group for group in groups if group["params"]], lr=self.settings.learning_rate)
@@ -275,10 +272,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
         self._write(lambda: states.save(weights_of(self.model), state))
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Take up the training of a run where its newest state left it; ``fit`` goes on from there.
-
-        Args:
-            resume_file: the run's folder.
+        """Take up the training of a run, by its folder, where its newest state left it; ``fit`` goes on from there.
 
         Raises:
             UserError: its states are damaged or belong to something else.
