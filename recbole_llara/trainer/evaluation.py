@@ -6,12 +6,12 @@ order of the answer, everything else minus infinity, and item 0 on top where an 
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import recbole.trainer.trainer
 import torch
@@ -28,6 +28,7 @@ from recbole_llara.utils.digests import json_ready
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes, processes_of
 
+T = TypeVar("T")
 ALONE = Processes()
 
 
@@ -187,18 +188,25 @@ class CandidateTrainer:
         answered = 0
         while answered < len(interaction):
             rows = interaction[answered : answered + (self._rows_at_once or len(interaction))]
-            try:
-                parts.append(self.model.answer_candidates(rows).cpu())
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error) or len(rows) == 1 or is_sharded:
-                    raise
+            answers = in_memory(len(rows) > 1 and not is_sharded, self.model.answer_candidates, rows)
+            if answers is None:
                 self._rows_at_once = math.ceil(len(rows) / 2)
                 getLogger().warning(f"Out of memory: {len(rows)} rows are answered {self._rows_at_once} at a time from now on")
             else:
+                parts.append(answers.cpu())
                 answered += len(rows)
-                continue
-            clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
         return joined(parts)
+
+
+def in_memory(may_shrink: bool, compute: Callable[..., T], *arguments: object) -> T | None:
+    """What is computed; None where memory ran out and less may be computed at once."""
+    try:
+        return compute(*arguments)
+    except RuntimeError as error:
+        if not may_shrink or not should_reduce_batch_size(error):
+            raise
+    clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
+    return None
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from logging import getLogger
 from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.losses import Step, TrainingRows
 from recbole_llara.prompt.representation import Representation
+from recbole_llara.trainer.evaluation import in_memory
 from recbole_llara.utils.errors import Diverged
 from recbole_llara.utils.processes import Processes
 from recbole_llara.utils.stopping import StopRequest
@@ -135,15 +135,8 @@ class OptimiserSteps:
         return _summed(each)
 
     def _in_memory(self, compute: Callable[..., T], *arguments: object) -> T | None:
-        """What is computed; None where memory ran out and passes can be made smaller."""
-        try:
-            return compute(*arguments)
-        except RuntimeError as error:
-            # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
-            if not should_reduce_batch_size(error) or self.micro_batch_size == 1 or self.model.is_sharded:
-                raise
-        clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
-        return None
+        # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
+        return in_memory(self.micro_batch_size > 1 and not self.model.is_sharded, compute, *arguments)
 
     def _check_finite(self, what: str, value: torch.Tensor, number: int, rows: TrainingRows) -> None:
         if torch.isfinite(value):
