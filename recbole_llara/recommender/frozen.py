@@ -86,10 +86,7 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainS
 
 
 def recommender_model(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[nn.Module, RunConfig]:
-    """The recommender of a run as a whole, as ``prepare_recommender`` gets it, and its own configuration.
-
-    Over vectors of the user's own it is ``NearestVectors``, which nobody trained.
-    """
+    """The whole recommender of a run (over the user's own vectors ``NearestVectors``), and its own configuration."""
     return _prepare(config, prepared, train)[1].to(config["device"]).eval(), config.for_recommender()
 
 
@@ -100,26 +97,22 @@ def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tu
         model = NearestVectors(table, config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])
         return Recommender(vectors.name, vectors_sha256(vectors), table, vectors), model
     rec_config, metrics, seconds = config.for_recommender(), {}, 0.0
-    if config["rec_checkpoint"]:
-        path = Path(config["rec_checkpoint"])
-        _check_given(weights_file(path))
-    else:
+    if not config["rec_checkpoint"]:
         path, metrics, seconds = _cached(config, rec_config, prepared, train)
+    else:
+        path = Path(config["rec_checkpoint"])
+        folder = weights_file(path).parent
+        try:
+            if weights_file(path) == folder / WEIGHTS and (folder / META).is_file():  # an entry of the cache
+                unseal(folder)
+        except DamagedEntry as damage:
+            raise UserError(
+                f"rec_checkpoint: {folder} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+            ) from damage
     model, weights = _build_model(rec_config, prepared), weights_file(path)
     load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
     table, sha256 = item_embedding_table(model), file_sha256(weights)
     return Recommender(rec_config["model"], sha256, table, path, metrics, seconds, model.trained_on), model
-
-
-def _check_given(weights: Path) -> None:
-    """Refuse a damaged entry of the cache."""
-    if weights.name == WEIGHTS and (weights.parent / META).is_file():
-        try:
-            unseal(weights.parent)
-        except DamagedEntry as damage:
-            raise UserError(
-                f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
-            ) from damage
 
 
 def _cached(
@@ -199,10 +192,8 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
     """The table [N, d_rec] a recommender looks its items up in: a float32 copy on the CPU that no training touches.
 
-    A row behind those of the items, which BERT4Rec has for its mask token, is left out.
-
     Raises:
-        UserError: the model has no ``item_embedding`` of N rows, or of N + 1 with a mask token.
+        UserError: the model has no ``item_embedding`` of N rows, or of N + 1 with a mask token, as BERT4Rec has.
     """
     table = getattr(model, "item_embedding", None)
     rows = model.n_items + has_mask_token(model)
@@ -275,7 +266,13 @@ def vectors_of_items(path: Path, items: Sequence[str]) -> torch.Tensor:
         UserError: a file cannot be read, is of another form, or lacks items.
     """
     subject, ids_path = f"item_embeddings: {path}", ids_file(path)
-    table, ids = _read_table(path), ids_path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        tensors = {"": np.load(path, allow_pickle=False)} if path.suffix == ".npy" else load_file(path)
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        raise UserError(f"{subject} cannot be read ({error}), expected a {path.suffix} file of numbers") from error
+    if len(tensors) != 1:
+        raise UserError(f"{subject} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}), expected one")
+    (table,), ids = tensors.values(), ids_path.read_text(encoding="utf-8-sig").splitlines()
     if table.ndim != 2 or table.dtype != np.float32:
         raise UserError(f"{subject} holds {list(table.shape)} {table.dtype}, expected a table [n, d] of float32")
     if len(ids) != len(table):
@@ -295,18 +292,6 @@ def vectors_of_items(path: Path, items: Sequence[str]) -> torch.Tensor:
         broken = items[1 + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])]
         raise UserError(f"{subject}: the vector of item {broken!r} holds NaN or infinity, expected finite numbers")
     return torch.from_numpy(np.concatenate([np.zeros_like(rows[:1]), rows]))
-
-
-def _read_table(path: Path) -> np.ndarray:
-    try:
-        tensors = {"": np.load(path, allow_pickle=False)} if path.suffix == ".npy" else load_file(path)
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
-        raise UserError(
-            f"item_embeddings: {path} cannot be read ({error}), expected a {path.suffix} file of numbers"
-        ) from error
-    if len(tensors) != 1:
-        raise UserError(f"item_embeddings: {path} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}), expected one")
-    return next(iter(tensors.values()))
 
 
 class NearestVectors(nn.Module):

@@ -145,27 +145,20 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
         digest.update(_bytes(tensor))
     path = folder / f"{digest.hexdigest()[:32]}.safetensors"
     with sole_writer(path):  # processes started together wait for the one that encodes
-        features = _kept_features(path) if path.exists() else None
-        if features is None:
-            encoder.eval()
-            features = encode_all(encoder, titles, batch_size).cpu()
-            told = {"sha256": _tensor_sha256(features)}
-            write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
+        if path.exists():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    told, features = (file.metadata() or {}).get("sha256"), file.get_tensor("features")
+                if told == _tensor_sha256(features):
+                    return features
+                fault = "its features are not those whose SHA-256 it tells"
+            except (SafetensorError, OSError) as error:
+                fault = first_line(error)
+            getLogger().warning(f"The cached text features {path} are damaged ({fault}): they are made again")
+        features = encode_all(encoder.eval(), titles, batch_size).cpu()
+        told = {"sha256": _tensor_sha256(features)}
+        write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
     return features
-
-
-def _kept_features(path: Path) -> torch.Tensor | None:
-    """The features in a file; None where it is not as it was written."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            told, features = (file.metadata() or {}).get("sha256"), file.get_tensor("features")
-        if told == _tensor_sha256(features):
-            return features
-        fault = "its features are not those whose SHA-256 it tells"
-    except (SafetensorError, OSError) as error:
-        fault = first_line(error)
-    getLogger().warning(f"The cached text features {path} are damaged ({fault}): they are made again")
-    return None
 
 
 def _tensor_sha256(tensor: torch.Tensor) -> str:

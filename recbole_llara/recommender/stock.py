@@ -28,7 +28,6 @@ from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.protocols import TellsIdentity
 
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
-PARTITIONED = ("SASRecCPR", "GRU4RecCPR")  # models with Softmax-CPR, which ranks the best so many items anew
 
 
 def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
@@ -37,14 +36,10 @@ def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
     Raises:
         UserError: a partition of items that is larger than the catalogue, or partitions that do not add up.
     """
-    model_class, stock = resolve_model(name), stock_models()
-    if issubclass(model_class, tuple(stock[partitioned] for partitioned in PARTITIONED)):
-        _check_partitions(config, dataset.item_num)
-    return model_class(config, dataset)
-
-
-def _check_partitions(config: Any, n_items: int) -> None:
-    text = str(config["reranker_CAN_NUM"])
+    model_class, stock, n_items = resolve_model(name), stock_models(), dataset.item_num
+    if not issubclass(model_class, (stock["SASRecCPR"], stock["GRU4RecCPR"])):
+        return model_class(config, dataset)
+    text = str(config["reranker_CAN_NUM"])  # Softmax-CPR ranks the best so many items anew
     sizes = [int(size) if size.strip().isdecimal() else 0 for size in text.split(",")]
     if min(sizes) < 1 or (max(sizes) > n_items and config["n_facet_reranker"] > 0):
         raise UserError(
@@ -58,6 +53,7 @@ def _check_partitions(config: Any, n_items: int) -> None:
             f"n_facet_all: found {config['n_facet_all']}, expected {facets}: n_facet + n_facet_context + n_facet_reranker for each of "
             f"the {len(sizes)} sizes of reranker_CAN_NUM + n_facet_emb"
         )
+    return model_class(config, dataset)
 
 
 def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
