@@ -52,13 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def list_models() -> str:
-    """The names of all models, ours first, one paragraph each."""
-    from recbole_llara.config.models import MODELS, stock_models
-
-    return f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -92,18 +85,14 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         from recbole_llara.config.help import describe_key
 
         sys.stdout.write(describe_key(arguments.help) + "\n")
-        return
-    if arguments.help is not None:
+    elif arguments.help is not None:
         sys.stdout.write(build_parser().format_help())
-        return
-    if arguments.list_models:
-        sys.stdout.write(list_models())
-        return
-    from recbole_llara.quick_start import run_recbole_llara
+    elif arguments.list_models:
+        from recbole_llara.config.models import MODELS, stock_models
 
-    run_recbole_llara(
-        model=arguments.model,
-        dataset=arguments.dataset,
-        config_file_list=(arguments.config_files or "").split(),
-        argv=keys,
-    )
+        sys.stdout.write(f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n")
+    else:
+        from recbole_llara.quick_start import run_recbole_llara
+
+        files = (arguments.config_files or "").split()
+        run_recbole_llara(model=arguments.model, dataset=arguments.dataset, config_file_list=files, argv=keys)

@@ -6,7 +6,7 @@
 - A ``.safetensors`` file, of a stock recommender: what it belongs to is JSON in its header, the ids are among its tensors.
 - A ``.pth`` file that RecBole's trainer wrote, read without running what it holds (``checkpoint.recbole_pickle``).
 
-Nothing here knows a model: weights are tensors by name. ``model.weights`` and ``recommender.weights`` put them into one.
+Nothing here knows a model: weights are tensors by name. ``model.weights`` and ``recommender.stock`` put them into one.
 """
 
 import json

@@ -50,7 +50,7 @@ _PACKAGED: dict[str, Model] = {
     "RSLLM": Model("recbole_llara.model.rsllm:RSLLM", Kind.LLM),
     "TALLRec": Model("recbole_llara.model.text_only:TALLRec", Kind.LLM),
     "ZeroShotLLM": Model("recbole_llara.model.text_only:ZeroShotLLM", Kind.LLM),
-    "Popularity": Model("recbole_llara.recommender.popularity:Popularity", Kind.BASELINE),
+    "Popularity": Model("recbole_llara.recommender.stock:Popularity", Kind.BASELINE),
     "MoRec": Model("recbole_llara.recommender.morec:MoRec", Kind.OVER_RECOMMENDER),
     "ChatLLM": Model("recbole_llara.model.chat.chat_llm:ChatLLM", Kind.BASELINE),
 }

@@ -363,7 +363,7 @@ class TextEncoderSettings(TitleSettings):
     text_encoder_path: str = key(PATH, is_answering=False)
     text_encoder_tuning: str = key(VALUE, names=one_of("frozen", "full"))
     text_encoder_learning_rate: Positive = key(VALUE, is_answering=False)
-    text_pooling: str = key(VALUE, names=named_in("recommender.text_encoder:POOLINGS"))
+    text_pooling: str = key(VALUE, names=named_in("recommender.morec:POOLINGS"))
     text_batch_size: Count = key(VALUE, is_answering=False)
 
 

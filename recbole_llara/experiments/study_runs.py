@@ -23,8 +23,7 @@ from recbole_llara.experiments.runner import Plan, run_model, take_lock
 from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.loading import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
-from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.recommender.vectors import vectors_sha256
+from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.atomic import write_text
 from recbole_llara.utils.errors import UserError

@@ -24,9 +24,8 @@ from recbole_llara.model.answering import Questions, evaluation_prompts, generat
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
-from recbole_llara.recommender.cache import WEIGHTS
-from recbole_llara.recommender.frozen import recommender_model
-from recbole_llara.recommender.weights import load_recommender
+from recbole_llara.recommender.frozen import recommender_model, weights_file
+from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.item_names import ItemNames
 from recbole_llara.serving.retrieval import Retriever, padded
 from recbole_llara.trainer.stock import train_stock
@@ -245,7 +244,7 @@ def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
             f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by "
             "rec_checkpoint"
         )
-    weights = place / WEIGHTS if place.is_dir() else place
+    weights = weights_file(place)
     if not weights.is_file() or file_sha256(weights) != read.get("sha256"):
         raise UserError(
             f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that one "

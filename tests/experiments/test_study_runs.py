@@ -20,7 +20,7 @@ from recbole_llara.experiments.runner import execute
 from recbole_llara.experiments.study import main, read_command
 from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
-from recbole_llara.recommender.popularity import Popularity
+from recbole_llara.recommender.stock import Popularity
 from recbole_llara.utils.errors import UserError
 
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")

@@ -12,8 +12,8 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.build import build_model
-from recbole_llara.recommender.weights import load_recommender
-from recbole_llara.trainer.stock import stock_trainer_class, train_stock
+from recbole_llara.recommender.stock import load_recommender
+from recbole_llara.trainer.stock import stock_trainer, train_stock
 from recbole_llara.utils.errors import Diverged, UserError
 
 
@@ -31,7 +31,7 @@ def make_trainer(tmp_path):
         config = RunConfig(model, "toy", config_dict={**toy, "epochs": 2, **keys})
         data = prepare_data(config)
         init_seed(config["seed"], True)
-        return stock_trainer_class(config)(config, build_model(config, data, train_stock)), data
+        return stock_trainer(config, build_model(config, data, train_stock)), data
 
     return make
 
