@@ -18,7 +18,7 @@ from recbole.trainer import Trainer
 from recbole.utils import set_color
 from tqdm import tqdm
 
-from recbole_llara.checkpoint.resume import resume_command
+from recbole_llara.checkpoint.run_folder import resume_command
 from recbole_llara.checkpoint.training_state import Progress, TrainingState, TrainingStates
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.settings import OptimSettings
