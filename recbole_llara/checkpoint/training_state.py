@@ -96,8 +96,7 @@ class TrainingStates:
 
     def numbering(self) -> Numbering | None:
         """The numbers by which the states know their items; None where there is no state yet."""
-        found = (read_numbering(path, "resume") for path in reversed(self.paths()))
-        return next((numbering for numbering in found if numbering is not None), None)
+        return next(filter(None, (read_numbering(path, "resume") for path in reversed(self.paths()))), None)
 
     def save(self, weights: Weights, state: TrainingState) -> None:
         """Write a state, then remove the oldest beyond ``keep``; ``RunError`` where it cannot be written."""

@@ -63,12 +63,12 @@ class Checkpoint:
     def check_model(self, model: str, key: str = "checkpoint") -> None:
         """Refuse, by a ``UserError``, the weights of another model, or of one that is not told."""
         if self.facts.get("model") != model:
-            change = "rec_model or rec_checkpoint" if key == "rec_checkpoint" else "model or checkpoint"
+            change = f"{key.replace('checkpoint', 'model')} or {key}"
             raise UserError(f"{key}: {self.path} holds a {self.facts.get('model')}, expected a {model}: change {change}")
 
     def check_belongs_to(self, here: Mapping[str, Any], model: str) -> None:
         """Refuse, by a ``UserError`` that names every difference, weights that fit something else than this run's."""
-        if differing := differences(self.facts["belongs_to"], here):
+        if differing := differences(self.facts.get("belongs_to", {}), here):
             raise UserError(
                 f"checkpoint {self.path} does not fit this {model}: {differing}. Give the keys and the data that it was "
                 "trained with (of a recommender under an LLM with the prefix rec_), or train again."
@@ -192,7 +192,8 @@ def write_stock_checkpoint(path: Path, weights: Weights, facts: Mapping[str, Any
     """Write the file of a stock recommender, whole or not at all; ``model``, ``dataset`` and ``epoch`` are among the facts."""
     told = {**facts, "numbering_sha256": weights.numbering.sha256, **weights.facts()}
     tensors = weights.own_tensors() | weights.numbering.tensors()
-    write_file(path, lambda place: save_file(tensors, place, metadata={HEADER_KEY: json.dumps(told)}))
+    with run_errors(path):
+        write_file(path, lambda place: save_file(tensors, place, metadata={HEADER_KEY: json.dumps(told)}))
 
 
 def _read_stock(path: Path) -> Checkpoint:
@@ -216,8 +217,8 @@ def _read_stock(path: Path) -> Checkpoint:
             f"{path} was not written by this version of recbole-llara: its header tells not all of "
             f"{', '.join(sorted(HEADER_FACTS))}; train it again."
         )
-    names = {name for name in tensors if name.startswith(PREFIX)}
-    ids = Numbering.from_tensors({name: tensors.pop(name) for name in names}, str(path))
+    own = [name for name in tensors if name.startswith(PREFIX)]
+    ids = Numbering.from_tensors({name: tensors.pop(name) for name in own}, str(path))
     if ids.sha256 != facts["numbering_sha256"]:
         raise UserError(f"{path}: its ids of items and users were altered since it was written; train it again.")
     return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)
