@@ -11,8 +11,7 @@ from typing import Any
 
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
-from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
+from recbole_llara.checkpoint.run_folder import RunFolder, check_writable, completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig

@@ -13,6 +13,9 @@ from torch import nn
 from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
 from recbole_llara.checkpoint.run_folder import RESULT, read_result
 from recbole_llara.config.models import is_llm_recommender, load_plugins
+from recbole_llara.checkpoint.run_folder import RESULT, is_network_share, model_of, read_request, read_result
+from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.config.plugins import load_plugins
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.config.yaml_files import PlainText

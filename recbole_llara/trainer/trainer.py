@@ -19,7 +19,7 @@ from recbole.utils import set_color
 from torch import nn
 from tqdm import tqdm
 
-from recbole_llara.checkpoint.resume import resume_command
+from recbole_llara.checkpoint.run_folder import resume_command
 from recbole_llara.checkpoint.training_state import Progress, TrainingState, TrainingStates
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.models import is_llm_recommender
