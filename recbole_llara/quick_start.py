@@ -193,10 +193,10 @@ class _Run:
     def rank_catalogue(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
         from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
-        from recbole_llara.serving.loaded import loaded_run
+        from recbole_llara.serving.loaded import LoadedRun
 
         settings, dataset = EvaluationSettings.from_config(self.config), self.data.dataset
-        run = loaded_run(self.config, self.data, self.trainer.model)
+        run = LoadedRun(self.config, self.data, self.trainer.model)
         ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), self.trainer.processes)
         result = full_rank_result(ranks, settings.topk)
         for name in ("retriever", "reranker"):

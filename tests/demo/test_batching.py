@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from recbole_llara.demo.batching import BatchQueue, QueueFullError
+from recbole_llara.demo.questions import BatchQueue, QueueFullError
 
 
 class Slow:
