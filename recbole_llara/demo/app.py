@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recbole_llara.demo.questions import Answerer, BatchQueue, Question, QueueFullError
+from recbole_llara.demo.questions import Answerer, BatchQueue, Question
 from recbole_llara.demo.runs import CaseBook, DemoRun
 from recbole_llara.serving.catalogue import ID_PREFIX
 from recbole_llara.utils.errors import UserError
@@ -103,10 +103,6 @@ class DemoApi:
         """Test rows on which these runs are right and those are wrong."""
         return self.cases.find(right, wrong, offset, limit)
 
-    def open_case(self, row: int) -> dict[str, Any]:
-        """A test row with what every run answered."""
-        return self.cases.open(row)
-
     async def _ask(self, kind: str, asked: Asked) -> dict[str, Any]:
         names = asked.runs or list(self.answerer.runs)
         unknown = [name for name in names if name not in self.answerer.runs]
@@ -140,7 +136,7 @@ def create_app(api: DemoApi, host: str = LOOPBACK[0]) -> FastAPI:
     app = FastAPI(title="recbole-llara demo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
     app.add_middleware(Guard)
-    for kind in (UserError, RequestValidationError, QueueFullError, AnyHTTPException):
+    for kind in (UserError, RequestValidationError, AnyHTTPException):
         app.add_exception_handler(kind, _refused)
     for method, path, endpoint in (
         ("GET", "/api/runs", api.runs),
@@ -148,7 +144,7 @@ def create_app(api: DemoApi, host: str = LOOPBACK[0]) -> FastAPI:
         ("POST", "/api/recommend", api.recommend),
         ("POST", "/api/write", api.write),
         ("GET", "/api/cases", api.find_cases),
-        ("GET", "/api/cases/{row}", api.open_case),
+        ("GET", "/api/cases/{row}", api.cases.open),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
     app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), methods=["GET"], response_class=FileResponse)
@@ -187,8 +183,6 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()) or "request"
         return JSONResponse({"error": f"{where}: {first['msg']}"[:500]}, 422)
-    if isinstance(error, QueueFullError):
-        return JSONResponse({"error": str(error)}, 429, {"Retry-After": str(error.retry_after)})
     if isinstance(error, AnyHTTPException):
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
     return JSONResponse({"error": str(error)}, 400)

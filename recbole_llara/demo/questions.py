@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.demo.runs import DemoRun
@@ -25,14 +26,6 @@ from recbole_llara.utils.errors import UserError
 Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
 
 
-class QueueFullError(RuntimeError):
-    """Too many questions wait already; there may be room after ``retry_after`` seconds (int)."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"too many questions wait already; try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
 class BatchQueue(Generic[Asked, Answer]):
     """Gathers questions while others are answered, and for a moment more.
 
@@ -44,11 +37,7 @@ class BatchQueue(Generic[Asked, Answer]):
     """
 
     def __init__(
-        self,
-        answer: Callable[[Sequence[Asked]], Sequence[Answer]],
-        capacity: int = 64,
-        most: int = 16,
-        gather: float = 0.005,
+        self, answer: Callable[[Sequence[Asked]], Sequence[Answer]], capacity: int = 64, most: int = 16, gather: float = 0.005
     ) -> None:
         self._answer, self._capacity, self._most, self._gather = answer, capacity, most, gather
         self._thread = ThreadPoolExecutor(1, "answers")
@@ -59,14 +48,12 @@ class BatchQueue(Generic[Asked, Answer]):
         self._last_seconds = 0.0  # what the last batch took
 
     def submit(self, question: Asked) -> "tuple[Future[Sequence[Answer]], int]":
-        """Ask: the answers of the question's batch, and its place among them.
-
-        Raises:
-            QueueFullError: ``capacity`` questions wait already.
-        """
+        """Ask: the answers of the question's batch, and its place among them; HTTPException 429 where too many wait already."""
         with self._lock:
             if self._waiting >= self._capacity:
-                raise QueueFullError(max(1, math.ceil(self._waiting / self._most * self._last_seconds)))
+                seconds = max(1, math.ceil(self._waiting / self._most * self._last_seconds))
+                told = f"too many questions wait already; try again in {seconds} s"
+                raise HTTPException(429, told, {"Retry-After": str(seconds)})
             self._waiting += 1
             if len(self._open) in (0, self._most):
                 self._open = []
@@ -112,10 +99,8 @@ class Answerer:
 
     def answer(self, questions: Sequence[Question]) -> list[dict[str, Any] | UserError]:
         """An answer for each question; a mistake in one is its own answer and no other's."""
-        asked = answer_alike(questions, lambda question: question.candidates is None, self._with_candidates)
-        return answer_alike(
-            asked, lambda question: (question.kind, question.runs, question.k, len(question.candidates)), self._answered
-        )
+        asked = answer_alike(questions, lambda one: one.candidates is None, self._with_candidates)
+        return answer_alike(asked, lambda one: (one.kind, one.runs, one.k, len(one.candidates)), self._answered)
 
     def _with_candidates(self, questions: Sequence[Question]) -> Sequence[Question]:
         """Questions that all have candidates or all have none; these get those that are proposed."""
