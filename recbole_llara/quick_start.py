@@ -22,7 +22,7 @@ from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
-from recbole_llara.serving.loaded import loaded_run
+from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped
@@ -172,7 +172,7 @@ def _result_fields(config: RunConfig, model: Any) -> dict[str, Any]:
 def _rank_catalogue(config: RunConfig, data: PreparedData, trainer: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
     settings, dataset = EvaluationSettings.from_config(config), data.dataset
-    run = loaded_run(config, data, trainer.model)
+    run = LoadedRun(config, data, trainer.model)
     ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), trainer.processes)
     result = full_rank_result(ranks, settings.topk)
     for name in ("retriever", "reranker"):

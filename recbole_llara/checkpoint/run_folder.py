@@ -22,8 +22,7 @@ from filelock import FileLock, Timeout
 
 from recbole_llara.checkpoint.weights import differences
 from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
-from recbole_llara.config.models import is_llm_recommender
-from recbole_llara.config.plugins import load_plugins
+from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
