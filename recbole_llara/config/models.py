@@ -45,11 +45,11 @@ class Model:
 _PACKAGED: dict[str, Model] = {
     "LLaRA": Model("recbole_llara.model.llara:LLaRA", Kind.LLM),
     "RSLLM": Model("recbole_llara.model.rsllm:RSLLM", Kind.LLM),
-    "TALLRec": Model("recbole_llara.model.text_only:TALLRec", Kind.LLM),
-    "ZeroShotLLM": Model("recbole_llara.model.text_only:ZeroShotLLM", Kind.LLM),
+    "TALLRec": Model("recbole_llara.model.llara:TALLRec", Kind.LLM),
+    "ZeroShotLLM": Model("recbole_llara.model.llara:ZeroShotLLM", Kind.LLM),
     "Popularity": Model("recbole_llara.recommender.popularity:Popularity", Kind.BASELINE),
     "MoRec": Model("recbole_llara.recommender.morec:MoRec", Kind.OVER_RECOMMENDER),
-    "ChatLLM": Model("recbole_llara.model.chat.chat_llm:ChatLLM", Kind.BASELINE),
+    "ChatLLM": Model("recbole_llara.model.chat_llm:ChatLLM", Kind.BASELINE),
 }
 MODELS: dict[str, Model] = dict(_PACKAGED)  # and those of ``register_model``
 
@@ -155,7 +155,7 @@ def name_of(model: Any) -> Any:
         return model
     name = model.__name__
     if name not in MODELS and name not in stock_models():
-        register_model(name, model, Kind.LLM if callable(getattr(model, "from_data", None)) else Kind.BASELINE)
+        register_model(name, model, getattr(model, "kind", Kind.BASELINE))
     if resolve_model(name) is not model:
         if name in _PACKAGED or name in stock_models():
             raise UserError(
@@ -171,7 +171,7 @@ def _check_registered(name: str, model: type) -> None:
 
     if not (inspect.isclass(model) and issubclass(model, SequentialRecommender)):
         raise UserError(f"register_model {name}: found {model!r}, expected a subclass of RecBole's SequentialRecommender")
-    is_llm = callable(getattr(model, "from_data", None))
+    is_llm = getattr(model, "kind", None) is Kind.LLM
     if is_llm != (MODELS[name].kind is Kind.LLM):
         expected = (
             "kind llm: it is a subclass of LLMRecommender" if is_llm else "kind baseline, or a subclass of LLMRecommender"

@@ -21,7 +21,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData,
 from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.model.answering import Questions, evaluation_prompts, generate_answers
+from recbole_llara.model.answering import Questions, evaluation_prompts, generate
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
@@ -151,13 +151,16 @@ class LoadedRun:
 
     def prompts(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> EncodedPrompts:
         """What the LLM reads of histories and candidates [B, C], internal ids throughout; for runs that have an LLM."""
-        return evaluation_prompts(self.model, Questions(self._history(histories), candidates, _no_rows(histories)))
+        return evaluation_prompts(self.model, self._questions(histories, candidates))
 
     @torch.no_grad()
     def write(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> CandidateAnswers:
         """What the LLM writes when nothing holds it to the candidates [B, C]; for runs that have an LLM."""
         with self.model.evaluation_arithmetic():
-            return generate_answers(self.model, self.prompts(histories, candidates), candidates).cpu()
+            return generate(self.model, self._questions(histories, candidates)).cpu()
+
+    def _questions(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> Questions:
+        return Questions(self._history(histories), candidates, _no_rows(histories))
 
     def _history(self, histories: Sequence[Sequence[int]]) -> torch.Tensor:
         return padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])[0]
