@@ -11,24 +11,18 @@ from recbole.utils import InputType
 from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.checks import check_titles
 from recbole_llara.config.models import Kind
-from recbole_llara.config.settings import (
-    EvaluationSettings,
-    LLMSettings,
-    PromptSettings,
-    RecommenderSettings,
-    TrainingSettings,
-)
+from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
-from recbole_llara.llm.architecture import causal_lm, compile_blocks, embedded_vocabulary, input_embeddings, shard_frozen
+from recbole_llara.llm.architecture import causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
 from recbole_llara.llm.likelihood import answer_pass
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import Questions, score
-from recbole_llara.model.build import answer_reader, prepare_llm
+from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
@@ -57,6 +51,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         train: trains the frozen recommender, where one is needed and the cache has none.
 
     Attributes:
+        reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
         recommender: the frozen one; None where no prompt shows its item embeddings.
         needs_previews: whether the losses of a pass read something of the rows of all other passes of the step, which
             ``preview(rows, step)`` gives as [B, D] by a pass without gradients.
@@ -69,12 +64,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     kind = Kind.LLM
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
+    reads_words_only, is_trained = False, True
     needs_previews = needs_states = False
 
     def __init__(self, config: Any, data: PreparedData, train: TrainStock) -> None:
         super().__init__(config, data.dataset)
         settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
-        device, processes = config["device"], processes_of(config)
         self.seed, self.sampler = config["seed"], data.sampler
         self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
         self.answer_loss = LOSSES[prompt.answer_loss]
@@ -82,21 +77,16 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
         self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
         self.llm_quantization = settings.llm_quantization
-        self.llm, self.llm_digest, self.encoder, self._token_keys = prepare_llm(config, data)
-        self.tokenizer = self.encoder.tokenizer
-        self.is_sharded, self.is_compiled = settings.fsdp and processes.count > 1, settings.torch_compile
-        if self.is_sharded:
-            shard_frozen(self.llm, device, processes.count)
-        self.read_answers = answer_reader(config, self.llm, self.encoder, self._token_keys)
-        if self.is_compiled:
-            compile_blocks(self.llm, device)
-        llm = causal_lm(self.llm)
+        self.is_sharded, self.is_compiled = settings.fsdp and processes_of(config).count > 1, settings.torch_compile
+        prepared = prepare_llm(config, data, self.is_sharded)
+        self.llm, self.llm_digest, self.encoder, self._token_keys, self.read_answers = prepared
+        self.tokenizer, llm = self.encoder.tokenizer, causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
-        self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, device)
+        self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, self.device)
         self.eval_dtype = evaluation_dtype(settings.eval_dtype, self._weight_dtype)
         # In halves nearly all rows would be near ties; where weights are sharded, every process must pass as often.
         self.settles_near_ties = self.eval_dtype == torch.float32 and not self.is_sharded
-        attention = training_attention(llm, self.compute_dtype, device)
+        attention = training_attention(llm, self.compute_dtype, self.device)
         self._attention = {True: attention, False: llm.config._attn_implementation}
         self.recommender: Recommender | None = None
         self.item_tokens = self._item_tokens(config, data, train)
@@ -121,7 +111,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse stages that cannot be, and text where scores are to be averaged; see ``ChecksConfig``."""
+        """Refuse what the model cannot read, stages that cannot be, and text where scores are to be averaged."""
         check_titles(config)
         for key, (value, instead) in REPLACED_KEYS.items():
             if config[key] != value:
@@ -134,6 +124,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
             )
+        if cls.reads_words_only:
+            check_words_only(cls, config, shown_parts(config))
+        if not cls.is_trained:
+            check_untrained(cls, config)
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``HasResultFields``."""
@@ -181,15 +175,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """RecBole's interface: the loss [] of an optimiser step that reads these rows in one pass.
+        """RecBole's interface, for its own Trainer: the loss [] of an optimiser step that reads these rows in one pass.
 
-        It is for RecBole's own Trainer and scripts like it; ``LLMTrainer`` makes the same step out of smaller passes. Call it
-        once an optimiser step: ``steps_taken`` counts the calls, and from it follow the epoch (with a loader of
-        ``train_batch_size`` rows), and so candidates and templates, the stage and what it trains, and dropout. RecBole's
-        Trainer keeps its own learning rate throughout, and uses all of the memory that ``train_batch_size`` rows take.
-
-        Args:
-            interaction: [B] rows of the training loader.
+        Call it once an optimiser step: ``steps_taken`` counts the calls, and from it follow the epoch (with a loader of
+        ``train_batch_size`` rows), and so candidates and templates, the stage and what it trains, and dropout.
         """
         epoch, ends, number = self.steps_taken // self.steps_an_epoch, 0, self.steps_taken
         for stage in self.stages:
@@ -211,14 +200,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         return prompts.to(self.device)
 
     def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, position_ids: torch.Tensor) -> None:
-        """Tell dropout which tokens the next pass holds; see ``llm.adapters``.
-
-        Args:
-            purpose: what the pass is.
-            step: number of the optimiser step.
-            rows: [B] what its rows are called, on the CPU.
-            position_ids: [B, T] of what it reads.
-        """
+        """Tell dropout which tokens the next pass holds; see ``llm.adapters.token_keys``."""
         self._token_keys.values = token_keys(self.seed, purpose, step, rows, position_ids)
 
     def begin_step(
@@ -228,20 +210,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
         Args:
             rows: all rows of the step.
-            representation: how items stand in its prompts.
-            number: of the step, counted over the whole training.
+            representation, number: see ``Step``.
             pass_rows: how many rows a pass holds at most, by which memory is kept bounded; None = all.
         """
         tokens = int((self.encoder.answer_ids(rows.targets, representation) != IGNORED_LABEL).sum())
         return Step(representation, tokens, rows.targets, number)
 
     def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:
-        """What one forward pass adds to the loss of its optimiser step, by name; their sum is what is minimised.
-
-        Args:
-            rows: of this pass.
-            step: what ``begin_step`` gave.
-        """
+        """What one forward pass over rows adds to the losses of its optimiser step, by name; their sum is what is minimised."""
         prompts = self.encode_training(rows, step.representation)
         self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
         read = (self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels)
@@ -309,8 +285,7 @@ def check_words_only(model: type, config: Any, shown: Iterable[Part]) -> None:
 
 def check_untrained(model: type, config: Any) -> None:
     """Refuse epochs, for a model that learns nothing."""
-    epochs = TrainingSettings.from_config(config).epochs
-    if epochs:
+    if config["epochs"]:
         raise UserError(
-            f"epochs: found {epochs}, expected 0: {model.__name__} is not trained; TALLRec tunes an LLM on such prompts"
+            f"epochs: found {config['epochs']}, expected 0: {model.__name__} is not trained; TALLRec tunes an LLM on such prompts"
         )

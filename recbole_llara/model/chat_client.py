@@ -1,12 +1,7 @@
 """Questions to an OpenAI-compatible chat endpoint: side by side, retried, and never paid for twice. RecBole-free.
 
-A prompt that gets no answer does not stop the others. What follows an error depends on whose fault it is:
-
-| whose | which | what follows |
-|---|---|---|
-| the endpoint's | 408, 409, 429, 5xx, no answer in time, no connection, no chat completion | tried again, then ``failed`` |
-| the prompt's | a policy on contents (400, 403, 451), longer than the context (400, 413), any other 4xx | ``refused`` or ``too_long`` |
-| the configuration's | 401, 402, 403, 404, 405, an unknown model, one of ``api_options`` by its name | the run ends, the key is named |
+A prompt that gets no answer does not stop the others: its answer says why. Where the configuration is at fault, or the endpoint
+fails again and again, the run ends; docs/pages/models/chat.md says which error is whose.
 """
 
 import base64
@@ -22,16 +17,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from recbole_llara.config.secrets import MASK, masked_urls, secrets_of, without_secrets
 from recbole_llara.config.settings import ChatSettings
 from recbole_llara.utils.errors import RunError, UserError
-
-if TYPE_CHECKING:
-    import openai
 
 # Endpoints that want no key are given one such as "none" or "x", which is part of many a title and no secret.
 SHORTEST_SECRET = 8
@@ -127,11 +120,7 @@ class AnswerCache:
             return None
 
     def put(self, digest: str, request: Mapping[str, Any], answer: ChatAnswer) -> None:
-        """Keep an answer; on disk when this returns.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Keep an answer, on disk when this returns; a RunError where it cannot be written."""
         told = without_secrets(request)  # headers may be among the options
         values = (digest, json.dumps(told, ensure_ascii=False), json.dumps(vars(answer), ensure_ascii=False))
         try:
@@ -298,16 +287,11 @@ class ChatClient:
 
 
 def fault_of(error: Exception, api_base: str, settings: ChatSettings) -> tuple[str, str]:
-    """Whose fault an error is, and which key to look at.
-
-    Args:
-        error: of the package openai, or a ValueError of an answer that cannot be read.
-        api_base: as it is told.
-        settings: those of the request.
+    """Whose fault an error of the package openai, or a ValueError of an answer that cannot be read, is.
 
     Returns:
-        ``failed``, ``refused`` or ``too_long``, of ``answer.OUTCOMES``, or ``CONFIGURATION``; and a message that may hold what the
-        endpoint echoes.
+        ``failed``, ``refused`` or ``too_long``, of ``answer.OUTCOMES``, or ``CONFIGURATION``; and a message that names the key to
+        look at and may hold what the endpoint echoes.
     """
     import openai
 
@@ -331,7 +315,7 @@ def fault_of(error: Exception, api_base: str, settings: ChatSettings) -> tuple[s
             return "too_long", f"api_model, candidate_num or MAX_ITEM_LIST_LENGTH: {answers}"
         if status == 451 or _CONTENT.search(said):
             return "refused", f"api_model or chat_instruction: {answers}"
-        own_words = _own_words(error)
+        own_words = _own_words(error.body)
         option = next((name for name in options if re.search(rf"['\"`]{re.escape(name)}['\"`]", own_words)), "")
     if option:
         return CONFIGURATION, (
@@ -349,9 +333,8 @@ def fault_of(error: Exception, api_base: str, settings: ChatSettings) -> tuple[s
     return "refused", f"api_base, api_model or api_options: {answers}"
 
 
-def _own_words(error: "openai.APIStatusError") -> str:
-    """An error's text without the request that some endpoints echo beside it."""
-    body = error.body
+def _own_words(body: Any) -> str:
+    """The text of an error's body without the request that some endpoints echo beside it."""
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or ""
     if isinstance(body, list):  # of faults, each with its place in the request
@@ -373,23 +356,12 @@ def _secrets(key: str, api_base: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def check_access(api_key_env: str) -> None:
-    """Refuse to begin without what every request needs.
-
-    Raises:
-        UserError: the package openai is not installed, or the environment holds no key.
-    """
-    try:
-        import openai  # noqa: F401
-    except ImportError as error:
-        raise UserError("ChatLLM needs the package openai, which is not installed: pip install recbole-llara[chat]") from error
-    if api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
-        raise UserError(
-            "api_key_env: found what is no variable's name, and may be a key, so it is not shown; expected the name of an "
-            "environment variable that holds the key, such as OPENAI_API_KEY"
-        )
+    """Refuse, by a UserError, to begin without the package openai, or without a key in the environment."""
+    if find_spec("openai") is None:
+        raise UserError("ChatLLM needs the package openai, which is not installed: pip install recbole-llara[chat]")
     if api_key_env and not os.environ.get(api_key_env):
-        is_name = len(api_key_env) <= 64 and api_key_env.upper() == api_key_env  # it may be a key that was given in its place
+        is_name = re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", api_key_env)  # others may be a key that was given in its place
         raise UserError(
-            f"api_key_env: the environment variable {api_key_env if is_name else MASK} holds no key; set it, name another one, or "
-            'for an endpoint that wants none set api_key_env to ""'
+            f"api_key_env: the environment variable {api_key_env if is_name else MASK} holds no key; expected the name of one that "
+            'does, such as OPENAI_API_KEY, or for an endpoint that wants none api_key_env: ""'
         )

@@ -1,18 +1,4 @@
-"""A chat model behind an API, the tables' "GPT-4": the same question in words, and how a message names a candidate.
-
-Chat models think aloud, number, label, quote and embellish. The rule:
-
-1. What stands before a closing ``</think>`` is no answer, nor what follows a ``<think>`` that is never closed.
-2. The whole message is read first, then its lines: lines that name one candidate between them name it, lines that name several
-   name none. A last line that the endpoint has cut off is not read, since more may have followed.
-3. A text is read as it stands, and then without one wrapping after the other: quotes and emphasis around it, a full stop behind
-   it, a label such as ``Answer:`` or the mark of a list such as ``1.`` before it. The least unwrapped reading that is a
-   candidate's title counts: where "1. FC Köln" is a candidate, "1. FC Köln" names it and not "FC Köln".
-4. Only where none of these readings is a title are they compared again without regard to case.
-
-Titles are never searched for inside a text, as everywhere (``answer.match_titles``). This rule is for messages of chat models
-alone: what the LLM of a run generates must be the title, as in the papers.
-"""
+"""A chat model behind an API, the tables' "GPT-4": the same question in words, and how a message names a candidate."""
 
 import json
 import os
@@ -65,10 +51,6 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
 
     Every answer is kept in ``<checkpoint_dir>/chat/answers.sqlite`` by the exact request, so a run that was interrupted
     goes on without paying twice.
-
-    Args:
-        config: the run's RunConfig.
-        dataset: the training split.
     """
 
     input_type = InputType.POINTWISE
@@ -144,10 +126,18 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
 
 
 def read_answer(message: str, titles: Sequence[str], is_cut: bool = False) -> tuple[int | None, bool]:
-    """Which candidate a message names.
+    """Which candidate a chat model's message names: such models think aloud, number, label, quote and embellish.
+
+    1. Reasoning is no answer; see ``without_reasoning``.
+    2. The whole message is read first, then its lines: lines that name one candidate between them name it, lines that name
+       several name none. A last line that the endpoint has cut off is not read, since more may have followed.
+    3. A text is read as it stands, then without one wrapping after the other. The least unwrapped reading that is a candidate's
+       title counts: where "1. FC Köln" is a candidate, "1. FC Köln" names it and not "FC Köln". Titles are never searched for
+       inside a text, as everywhere (``answer.match_titles``).
+    4. Only where none of these readings is a title are they compared again without regard to case.
 
     Args:
-        message: of a chat model.
+        message: what the model wrote.
         titles: of the candidates.
         is_cut: whether the endpoint ended the message before the model did.
 

@@ -4,10 +4,7 @@ Everything they need is the shared ``LLMRecommender``; what makes it LLaRA stand
 ``representation: hybrid`` (eq. 4-6) and ``strategy: curriculum`` (eq. 9-11).
 """
 
-from typing import Any
-
-from recbole_llara.model.base import LLMRecommender, check_untrained, check_words_only
-from recbole_llara.prompt.curriculum import shown_parts
+from recbole_llara.model.base import LLMRecommender
 
 
 class LLaRA(LLMRecommender):
@@ -20,19 +17,10 @@ class TALLRec(LLMRecommender):
     Its own question is whether a user likes one item, yes or no; the tables that we compare with ask all systems alike.
     """
 
-    @classmethod
-    def check(cls, config: Any) -> None:
-        """Refuse prompts with slots, and what ``LLMRecommender`` refuses."""
-        super().check(config)
-        check_words_only(cls, config, shown_parts(config))
+    reads_words_only = True
 
 
 class ZeroShotLLM(LLMRecommender):
     """The LLM as it is, the tables' "Llama2": no training, straight to evaluation."""
 
-    @classmethod
-    def check(cls, config: Any) -> None:
-        """Refuse prompts with slots, training, and what ``LLMRecommender`` refuses."""
-        super().check(config)
-        check_words_only(cls, config, shown_parts(config))
-        check_untrained(cls, config)
+    reads_words_only, is_trained = True, False

@@ -109,13 +109,8 @@ class RSLLM(LLMRecommender):
     def _item_item(self, step: Step, places: torch.Tensor, given: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The sum of l_i (eq. 3) over the rows of a pass, with the gradients that all l_j of the step send to these rows.
 
-        g^(I|U) of a row is a negative of every other row. Over all passes each row gets every gradient once.
-
-        Args:
-            step: with g^(I|U) of all rows, unless this pass holds all of them.
-            places: [B] of the pass's rows in the step.
-            given: [B, D] their g^(I|U).
-            targets: [M] of all rows.
+        g^(I|U) of a row is a negative of every other row. Over all passes each row gets every gradient once. ``places`` [B] and
+        ``given`` [B, D], their g^(I|U), are of the pass; ``targets`` [M] of all rows.
         """
         if step.given is None and len(places) < len(targets):
             raise ValueError(
