@@ -48,11 +48,11 @@ class Model:
 _PACKAGED: dict[str, Model] = {
     "LLaRA": Model("recbole_llara.model.llara:LLaRA", Kind.LLM),
     "RSLLM": Model("recbole_llara.model.rsllm:RSLLM", Kind.LLM),
-    "TALLRec": Model("recbole_llara.model.text_only:TALLRec", Kind.LLM),
-    "ZeroShotLLM": Model("recbole_llara.model.text_only:ZeroShotLLM", Kind.LLM),
+    "TALLRec": Model("recbole_llara.model.llara:TALLRec", Kind.LLM),
+    "ZeroShotLLM": Model("recbole_llara.model.llara:ZeroShotLLM", Kind.LLM),
     "Popularity": Model("recbole_llara.recommender.stock:Popularity", Kind.BASELINE),
     "MoRec": Model("recbole_llara.recommender.morec:MoRec", Kind.OVER_RECOMMENDER),
-    "ChatLLM": Model("recbole_llara.model.chat.chat_llm:ChatLLM", Kind.BASELINE),
+    "ChatLLM": Model("recbole_llara.model.chat_llm:ChatLLM", Kind.BASELINE),
 }
 MODELS: dict[str, Model] = dict(_PACKAGED)  # and those of ``register_model``
 
@@ -168,7 +168,7 @@ def _check_registered(name: str, model: Any) -> None:
 
 
 def _is_llm(model: type) -> bool:
-    return callable(getattr(model, "from_data", None))
+    return getattr(model, "kind", None) is Kind.LLM
 
 
 def name_of(model: Any) -> Any:

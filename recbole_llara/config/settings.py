@@ -138,7 +138,7 @@ class DataProtocol(Settings):
             raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
         if self.split == READY_MADE and history not in (self.alias_of_item_id or ()):
             raise UserError(
-                f"alias_of_item_id is {self.alias_of_item_id!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among "
+                f"alias_of_item_id is {list(self.alias_of_item_id or ())}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among "
                 "them: histories and targets would be numbered apart."
             )
         return self

@@ -207,10 +207,10 @@ class StudyRuns(Plan):
         if values.get("api_base") != LOCAL:
             yield
             return
-        from recbole_llara.model.chat.server import served
+        from recbole_llara.model.chat_llm import served
 
-        with served(str(self.study.settings.get("llm_path", "tiny"))) as server:
-            values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
+        with served(str(self.study.settings.get("llm_path", "tiny"))) as keys:
+            values |= keys
             yield
 
     def _source(self, arm: Arm) -> Arm | None:

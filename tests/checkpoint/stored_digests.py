@@ -96,7 +96,7 @@ STORED = (
     Stored("text_features/*", "sha256", "the features", "recommender.morec.cached_features", "made again"),
     Stored("search/*", "name", "keys, parameters and data", "experiments.search_trials.SearchTrials", "looked for elsewhere"),
     Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search_trials.SearchTrials", "refused"),
-    Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat.client.AnswerCache", "looked for elsewhere"),
+    Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat_client.AnswerCache", "looked for elsewhere"),
     Stored(
         "studies/finished/*", "name", "all that a result depends on", "experiments.study_runs.StudyRuns", "looked for elsewhere"
     ),
