@@ -12,25 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split, in internal ids.
+    """Rows of one split; int64, in internal ids."""
 
-    Attributes:
-        users, targets: [B] int64.
-        history: [B, L] int64, 0-padded on the right.
-        places: [B] int64, where the target stands among the interactions by user and time; of ready-made rows, which have no
-            such place, the split's number in ``SPLITS``.
-    """
-
-    users: np.ndarray
-    targets: np.ndarray
-    history: np.ndarray
-    places: np.ndarray
+    users: np.ndarray  # [B]
+    targets: np.ndarray  # [B]
+    history: np.ndarray  # [B, L], 0-padded on the right
+    places: np.ndarray  # [B] of the targets among the interactions by user and time; of ready-made rows the split's, from 0
 
 
 def sliding_windows(users: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,19 +33,16 @@ def sliding_windows(users: np.ndarray, max_length: int) -> tuple[np.ndarray, np.
     Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
 
     Args:
-        users: [M], interactions grouped by user, oldest first within each.
+        users: [M], of interactions by user and time.
         max_length: L.
 
     Returns:
         For each position of each user but the first, R in all: where the target stands among the interactions [R]; where the
         items of its history stand [R, L], oldest first and meaningless beyond its length; and its length [R], 1..L.
     """
-    place = np.arange(len(users))
-    is_first = np.ones(len(users), dtype=bool)
-    is_first[1:] = users[1:] != users[:-1]
-    position = place - np.maximum.accumulate(np.where(is_first, place, 0))
-    target = place[~is_first]
-    length = np.minimum(position[~is_first], max_length)
+    position = pd.Series(users).groupby(users).cumcount().to_numpy()
+    target = np.flatnonzero(position)
+    length = np.minimum(position[target], max_length)
     column = np.minimum(np.arange(max_length)[None], length[:, None] - 1)  # stays within the user's own interactions
     return target, (target - length)[:, None] + column, length
 
@@ -70,26 +61,25 @@ def rows_by_user_split(
     """The papers' protocol: every row of the training users, the last row of each valid and test user.
 
     Args:
-        users: [R], rows grouped by user, oldest first within each.
+        users: [R], of rows by user and time.
         length: [R], of the rows' histories.
         parts: the users of train, valid and test.
         least: the least length of a history in each of them; shorter rows are dropped.
 
     Returns:
-        Row numbers of train, valid and test.
+        Row numbers of each.
     """
-    is_last = np.ones(len(users), dtype=bool)
-    is_last[:-1] = users[1:] != users[:-1]
+    is_last = ~pd.Series(users).duplicated(keep="last").to_numpy()
     masks = [np.isin(users, part) & (length >= number) for part, number in zip(parts, least, strict=True)]
     return [np.flatnonzero(mask) for mask in (masks[0], *(mask & is_last for mask in masks[1:]))]
 
 
 @dataclass(frozen=True)
 class SeenItems:
-    """Which user interacted with which item: ``keys`` [pairs] int64, user * N + item, ascending and distinct; N counts the padding."""
+    """Which user interacted with which item."""
 
-    keys: np.ndarray
-    n_items: int
+    keys: np.ndarray  # [pairs] int64, user * N + item, ascending and distinct
+    n_items: int  # N, the padding item counted
 
     def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether each user interacted with each item; shapes broadcast. Fast where `users` come in order."""
