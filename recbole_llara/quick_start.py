@@ -222,9 +222,7 @@ class _Run:
             folder.write_records("full_rank.jsonl", full_rank_records)
         result = build_result(
             config.final_config_dict,
-            correct=cases.correct,
-            valid=cases.valid,
-            outcomes=cases.outcome_counts,
+            cases,
             candidate_sha256=self.data.candidate_sha256,
             metrics=metrics,
             timings=self.timings,

@@ -92,7 +92,7 @@ class RunConfig(Config):
         config_dict: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
     ) -> None:
-        import_module("recbole_llara.evaluator.metric").register_metrics()  # RecBole looks them up while it is built
+        import_module("recbole_llara.evaluator.ranking").register_metrics()  # RecBole looks them up while it is built
         self._argv = tuple(argv or ())
         self._sources: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()

@@ -50,9 +50,9 @@ def test_each_row_has_its_own_candidates():
 
 
 def test_says_what_disagrees():
-    with pytest.raises(ValueError, match="2 texts and 1 title lists for 1 rows"):
+    with pytest.raises(ValueError, match="2 texts and title lists of lengths .6. for 1 rows"):
         match_titles(["a", "b"], [TITLES], ITEMS)
-    with pytest.raises(ValueError, match=r"lengths \[1\] for 6 candidates"):
+    with pytest.raises(ValueError, match=r"lengths \[1\] for 1 rows of 6 candidates"):
         match_titles(["a"], [["a"]], ITEMS)
     with pytest.raises(ValueError, match="3 rows"):
         CandidateAnswers(items=torch.zeros(3), scores=torch.zeros(2, 5))
