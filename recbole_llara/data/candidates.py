@@ -280,8 +280,6 @@ def read_candidates(
         (keys.duplicated(), "repeat the user and target of an earlier line"),
     ]
     _refuse(path, table.index.to_numpy(), faults)
-    if len(keys) == 0:
-        raise UserError(f"{path} (candidate_file) has no line for any user of the protocol.")
     place = keys.get_indexer(rows.users * len(item_ids) + rows.targets)
     if (place < 0).any():
         raise UserError(

@@ -22,8 +22,8 @@ from recbole.utils import FeatureType, ModelType
 from recbole_llara.config.settings import READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidates import CandidateSampler, read_candidates, save_candidates
-from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
-from recbole_llara.data.rows import SPLITS, Knowledge, Rows, rows_by_user_split, sliding_windows, split_users
+from recbole_llara.data.numbering import Numbering, read_numbering, user_hashes
+from recbole_llara.data.rows import SPLITS, Knowledge, Rows, split_users
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
@@ -103,14 +103,20 @@ class CandidateDataset(CheckedFiles):
         self.inter_feat[field] = F.pad(padded, (0, limit - padded.shape[1]))
 
     def data_augmentation(self) -> None:
-        """RecBole's rows by array operations: (history, target) for each position of each user but the first."""
+        """RecBole's rows by array operations: (history, target) for each position of each user but the first, R in all.
+
+        Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
+        """
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
         users = self.inter_feat[self.uid_field].numpy()
         self._interactions = users, self.inter_feat[self.iid_field].numpy()  # [M] each, by user and time
-        target, history, length = map(torch.from_numpy, sliding_windows(users, self.max_item_list_len))
-        is_padding = torch.arange(self.max_item_list_len)[None] >= length[:, None]  # [R, L]
+        position = torch.from_numpy(pd.Series(users).groupby(users).cumcount().to_numpy())  # [M] within the user's own
+        target = position.nonzero()[:, 0]  # [R]
+        length, column = position[target].clamp(max=self.max_item_list_len), torch.arange(self.max_item_list_len)[None]
+        is_padding = column >= length[:, None]  # [R, L]
+        history = (target - length)[:, None] + torch.minimum(column, length[:, None] - 1)  # [R, L] within the user's own
         columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
         columns[self.item_list_length_field], columns[PLACE_FIELD] = length, target
         for field, values in self.inter_feat.interaction.items():
@@ -127,14 +133,16 @@ class CandidateDataset(CheckedFiles):
         """
         protocol = self.protocol
         least = (protocol.min_train_history, protocol.min_eval_history, protocol.min_eval_history)
+        splits = self._build_by_user(least) if protocol.split == "user_time" else super().build()
         if protocol.split == READY_MADE:
-            splits = super().build()
             for number, split in enumerate(splits):
                 split.inter_feat[PLACE_FIELD] = torch.full((len(split.inter_feat),), number)
             self.knowledge = Knowledge.from_windows([self.rows_of(split.inter_feat) for split in splits])
-            splits = self._long_enough(splits, least)
+            for name, split, number in zip(SPLITS, splits, least, strict=True):
+                is_long = split.inter_feat[self.item_list_length_field] >= number
+                why = f"their history is shorter than {number} (min_train_history or min_eval_history)"
+                split.inter_feat = _kept(split.inter_feat, is_long, name, why)
         else:
-            splits = self._build_by_user(least) if protocol.split == "user_time" else super().build()
             users, items = self._interactions
             rows = [self.rows_of(split.inter_feat) for split in splits]
             self.knowledge = Knowledge(users, items, np.arange(len(users)), rows)
@@ -149,19 +157,15 @@ class CandidateDataset(CheckedFiles):
         return Rows(*(inter_feat[field].numpy() for field in (self.uid_field, self.iid_field, history, PLACE_FIELD)))
 
     def _build_by_user(self, least: Sequence[int]) -> list["CandidateDataset"]:
+        """The papers' protocol: every row of the training users, the last row of each valid and test user."""
         self._change_feat_format()
         self._drop_unused_col()
         users, length = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.item_list_length_field].numpy()
-        parts = split_users(self.users_in_order, self.protocol.split_ratio)
-        return [self.copy(self.inter_feat[rows]) for rows in rows_by_user_split(users, length, parts, least)]
-
-    def _long_enough(self, splits: list["CandidateDataset"], least: Sequence[int]) -> list["CandidateDataset"]:
-        """Ready-made splits without rows of too short a history."""
-        kept = [split.inter_feat[self.item_list_length_field] >= number for split, number in zip(splits, least, strict=True)]
-        dropped = {name: int((~rows).sum()) for name, rows in zip(SPLITS, kept, strict=True) if not rows.all()}
-        if dropped:
-            _logger.info(f"rows left out for a history shorter than min_train_history or min_eval_history: {dropped}")
-        return [split.copy(split.inter_feat[rows]) for split, rows in zip(splits, kept, strict=True)]
+        is_last, splits = ~pd.Series(users).duplicated(keep="last").to_numpy(), []
+        for name, own, number in zip(SPLITS, split_users(self.users_in_order, self.protocol.split_ratio), least, strict=True):
+            is_taken = np.isin(users, own) & (length >= number) & (is_last | (name == "train"))
+            splits.append(self.copy(self.inter_feat[np.flatnonzero(is_taken)]))
+        return splits
 
     def _settle_repeats(self, inter_feat: Interaction, split: str) -> Interaction:
         """Look for targets that the user had before; leave them out, or tell of them, as `repeated_targets` says."""
@@ -169,8 +173,7 @@ class CandidateDataset(CheckedFiles):
         repeats, n_rows = int(is_repeat.sum()), len(is_repeat)
         self.repeat_share[split] = repeats / max(n_rows, 1)
         if repeats and choice == "drop":
-            _logger.info(f"{split}: {repeats} of {n_rows} rows left out, repeated_targets is drop")
-            return inter_feat[torch.from_numpy(~is_repeat)]
+            return _kept(inter_feat, torch.from_numpy(~is_repeat), split, "repeated_targets is drop")
         if repeats and choice == "keep" and split != "train":
             _logger.warning(
                 f"{split}: in {repeats} of {n_rows} rows ({repeats / n_rows:.1%}) the user had the target before, and no other "
@@ -253,7 +256,8 @@ def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedDat
             f"model is {config['model']}, expected a sequential model that reads RecBole's plain SequentialDataset "
             f"(not {', '.join(MODELS_WITH_OWN_DATASET)})."
         )
-    dataset = CandidateDataset(config, numbering or given_numbering(config))
+    given = (read_numbering(Path(config[key]), key) for key in ("checkpoint", "rec_checkpoint") if config[key])
+    dataset = CandidateDataset(config, numbering or next(filter(None, given), None))
     splits = dataset.build()
     _check_features(dataset, config)
     catalogue = load_catalogue(dataset, config) if config["title_field"] else None
@@ -270,6 +274,13 @@ def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedDat
         _logger.info(told)
     sampler = dataset.candidate_sampler("train", dataset.protocol.seed)
     return PreparedData(splits[0], catalogue=catalogue, sampler=sampler, candidate_sha256=sha256, **loaders)
+
+
+def _kept(inter_feat: Interaction, is_kept: torch.Tensor, split: str, why: str) -> Interaction:
+    if is_kept.all():
+        return inter_feat
+    _logger.info(f"{split}: {int((~is_kept).sum())} of {len(is_kept)} rows left out, {why}")
+    return inter_feat[is_kept]
 
 
 def _check_features(dataset: CandidateDataset, config: Any) -> None:

@@ -42,7 +42,7 @@ class Numbering:
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
         """That of a ``CandidateDataset`` that was built, or of a split; features without tokens have no numbers."""
         names = [name for name in selected_features or () if name in dataset.field2id_token]
-        items, *features = (_texts(dataset.field2id_token[name]) for name in (dataset.iid_field, *names))
+        items, *features = (list(map(str, dataset.field2id_token[name][1:])) for name in (dataset.iid_field, *names))
         n_known = dataset.knowledge.known["test"].n_items
         return cls(items, n_known, dataset.user_hashes, dict(zip(names, features, strict=True)))
 
@@ -143,14 +143,6 @@ def data_digest(config: Any) -> str:
     return sha256(told.encode()).hexdigest()[:16]
 
 
-def given_numbering(config: Any) -> Numbering | None:
-    """That of the checkpoint that a run is given; None where it is given none."""
-    for key in ("checkpoint", "rec_checkpoint"):
-        if config[key] and (found := read_numbering(Path(config[key]), key)) is not None:
-            return found
-    return None
-
-
 def read_numbering(path: Path, key: str) -> Numbering | None:
     """That of a checkpoint, folder or file, which ``key`` names; None where it has none: its weights are then refused.
 
@@ -167,11 +159,6 @@ def read_numbering(path: Path, key: str) -> Numbering | None:
     except SafetensorError:
         return None
     return Numbering.from_tensors(tensors, f"{key}: {path}") if tensors else None
-
-
-def _texts(ids: Sequence[Any]) -> list[str]:
-    """All ids but the padding's."""
-    return [str(text) for text in ids[1:]]
 
 
 def _some(texts: Sequence[str], what: str) -> str:

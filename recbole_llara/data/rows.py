@@ -1,4 +1,4 @@
-"""Rows of a history and a target: how sequences are cut into them, which split takes which, and who may know what.
+"""Rows of a history and a target: which users a split takes, and which interactions it may know.
 
 Negatives exclude what the user interacted with, and an item that is never drawn as a negative is thereby told apart. So
 the draws for a split may exclude only what this split and the ones before it know: those of training rows exclude the
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 SPLITS = ("train", "valid", "test")
 
@@ -27,51 +26,12 @@ class Rows:
     places: np.ndarray  # [B] of the targets among the interactions by user and time; of ready-made rows the split's, from 0
 
 
-def sliding_windows(users: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut sequences into (history, target) rows: the rows of RecBole's `data_augmentation`, without its loop.
-
-    Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
-
-    Args:
-        users: [M], of interactions by user and time.
-        max_length: L.
-
-    Returns:
-        For each position of each user but the first, R in all: where the target stands among the interactions [R]; where the
-        items of its history stand [R, L], oldest first and meaningless beyond its length; and its length [R], 1..L.
-    """
-    position = pd.Series(users).groupby(users).cumcount().to_numpy()
-    target = np.flatnonzero(position)
-    length = np.minimum(position[target], max_length)
-    column = np.minimum(np.arange(max_length)[None], length[:, None] - 1)  # stays within the user's own interactions
-    return target, (target - length)[:, None] + column, length
-
-
 def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -> tuple[np.ndarray, ...]:
     """Cut users [U] into train, valid and test by shares, which need not add up to 1; 943 users and 8:1:1 give 754, 94 and 95."""
     shares = np.cumsum(ratio)[:-1] / np.sum(ratio)
     # Rounded first: 0.3 / 1.0 of 10 users must be 3, not the floor of 2.9999999999999996.
     bounds = np.floor(np.round(shares * len(users_in_order), 9)).astype(np.int64)
     return tuple(np.split(users_in_order, bounds))
-
-
-def rows_by_user_split(
-    users: np.ndarray, length: np.ndarray, parts: Sequence[np.ndarray], least: Sequence[int]
-) -> list[np.ndarray]:
-    """The papers' protocol: every row of the training users, the last row of each valid and test user.
-
-    Args:
-        users: [R], of rows by user and time.
-        length: [R], of the rows' histories.
-        parts: the users of train, valid and test.
-        least: the least length of a history in each of them; shorter rows are dropped.
-
-    Returns:
-        Row numbers of each.
-    """
-    is_last = ~pd.Series(users).duplicated(keep="last").to_numpy()
-    masks = [np.isin(users, part) & (length >= number) for part, number in zip(parts, least, strict=True)]
-    return [np.flatnonzero(mask) for mask in (masks[0], *(mask & is_last for mask in masks[1:]))]
 
 
 @dataclass(frozen=True)
