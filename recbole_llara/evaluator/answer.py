@@ -188,16 +188,12 @@ def match_titles(texts: list[str], candidate_titles: list[list[str]], candidate_
 
     Returns:
         [B] int64 items, 0 where the answer is invalid.
+
+    Raises:
+        ValueError: the numbers of texts, title lists and candidates disagree.
     """
-    n_rows, n_candidates = candidate_items.shape
-    if len(texts) != n_rows or [len(titles) for titles in candidate_titles] != [n_candidates] * n_rows:
-        raise ValueError(
-            f"{len(texts)} texts and title lists of lengths {[len(titles) for titles in candidate_titles]} for {n_rows} rows of "
-            f"{n_candidates} candidates: expected a text for each row and a title for each candidate"
-        )
-    is_named = []
-    for text, titles in zip(map(normalise_title, texts), candidate_titles, strict=True):
-        is_named.append([text != "" and normalise_title(title) == text for title in titles])
-    matches = torch.tensor(is_named, dtype=torch.bool, device=candidate_items.device).reshape(n_rows, n_candidates)
-    named = torch.where(matches, candidate_items, INVALID_ITEM).sum(1)  # [B] the item where there is exactly one
-    return torch.where(matches.sum(1) == 1, named, INVALID_ITEM)
+    named = []
+    for text, titles, items in zip(map(normalise_title, texts), candidate_titles, candidate_items.tolist(), strict=True):
+        found = [item for title, item in zip(titles, items, strict=True) if text and normalise_title(title) == text]
+        named.append(found[0] if len(found) == 1 else INVALID_ITEM)
+    return torch.tensor(named, dtype=torch.int64, device=candidate_items.device)
