@@ -206,9 +206,7 @@ def _write(
         folder.write_records("full_rank.jsonl", ranks)
     result = build_result(
         config.final_config_dict,
-        correct=cases.correct,
-        valid=cases.valid,
-        outcomes=cases.outcome_counts,
+        cases,
         candidate_sha256=data.candidate_sha256,
         best_epoch=trainer.best_epoch,
         **told,

@@ -168,7 +168,7 @@ class EvaluationSettings(Settings):
         from recbole.evaluator.register import metric_types, metrics_dict
         from recbole.utils import EvaluatorType
 
-        import_module("recbole_llara.evaluator.metric").register_metrics()
+        import_module("recbole_llara.evaluator.ranking").register_metrics()
         if not self.metrics or not self.topk:
             raise UserError(f"metrics and topk: found {list(self.metrics)} and {list(self.topk)}, expected at least one each")
         for metric in self.metrics:

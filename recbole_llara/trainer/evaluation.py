@@ -21,8 +21,7 @@ from recbole.utils import calculate_valid_score
 
 from recbole_llara.checkpoint.weights import Checkpoint
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
-from recbole_llara.evaluator.answer import CandidateAnswers, joined
-from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
+from recbole_llara.evaluator.answer import CandidateAnswers, EvaluatedCases, joined
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import json_ready
@@ -102,11 +101,11 @@ class CandidateTrainer:
         """
         if load_best_model:
             self.load_checkpoint(model_file or self.saved_model_file)
-        self._collector = CaseCollector()
+        self._cases: list[EvaluatedCases] = []
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if result is None:
             return None
-        self.last_cases = self._collector.collect()
+        self.last_cases = joined(self._cases)
         if self.last_cases.scores is None:
             return OrderedDict((key, value) for key, value in result.items() if key.rpartition("@")[2] in ("1", key))
         return result
@@ -133,25 +132,15 @@ class CandidateTrainer:
             answers = self._model_answers(interaction)
         else:
             answers = self._stock_answers(interaction, questions, candidates)
-        items, scores = answers.items.to(self.device), answers.scores  # [B], [B, C]
-        if scores is None:
+        items = answers.items.to(self.device)  # [B]
+        if answers.scores is None:
             ranking = items.unsqueeze(1)  # [B, 1]
             _check_named(rows, candidates, items)
         else:
-            ranking = rank_candidates(scores.to(self.device), candidates, questions, named=items)  # [B, C]
-        self._collector.add(
-            EvaluatedCases(
-                rows=rows.cpu(),
-                users=interaction[self.config["USER_ID_FIELD"]].cpu(),
-                histories=histories.cpu(),
-                candidates=candidates.cpu(),
-                targets=targets.cpu(),
-                answers=items.cpu(),
-                scores=None if scores is None else scores.float().cpu(),
-                texts=None if answers.texts is None else tuple(answers.texts),
-                outcomes=None if answers.outcomes is None else tuple(answers.outcomes),
-            )
-        )
+            ranking = rank_candidates(answers.scores.to(self.device), candidates, questions, named=items)  # [B, C]
+        asked = {"rows": rows, "histories": histories, "candidates": candidates, "targets": targets}
+        users = interaction[self.config["USER_ID_FIELD"]]
+        self._cases.append(EvaluatedCases(**vars(answers), **asked, users=users).cpu())
         return interaction, score_rows(ranking, self.tot_item_num), positive_u, positive_i
 
     def _stock_answers(self, interaction: Interaction, questions: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:

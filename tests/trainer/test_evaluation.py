@@ -74,7 +74,7 @@ def test_answers_do_not_depend_on_the_batch(make_trainer):
     alone, data_alone = make_trainer(eval_batch_size=1)
     together, data = make_trainer(eval_batch_size=64)
     assert alone.evaluate(data_alone.test_data, False) == together.evaluate(data.test_data, False)
-    assert torch.equal(alone.last_cases.answers, together.last_cases.answers)
+    assert torch.equal(alone.last_cases.items, together.last_cases.items)
 
 
 def test_a_model_without_full_sort_predict_gets_the_same_scores_item_by_item(make_trainer):
