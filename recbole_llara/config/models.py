@@ -25,9 +25,7 @@ class Kind(StrEnum):
 
     LLM = "llm"  # an LLM recommender: a subclass of ``model.base.LLMRecommender``
     BASELINE = "baseline"  # trained and evaluated as RecBole's own models are
-    OVER_RECOMMENDER = (
-        "over_recommender"  # a baseline that is ``rec_model`` with another item table: takes its keys without prefix
-    )
+    OVER_RECOMMENDER = "over_recommender"  # a baseline: ``rec_model`` with another item table; takes its keys without a prefix
 
 
 @dataclass(frozen=True)
