@@ -38,7 +38,7 @@ class Note(NamedTuple):
 
 
 def describe_key(key: str) -> str:
-    """The text of ``--help KEY``, for a key of ours or of RecBole's, or with the prefix ``rec_`` of the frozen recommender's own.
+    """The text of ``--help KEY``, of a key of ours or RecBole's, or with the prefix ``rec_`` of the frozen recommender's own.
 
     Raises:
         UserError: there is no such key; the message names the nearest.

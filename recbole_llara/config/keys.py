@@ -52,7 +52,7 @@ def _stock_keys(model: str) -> frozenset[str]:
 
 
 def model_keys(model: str, inner: str | None = None) -> frozenset[str]:
-    """Keys that RecBole's file of a model and ours name; those of ``inner``, a recommender that is part of it, count as its own."""
+    """Keys that RecBole's file of a model and ours name; those of ``inner``, a recommender within it, count as its own."""
     within = frozenset() if inner is None else model_keys(inner)
     return _stock_keys(recbole_base(model)) | model_defaults(model).keys() | within
 
@@ -70,7 +70,7 @@ def from_run(key: str) -> FromRun:
 
 
 def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
-    """Those of ``model_keys`` on which a trained model's answers depend: the same weights under other values are another model."""
+    """Those of ``model_keys`` on which a trained model's answers depend: under other values its weights are another model."""
     # How an endpoint is reached is the caller's, and may hold secrets.
     left_out = {key for key, facts in DECLARED.items() if not facts.is_answering or facts.from_run is FromRun.NEVER}
     return model_keys(model, inner) - _OF_LEARNING - left_out

@@ -138,8 +138,8 @@ def resolve_model(name: str) -> type:
     stock = stock_models()
     if name not in stock:
         raise UserError(
-            f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *stock])}; a model of "
-            "your own is registered by a file that the key plugins names"
+            f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *stock])}; "
+            "a model of your own is registered by a file that the key plugins names"
         )
     return stock[name]
 

@@ -81,9 +81,9 @@ _COLUMNS: dict[Any, str] = {
     str | tuple[str, ...] | None: "additional_feat_suffix",
     dict | None: "load_col unload_col unused_col val_interval seq_len threshold preload_weight discretization",
     # All but the first two belong to models and files that no run has, and are never read.
-    Any: "user_inter_num_interval item_inter_num_interval RATING_FIELD LABEL_FIELD NEG_PREFIX POSITION_FIELD HEAD_ENTITY_ID_FIELD "
-    "TAIL_ENTITY_ID_FIELD RELATION_ID_FIELD ENTITY_ID_FIELD alias_of_entity_id alias_of_relation_id entity_kg_num_interval "
-    "relation_kg_num_interval kg_reverse_r",
+    Any: "user_inter_num_interval item_inter_num_interval RATING_FIELD LABEL_FIELD NEG_PREFIX POSITION_FIELD "
+    "HEAD_ENTITY_ID_FIELD TAIL_ENTITY_ID_FIELD RELATION_ID_FIELD ENTITY_ID_FIELD alias_of_entity_id alias_of_relation_id "
+    "entity_kg_num_interval relation_kg_num_interval kg_reverse_r",
 }
 _FIELDS = {
     name: (kind, key(VALUE, SHARED, is_optional=kind is Any)) for kind, names in _COLUMNS.items() for name in names.split()
@@ -161,7 +161,7 @@ def _check_interval(name: str, value: Any, other: str = "") -> None:
 
 
 def check_negatives(values: Mapping[str, Any] | None, loss_type: str | None) -> None:
-    """Refuse a ``train_neg_sample_args`` over which RecBole would stumble; ``loss_type`` is None where the model leaves no choice."""
+    """Refuse a ``train_neg_sample_args`` over which RecBole would stumble; ``loss_type`` None = the model leaves no choice."""
     for name in values or ():
         check_name("train_neg_sample_args", name, NegativeSettings.model_fields)
     if values is not None:

@@ -89,8 +89,8 @@ class RunConfig(Config):
 
         if final.get(TRUST) and sources.get(TRUST) not in _CALLER:
             raise UserError(
-                f"{TRUST}: found True in {sources.get(TRUST)}, expected it on the command line or in the config dict: files are passed "
-                f"on, and whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
+                f"{TRUST}: found True in {sources.get(TRUST)}, expected it on the command line or in the config dict: files "
+                f"are passed on, and whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
             )
         is_llm = models.is_llm_recommender(self.model)
         ours = (settings.RecommenderSettings, settings.LLMSettings, settings.PromptSettings, settings.OptimSettings)
@@ -104,8 +104,8 @@ class RunConfig(Config):
     def for_recommender(self) -> "RunConfig":
         """The configuration of this run's frozen recommender.
 
-        It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys without their prefix;
-        everything else is the stock model's own.
+        It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys without their
+        prefix; everything else is the stock model's own.
         """
         rec_model, given = self["rec_model"], self.external_config_dict
         shared, own = keys.shared_keys(), keys.recommender_keys(rec_model)
@@ -144,8 +144,8 @@ class RunConfig(Config):
         self.model_class = models.resolve_model(self.model)
         if not _DATASET_NAME.fullmatch(self.dataset):  # such as ../secret
             raise UserError(
-                f"dataset: found {self.dataset!r}, expected a folder's name of letters, digits and . _ + -; its parent is the key "
-                "data_path"
+                f"dataset: found {self.dataset!r}, expected a folder's name of letters, digits and . _ + -; its parent is the "
+                "key data_path"
             )
 
     def _lay_layers(self, sources: Mapping[str, str]) -> None:
@@ -222,8 +222,8 @@ class RunConfig(Config):
         candidate_num = settings.DataProtocol.from_config(final).candidate_num
         if "topk" in self.external_config_dict and max(asked.topk) > candidate_num:  # our own default is one for all
             raise UserError(
-                f"topk: found {max(asked.topk)}, expected at most candidate_num ({candidate_num}): there is no further place among "
-                "the candidates; lower topk or raise candidate_num"
+                f"topk: found {max(asked.topk)}, expected at most candidate_num ({candidate_num}): there is no further place "
+                "among the candidates; lower topk or raise candidate_num"
             )
         try:
             self._set_default_parameters()

@@ -55,7 +55,7 @@ class DataSettings(Settings):
 
 
 class DataProtocol(Settings):
-    """How rows are split, thinned and given candidates; with RecBole's keys of which the protocols take something for granted."""
+    """How rows are split, thinned and given candidates; with RecBole's keys for which a protocol expects a value."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = key(VALUE, SHARED)  # numpy's range
     protocol: str = key(VALUE, SHARED, names=one_of(*SPLITS))
@@ -225,10 +225,8 @@ class RecommenderSettings(Settings):
             raise self.wrong("item_embeddings", expected)
         for path in () if vectors is None else (vectors, ids_file(vectors)):
             if not path.is_file():
-                raise UserError(
-                    f"item_embeddings: found no file {str(path)!r}, expected a table of vectors and beside it a text file of their "
-                    "item ids, one a line"
-                )
+                expected = "a table of vectors and beside it a text file of their item ids, one a line"
+                raise UserError(f"item_embeddings: found no file {str(path)!r}, expected {expected}")
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise self.wrong("shuffle_item_embeddings", "one of them: there is nothing to shuffle", "item_embeddings")
         return self
@@ -321,8 +319,8 @@ class ChatSettings(AskingSettings):
             raise self.wrong("api_base", "http://... or https://..., the endpoint's address")
         if taken := sorted({"model", "messages", "stream"} & self.api_options.keys()):
             raise UserError(
-                f"api_options: found {', '.join(taken)}, expected further fields of a request; the model is api_model, the messages are "
-                "the prompts, and answers are taken whole"
+                f"api_options: found {', '.join(taken)}, expected further fields of a request; the model is api_model, the "
+                "messages are the prompts, and answers are taken whole"
             )
         return self
 
@@ -375,4 +373,5 @@ OURS = (*COMMON, ContrastSettings, ChatSettings, TextEncoderSettings)
 
 def declared(*kinds: type[Settings]) -> dict[str, Declaration]:
     """What is said of the keys of settings, by key."""
-    return {name: field.json_schema_extra["declaration"] for kind in kinds for name, field in kind.model_fields.items()}  # type: ignore[index,misc]
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    return {name: field.json_schema_extra["declaration"] for name, field in fields.items()}  # type: ignore[index,misc]

@@ -60,7 +60,7 @@ def key(
 ) -> Any:  # fmt: skip
     """A key, as a field of ``Settings`` whose annotation is its type and range; the arguments are those of ``Declaration``.
 
-    A key that is shared or without effect is a question, unless ``is_question`` says otherwise: it stays as it is within a search.
+    A key that is shared or without effect is a question, unless ``is_question`` says otherwise: a search leaves it as it is.
     One that ``is_optional`` may be absent, and is None then.
     """
     question = (scope is Scope.SHARED or not has_effect) if is_question is None else is_question
