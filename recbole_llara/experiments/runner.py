@@ -59,37 +59,50 @@ class Plan(Protocol):
         """How a run ended."""
 
 
+P = TypeVar("P", bound=Plan)
+
+
 def execute(plan: Plan) -> None:
     """Perform the runs of a plan until it is over.
+
+    A line on standard error before and after every run tells the time so far and about how long the rest takes. It is not redrawn:
+    between them every run writes its own log and its own live bar.
 
     Raises:
         Stopped: by a signal; it says how to resume.
     """
-    progress = Progress(plan.kind, plan.count)
+    started, told = perf_counter(), 0
+
+    def say(text: str) -> int:
+        done = len(plan.finished())
+        bar = "#" * min(BAR_WIDTH, BAR_WIDTH * done // plan.count)
+        so_far = duration(perf_counter() - started)
+        sys.stderr.write(f"{plan.kind} [{bar:<{BAR_WIDTH}}] {done}/{plan.count}, {so_far}: {text}\n")
+        return done
+
     if reused := len(plan.finished()):
-        progress.say(reused, f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
+        told = say(f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
     try:
-        while True:
-            claimed = plan.claim()
-            if claimed is None and plan.is_over():
-                break
+        while (claimed := plan.claim()) or not plan.is_over():
             if claimed is None:
                 sleep(RETRY)
                 continue
             run, lock = claimed
             with lock:
                 name, left = plan.describe(run), plan.seconds_left()
-                told = "time left not known yet" if left is None else f"about {duration(left)} left"
-                progress.say(len(plan.finished()), f"{name} ... {told}")
+                say(f"{name} ... " + ("time left not known yet" if left is None else f"about {duration(left)} left"))
                 outcome = plan.perform(run)
                 plan.keep(run, outcome)
-                progress.say(len(plan.finished()), f"{name}: {plan.verdict(outcome)}")
-        if progress.done < len(plan.finished()):
-            progress.say(len(plan.finished()), "other processes have finished the rest")
+                told = say(f"{name}: {plan.verdict(outcome)}")
+        if told < len(plan.finished()):
+            say("other processes have finished the rest")
     except KeyboardInterrupt as stop:
-        number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
         done = f"{len(plan.finished())} of {plan.count} runs are finished and kept"
-        raise Stopped(number, f"stopped; {done}, the same command goes on with the rest") from None
+        raise Stopped(_signal_of(stop), f"stopped; {done}, the same command goes on with the rest") from None
+
+
+def _signal_of(stop: KeyboardInterrupt) -> int:
+    return stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
 
 
 def run_model(model: str, dataset: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,41 +119,12 @@ def take_lock(path: Path) -> AcquireReturnProxy | None:
         return None
 
 
-# --- progress ----------------------------------------------------------------------------------
-
-
-class Progress:
-    """A line on standard error before and after every run: a bar, the time so far, about how long the rest takes.
-
-    Lines, not one that is redrawn: between them every run writes its own log and its own live bar.
-
-    Args:
-        kind: what stands before the bar.
-        count: runs in all.
-    """
-
-    def __init__(self, kind: str, count: int) -> None:
-        self.kind, self.count, self.done, self.started = kind, count, 0, perf_counter()
-
-    def say(self, done: int, text: str) -> None:
-        """Write a line."""
-        self.done = done
-        bar = "#" * min(BAR_WIDTH, BAR_WIDTH * done // self.count)
-        so_far = duration(perf_counter() - self.started)
-        sys.stderr.write(f"{self.kind} [{bar:<{BAR_WIDTH}}] {done}/{self.count}, {so_far}: {text}\n")
-
-
 def duration(seconds: float) -> str:
     """A length of time for people: ``40 s``, ``12 min``, ``2 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-# --- one command, one or several processes -----------------------------------------------------
-
-P = TypeVar("P", bound=Plan)
 
 
 def run_command(
@@ -185,11 +169,8 @@ def environments_of(count: int) -> list[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(visible.split(",")) if visible else torch.cuda.device_count()
     cores = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
-    numbers = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    return [
-        {**cores, **os.environ, **numbers, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))}
-        for index in range(count)
-    ]
+    shared = {**cores, **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**shared, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))} for index in range(count)]
 
 
 def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
@@ -203,27 +184,21 @@ def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, st
     """
     # Each in a session of its own: Ctrl-C reaches it once, from here.
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for environment in environments]
+    ending = signal.SIGTERM
     try:
-        while not all(child.poll() == 0 for child in children):
-            failed = [child.returncode for child in children if child.poll()]
-            if failed:
-                _end(children, signal.SIGTERM)
-                return failed[0] if failed[0] > 0 else 128 - failed[0]
+        while None in (statuses := [child.poll() for child in children]) and not any(statuses):
             sleep(POLL)
-        return 0
+        failed = next(filter(None, statuses), 0)
+        return failed if failed >= 0 else 128 - failed
     except KeyboardInterrupt as stop:
-        number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
-        _end(children, number)
-        raise Stopped(number, "stopped; the same command goes on with the runs that are left") from None
+        ending = _signal_of(stop)
+        raise Stopped(ending, "stopped; the same command goes on with the runs that are left") from None
     finally:
-        for child in children:  # after a second signal; what they had finished is kept
-            if child.poll() is None:
+        try:
+            for child in children:
+                child.send_signal(ending)
+            for child in children:
+                child.wait()
+        finally:  # after a second signal; what they had finished is kept
+            for child in children:
                 child.kill()
-
-
-def _end(children: Sequence[subprocess.Popen], number: int) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
-    for child in children:
-        child.wait()

@@ -1,8 +1,6 @@
 """What is searched: a model's keys and their ranges, checked before anything is run."""
 
 import argparse
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from recbole_llara.experiments.search_space import (
     known_files,
     read_parameters,
 )
-from recbole_llara.utils.digests import json_ready
+from recbole_llara.utils.digests import facts_digest, json_ready
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.version import __version__
 
@@ -42,14 +40,9 @@ class Search:
     max_evals: int  # trials in all, with those of earlier calls
     folder: Path  # of trials and report
     valid_metric: str  # what is optimised, on the validation rows
-    is_bigger_better: bool  # of ``valid_metric``
+    direction: str  # optuna's word for which values of it are better: maximize or minimize
     seed: int  # of the draws
     data: str  # digest of the dataset's files
-
-    @property
-    def direction(self) -> str:
-        """Optuna's word for which scores are better."""
-        return "maximize" if self.is_bigger_better else "minimize"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,10 +51,6 @@ class Search:
         searched = [f"{parameter.key} {parameter.distribution}" for parameter in self.parameters]
         facts = {"model": self.model, "dataset": self.dataset, "data": self.data, "keys": keys, "parameters": searched}
         return json_ready({**facts, "algo": self.algo, "version": __version__})
-
-    def keys_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The ``config_dict`` of a trial."""
-        return plain({**self.fixed, **values})
 
     def best_config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The content of a configuration file that runs a trial again; keys without effect on it and secrets are left out."""
@@ -83,83 +72,60 @@ class Trial:
     error: str | None = None
 
 
+def ranked(search: Search, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials, best first; those that failed come last, and of equals the first comes first."""
+    sign = -1 if search.direction == "maximize" else 1
+    return sorted(trials, key=lambda trial: (trial.score is None, sign * (trial.score or 0.0), trial.number))
+
+
 def best_of(search: Search, trials: Sequence[Trial]) -> Trial | None:
-    """The trial of the best score, of equals the first; None where all failed."""
-    scored = [trial for trial in trials if trial.score is not None]
-    sign = -1 if search.is_bigger_better else 1
-    return min(scored, key=lambda trial: (sign * trial.score, trial.number), default=None)
+    """The trial of the best score; None where all failed."""
+    return next((trial for trial in ranked(search, trials) if trial.score is not None), None)
 
 
 def read_command(arguments: argparse.Namespace, keys: Sequence[str]) -> Search:
-    """``define`` for the arguments of a command line: the named ones, and ``--key=value`` for all trials."""
-    if arguments.params_file is None:
-        raise UserError(f"params_file: found none, expected a file or one of {', '.join(known_files())}")
-    return define(
-        arguments.model,
-        arguments.dataset,
-        arguments.params_file,
-        algo=arguments.algo,
-        max_evals=arguments.max_evals,
-        config_files=(arguments.config_files or "").split(),
-        argv=keys,
-        output=arguments.output,
-    )
-
-
-def define(
-    model: str | None,
-    dataset: str | None,
-    params_file: str | Path,
-    *,
-    algo: str = EXHAUSTIVE,
-    max_evals: int | None = None,
-    config_files: Sequence[str | Path] = (),
-    argv: Sequence[str] = (),
-    output: str | Path | None = None,
-) -> Search:
-    """Read what is to be searched, and refuse what cannot be run.
+    """What a command line asks for; what cannot be run is refused.
 
     Args:
-        model: None = the key ``model`` of a config file.
-        dataset: None = the key ``dataset`` of a config file.
-        params_file: a path, or the name of a file of ``properties/search``.
-        algo: exhaustive, random or bayes.
-        max_evals: trials in all; None = every combination where exhaustive, else ``MAX_EVALS``.
-        config_files: YAML files, later ones over earlier ones.
-        argv: ``--key=value`` arguments over those of the files.
-        output: the search's folder; None = one below ``checkpoint_dir/search`` that the facts name.
+        arguments: the named ones. Model and dataset may stand in a config file instead.
+        keys: ``--key=value`` for all trials, over the keys of the config files.
 
     Raises:
-        UserError: an argument, the file, a key or a value cannot be used.
+        UserError: an argument, the parameter file, a key or a value cannot be used.
     """
-    fixed: dict[str, Any] = {}
-    for path in config_files:
-        fixed |= read_yaml(path)
-    fixed |= parse_arguments(argv)
-    model, dataset = model or fixed.get("model"), dataset or fixed.get("dataset")
-    parameters = read_parameters(params_file)
+    if arguments.params_file is None:
+        raise UserError(f"params_file: found none, expected a file or one of {', '.join(known_files())}")
+    files, given = (arguments.config_files or "").split(), parse_arguments(keys)
+    fixed = {key: value for path in files for key, value in read_yaml(path).items()} | given
+    model, dataset = arguments.model or fixed.get("model"), arguments.dataset or fixed.get("dataset")
+    parameters, algo = read_parameters(arguments.params_file), arguments.algo
     _check_algo(algo, parameters)
-    _check_keys(parameters, parse_arguments(argv), fixed)
-    searched = {"model", "dataset", *(parameter.key for parameter in parameters)}
-    fixed = {key: value for key, value in fixed.items() if key not in searched}
-    config = _checked(model, dataset, config_files, argv, parameters)
+    _check_keys(parameters, given, fixed)
+    configs = []
+    for values in _probes(parameters):
+        try:
+            configs.append(RunConfig(model, dataset, files, plain(values), keys))
+        except UserError as error:
+            raise UserError(f"with {values_text(values)}: {error}") from error
+    if len({(config["valid_metric"], bool(config["valid_metric_bigger"])) for config in configs}) > 1:
+        raise UserError("valid_metric differs among the values that are searched; give --valid_metric=NAME")
+    config, searched = configs[0], {"model", "dataset", *(parameter.key for parameter in parameters)}
     search = Search(
         model=config["model"],
         dataset=config["dataset"],
-        fixed=fixed,
+        fixed={key: value for key, value in fixed.items() if key not in searched},
         parameters=parameters,
         algo=algo,
-        max_evals=_wanted(parameters, algo, max_evals),
-        folder=Path(output or ""),
+        max_evals=_wanted(parameters, algo, arguments.max_evals),
+        folder=Path(arguments.output or ""),
         valid_metric=config["valid_metric"],
-        is_bigger_better=bool(config["valid_metric_bigger"]),
+        direction="maximize" if config["valid_metric_bigger"] else "minimize",
         seed=config["seed"],
         data=data_digest(config),
     )
-    if output is not None:
+    if arguments.output is not None:
         return search
-    digest = hashlib.sha256(json.dumps(search.facts, sort_keys=True).encode()).hexdigest()
-    name = f"{search.model}-{search.dataset}-{algo}-{digest[:8]}"
+    name = f"{search.model}-{search.dataset}-{algo}-{facts_digest(search.facts)[:8]}"
     return replace(search, folder=Path(config["checkpoint_dir"]) / "search" / name)
 
 
@@ -168,9 +134,14 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
+def value_text(value: Any) -> str:
+    """A searched value, to be read."""
+    return f"{value:.4g}" if type(value) is float else str(value)
+
+
 def values_text(values: Mapping[str, Any]) -> str:
     """A trial's values on one line."""
-    return ", ".join(f"{key}={value:.4g}" if type(value) is float else f"{key}={value}" for key, value in values.items())
+    return ", ".join(f"{key}={value_text(value)}" for key, value in values.items())
 
 
 def _check_algo(algo: str, parameters: Sequence[Parameter]) -> None:
@@ -199,25 +170,6 @@ def _check_keys(parameters: Sequence[Parameter], given: Mapping[str, Any], fixed
             raise UserError(
                 f"{key}: found {fixed[key]!r}, but every trial has its own; leave it out, the search goes on by itself"
             )
-
-
-def _checked(
-    model: str | None,
-    dataset: str | None,
-    config_files: Sequence[str | Path],
-    argv: Sequence[str],
-    parameters: Sequence[Parameter],
-) -> RunConfig:
-    """Build the configuration of each probe; returns the first one."""
-    configs = []
-    for values in _probes(parameters):
-        try:
-            configs.append(RunConfig(model, dataset, config_files, plain(values), argv))
-        except UserError as error:
-            raise UserError(f"with {values_text(values)}: {error}") from error
-    if len({(config["valid_metric"], bool(config["valid_metric_bigger"])) for config in configs}) > 1:
-        raise UserError("valid_metric differs among the values that are searched; give --valid_metric=NAME")
-    return configs[0]
 
 
 def _probes(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:

@@ -47,28 +47,13 @@ class Parameter:
     key: str  # of the configuration
     kind: str  # of ``KINDS``
     distribution: BaseDistribution  # optuna's; it has the values of a choice as JSON texts, since optuna keeps no lists
+    options: tuple[Any, ...] | None = None  # all that can be drawn, in the order of the file; None where there is no end
 
     def value_of(self, drawn: Any) -> Any:
-        """What the configuration is given for what optuna has drawn."""
-        if self.kind == CHOICE:
-            return json.loads(drawn)
-        if isinstance(self.distribution, FloatDistribution) and self.distribution.step is not None:
-            low, step = _exact(self.distribution.low), _exact(self.distribution.step)
-            return float(low + round((_exact(drawn) - low) / step) * step)
-        return drawn
-
-    @property
-    def options(self) -> tuple[Any, ...] | None:
-        """All that can be drawn, in the order of the file; None where there is no end."""
-        space = self.distribution
-        if isinstance(space, CategoricalDistribution):
-            return space.choices
-        if isinstance(space, IntDistribution):
-            return tuple(range(space.low, space.high + 1, space.step))
-        if space.step is None:
-            return None
-        low, step = _exact(space.low), _exact(space.step)
-        return tuple(float(low + number * step) for number in range(int((_exact(space.high) - low) / step) + 1))
+        """What the configuration is given for what optuna has drawn; steps of 0.1 give the numbers as one writes them."""
+        if self.kind == QUNIFORM:
+            return self.options[round((drawn - self.distribution.low) / self.distribution.step)]
+        return json.loads(drawn) if self.kind == CHOICE else drawn
 
     @property
     def probes(self) -> tuple[Any, ...]:
@@ -94,9 +79,6 @@ def read_parameters(name: str | Path) -> tuple[Parameter, ...]:
     Args:
         name: a path, or the name of a file of ``properties/search``.
 
-    Returns:
-        its parameters in their order.
-
     Raises:
         UserError: no such file, or a line that is no parameter; the message has its number.
     """
@@ -110,8 +92,7 @@ def read_parameters(name: str | Path) -> tuple[Parameter, ...]:
         raise UserError(f"params_file: {path} cannot be read: {error}") from error
     parameters: dict[str, Parameter] = {}
     for number, line in enumerate(lines, 1):
-        text = _COMMENT.sub("", line).strip()
-        if not text:
+        if not (text := _COMMENT.sub("", line).strip()):
             continue
         try:
             parameter = _parameter(text)
@@ -133,22 +114,21 @@ def _parameter(text: str) -> Parameter:
     if kind not in KINDS:
         raise UserError(f"{key}: found the kind {kind!r}; {nearest(kind, KINDS)}")
     try:
-        return Parameter(key, kind, KINDS[kind](values))
+        return Parameter(key, kind, *KINDS[kind](values))
     except UserError as error:
         raise UserError(f"{key} {kind}: {error}") from None
 
 
-def _choice(text: str) -> CategoricalDistribution:
+def _choice(text: str) -> tuple[BaseDistribution, tuple[str, ...]]:
     """The values of a list; a text among them that reads as a value is one, as ``'[64,64]'`` in RecBole's files."""
     found = parse_value(text)
     if not isinstance(found, list) or not found:
         raise UserError(f"found {text!r}, expected a list such as [64,96,128]")
-    values = [parse_value(value) if isinstance(value, str) else value for value in found]
-    texts = [_json(value) for value in values]
+    texts = tuple(_json(parse_value(value) if isinstance(value, str) else value) for value in found)
     twice = sorted({one for one in texts if texts.count(one) > 1})
     if twice:
         raise UserError(f"found {', '.join(twice)} twice, expected each value once")
-    return CategoricalDistribution(texts)
+    return CategoricalDistribution(texts), texts
 
 
 def _json(value: Any) -> str:
@@ -161,28 +141,29 @@ def _json(value: Any) -> str:
     return text
 
 
-def _uniform(text: str) -> FloatDistribution:
-    low, high = _bounds(text, "LOW,HIGH")
-    return FloatDistribution(low, high)
+def _uniform(text: str) -> tuple[BaseDistribution]:
+    return (FloatDistribution(*_bounds(text, "LOW,HIGH")),)
 
 
-def _loguniform(text: str) -> FloatDistribution:
+def _loguniform(text: str) -> tuple[BaseDistribution]:
     """RecBole's bounds, which are hyperopt's: natural logarithms."""
     low, high = _bounds(text, "LOW,HIGH")
     if max(abs(low), abs(high)) > _LOG_LIMIT:
         raise UserError(f"found {text!r}, expected the natural logarithms of the bounds, such as -8,0 for 0.000335 to 1")
-    return FloatDistribution(math.exp(low), math.exp(high), log=True)
+    return (FloatDistribution(math.exp(low), math.exp(high), log=True),)
 
 
-def _quniform(text: str) -> IntDistribution | FloatDistribution:
+def _quniform(text: str) -> tuple[BaseDistribution, tuple[int | float, ...]]:
     """LOW, LOW + Q, ... up to HIGH; whole numbers where all three are."""
     low, high, step = _bounds(text, "LOW,HIGH,Q")
     if step <= 0 or step > high - low:
         raise UserError(f"found steps of {step} from {low} to {high}, expected a step above 0 and within the bounds")
     if all(isinstance(number, int) for number in (low, high, step)):
-        return IntDistribution(low, low + (high - low) // step * step, step=step)
-    top = _exact(low) + (_exact(high) - _exact(low)) // _exact(step) * _exact(step)
-    return FloatDistribution(low, float(top), step=step)
+        whole = tuple(range(low, high + 1, step))
+        return IntDistribution(low, whole[-1], step=step), whole
+    first, last, exact_step = (Decimal(str(number)) for number in (low, high, step))  # 0.1 + 0.2 is 0.3
+    options = tuple(float(first + number * exact_step) for number in range(int((last - first) / exact_step) + 1))
+    return FloatDistribution(low, options[-1], step=step), options
 
 
 def _bounds(text: str, form: str) -> list[int | float]:
@@ -195,12 +176,8 @@ def _bounds(text: str, form: str) -> list[int | float]:
     return found
 
 
-def _exact(number: float) -> Decimal:
-    """A number as it is written: steps of 0.1 add up."""
-    return Decimal(str(number))
-
-
-KINDS: Mapping[str, Callable[[str], BaseDistribution]] = {
+# Kind -> optuna's distribution and, where there is an end, all that can be drawn.
+KINDS: Mapping[str, Callable[[str], tuple[Any, ...]]] = {
     CHOICE: _choice,
     UNIFORM: _uniform,
     QUNIFORM: _quniform,
@@ -213,13 +190,15 @@ def values_of(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> dict
     return {parameter.key: parameter.value_of(drawn[parameter.key]) for parameter in parameters}
 
 
-# --- draws ------------------------------------------------------------------------------------
+def space_of(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
+    """The parameters as optuna takes them."""
+    return {parameter.key: parameter.distribution for parameter in parameters}
 
 
 def count_of(parameters: Sequence[Parameter]) -> int | None:
     """How many combinations there are; None where there is no end."""
     options = [parameter.options for parameter in parameters]
-    return None if None in options else math.prod(len(one) for one in options if one is not None)
+    return None if None in options else math.prod(map(len, options))
 
 
 def propose(
@@ -237,36 +216,22 @@ def propose(
     Returns:
         key -> optuna's value; None where every combination has been tried.
     """
-    tried = {_identity(parameters, trial.params) for trial in trials}
-    for drawn in itertools.chain(_draws(parameters, trials, algo, seed, direction), _in_order(parameters)):
-        if _identity(parameters, drawn) not in tried:
-            return drawn
-    return None
 
+    def identity(drawn: Mapping[str, Any]) -> str:
+        return json.dumps(values_of(parameters, drawn))
 
-def space_of(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
-    """The parameters as optuna takes them."""
-    return {parameter.key: parameter.distribution for parameter in parameters}
+    def by_sampler() -> Iterator[dict[str, Any]]:
+        own_seed = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+        copy = optuna.create_study(direction=direction, sampler=SAMPLERS[algo](own_seed))
+        copy.add_trials(trials)
+        for _ in range(DRAWS):
+            yield copy.ask(space_of(parameters)).params
 
+    def in_order() -> Iterator[dict[str, Any]]:
+        for combination in itertools.product(*(parameter.options for parameter in parameters)):
+            yield dict(zip([parameter.key for parameter in parameters], combination, strict=True))
 
-def _draws(
-    parameters: Sequence[Parameter], trials: Sequence[FrozenTrial], algo: str, seed: int, direction: str
-) -> Iterator[dict[str, Any]]:
-    if algo == EXHAUSTIVE:
-        return
-    own_seed = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
-    copy = optuna.create_study(direction=direction, sampler=SAMPLERS[algo](own_seed))
-    copy.add_trials(trials)
-    for _ in range(DRAWS):
-        yield copy.ask(space_of(parameters)).params
-
-
-def _in_order(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
-    if count_of(parameters) is None:
-        return
-    for combination in itertools.product(*(parameter.options or () for parameter in parameters)):
-        yield dict(zip([parameter.key for parameter in parameters], combination, strict=True))
-
-
-def _identity(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> str:
-    return json.dumps(values_of(parameters, drawn))
+    tried = {identity(trial.params) for trial in trials}
+    draws = [] if algo == EXHAUSTIVE else by_sampler()
+    rest = [] if count_of(parameters) is None else in_order()
+    return next((drawn for drawn in itertools.chain(draws, rest) if identity(drawn) not in tried), None)

@@ -7,6 +7,7 @@ score on them is kept in optuna's file.
 
 import math
 from datetime import datetime
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from recbole_llara.checkpoint.run_folder import check_writable
 from recbole_llara.experiments.runner import Plan, run_model, take_lock
-from recbole_llara.experiments.search_definition import Search, Trial, values_text
+from recbole_llara.experiments.search_definition import Search, Trial, plain, values_text
 from recbole_llara.experiments.search_report import write_trials
 from recbole_llara.experiments.search_space import propose, space_of, values_of
 from recbole_llara.utils.digests import json_ready
@@ -55,20 +56,27 @@ class SearchTrials(Plan):
             )
             self._check_facts()
 
-    # --- the plan ------------------------------------------------------------------------------
-
     def claim(self) -> tuple[Run, AcquireReturnProxy] | None:
+        search = self.search
         with self._lock:
-            for trial in self._trials():  # first those that a killed process was running
+            trials = self._trials()
+            for trial in trials:  # first those that a killed process was running
                 if not trial.state.is_finished() and (lock := self._take_lock(trial.number)):
-                    return (trial.number, self._values(trial)), lock
-            return self._new()
+                    return (trial.number, values_of(search.parameters, trial.params)), lock
+            if (number := len(trials)) >= self.count:
+                return None
+            drawn = propose(search.parameters, trials, search.algo, search.seed, search.direction)
+            if drawn is None or (lock := self._take_lock(number)) is None:
+                return None
+            space = space_of(search.parameters)
+            self._study.add_trial(create_trial(state=TrialState.RUNNING, params=drawn, distributions=space))
+            return (number, values_of(search.parameters, drawn)), lock
 
     def perform(self, run: Run) -> Trial:
         number, values = run
         started = perf_counter()
         try:
-            result = run_model(self.search.model, self.search.dataset, self.search.keys_of(values))
+            result = run_model(self.search.model, self.search.dataset, plain({**self.search.fixed, **values}))
             score = float(result["best_valid_score"])
             if not math.isfinite(score):
                 raise Diverged(f"best_valid_score is {score}, expected a number; is eval_step 0, or above epochs?")
@@ -91,7 +99,7 @@ class SearchTrials(Plan):
 
     def finished(self) -> list[Trial]:
         return [
-            Trial(trial.number, self._values(trial), trial.value, **trial.user_attrs[OUTCOME])
+            Trial(trial.number, values_of(self.search.parameters, trial.params), trial.value, **trial.user_attrs[OUTCOME])
             for trial in self._trials()
             if trial.state.is_finished()
         ]
@@ -101,9 +109,7 @@ class SearchTrials(Plan):
 
     def seconds_left(self) -> float | None:
         finished = self.finished()
-        if not finished:
-            return None
-        return sum(trial.seconds for trial in finished) / len(finished) * (self.count - len(finished))
+        return fmean(trial.seconds for trial in finished) * (self.count - len(finished)) if finished else None
 
     def describe(self, run: Run) -> str:
         return f"trial {run[0]}: {values_text(run[1])}"
@@ -112,26 +118,11 @@ class SearchTrials(Plan):
         score = f"FAILED: {trial.error}" if trial.score is None else f"{self.search.valid_metric} {trial.score:.4f}"
         return f"{score}, {trial.seconds:.0f} s"
 
-    # --- what optuna keeps ---------------------------------------------------------------------
-
-    def _new(self) -> tuple[Run, AcquireReturnProxy] | None:
-        """A new trial, entered as running; None where no more are wanted."""
-        search, trials = self.search, self._trials()
-        number = len(trials)
-        drawn = propose(search.parameters, trials, search.algo, search.seed, search.direction) if number < self.count else None
-        if drawn is None or (lock := self._take_lock(number)) is None:
-            return None
-        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=drawn, distributions=space_of(search.parameters)))
-        return (number, values_of(search.parameters, drawn)), lock
-
     def _take_lock(self, number: int) -> AcquireReturnProxy | None:
         return take_lock(self.search.folder / f".trial-{number}.lock")
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
-
-    def _values(self, trial: FrozenTrial) -> dict[str, Any]:
-        return values_of(self.search.parameters, trial.params)
 
     def _check_facts(self) -> None:
         """Refuse to go on with a search of other facts."""

@@ -1,11 +1,11 @@
 """What a study compares: a file of ``properties/study``, or a YAML file of the user's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, parse_arguments, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 STUDIES = PROPERTIES / "study"
@@ -32,8 +32,8 @@ class CasePattern:
     """Rows worth showing: all of ``right`` answer them correctly, none of ``wrong`` does."""
 
     title: str
-    right: tuple[str, ...]
-    wrong: tuple[str, ...]
+    right: list[str]
+    wrong: list[str]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,19 @@ def known_studies() -> list[str]:
     return sorted(file.stem for file in STUDIES.glob("*.yaml"))
 
 
+def read_command(arguments: Sequence[str]) -> Study:
+    """The study that a command line asks for: its name, and ``--key=value`` over its settings.
+
+    Raises:
+        UserError: an argument cannot be used.
+    """
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    if len(names) != 1:
+        known = ", ".join(known_studies())
+        raise UserError(f"found {len(names)} studies ({', '.join(names)}), expected one of {known} or a YAML file")
+    return load_study(names[0]).with_arguments(parse_arguments([argument for argument in arguments if argument != names[0]]))
+
+
 def load_study(name: str) -> Study:
     """Read a study.
 
@@ -110,74 +123,58 @@ def load_study(name: str) -> Study:
         UserError: there is no such study, or the file does not describe one.
     """
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
-    known = known_studies()
     if not path.is_file():
+        known = known_studies()
         raise UserError(f"study: found {name!r}, expected one of {', '.join(known)} or a YAML file; {nearest(name, known)}")
-    content = read_yaml(path)
+    content = {key: value for key, value in read_yaml(path).items() if value is not None}
     names = {entry.name for entry in fields(Study)} - {"name", "datasets"} | {"dataset"}
     for key in content:
         if key not in names:
-            raise UserError(
-                f"{path}: found the key {key!r}, expected some of {', '.join(sorted(names))}; {nearest(key, names)}"
-            )
-    settings = {"checkpoint_dir": "saved", **(content.get("settings") or {})}
+            known = ", ".join(sorted(names))
+            raise UserError(f"{path}: found the key {key!r}, expected some of {known}; {nearest(key, names)}")
+    settings = {"checkpoint_dir": "saved", **content.get("settings", {})}
     arguments = {key: settings.pop(key) for key in ("dataset", "seed") if key in settings}
     arguments |= {key: content[key] for key in ("dataset", "seeds", "candidate_seeds") if key in content}
     study = Study(
         name=path.stem,
         title=str(content.get("title", path.stem)),
         settings=settings,
-        systems=_systems(path, content.get("systems")),
-        compare=tuple(tuple(pair) for pair in content.get("compare") or ()),
-        baselines=tuple(content.get("baselines") or ()),
+        systems=content.get("systems", {}),
+        compare=tuple(map(tuple, content.get("compare", ()))),
+        baselines=tuple(content.get("baselines", ())),
         figures=tuple(content.get("figures") or ("bars",)),
-        published=tuple(_built(path, "published", Published, entry) for entry in content.get("published") or ()),
-        cases=tuple(_case_pattern(path, entry) for entry in content.get("cases") or ()),
-        radars=content.get("radars") or {},
+        published=tuple(_built(path, "published", Published, entry) for entry in content.get("published", ())),
+        cases=tuple(_built(path, "cases", CasePattern, entry) for entry in content.get("cases", ())),
+        radars=content.get("radars", {}),
     )
-    _check_names(path, study)
+    _check(path, study)
     return study.with_arguments(arguments)
 
 
-def _systems(path: Path, systems: Any) -> dict[str, dict[str, Any]]:
+def _check(path: Path, study: Study) -> None:
+    """Refuse systems that are none, unknown systems and figures."""
+    systems = study.systems
     if (
         not isinstance(systems, dict)
         or not systems
         or not all(isinstance(keys, dict) and ("model" in keys) != (EVALUATES in keys) for keys in systems.values())
     ):
         raise UserError(f"{path}: expected systems, a name with its keys for each, model among them (or {EVALUATES})")
-    above: set[str] = set()
-    for name, keys in systems.items():
-        if EVALUATES in keys and keys[EVALUATES] not in above:
+    for number, (name, keys) in enumerate(systems.items()):
+        if EVALUATES in keys and keys[EVALUATES] not in list(systems)[:number]:
             raise UserError(f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it")
-        above.add(name)
-    return systems
-
-
-def _check_names(path: Path, study: Study) -> None:
-    """Refuse unknown systems and figures."""
-    known = ", ".join(study.systems)
-    unknown = [name for pair in study.compare for name in pair if name not in study.systems]
-    if unknown or any(len(pair) != 2 for pair in study.compare):
+    known = ", ".join(systems)
+    if any(len(pair) != 2 or not set(pair) <= systems.keys() for pair in study.compare):
         raise UserError(f"{path}: compare holds {[list(pair) for pair in study.compare]}, expected pairs of {known}")
-    named = [("baselines", study.baselines)]
-    named += [("cases", pattern.right + pattern.wrong) for pattern in study.cases]
-    named += [("radars", tuple(names)) for names in study.radars.values()]
-    for key, names in named:
-        if not set(names) <= study.systems.keys():
-            raise UserError(
-                f"{path}: {key} names {', '.join(sorted(set(names) - study.systems.keys()))}, expected some of {known}"
-            )
+    named = [("baselines", study.baselines), *(("radars", names) for names in study.radars.values())]
+    for key, names in [*named, *(("cases", [*pattern.right, *pattern.wrong]) for pattern in study.cases)]:
+        if unknown := sorted(set(names) - systems.keys()):
+            raise UserError(f"{path}: {key} names {', '.join(unknown)}, expected some of {known}")
     columns = [column.name for column in study.published]
     if len(set(columns)) < len(columns):
         raise UserError(f"{path}: published has columns named {', '.join(columns)}, expected a different name for each")
     if not set(study.figures) <= set(FIGURES):
         raise UserError(f"{path}: figures holds {list(study.figures)}, expected some of {', '.join(FIGURES)}")
-
-
-def _case_pattern(path: Path, entry: Any) -> CasePattern:
-    pattern = _built(path, "cases", CasePattern, entry)
-    return replace(pattern, right=tuple(pattern.right), wrong=tuple(pattern.wrong))
 
 
 def _built(path: Path, key: str, kind: type, entry: Any) -> Any:
@@ -190,9 +187,7 @@ def _built(path: Path, key: str, kind: type, entry: Any) -> Any:
 
 def _list(value: Any) -> list[Any]:
     """The values of ``[a, b]``, ``a,b`` or ``a``."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return [part.strip() for part in str(value).split(",")]
+    return list(value) if isinstance(value, (list, tuple)) else [part.strip() for part in str(value).split(",")]
 
 
 def _whole_numbers(key: str, value: Any) -> tuple[int, ...]:

@@ -39,10 +39,10 @@ def test_studies_of_one_budget_share_their_systems(tmp_path, monkeypatch):
     """What efficiency and case_study need is what main_results ran."""
     monkeypatch.chdir(tmp_path)
     main = StudyRuns(load_study("main_results"))
-    done = {main.place(arm) for arm in arms_of(main.study)}
+    done = set(main.places.values())
     for name in ("efficiency", "case_study"):
         other = StudyRuns(load_study(name))
-        assert {other.place(arm) for arm in arms_of(other.study)} <= done
+        assert set(other.places.values()) <= done
 
 
 def test_arguments():

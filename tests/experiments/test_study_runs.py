@@ -16,9 +16,9 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments import runner
+from recbole_llara.experiments.command import study_main as main
 from recbole_llara.experiments.runner import execute
-from recbole_llara.experiments.study import main, read_command
-from recbole_llara.experiments.study_definition import load_study
+from recbole_llara.experiments.study_definition import load_study, read_command
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
 from recbole_llara.recommender.popularity import Popularity
 from recbole_llara.utils.errors import UserError
@@ -215,7 +215,7 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
 
     def places(**changed):
         run = StudyRuns(load_study("quickstart").with_arguments({**keys, **changed}))
-        return [run.place(arm).name for arm in arms_of(run.study)]
+        return [place.name for place in run.places.values()]
 
     first = places()
     assert places(checkpoint_dir=str(tmp_path / "other"), show_progress=False) == first
