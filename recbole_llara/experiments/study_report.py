@@ -1,16 +1,19 @@
 """A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from recbole_llara.evaluator.report import ABSENT
-from recbole_llara.experiments.report import Block, Report, csv_text, write_report
+from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
 from recbole_llara.experiments.study_definition import Study
-from recbole_llara.experiments.study_figures import draw
 from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
-from recbole_llara.experiments.study_summary import Summary, SystemResult, find_cases, summarise
+from recbole_llara.experiments.study_summary import METRICS, Summary, find_cases, summarise
+
+SMOOTH = 20  # optimiser steps in the moving mean of a loss
 
 
 def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
@@ -36,10 +39,10 @@ def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
     blocks: list[Block] = []
     cases: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
-        tables = {"Results": results_table(summary)} if summary.systems else {}
+        tables = {"Results": results_table(summary)} if summary.runs else {}
         if summary.comparisons:
             tables["Differences"] = comparisons_table(summary)
-        if summary.systems:
+        if summary.runs:
             tables["Time"] = time_table(summary)
         blocks += [f"## {summary.dataset}", tables, notes(study, summary)]
         if "cases" in study.figures:
@@ -50,51 +53,47 @@ def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
 
 def results_table(summary: Summary) -> pd.DataFrame:
     """The systems of one dataset: how many they got right, how sure that is, and what a paper reports."""
-    systems, marks = summary.systems.values(), _marks(summary)
-    columns = [("System", list(summary.systems)), ("HitRatio@1", [_share(system.hit) for system in systems])]
-    if any(system.spread is not None for system in systems):
-        seeds = max(len(system.runs) for system in systems)
-        columns.append((f"± over {seeds} seeds", [_share(system.spread) for system in systems]))
-    if any(system.draws for system in systems):
-        draws = 1 + max(len(system.draws) for system in systems)
-        columns.append((f"± over {draws} draws", [_share(system.draw_spread) for system in systems]))
-    columns.append(("95 % interval", [f"{system.interval.low:.3f} to {system.interval.high:.3f}" for system in systems]))
-    for heading, metric in (("ValidRatio", "validratio"), ("HitRatio@5", "hit@5"), ("NDCG@10", "ndcg@10")):
-        columns.append((heading, [_share(system.mean(metric)) for system in systems]))
-    columns.append(("n", [str(summary.n)] * len(systems)))
-    columns += [(name, [_published_cell(name, marks, system) for system in systems]) for name in summary.published]
-    return pd.concat([pd.Series(cells, name=heading, dtype=object) for heading, cells in columns], axis=1)
-
-
-def _published_cell(column: str, marks: Mapping[str, str], system: SystemResult) -> str:
-    if column not in system.published:
-        return ABSENT
-    reported = system.published[column]
-    valid = "" if reported.valid is None else f" (valid {reported.valid:.4f})"
-    return f"{reported.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in reported.differences)
+    systems, marks = summary.systems, _marks(summary)
+    columns = {"HitRatio@1": _texts(systems["HitRatio@1"])}
+    if systems["spread"].notna().any():
+        columns[f"± over {max(map(len, summary.runs.values()))} seeds"] = _texts(systems["spread"])
+    if systems["draw_spread"].notna().any():
+        columns[f"± over {systems['draws'].max()} draws"] = _texts(systems["draw_spread"])
+    columns["95 % interval"] = _texts(systems["low"], "{:.3f}") + " to " + _texts(systems["high"], "{:.3f}")
+    columns |= {heading: _texts(systems[heading]) for heading in METRICS}
+    table = pd.DataFrame(columns).assign(n=str(summary.n))
+    for column, results in summary.published.items():
+        cells = pd.Series(ABSENT, index=systems.index)
+        for name, result in results.items():
+            valid = "" if result.valid is None else f" (valid {result.valid:.4f})"
+            cells[name] = f"{result.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in result.differences)
+        table.insert(len(table.columns), column, cells, allow_duplicates=True)
+    return table.rename_axis("System").reset_index()
 
 
 def comparisons_table(summary: Summary) -> pd.DataFrame:
     """Which differences are more than noise."""
     found = pd.DataFrame(summary.comparisons)
-    table = pd.DataFrame({"Compared": found["one"] + " against " + found["other"]})
-    table["difference"] = found["difference"].map("{:+.4f}".format)
-    table["only the first"], table["only the second"] = found["only_one"].astype(str), found["only_other"].astype(str)
-    table["McNemar p"], table["p (Holm)"] = found["mcnemar_p"].map("{:.2g}".format), found["mcnemar_holm"].map("{:.2g}".format)
+    columns = {"Compared": found["one"] + " against " + found["other"], "difference": _texts(found["difference"], "{:+.4f}")}
+    formats = {"only the first": ("only_one", "{}"), "only the second": ("only_other", "{}")}
+    formats |= {"McNemar p": ("mcnemar_p", "{:.2g}"), "p (Holm)": ("mcnemar_holm", "{:.2g}")}
     if "t_p" in found:
-        for heading, key in (("t-test over seeds p", "t_p"), ("p (Holm) ", "t_holm")):
-            table[heading] = found[key].map("{:.2g}".format, na_action="ignore").fillna(ABSENT)
-    return table.assign(verdict=found["verdict"])
+        formats |= {"t-test over seeds p": ("t_p", "{:.2g}"), "p (Holm) ": ("t_holm", "{:.2g}")}
+    columns |= {heading: _texts(found[key], form) for heading, (key, form) in formats.items()}
+    return pd.DataFrame({**columns, "verdict": found["verdict"]})
 
 
 def time_table(summary: Summary) -> pd.DataFrame:
     """What the systems cost here: the first seed's training and evaluation."""
-    rows = []
-    for name, system in summary.systems.items():
-        timings = system.runs[0].result["timings"]
-        numbers = (timings.get(k) for k in ("training_seconds", "training_rows_per_second", "evaluation_rows_per_second"))
-        rows.append([name, *(ABSENT if number is None else f"{number:,.0f}" for number in numbers)])
-    return pd.DataFrame(rows, columns=["System", "training, s", "rows/s in training", "rows/s in evaluation"])
+    headings = {"training_seconds": "training, s", "training_rows_per_second": "rows/s in training"}
+    headings["evaluation_rows_per_second"] = "rows/s in evaluation"
+    timings = pd.DataFrame([runs[0].result["timings"] for runs in summary.runs.values()], index=list(summary.runs))
+    table = timings.reindex(columns=list(headings)).rename(columns=headings).apply(_texts, form="{:,.0f}")
+    return table.rename_axis("System").reset_index()
+
+
+def _texts(numbers: pd.Series, form: str = "{:.4f}", absent: str = ABSENT) -> pd.Series:
+    return numbers.map(form.format, na_action="ignore").astype(object).fillna(absent)
 
 
 def notes(study: Study, summary: Summary) -> list[str]:
@@ -109,8 +108,8 @@ def notes(study: Study, summary: Summary) -> list[str]:
             "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
             f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
-    for name, system in summary.systems.items():
-        counts = system.runs[0].result.get("answers") or {}
+    for name, runs in summary.runs.items():
+        counts = runs[0].result.get("answers") or {}
         told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
         if told:
             lines.append(f"How {name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
@@ -125,13 +124,9 @@ def notes(study: Study, summary: Summary) -> list[str]:
 
 def _marks(summary: Summary) -> dict[str, str]:
     """A letter for each way in which a paper's setting differs."""
-    reported = [reported for system in summary.systems.values() for reported in system.published.values()]
-    texts = dict.fromkeys(text for one in reported for text in one.differences)
+    of_systems = [[results[name] for results in summary.published.values() if name in results] for name in summary.runs]
+    texts = dict.fromkeys(text for results in of_systems for result in results for text in result.differences)
     return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
-
-
-def _share(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.4f}"
 
 
 def _run_row(arm: Arm, outcome: Outcome) -> dict[str, Any]:
@@ -148,18 +143,104 @@ def _run_row(arm: Arm, outcome: Outcome) -> dict[str, Any]:
 
 def latex(study: Study, summaries: Sequence[Summary]) -> str:
     """The papers' table: a line a system, ValidRatio and HitRatio@1 for each dataset, the best HitRatio@1 in bold (booktabs)."""
-    columns: dict[tuple[str, str], list[str]] = {("", "System"): list(study.systems)}
-    for summary in filter(lambda one: one.systems, summaries):
-        heading, systems = f"{summary.dataset} ($n={summary.n}$)", [summary.systems.get(name) for name in study.systems]
-        valid = [None if system is None else system.mean("validratio") for system in systems]
-        columns[heading, "ValidRatio"] = ["--" if value is None else f"{value:.4f}" for value in valid]
-        best = max(system.hit for system in summary.systems.values())
-        columns[heading, "HitRatio@1"] = ["--" if system is None else _latex_hit(system, best) for system in systems]
-    style = pd.DataFrame(columns).style.hide().format(escape="latex", subset=[("", "System")])
-    style = style.format_index(escape="latex-math", axis="columns")
-    return style.to_latex(hrules=True, column_format=f"l{'c' * (len(columns) - 1)}", multicol_align="c")
+    names = list(study.systems)
+    parts = {"": pd.DataFrame({"System": names}, index=names)}
+    for summary in filter(lambda one: one.runs, summaries):
+        hits, spread = summary.systems["HitRatio@1"], _texts(summary.systems["spread"], " $\\pm$ {:.4f}", "")
+        shown = _texts(hits).mask(hits == hits.max(), _texts(hits, "\\textbf{{{:.4f}}}")) + spread
+        part = pd.DataFrame({"ValidRatio": _texts(summary.systems["ValidRatio"], absent="--"), "HitRatio@1": shown})
+        parts[f"{summary.dataset} ($n={summary.n}$)"] = part.reindex(names, fill_value="--")
+    table = pd.concat(parts, axis="columns")
+    style = table.style.hide().format(escape="latex", subset=[("", "System")]).format_index(escape="latex-math", axis="columns")
+    return style.to_latex(hrules=True, column_format=f"l{'c' * (table.shape[1] - 1)}", multicol_align="c")
 
 
-def _latex_hit(system: SystemResult, best: float) -> str:
-    hit = f"\\textbf{{{system.hit:.4f}}}" if system.hit == best else f"{system.hit:.4f}"
-    return hit if system.spread is None else f"{hit} $\\pm$ {system.spread:.4f}"
+def draw(study: Study, summaries: Sequence[Summary]) -> dict[str, go.Figure]:
+    """The figures that a study asks for, by file name; those that would be empty are left out."""
+    drawn: dict[str, go.Figure | None] = {}
+    for summary in filter(lambda one: one.runs, summaries):
+        drawn |= {f"{kind}-{summary.dataset}": PER_DATASET[kind](summary) for kind in study.figures if kind in PER_DATASET}
+    if "radar" in study.figures:
+        drawn |= {f"radar-{title}": radar(title, names, summaries) for title, names in study.radars.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def bars(summary: Summary) -> go.Figure:
+    """HitRatio@1 of every system with its interval, each seed as a dot, a paper's number as a diamond."""
+    systems, figure = summary.systems, go.Figure()
+    hits = systems["HitRatio@1"]
+    error = {"type": "data", "symmetric": False, "color": "#333"}
+    error |= {"array": systems["high"] - hits, "arrayminus": hits - systems["low"]}
+    figure.add_bar(y=hits.index, x=hits, orientation="h", name="here, 95 % interval", marker_color=COLOURS[0], error_x=error)
+    if max(map(len, summary.runs.values())) > 1:
+        seeds = pd.Series({name: correct.mean(1) for name, correct in summary.correct.items()}).explode()
+        figure.add_scatter(x=seeds, y=seeds.index, mode="markers", name="each seed", marker={"color": "#111", "size": 6})
+    for number, (column, results) in enumerate(summary.published.items()):
+        symbol, colour = ("diamond-open", "square-open", "circle-open")[number % 3], COLOURS[(3 + number) % len(COLOURS)]
+        marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 2}}
+        reported = [result.hit for result in results.values()]
+        figure.add_scatter(x=reported, y=list(results), mode="markers", name=column, marker=marker)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
+    return styled(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(systems))
+
+
+def validity(summary: Summary) -> go.Figure:
+    """ValidRatio against HitRatio@1; a legend names the points, since many lie at ValidRatio 1."""
+    figure = go.Figure()
+    for number, (name, system) in enumerate(summary.systems.iterrows()):
+        if pd.notna(system["ValidRatio"]):
+            symbol = ("circle", "diamond", "square", "triangle-up")[number % 4]
+            marker = {"size": 13, "color": COLOURS[number % len(COLOURS)], "symbol": symbol, "opacity": 0.75}
+            figure.add_scatter(x=[system["HitRatio@1"]], y=[system["ValidRatio"]], mode="markers", name=name, marker=marker)
+    figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
+    figure.update_yaxes(title="ValidRatio", range=[-0.03, 1.05])
+    return styled(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
+
+
+def curves(summary: Summary) -> go.Figure | None:
+    """The first seed's loss, validation HitRatio@1 and, where a curriculum moves it, probability of the hard task, by step."""
+    logs = {name: runs[0].training_log() for name, runs in summary.runs.items()}
+    steps = {name: pd.DataFrame(found) for name, log in logs.items() if (found := [one for one in log if "loss" in one])}
+    if not steps:
+        return None
+    titles = ["Loss, mean of 20 steps", "HitRatio@1 on the validation rows"]
+    if any((frame["hard_probability"] < 1).any() for frame in steps.values()):
+        titles.append("Probability of the hard task")
+    rows = len(titles)
+    figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.24 / rows, subplot_titles=titles)
+    for number, (name, frame) in enumerate(steps.items()):
+        group = {"name": name, "legendgroup": name, "line": {"color": COLOURS[number % len(COLOURS)], "width": 1.6}, "col": 1}
+        loss = frame["loss"].rolling(SMOOTH, min_periods=1).mean()
+        figure.add_scatter(x=frame["step"], y=loss, mode="lines", row=1, **group)
+        epochs = [one for one in logs[name] if "valid" in one]
+        valid = {"x": [one["step"] for one in epochs], "y": [one["valid"].get("hit@1") for one in epochs]}
+        figure.add_scatter(**valid, mode="lines+markers", row=2, showlegend=False, **group)
+        if rows > 2:
+            figure.add_scatter(x=frame["step"], y=frame["hard_probability"], mode="lines", row=3, showlegend=False, **group)
+            figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
+    figure.update_xaxes(title="optimiser step", row=rows, col=1)
+    return styled(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
+
+
+def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
+    """RSLLM's radar: HitRatio@1 and ValidRatio of every dataset; with one dataset HitRatio@1 among valid answers besides."""
+    figure = go.Figure()
+    for name in names:
+        axes: dict[str, float] = {}
+        for summary in (one for one in summaries if name in one.runs):
+            system = summary.systems.loc[name].fillna(0.0)
+            axes |= {f"{summary.dataset}<br>{metric}": system[metric] for metric in ("HitRatio@1", "ValidRatio")}
+            if len(summaries) == 1:
+                among = [run.result["hit_among_valid"] or 0.0 for run in summary.runs[name]]
+                axes[f"{summary.dataset}<br>HitRatio@1<br>among valid"] = sum(among) / len(among)
+        if axes:
+            around, values = list(axes), list(axes.values())
+            figure.add_scatterpolar(theta=around + around[:1], r=values + values[:1], name=name, mode="lines+markers")
+    if not figure.data:
+        return None
+    figure.update_polars(radialaxis={"range": [0, 1.12], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
+    return styled(figure, f"Over {title}", 520)
+
+
+PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {"bars": bars, "validity": validity, "curves": curves}

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_llara.evaluator.report import refuse_unlike
-from recbole_llara.evaluator.significance import Interval, holm, mcnemar, paired_t, wilson_interval
+from recbole_llara.evaluator.significance import holm, mcnemar, paired_t, wilson_interval
 from recbole_llara.experiments.study_definition import CasePattern, Published, Study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, Outcome
 from recbole_llara.utils.errors import UserError
 
 ALPHA = 0.05
+METRICS = {"ValidRatio": "validratio", "HitRatio@5": "hit@5", "NDCG@10": "ndcg@10"}  # heading -> RecBole's key
 FREE = {"chat": "generate"}  # a chat model writes freely, as an LLM does that generates
 ALWAYS_VALID = ("score", "constrained")
 T_TEST_SEEDS = 3  # a t-test over two seeds has one degree of freedom and finds nothing
@@ -29,64 +31,25 @@ class PublishedResult:
 
 
 @dataclass(frozen=True)
-class SystemResult:
-    """A system on one dataset."""
-
-    name: str
-    runs: Sequence[FinishedArm]  # of its seeds, in their order
-    draws: Sequence[FinishedArm]  # of further candidates, with the first seed's weights
-    correct: np.ndarray  # [seeds, n] bool, which rows it answered correctly, in the order of the rows
-    interval: Interval  # of the mean HitRatio@1, over the n rows (Wilson)
-    published: dict[str, PublishedResult]  # by column, in the study's order
-
-    @property
-    def hits(self) -> np.ndarray:
-        """[seeds] HitRatio@1."""
-        return self.correct.mean(1)
-
-    @property
-    def hit(self) -> float:
-        """The mean HitRatio@1."""
-        return float(self.correct.mean())
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation over seeds; None for one."""
-        return float(self.hits.std(ddof=1)) if len(self.hits) > 1 else None
-
-    @property
-    def draw_spread(self) -> float | None:
-        """The standard deviation over candidate draws, the study's own among them; None for one."""
-        if not self.draws:
-            return None
-        hits = [self.hits[0], *(run.result["correct"] / run.result["n"] for run in self.draws)]
-        return float(np.std(hits, ddof=1))
-
-    def mean(self, metric: str, split: str = "test") -> float | None:
-        """The mean of one of RecBole's metrics over seeds; None where a seed lacks it."""
-        values = [run.result["metrics"].get(split, {}).get(metric) for run in self.runs]
-        return None if None in values else float(np.mean(values))
-
-
-@dataclass(frozen=True)
 class Summary:
     """A study on one dataset."""
 
     dataset: str
     protocol: str
-    systems: dict[str, SystemResult]  # by name: those that were run, in the study's order
+    n: int  # test rows
+    # A row for each system that was run, in the study's order. Means over seeds: HitRatio@1 with Wilson's interval over rows (low,
+    # high), METRICS, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds, draw_spread over the
+    # draws of candidates, whose number is draws. NaN where there is none.
+    systems: pd.DataFrame
+    runs: dict[str, list[FinishedArm]]  # of each system's seeds, in their order
+    correct: dict[str, np.ndarray]  # of each system [seeds, n] bool, which rows it answered correctly, in the order of the rows
+    published: dict[str, dict[str, PublishedResult]]  # column -> system -> result; columns that say something of this dataset
     failures: dict[str, str]  # system -> what went wrong
+    best_baseline: str | None  # by HitRatio@1 on the validation rows
     # A row of ``comparisons.csv`` each: McNemar's test of the first seed's answers and, with enough seeds that do not all differ by
     # the same, a paired t-test over seeds; ``*_holm`` are p values corrected for all comparisons on this dataset. The verdict is
     # over seeds where these can be tested, else of the two trained models alone.
     comparisons: list[dict[str, Any]]
-    best_baseline: str | None  # by HitRatio@1 on the validation rows
-    n: int  # test rows
-
-    @property
-    def published(self) -> list[str]:
-        """The papers' columns that say something of this dataset."""
-        return list(dict.fromkeys(name for system in self.systems.values() for name in system.published))
 
 
 def summarise(study: Study, outcomes: Mapping[Arm, Outcome]) -> list[Summary]:
@@ -103,43 +66,63 @@ def summarise(study: Study, outcomes: Mapping[Arm, Outcome]) -> list[Summary]:
 
 def _summary(study: Study, dataset: str, outcomes: Mapping[Arm, Outcome]) -> Summary:
     failures = {arm.system: f"{arm}: {o.message}" for arm, o in reversed(outcomes.items()) if isinstance(o, FailedArm)}
-    runs: dict[str, list[FinishedArm]] = {name: [] for name in study.systems}
-    draws: dict[str, list[FinishedArm]] = {name: [] for name in study.systems}
-    for arm, outcome in outcomes.items():
-        if isinstance(outcome, FinishedArm):
-            (draws if arm.is_draw else runs)[arm.system].append(outcome)
-    results = [run.result for of_system in runs.values() for run in of_system]
+    finished = [(arm, outcome) for arm, outcome in outcomes.items() if isinstance(outcome, FinishedArm)]
+    results = [run.result for arm, run in finished if not arm.is_draw]
     if results:
         refuse_unlike(results)
-    systems = {
-        name: _system_result(study, dataset, name, runs[name], draws[name])
-        for name in study.systems
-        if runs[name] and name not in failures
+    of_system = {name: [run for arm, run in finished if arm.system == name and not arm.is_draw] for name in study.systems}
+    runs = {name: found for name, found in of_system.items() if found and name not in failures}
+    draws = {name: [run for arm, run in finished if arm.system == name and arm.is_draw] for name in runs}
+    correct = {name: _correct(name, found) for name, found in runs.items()}
+    rows = {name: _system_row(runs[name], draws[name], correct[name]) for name in runs}
+    systems = pd.DataFrame.from_dict(rows, orient="index")
+    published = {
+        column.name: {
+            name: PublishedResult(
+                hit, column.valid.get(dataset, {}).get(name), _differences(column, name, runs[name][0].result)
+            )
+            for name, hit in column.hit.get(dataset, {}).items()
+            if name in runs
+        }
+        for column in study.published
     }
     # Chosen on the validation rows: choosing on the test rows would favour it.
-    scored = [(systems[name].mean("hit@1", "valid"), name) for name in systems if name in study.baselines]
-    baseline = max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
-    protocol, n = (str(results[0]["protocol"]), int(results[0]["n"])) if results else ("", 0)
-    return Summary(dataset, protocol, systems, failures, _comparisons(study, dataset, systems, baseline), baseline, n)
+    scored = [(rows[name]["valid_hit"], name) for name in rows if name in study.baselines]
+    baseline = max((pair for pair in scored if not np.isnan(pair[0])), default=(None, None))[1]
+    return Summary(
+        dataset=dataset,
+        protocol=str(results[0]["protocol"]) if results else "",
+        n=int(results[0]["n"]) if results else 0,
+        systems=systems,
+        runs=runs,
+        correct=correct,
+        published={column: of_systems for column, of_systems in published.items() if of_systems},
+        failures=failures,
+        best_baseline=baseline,
+        comparisons=_comparisons(study, dataset, correct, baseline),
+    )
 
 
-def _system_result(
-    study: Study, dataset: str, name: str, runs: Sequence[FinishedArm], draws: Sequence[FinishedArm]
-) -> SystemResult:
+def _correct(name: str, runs: Sequence[FinishedArm]) -> np.ndarray:
     answers = [{case["row"]: case["correct"] for case in run.cases()} for run in runs]
     rows = sorted(answers[0])
     if any(sorted(other) != rows for other in answers):
         raise UserError(f"{name}: its seeds answered different rows, expected the same: run the study again with --fresh")
-    correct = np.array([[of_seed[row] for row in rows] for of_seed in answers], dtype=bool)  # [seeds, n]
-    interval = wilson_interval(round(float(correct.mean()) * len(rows)), len(rows))
-    published = {
-        column.name: PublishedResult(
-            column.hit[dataset][name], column.valid.get(dataset, {}).get(name), _differences(column, name, runs[0].result)
-        )
-        for column in study.published
-        if name in column.hit.get(dataset, {})
-    }
-    return SystemResult(name, runs, draws, correct, interval, published)
+    return np.array([[of_seed[row] for row in rows] for of_seed in answers], dtype=bool)
+
+
+def _system_row(runs: Sequence[FinishedArm], draws: Sequence[FinishedArm], correct: np.ndarray) -> dict[str, float]:
+    hits, n = correct.mean(1), correct.shape[1]
+    hit = float(correct.mean())
+    interval = wilson_interval(round(hit * n), n)
+    row = {"HitRatio@1": hit, "low": interval.low, "high": interval.high, "spread": pd.Series(hits).std()}
+    of_draws = pd.Series([hits[0], *(run.result["correct"] / run.result["n"] for run in draws)])
+    row |= {"draws": len(of_draws), "draw_spread": of_draws.std()}
+    for heading, metric in {**METRICS, "valid_hit": "hit@1"}.items():
+        split = "valid" if heading == "valid_hit" else "test"
+        values = [run.result["metrics"].get(split, {}).get(metric) for run in runs]
+        row[heading] = np.nan if None in values else float(np.mean(values))
+    return row
 
 
 def _differences(column: Published, name: str, result: Mapping[str, Any]) -> list[str]:
@@ -157,20 +140,22 @@ def _differences(column: Published, name: str, result: Mapping[str, Any]) -> lis
     return found
 
 
-def _comparisons(study: Study, dataset: str, systems: Mapping[str, SystemResult], baseline: str | None) -> list[dict[str, Any]]:
+def _comparisons(study: Study, dataset: str, correct: Mapping[str, np.ndarray], baseline: str | None) -> list[dict[str, Any]]:
     wanted = list(study.compare)
     if baseline is not None:
-        wanted += [(name, baseline) for name in systems if name not in study.baselines]
+        wanted += [(name, baseline) for name in correct if name not in study.baselines]
     distinct = dict.fromkeys(pair for pair in wanted if pair[::-1] not in wanted or pair in study.compare)
-    pairs = [(systems[one], systems[other]) for one, other in distinct if one in systems and other in systems]
-    tests = [mcnemar(one.correct[0], other.correct[0]) for one, other in pairs]
-    enough = bool(pairs) and all(len(one.hits) == len(other.hits) >= T_TEST_SEEDS for one, other in pairs)
-    over_seeds = [paired_t(one.hits, other.hits) if enough else None for one, other in pairs]
+    pairs = [(one, other) for one, other in distinct if one in correct and other in correct]
+    hits = {name: of_seeds.mean(1) for name, of_seeds in correct.items()}
+    tests = [mcnemar(correct[one][0], correct[other][0]) for one, other in pairs]
+    enough = all(len(hits[one]) == len(hits[other]) >= T_TEST_SEEDS for one, other in pairs)
+    over_seeds = [paired_t(hits[one], hits[other]) if enough else None for one, other in pairs]
     corrected = holm([test.p_value for test in tests])
     seeds_corrected = iter(holm([test.p_value for test in over_seeds if test is not None]))
     rows = []
     for (one, other), test, p_holm, seeds in zip(pairs, tests, corrected, over_seeds, strict=True):
-        row = {"dataset": dataset, "one": one.name, "other": other.name, "difference": one.hit - other.hit}
+        difference = float(correct[one].mean() - correct[other].mean())
+        row = {"dataset": dataset, "one": one, "other": other, "difference": difference}
         row |= {"both": test.both, "only_one": test.only_a, "only_other": test.only_b, "neither": test.neither}
         row |= {"mcnemar_p": test.p_value, "mcnemar_holm": p_holm}
         found, deciding = "these two models differ", p_holm
@@ -194,9 +179,9 @@ def find_cases(summary: Summary, pattern: CasePattern, number: int = 2, seed: in
         records of ``cases.jsonl`` by system. None where a named system failed.
     """
     names = [*pattern.right, *pattern.wrong]
-    if not summary.systems.keys() >= set(names):
+    if not summary.runs.keys() >= set(names):
         return None
-    records = {name: {case["row"]: case for case in summary.systems[name].runs[0].cases()} for name in names}
+    records = {name: {case["row"]: case for case in summary.runs[name][0].cases()} for name in names}
     rows = sorted(records[names[0]])
     fits = [row for row in rows if all(records[name][row]["correct"] == (name in pattern.right) for name in names)]
     drawn = np.random.default_rng(seed).permutation(len(fits))[:number]

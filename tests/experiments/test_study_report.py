@@ -10,8 +10,7 @@ import pytest
 
 from recbole_llara.experiments.report import html_page, write_pngs
 from recbole_llara.experiments.study_definition import CasePattern, Published
-from recbole_llara.experiments.study_figures import draw
-from recbole_llara.experiments.study_report import comparisons_table, latex, study_report, write_study_report
+from recbole_llara.experiments.study_report import comparisons_table, draw, latex, study_report, write_study_report
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
 

@@ -70,9 +70,9 @@ def test_numbers_by_hand(make_study, outcomes_of, make_entry):
     outcomes = outcomes_of({"A": a, "B": np.array([[1, 0, 0, 0], [1, 0, 0, 0]])})
     outcomes[Arm("A", "ml-100k", 2020, 7, True)] = make_entry([1, 0, 0, 0], candidates="other")
     (summary,) = summarise(study, outcomes)
-    system = summary.systems["A"]
-    assert system.hit == 0.625 and system.spread == pytest.approx(0.125 * 2**0.5)  # .5 and .75
-    assert system.draw_spread == pytest.approx(0.125 * 2**0.5)  # .5 and .25
+    system = summary.systems.loc["A"]
+    assert system["HitRatio@1"] == 0.625 and system["spread"] == pytest.approx(0.125 * 2**0.5)  # .5 and .75
+    assert system["draw_spread"] == pytest.approx(0.125 * 2**0.5)  # .5 and .25
     assert summary.n == 4 and summary.comparisons == []
 
 
@@ -89,7 +89,7 @@ def test_a_failed_system_is_told_and_left_out(make_study, outcomes_of):
     study = make_study(compare=(("A", "B"),))
     outcomes = {**outcomes_of({"A": [[1, 0]]}), Arm("B", "ml-100k", 2020, 2020): FailedArm("RuntimeError: broken")}
     (summary,) = summarise(study, outcomes)
-    assert list(summary.systems) == ["A"]
+    assert list(summary.systems.index) == ["A"]
     assert "broken" in summary.failures["B"] and summary.comparisons == []
 
 
@@ -103,8 +103,8 @@ def test_how_a_papers_setting_differs(make_study, outcomes_of):
     column = Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}})
     study = make_study(published=(column,))
     (summary,) = summarise(study, outcomes_of({"A": [[1, 0]], "B": [[1, 0]]}))
-    reported = summary.systems["A"].published["published"]
-    assert reported.hit == 0.4 and summary.systems["B"].published == {}
+    (reported,) = summary.published["published"].values()  # of A alone
+    assert reported.hit == 0.4
     assert reported.differences == [
         "protocol llara there, leave_one_out here",
         "Llama-2-7B there, tiny here",
@@ -119,5 +119,5 @@ def test_the_decoding_is_part_of_the_setting(make_study, outcomes_of, decoding, 
     """A recommender has none, a chat model is as free as an LLM that generates."""
     study = make_study(published=(Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}),))
     same = {"llm": "/models/Llama-2-7b", "protocol": "llara", "decoding": decoding}
-    differences = summarise(study, outcomes_of({"A": [[1, 0]]}, **same))[0].systems["A"].published["published"].differences
+    differences = summarise(study, outcomes_of({"A": [[1, 0]]}, **same))[0].published["published"]["A"].differences
     assert [f"decoding generate there, {decoding} here" in text for text in differences] == [True] * differs
