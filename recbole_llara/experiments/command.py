@@ -1,21 +1,19 @@
 """The commands ``study`` and ``search``: many runs, by one process or several, and a report of them.
 
 A study compares systems on the same rows: ``study_definition`` says which, ``study_runs`` runs them, ``study_summary`` computes
-the statistics, ``study_report`` and ``study_figures`` show them. A search looks for a model's best keys, in RecBole's manner:
-``search_definition`` and ``search_space`` say among which, ``search_trials`` runs the trials, which optuna proposes and keeps,
-and ``search_report`` shows them.
+the statistics, ``study_report`` shows them. A search looks for a model's best keys, in RecBole's manner:
+``search_definition`` says among which, ``search_trials`` runs and shows the trials, which optuna proposes and keeps.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recbole_llara.experiments.study_definition import known_studies
 from recbole_llara.experiments.study_definition import read_command as read_study
-from recbole_llara.utils.errors import exit_status
+from recbole_llara.utils.errors import UserError, exit_status
 
 _SEARCH_EPILOG = """\
 Any further key of properties/ or of RecBole: --key=value, for all trials. The same command resumes a search that was
@@ -44,20 +42,16 @@ def study_main(argv: Sequence[str]) -> int:
     """Run a study; returns the exit status: 1 where a system failed, 2 for a user's mistake, 128 + the signal when stopped."""
     arguments, words = study_parser().parse_known_args(argv)
 
-    def make(gpu: int | None, is_first: bool) -> Any:
+    def make(defaults: Mapping[str, Any], is_first: bool) -> Any:
         from recbole_llara.experiments.study_runs import StudyRuns
 
-        study = read_study(words)
-        if gpu is not None and "gpu_id" not in study.settings:
-            study = study.with_arguments({"gpu_id": gpu})
-        return StudyRuns(study, arguments.fresh and is_first)
+        return StudyRuns(read_study(words, defaults), arguments.fresh and is_first)
 
-    def report(runs: Any) -> int:
+    def report(runs: Any) -> tuple[str, bool]:
         from recbole_llara.experiments.study_report import write_study_report
         from recbole_llara.experiments.study_runs import FailedArm
 
-        sys.stdout.write(write_study_report(runs.study, runs.outcomes))
-        return int(any(isinstance(outcome, FailedArm) for outcome in runs.outcomes.values()))
+        return write_study_report(runs.study, runs.outcomes), any(isinstance(one, FailedArm) for one in runs.finished())
 
     return _main("study", words, arguments.processes, make, report)
 
@@ -86,21 +80,14 @@ def search_main(argv: Sequence[str]) -> int:
     """Run a search; returns the exit status: 1 where every trial failed, 2 for a user's mistake, 128 + the signal when stopped."""
     arguments, keys = search_parser().parse_known_args(argv)
 
-    def make(gpu: int | None, is_first: bool) -> Any:
+    def make(defaults: Mapping[str, Any], is_first: bool) -> Any:
         from recbole_llara.experiments.search_definition import read_command as read_search
         from recbole_llara.experiments.search_trials import SearchTrials
 
-        search = read_search(arguments, keys)
-        if gpu is not None and "gpu_id" not in search.fixed:
-            search = replace(search, fixed={**search.fixed, "gpu_id": gpu})
-        return SearchTrials(search)
+        return SearchTrials(read_search(arguments, keys, defaults))
 
-    def report(trials: Any) -> int:
-        from recbole_llara.experiments.search_report import write_search_report
-
-        finished = trials.finished()
-        sys.stdout.write(write_search_report(trials.search, finished))
-        return int(all(trial.score is None for trial in finished))
+    def report(trials: Any) -> tuple[str, bool]:
+        return trials.report(), trials.best() is None
 
     return _main("search", [*argv, "--processes=1"], arguments.processes, make, report)  # the last of two counts
 
@@ -109,15 +96,35 @@ def _main(
     command: str,
     argv: Sequence[str],
     processes: int,
-    make: Callable[[int | None, bool], Any],
-    report: Callable[[Any], int],
+    make: Callable[[Mapping[str, Any], bool], Any],
+    report: Callable[[Any], tuple[str, bool]],
 ) -> int:
+    """Perform a plan in one process, or in several that are started with ``argv``, and print its report in the first.
+
+    Args:
+        make: builds the plan from keys under those of files and command line, and whether this is the first of the processes.
+        report: writes the report; returns what to print, and whether what was wanted has failed.
+    """
     logging.captureWarnings(True)
     statuses: list[int] = []
 
     def run() -> None:
-        from recbole_llara.experiments.runner import run_command  # torch, which takes seconds to import
+        from recbole_llara.experiments import runner  # torch, which takes seconds to import
+        from recbole_llara.utils.processes import go_alone, launched
 
-        statuses.append(run_command(command, argv, processes, make, report))
+        if processes < 1:
+            raise UserError(f"processes: found {processes}, expected a whole number from 1")
+        # Processes that a launcher has started take whole runs, so none waits for another's steps.
+        index, gpu = go_alone() if launched() > 1 else (0, None)
+        environments = runner.environments_of(processes)
+        plan = make({} if gpu is None else {"gpu_id": gpu}, index == 0)
+        if environments:
+            statuses.append(runner.run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments))
+            return
+        runner.execute(plan)
+        if index == 0:
+            text, has_failed = report(plan)
+            sys.stdout.write(text)
+            statuses.append(int(has_failed))
 
-    return exit_status(command, run) or statuses[0]
+    return exit_status(command, run) or sum(statuses)

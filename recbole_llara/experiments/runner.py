@@ -9,18 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.utils.errors import Stopped, UserError
-from recbole_llara.utils.processes import go_alone, launched
+from recbole_llara.utils.errors import Stopped
 
 BAR_WIDTH = 20
 RETRY = 0.5  # seconds, while other processes perform all runs that are left
@@ -35,13 +34,10 @@ class Plan(Protocol):
     reuse_hint: str  # what to say of runs taken from earlier calls, after their number
 
     def claim(self) -> tuple[Any, AcquireReturnProxy] | None:
-        """The next run and its lock, which is held; None while other processes perform all that are left."""
+        """The next run, whose text names it, and its lock, which is held; None while others perform all that are left."""
 
-    def perform(self, run: Any) -> Any:
-        """Perform a run; returns its outcome, which may be a failure."""
-
-    def keep(self, run: Any, outcome: Any) -> None:
-        """Keep the outcome of a run that this process has performed."""
+    def perform(self, run: Any) -> str:
+        """Perform a run and keep its outcome, which may be a failure; returns how it ended."""
 
     def finished(self) -> Sequence[Any]:
         """The outcomes so far."""
@@ -51,15 +47,6 @@ class Plan(Protocol):
 
     def seconds_left(self) -> float | None:
         """About how long the rest takes, one run after another; None where nothing is known."""
-
-    def describe(self, run: Any) -> str:
-        """What a run is called in a progress line."""
-
-    def verdict(self, outcome: Any) -> str:
-        """How a run ended."""
-
-
-P = TypeVar("P", bound=Plan)
 
 
 def execute(plan: Plan) -> None:
@@ -89,11 +76,9 @@ def execute(plan: Plan) -> None:
                 continue
             run, lock = claimed
             with lock:
-                name, left = plan.describe(run), plan.seconds_left()
-                say(f"{name} ... " + ("time left not known yet" if left is None else f"about {duration(left)} left"))
-                outcome = plan.perform(run)
-                plan.keep(run, outcome)
-                told = say(f"{name}: {plan.verdict(outcome)}")
+                left = plan.seconds_left()
+                say(f"{run} ... " + ("time left not known yet" if left is None else f"about {duration(left)} left"))
+                told = say(f"{run}: {plan.perform(run)}")
         if told < len(plan.finished()):
             say("other processes have finished the rest")
     except KeyboardInterrupt as stop:
@@ -127,42 +112,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def run_command(
-    command: str, argv: Sequence[str], processes: int, make: Callable[[int | None, bool], P], report: Callable[[P], int]
-) -> int:
-    """Do what a study's or a search's command says.
-
-    Args:
-        command: of ``recbole_llara.cli``, by which further processes are started.
-        argv: for those processes.
-        processes: that share the runs.
-        make: builds the plan from the number of this process's GPU (None = as the keys say) and whether this is the first of
-            the processes; it refuses what cannot be run.
-        report: prints the report, in the first process; returns the exit status.
-
-    Raises:
-        UserError: an argument cannot be used.
-        Stopped: by a signal.
-    """
-    if processes < 1:
-        raise UserError(f"processes: found {processes}, expected a whole number from 1")
-    # Processes that a launcher has started take whole runs, so none waits for another's steps.
-    index, gpu = go_alone() if launched() > 1 else (0, None)
-    environments = environments_of(processes)
-    plan = make(gpu, index == 0)
-    if environments:
-        return run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments)
-    execute(plan)
-    return report(plan) if index == 0 else 0
-
-
 def environments_of(count: int) -> list[dict[str, str]]:
     """The environment of each of several processes, numbered as a launcher does it; none where one process is enough.
 
-    Ask for them before a Config is built, since RecBole writes CUDA_VISIBLE_DEVICES.
-
-    Args:
-        count: of processes; they share the GPUs, and the CPU's cores unless OMP_NUM_THREADS is set.
+    They share the GPUs, and the CPU's cores unless OMP_NUM_THREADS is set. Ask for them before a Config is built, since RecBole
+    writes CUDA_VISIBLE_DEVICES.
     """
     if count < 2:
         return []

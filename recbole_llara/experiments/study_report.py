@@ -1,9 +1,11 @@
 """A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -65,8 +67,8 @@ def results_table(summary: Summary) -> pd.DataFrame:
     for column, results in summary.published.items():
         cells = pd.Series(ABSENT, index=systems.index)
         for name, result in results.items():
-            valid = "" if result.valid is None else f" (valid {result.valid:.4f})"
-            cells[name] = f"{result.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in result.differences)
+            valid = "" if result["valid"] is None else f" (valid {result['valid']:.4f})"
+            cells[name] = f"{result['hit']:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in result["differences"])
         table.insert(len(table.columns), column, cells, allow_duplicates=True)
     return table.rename_axis("System").reset_index()
 
@@ -125,7 +127,7 @@ def notes(study: Study, summary: Summary) -> list[str]:
 def _marks(summary: Summary) -> dict[str, str]:
     """A letter for each way in which a paper's setting differs."""
     of_systems = [[results[name] for results in summary.published.values() if name in results] for name in summary.runs]
-    texts = dict.fromkeys(text for results in of_systems for result in results for text in result.differences)
+    texts = dict.fromkeys(text for results in of_systems for result in results for text in result["differences"])
     return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
 
 
@@ -178,7 +180,7 @@ def bars(summary: Summary) -> go.Figure:
     for number, (column, results) in enumerate(summary.published.items()):
         symbol, colour = ("diamond-open", "square-open", "circle-open")[number % 3], COLOURS[(3 + number) % len(COLOURS)]
         marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 2}}
-        reported = [result.hit for result in results.values()]
+        reported = [result["hit"] for result in results.values()]
         figure.add_scatter(x=reported, y=list(results), mode="markers", name=column, marker=marker)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
@@ -187,14 +189,10 @@ def bars(summary: Summary) -> go.Figure:
 
 def validity(summary: Summary) -> go.Figure:
     """ValidRatio against HitRatio@1; a legend names the points, since many lie at ValidRatio 1."""
-    figure = go.Figure()
-    for number, (name, system) in enumerate(summary.systems.iterrows()):
-        if pd.notna(system["ValidRatio"]):
-            symbol = ("circle", "diamond", "square", "triangle-up")[number % 4]
-            marker = {"size": 13, "color": COLOURS[number % len(COLOURS)], "symbol": symbol, "opacity": 0.75}
-            figure.add_scatter(x=[system["HitRatio@1"]], y=[system["ValidRatio"]], mode="markers", name=name, marker=marker)
-    figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
-    figure.update_yaxes(title="ValidRatio", range=[-0.03, 1.05])
+    systems = summary.systems.dropna(subset="ValidRatio").rename_axis("System").reset_index()
+    look = {"color_discrete_sequence": COLOURS, "symbol_sequence": ["circle", "diamond", "square", "triangle-up"]}
+    figure = px.scatter(systems, x="HitRatio@1", y="ValidRatio", color="System", symbol="System", opacity=0.75, **look)
+    figure.update_traces(marker_size=13).update_xaxes(rangemode="tozero").update_yaxes(range=[-0.03, 1.05])
     return styled(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
 
 
@@ -225,20 +223,15 @@ def curves(summary: Summary) -> go.Figure | None:
 
 def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
     """RSLLM's radar: HitRatio@1 and ValidRatio of every dataset; with one dataset HitRatio@1 among valid answers besides."""
-    figure = go.Figure()
-    for name in names:
-        axes: dict[str, float] = {}
-        for summary in (one for one in summaries if name in one.runs):
-            system = summary.systems.loc[name].fillna(0.0)
-            axes |= {f"{summary.dataset}<br>{metric}": system[metric] for metric in ("HitRatio@1", "ValidRatio")}
-            if len(summaries) == 1:
-                among = [run.result["hit_among_valid"] or 0.0 for run in summary.runs[name]]
-                axes[f"{summary.dataset}<br>HitRatio@1<br>among valid"] = sum(among) / len(among)
-        if axes:
-            around, values = list(axes), list(axes.values())
-            figure.add_scatterpolar(theta=around + around[:1], r=values + values[:1], name=name, mode="lines+markers")
-    if not figure.data:
+    rows = []
+    for name, summary in ((name, summary) for name in names for summary in summaries if name in summary.runs):
+        axes = summary.systems.loc[name, ["HitRatio@1", "ValidRatio"]].fillna(0.0).to_dict()
+        if len(summaries) == 1:
+            axes["HitRatio@1<br>among valid"] = fmean(run.result["hit_among_valid"] or 0.0 for run in summary.runs[name])
+        rows += [{"System": name, "axis": f"{summary.dataset}<br>{axis}", "share": share} for axis, share in axes.items()]
+    if not rows:
         return None
+    figure = px.line_polar(pd.DataFrame(rows), r="share", theta="axis", color="System", line_close=True, markers=True)
     figure.update_polars(radialaxis={"range": [0, 1.12], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
     return styled(figure, f"Over {title}", 520)
 

@@ -80,22 +80,19 @@ Outcome = FinishedArm | FailedArm
 
 def arms_of(study: Study) -> list[Arm]:
     """All arms in the order they are run: for each dataset the first seed, then its further draws, then the other seeds."""
-    arms: list[Arm] = []
-    for dataset in study.datasets:
-        for number, seed in enumerate(study.seeds):
-            arms += [Arm(system, dataset, seed, study.candidate_seed) for system in study.systems]
-            if number == 0:
-                draws = [draw for draw in study.candidate_seeds if draw != study.candidate_seed]
-                arms += [Arm(system, dataset, seed, draw, True) for draw in draws for system in study.systems]
-    return arms
+    own = study.candidate_seed
+    further = [draw for draw in study.candidate_seeds if draw != own]
+    return [
+        Arm(system, dataset, seed, draw, is_draw=draw != own)
+        for dataset in study.datasets
+        for seed in study.seeds
+        for draw in [own, *(further if seed == study.seeds[0] else [])]
+        for system in study.systems
+    ]
 
 
 class StudyRuns(Plan):
-    """The runs of a study.
-
-    Args:
-        study: what is compared.
-        fresh: whether to run arms again that an earlier call finished.
+    """The runs of a study; ``fresh`` ones are run again though an earlier call finished them.
 
     Raises:
         UserError: a system cannot take its keys; its name stands before the message.
@@ -109,11 +106,11 @@ class StudyRuns(Plan):
         self.places: dict[Arm, Path] = {}  # where an arm's outcome is kept
         for arm in arms_of(study):  # refuses wrong keys before any training time is spent
             self.places[arm] = self._place(arm)
-        self._outcomes: dict[Arm, Outcome | None] = dict.fromkeys(self.places)
         self.count = len(self.places)
-        for place in self.places.values() if fresh else ():
-            place.unlink(missing_ok=True)
-        for arm in self.places:
+        self._outcomes: dict[Arm, Outcome | None] = dict.fromkeys(self.places)
+        for arm, place in self.places.items():
+            if fresh:
+                place.unlink(missing_ok=True)
             self._take_kept(arm)
 
     @property
@@ -124,19 +121,30 @@ class StudyRuns(Plan):
     def claim(self) -> tuple[Arm, AcquireReturnProxy] | None:
         wanted = self._wanted()
         for arm in wanted:
-            if self._source(arm) in wanted:
-                continue
             place = self.places[arm]
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(place.with_name(f".{place.name}.lock"))
-            if lock is None:
+            if self._source(arm) in wanted or (lock := take_lock(place.with_name(f".{place.name}.lock"))) is None:
                 continue
             if not self._take_kept(arm):
                 return arm, lock
             lock.lock.release()  # another process has finished it meanwhile
         return None
 
-    def perform(self, arm: Arm) -> Outcome:
+    def perform(self, arm: Arm) -> str:
+        outcome = self.outcome_of(arm)
+        self.keep(arm, outcome)
+        if isinstance(outcome, FailedArm):
+            return f"FAILED: {outcome.message}"
+        return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
+
+    def keep(self, arm: Arm, outcome: Outcome) -> None:
+        """Take the outcome of an arm, and write it where another call finds it; a failed one is run again by the next call."""
+        self._outcomes[arm] = outcome
+        if isinstance(outcome, FinishedArm):
+            write_text(self.places[arm], json.dumps(vars(outcome), indent=2))
+
+    def outcome_of(self, arm: Arm) -> Outcome:
+        """Run an arm."""
         started = perf_counter()
         try:
             with ExitStack() as stack:
@@ -144,7 +152,7 @@ class StudyRuns(Plan):
                 if values.get("api_base") == LOCAL:
                     from recbole_llara.model.chat.server import served
 
-                    server = stack.enter_context(served(self._served_llm))
+                    server = stack.enter_context(served(str(self.study.settings.get("llm_path", "tiny"))))
                     values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
                 values |= self._checkpoint(arm)
                 written = run_model(self.study.model_of(arm.system), arm.dataset, values)
@@ -156,24 +164,11 @@ class StudyRuns(Plan):
         result = json.loads(Path(written["result_file"]).read_text(encoding="utf-8"))
         return FinishedArm(result, {key: written[key] for key in PATHS}, round(perf_counter() - started, 1))
 
-    def keep(self, arm: Arm, outcome: Outcome) -> None:
-        self._outcomes[arm] = outcome
-        if isinstance(outcome, FinishedArm):  # a failed one is run again by the next call
-            write_text(self.places[arm], json.dumps(vars(outcome), indent=2))
-
     def finished(self) -> list[Outcome]:
         return list(self.outcomes.values())
 
     def is_over(self) -> bool:
         return not self._wanted()
-
-    def describe(self, arm: Arm) -> str:
-        return str(arm)
-
-    def verdict(self, outcome: Outcome) -> str:
-        if isinstance(outcome, FailedArm):
-            return f"FAILED: {outcome.message}"
-        return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
 
     def seconds_left(self) -> float | None:
         known = {arm: one.seconds for arm, one in self._outcomes.items() if isinstance(one, FinishedArm)}
@@ -182,13 +177,15 @@ class StudyRuns(Plan):
     def _mean_of_like(self, arm: Arm, known: Mapping[Arm, float]) -> float:
         """The mean seconds of its system, else of its model, else of its kind of model, else of all."""
 
-        def kinds(one: Arm) -> list[Any]:
+        def groups(one: Arm) -> list[Any]:
             model = self.study.model_of(one.system)
-            return [*((one.is_draw, kind) for kind in (one.system, model, is_llm_recommender(model))), one.is_draw, None]
+            kinds = (one.system, model, is_llm_recommender(model))
+            return [*((one.is_draw, kind) for kind in kinds), one.is_draw, None]
 
-        levels = range(len(kinds(arm)))
-        like = ([seconds for one, seconds in known.items() if kinds(one)[level] == kinds(arm)[level]] for level in levels)
-        return fmean(next(found for found in like if found))
+        for level, kind in enumerate(groups(arm)):
+            if like := [seconds for one, seconds in known.items() if groups(one)[level] == kind]:
+                break
+        return fmean(like)
 
     def _wanted(self) -> list[Arm]:
         """The arms that have no outcome yet."""
@@ -221,11 +218,6 @@ class StudyRuns(Plan):
             names = {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}
             values |= {names[key]: value for key, value in settings.items() if key in names}
         return {**values, **own}
-
-    @property
-    def _served_llm(self) -> str:
-        """The LLM behind the chat model that the study serves itself."""
-        return str(self.study.settings.get("llm_path", "tiny"))
 
     def _source(self, arm: Arm) -> Arm | None:
         """The arm whose checkpoint this one evaluates; None where it trains, or where it has nothing to learn."""
@@ -282,7 +274,7 @@ class StudyRuns(Plan):
             kind: {key: value for key, value in keys.items() if key not in WITHOUT_EFFECT} for kind, keys in configs.items()
         }
         if is_local:
-            facts["served_llm"] = self._served_llm
+            facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
         files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
         facts["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         facts["prompts"] = template_texts(config["domain"], config["prompt_file"])

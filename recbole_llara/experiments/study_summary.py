@@ -22,15 +22,6 @@ T_TEST_SEEDS = 3  # a t-test over two seeds has one degree of freedom and finds 
 
 
 @dataclass(frozen=True)
-class PublishedResult:
-    """What a column of a paper says of a system on a dataset."""
-
-    hit: float  # HitRatio@1
-    valid: float | None  # ValidRatio
-    differences: list[str]  # how the paper's setting differs from this run's
-
-
-@dataclass(frozen=True)
 class Summary:
     """A study on one dataset."""
 
@@ -43,7 +34,8 @@ class Summary:
     systems: pd.DataFrame
     runs: dict[str, list[FinishedArm]]  # of each system's seeds, in their order
     correct: dict[str, np.ndarray]  # of each system [seeds, n] bool, which rows it answered correctly, in the order of the rows
-    published: dict[str, dict[str, PublishedResult]]  # column -> system -> result; columns that say something of this dataset
+    # What papers say: column -> system -> hit (HitRatio@1), valid (ValidRatio or None), differences between its setting and ours.
+    published: dict[str, dict[str, dict[str, Any]]]
     failures: dict[str, str]  # system -> what went wrong
     best_baseline: str | None  # by HitRatio@1 on the validation rows
     # A row of ``comparisons.csv`` each: McNemar's test of the first seed's answers and, with enough seeds that do not all differ by
@@ -58,34 +50,31 @@ def summarise(study: Study, outcomes: Mapping[Arm, Outcome]) -> list[Summary]:
     Raises:
         UserError: arms of one dataset answered different questions.
     """
-    return [
-        _summary(study, dataset, {arm: o for arm, o in outcomes.items() if arm.dataset == dataset})
-        for dataset in study.datasets
-    ]
+    return [_summary(study, dataset, outcomes) for dataset in study.datasets]
 
 
 def _summary(study: Study, dataset: str, outcomes: Mapping[Arm, Outcome]) -> Summary:
-    failures = {arm.system: f"{arm}: {o.message}" for arm, o in reversed(outcomes.items()) if isinstance(o, FailedArm)}
-    finished = [(arm, outcome) for arm, outcome in outcomes.items() if isinstance(outcome, FinishedArm)]
-    results = [run.result for arm, run in finished if not arm.is_draw]
+    here = {arm: outcome for arm, outcome in outcomes.items() if arm.dataset == dataset}
+    failures = {arm.system: f"{arm}: {one.message}" for arm, one in reversed(here.items()) if isinstance(one, FailedArm)}
+    runs: dict[str, list[FinishedArm]] = {name: [] for name in study.systems}
+    draws: dict[str, list[FinishedArm]] = {name: [] for name in study.systems}
+    for arm, outcome in here.items():
+        if isinstance(outcome, FinishedArm):
+            (draws if arm.is_draw else runs)[arm.system].append(outcome)
+    results = [run.result for of_system in runs.values() for run in of_system]
     if results:
         refuse_unlike(results)
-    of_system = {name: [run for arm, run in finished if arm.system == name and not arm.is_draw] for name in study.systems}
-    runs = {name: found for name, found in of_system.items() if found and name not in failures}
-    draws = {name: [run for arm, run in finished if arm.system == name and arm.is_draw] for name in runs}
-    correct = {name: _correct(name, found) for name, found in runs.items()}
+    runs = {name: of_system for name, of_system in runs.items() if of_system and name not in failures}
+    correct = {name: _correct(name, of_system) for name, of_system in runs.items()}
     rows = {name: _system_row(runs[name], draws[name], correct[name]) for name in runs}
-    systems = pd.DataFrame.from_dict(rows, orient="index")
-    published = {
-        column.name: {
-            name: PublishedResult(
-                hit, column.valid.get(dataset, {}).get(name), _differences(column, name, runs[name][0].result)
-            )
-            for name, hit in column.hit.get(dataset, {}).items()
-            if name in runs
-        }
-        for column in study.published
-    }
+    published: dict[str, dict[str, dict[str, Any]]] = {}
+    for column in study.published:
+        valid = column.valid.get(dataset, {})
+        for name, hit in column.hit.get(dataset, {}).items():
+            if name in runs:
+                differences = _differences(column, name, runs[name][0].result)
+                told = {"hit": hit, "valid": valid.get(name), "differences": differences}
+                published.setdefault(column.name, {})[name] = told
     # Chosen on the validation rows: choosing on the test rows would favour it.
     scored = [(rows[name]["valid_hit"], name) for name in rows if name in study.baselines]
     baseline = max((pair for pair in scored if not np.isnan(pair[0])), default=(None, None))[1]
@@ -93,10 +82,10 @@ def _summary(study: Study, dataset: str, outcomes: Mapping[Arm, Outcome]) -> Sum
         dataset=dataset,
         protocol=str(results[0]["protocol"]) if results else "",
         n=int(results[0]["n"]) if results else 0,
-        systems=systems,
+        systems=pd.DataFrame.from_dict(rows, orient="index"),
         runs=runs,
         correct=correct,
-        published={column: of_systems for column, of_systems in published.items() if of_systems},
+        published=published,
         failures=failures,
         best_baseline=baseline,
         comparisons=_comparisons(study, dataset, correct, baseline),
@@ -169,14 +158,9 @@ def _comparisons(study: Study, dataset: str, correct: Mapping[str, np.ndarray], 
 def find_cases(summary: Summary, pattern: CasePattern, number: int = 2, seed: int = 0) -> dict[str, Any] | None:
     """Test rows that some systems answer correctly and others do not (LLaRA fig. 5), in the first seed's answers.
 
-    Args:
-        pattern: who is right and who is not.
-        number: of rows to show, drawn at random: neither the best nor the worst of them.
-        seed: of that draw.
-
     Returns:
-        The pattern's entries, ``count`` of all such rows among ``n``, and ``shown``: of each its ``question`` and ``answers``, the
-        records of ``cases.jsonl`` by system. None where a named system failed.
+        The pattern's entries, ``count`` of all such rows among ``n``, and ``shown``: ``number`` of them, drawn at random, of each
+        its ``question`` and ``answers``, the records of ``cases.jsonl`` by system. None where a named system failed.
     """
     names = [*pattern.right, *pattern.wrong]
     if not summary.runs.keys() >= set(names):

@@ -161,7 +161,7 @@ def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
     def finish(seconds):
         slept.append(list(runs[0].outcomes))
         with lock:
-            runs[1].keep(arm, runs[1].perform(arm))
+            runs[1].perform(arm)
 
     monkeypatch.setattr(runner, "sleep", finish)
     arm, lock = runs[1].claim()
@@ -204,7 +204,7 @@ def test_the_chat_model_of_a_study_is_served_by_it():
     study = load_study("main_results").with_arguments({"max_eval_rows": 8, "show_progress": False})
     run = StudyRuns(study)
     arm = next(arm for arm in arms_of(study) if arm.system == "ChatLLM")
-    result = run.perform(arm).result
+    result = run.outcome_of(arm).result
     assert result["n"] == 8 == result["chat"]["paid"]["requests"] and result["chat"]["paid"]["completion_tokens"] >= 8
     assert sum(result["answers"].values()) == 8
     assert result["llm"] == "tiny"

@@ -104,8 +104,8 @@ def test_how_a_papers_setting_differs(make_study, outcomes_of):
     study = make_study(published=(column,))
     (summary,) = summarise(study, outcomes_of({"A": [[1, 0]], "B": [[1, 0]]}))
     (reported,) = summary.published["published"].values()  # of A alone
-    assert reported.hit == 0.4
-    assert reported.differences == [
+    assert reported["hit"] == 0.4
+    assert reported["differences"] == [
         "protocol llara there, leave_one_out here",
         "Llama-2-7B there, tiny here",
         "decoding generate there, score here, by which every answer is valid",
@@ -119,5 +119,5 @@ def test_the_decoding_is_part_of_the_setting(make_study, outcomes_of, decoding, 
     """A recommender has none, a chat model is as free as an LLM that generates."""
     study = make_study(published=(Published("a table", "llara", "Llama-2-7B", {"ml-100k": {"A": 0.4}}),))
     same = {"llm": "/models/Llama-2-7b", "protocol": "llara", "decoding": decoding}
-    differences = summarise(study, outcomes_of({"A": [[1, 0]]}, **same))[0].published["published"]["A"].differences
+    differences = summarise(study, outcomes_of({"A": [[1, 0]]}, **same))[0].published["published"]["A"]["differences"]
     assert [f"decoding generate there, {decoding} here" in text for text in differences] == [True] * differs
