@@ -77,7 +77,7 @@ def search_parser() -> argparse.ArgumentParser:
 
 
 def search_main(argv: Sequence[str]) -> int:
-    """Run a search; returns the exit status: 1 where every trial failed, 2 for a user's mistake, 128 + the signal when stopped."""
+    """Run a search; returns the exit status: 1 where every trial failed, else as that of a study."""
     arguments, keys = search_parser().parse_known_args(argv)
 
     def make(defaults: Mapping[str, Any], is_first: bool) -> Any:
@@ -106,9 +106,10 @@ def _main(
         report: writes the report; returns what to print, and whether what was wanted has failed.
     """
     logging.captureWarnings(True)
-    statuses: list[int] = []
+    status = 0
 
     def run() -> None:
+        nonlocal status
         from recbole_llara.experiments import runner  # torch, which takes seconds to import
         from recbole_llara.utils.processes import go_alone, launched
 
@@ -119,12 +120,12 @@ def _main(
         environments = runner.environments_of(processes)
         plan = make({} if gpu is None else {"gpu_id": gpu}, index == 0)
         if environments:
-            statuses.append(runner.run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments))
+            status = runner.run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments)
             return
         runner.execute(plan)
         if index == 0:
             text, has_failed = report(plan)
             sys.stdout.write(text)
-            statuses.append(int(has_failed))
+            status = int(has_failed)
 
-    return exit_status(command, run) or sum(statuses)
+    return exit_status(command, run) or status

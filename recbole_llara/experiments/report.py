@@ -21,8 +21,8 @@ TEMPLATE = Path(__file__).parent / "report.html"
 COLOURS = [*qualitative.D3, *qualitative.Set2]
 PNG_NEEDS = "kaleido and Chrome or Chromium (pip install kaleido, and a browser of your system or plotly_get_chrome)"
 
-# A heading that begins with ##, a paragraph in which `this` is code, a list of sentences, or tables of texts by caption; captions
-# stand on the page alone.
+# A heading that begins with ##, a paragraph in which `this` is code, a list of sentences, or tables of texts by caption;
+# captions stand on the page alone.
 Block = str | list[str] | dict[str, pd.DataFrame]
 
 
@@ -37,11 +37,7 @@ class Report:
 
 
 def write_report(report: Report, folder: Path, page: str, files: Mapping[str, str]) -> str:
-    """Write ``report.md``, the page, ``figures/`` and further files (name -> content).
-
-    Returns:
-        What to print: the Markdown report and where the rest is.
-    """
+    """Write ``report.md``, the page, ``figures/`` and further files (name -> content); returns what to print."""
     text = markdown(report)
     written = {page: html_page(report), "report.md": text, **files}
     for name, content in written.items():

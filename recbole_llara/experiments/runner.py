@@ -50,13 +50,10 @@ class Plan(Protocol):
 
 
 def execute(plan: Plan) -> None:
-    """Perform the runs of a plan until it is over.
+    """Perform the runs of a plan until it is over; ``Stopped`` by a signal, which says how to resume.
 
-    A line on standard error before and after every run tells the time so far and about how long the rest takes. It is not redrawn:
-    between them every run writes its own log and its own live bar.
-
-    Raises:
-        Stopped: by a signal; it says how to resume.
+    A line on standard error before and after every run tells the time so far and about how long the rest takes. It is not
+    redrawn: between them every run writes its own log and its own live bar.
     """
     started, told = perf_counter(), 0
 
@@ -128,13 +125,10 @@ def environments_of(count: int) -> list[dict[str, str]]:
 
 
 def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
-    """Start a command once in each environment, and wait.
+    """Start a command once in each environment, and wait; a signal is passed on, then ``Stopped`` is raised.
 
     Returns:
         0, or the exit status of the first process that failed, after the others were ended.
-
-    Raises:
-        Stopped: by a signal, which has been passed on.
     """
     # Each in a session of its own: Ctrl-C reaches it once, from here.
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for environment in environments]

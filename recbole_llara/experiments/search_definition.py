@@ -85,11 +85,11 @@ def known_files() -> list[str]:
 def read_parameters(name: str | Path) -> tuple[Parameter, ...]:
     """Read a parameter file, by its path or its name in ``properties/search``; a mistake is told with its line."""
     path = Path(name) if Path(name).is_file() else FILES / f"{name}.hyper"
+    if not path.is_file():
+        found = nearest(str(name), known_files())
+        raise UserError(f"params_file: found no file {str(name)!r}; write one, or of those that ship, {found}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        found = nearest(str(name), known_files())
-        raise UserError(f"params_file: found no file {str(name)!r}; write one, or of those that ship, {found}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"params_file: {path} cannot be read: {error}") from error
     parameters: dict[str, Parameter] = {}
@@ -275,7 +275,7 @@ def values_text(values: Mapping[str, Any]) -> str:
 
 
 def _check_keys(parameters: Sequence[Parameter], given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Refuse keys under which scores are no comparison, and keys that are searched and given."""
+    """Refuse keys under which scores are no comparison, keys that are searched and given, and keys of single runs."""
     for parameter in parameters:
         if parameter.key in question_keys():
             raise UserError(
@@ -295,8 +295,7 @@ def propose(search: Search, trials: Sequence[FrozenTrial]) -> dict[str, Any] | N
     """Choose the next trial: key -> optuna's value; None where every combination has been tried.
 
     Args:
-        search: its algorithm is exhaustive (the last line of the file changes fastest), random or bayes (the tree-structured Parzen
-            estimator).
+        search: exhaustive (the last line of the file changes fastest), random or bayes (the tree-structured Parzen estimator).
         trials: those before, in their order; one that is being run counts as a bad one, so that others look elsewhere.
     """
     parameters = search.parameters

@@ -66,11 +66,7 @@ class Trial:
 
 
 class SearchTrials(Plan):
-    """The trials of a search; a run is a trial's number and its values.
-
-    Raises:
-        UserError: the folder holds another search, or cannot be written.
-    """
+    """The trials of a search; ``UserError`` where the folder holds another search, or cannot be written."""
 
     kind = "Search"
     reuse_hint = ""
@@ -151,15 +147,11 @@ class SearchTrials(Plan):
         return next((trial for trial in self._ranked() if trial.score is not None), None)
 
     def report(self) -> str:
-        """Write ``report.md``, ``search.html``, ``trials.csv``, ``best.yaml`` and ``figures/``.
-
-        Returns:
-            What to print: the report, the best trial before all of them, and where the rest is.
-        """
+        """Write ``report.md``, ``search.html``, ``trials.csv``, ``best.yaml`` and ``figures/``; returns what to print."""
         search, trials, best = self.search, self.finished(), self.best()
         failed = sum(trial.score is None for trial in trials)
-        told = f"{len(trials)} trials, {failed} of them failed; trials are compared by {search.valid_metric} on the validation rows."
-        blocks = [told, [str(parameter) for parameter in search.parameters]]
+        told = f"{len(trials)} trials, {failed} of them failed; trials are compared by {search.valid_metric}"
+        blocks = [f"{told} on the validation rows.", [str(parameter) for parameter in search.parameters]]
         if best is None:
             blocks.append("No trial came to a score.")
         else:

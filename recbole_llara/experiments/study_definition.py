@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from recbole_llara.config.secrets import redacted
 from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import PROPERTIES, parse_arguments, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
@@ -132,7 +133,9 @@ def load_study(name: str, defaults: Mapping[str, Any] | None = None) -> Study:
         study = Study(**{"title": path.stem, **content, "name": path.stem, "settings": settings})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from None
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {redacted(first['input'])}"
+        ) from None
     _check_names(path, study)
     return study.with_arguments(arguments)
 
@@ -140,7 +143,7 @@ def load_study(name: str, defaults: Mapping[str, Any] | None = None) -> Study:
 def _check_names(path: Path, study: Study) -> None:
     for number, (name, keys) in enumerate(study.systems.items()):
         if ("model" in keys) == (EVALUATES in keys):
-            raise UserError(f"{path}: system {name!r} has {keys}, expected the key model among them, or {EVALUATES}")
+            raise UserError(f"{path}: system {name!r} has {redacted(keys)}, expected the key model among them, or {EVALUATES}")
         if EVALUATES in keys and keys[EVALUATES] not in list(study.systems)[:number]:
             raise UserError(f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it")
     named = [("compare", names) for names in study.compare] + [("baselines", study.baselines)]

@@ -19,11 +19,7 @@ SMOOTH = 20  # optimiser steps in the moving mean of a loss
 
 
 def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
-    """Write ``report.md``, ``report.html``, ``table.tex``, ``runs.csv``, ``comparisons.csv`` and ``figures/`` of a study.
-
-    Returns:
-        What to print: the Markdown report and where the rest is.
-    """
+    """Write a study's Markdown, page, LaTeX table, CSV files and figures; returns what to print."""
     summaries = summarise(study, outcomes)
     files = {
         "table.tex": latex(study, summaries),
@@ -101,13 +97,13 @@ def _texts(numbers: pd.Series, form: str = "{:.4f}", absent: str = ABSENT) -> pd
 def notes(study: Study, summary: Summary) -> list[str]:
     """What a reader of the tables must know."""
     lines = [
-        f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all systems "
-        f"answer the same candidates (candidate_seed {study.candidate_seed}). The interval is Wilson's, over rows.",
+        f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all "
+        f"systems answer the same candidates (candidate_seed {study.candidate_seed}). The interval is Wilson's, over rows.",
     ]
     if summary.comparisons:
         lines.append(
-            "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. "
-            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
+            "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. With "
+            "one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
             f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
     for name, runs in summary.runs.items():
@@ -144,7 +140,7 @@ def _run_row(arm: Arm, outcome: Outcome) -> dict[str, Any]:
 
 
 def latex(study: Study, summaries: Sequence[Summary]) -> str:
-    """The papers' table: a line a system, ValidRatio and HitRatio@1 for each dataset, the best HitRatio@1 in bold (booktabs)."""
+    """The papers' table: a line a system, ValidRatio and HitRatio@1 for each dataset, the best one in bold (booktabs)."""
     names = list(study.systems)
     parts = {"": pd.DataFrame({"System": names}, index=names)}
     for summary in filter(lambda one: one.runs, summaries):

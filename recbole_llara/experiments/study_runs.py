@@ -92,11 +92,7 @@ def arms_of(study: Study) -> list[Arm]:
 
 
 class StudyRuns(Plan):
-    """The runs of a study; ``fresh`` ones are run again though an earlier call finished them.
-
-    Raises:
-        UserError: a system cannot take its keys; its name stands before the message.
-    """
+    """The runs of a study, ``fresh`` or taken from earlier calls; ``UserError`` where a system cannot take its keys."""
 
     kind = "Study"
     reuse_hint = " (--fresh runs them again)"

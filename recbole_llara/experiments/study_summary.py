@@ -28,28 +28,24 @@ class Summary:
     dataset: str
     protocol: str
     n: int  # test rows
-    # A row for each system that was run, in the study's order. Means over seeds: HitRatio@1 with Wilson's interval over rows (low,
-    # high), METRICS, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds, draw_spread over the
-    # draws of candidates, whose number is draws. NaN where there is none.
+    # A row for each system that was run, in the study's order. Means over seeds: HitRatio@1 with Wilson's interval over rows
+    # (low, high), METRICS, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds, draw_spread
+    # over the draws of candidates, whose number is draws. NaN where there is none.
     systems: pd.DataFrame
     runs: dict[str, list[FinishedArm]]  # of each system's seeds, in their order
     correct: dict[str, np.ndarray]  # of each system [seeds, n] bool, which rows it answered correctly, in the order of the rows
-    # What papers say: column -> system -> hit (HitRatio@1), valid (ValidRatio or None), differences between its setting and ours.
+    # What papers say: column -> system -> hit (HitRatio@1), valid (ValidRatio or None), differences of its setting from ours.
     published: dict[str, dict[str, dict[str, Any]]]
     failures: dict[str, str]  # system -> what went wrong
     best_baseline: str | None  # by HitRatio@1 on the validation rows
-    # A row of ``comparisons.csv`` each: McNemar's test of the first seed's answers and, with enough seeds that do not all differ by
-    # the same, a paired t-test over seeds; ``*_holm`` are p values corrected for all comparisons on this dataset. The verdict is
-    # over seeds where these can be tested, else of the two trained models alone.
+    # A row of ``comparisons.csv`` each: McNemar's test of the first seed's answers and, with enough seeds that do not all differ
+    # by the same, a paired t-test over seeds; ``*_holm`` are p values corrected for all comparisons on this dataset. The verdict
+    # is over seeds where these can be tested, else of the two trained models alone.
     comparisons: list[dict[str, Any]]
 
 
 def summarise(study: Study, outcomes: Mapping[Arm, Outcome]) -> list[Summary]:
-    """A summary for each dataset, from the outcomes of all arms.
-
-    Raises:
-        UserError: arms of one dataset answered different questions.
-    """
+    """A summary for each dataset; ``UserError`` where arms of one dataset answered different questions."""
     return [_summary(study, dataset, outcomes) for dataset in study.datasets]
 
 
@@ -159,8 +155,8 @@ def find_cases(summary: Summary, pattern: CasePattern, number: int = 2, seed: in
     """Test rows that some systems answer correctly and others do not (LLaRA fig. 5), in the first seed's answers.
 
     Returns:
-        The pattern's entries, ``count`` of all such rows among ``n``, and ``shown``: ``number`` of them, drawn at random, of each
-        its ``question`` and ``answers``, the records of ``cases.jsonl`` by system. None where a named system failed.
+        The pattern's entries, ``count`` of all such rows among ``n``, and ``shown``: ``number`` of them, drawn at random, each
+        with its ``question`` and ``answers``, records of ``cases.jsonl`` by system. None where a named system failed.
     """
     names = [*pattern.right, *pattern.wrong]
     if not summary.runs.keys() >= set(names):
