@@ -21,19 +21,6 @@ SMOOTH = 20  # optimiser steps in the moving mean of a loss
 def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
     """Write a study's Markdown, page, LaTeX table, CSV files and figures; returns what to print."""
     summaries = summarise(study, outcomes)
-    files = {
-        "table.tex": latex(study, summaries),
-        "runs.csv": csv_text([_run_row(arm, outcome) for arm, outcome in outcomes.items()]),
-        "comparisons.csv": csv_text([row for summary in summaries for row in summary.comparisons]),
-    }
-    text = write_report(study_report(study, summaries), study.folder, "report.html", files)
-    return (
-        f"{text}each run's folder is named in runs.csv; its cases.jsonl has every test row, with what was shown and answered\n"
-    )
-
-
-def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
-    """What a study tells."""
     blocks: list[Block] = []
     cases: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
@@ -46,7 +33,15 @@ def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
         if "cases" in study.figures:
             found = [find_cases(summary, pattern, seed=study.seeds[0]) for pattern in study.cases]
             cases[summary.dataset] = [one for one in found if one is not None]
-    return Report(study.title, blocks, draw(study, summaries), cases)
+    files = {
+        "table.tex": latex(study, summaries),
+        "runs.csv": csv_text([_run_row(arm, outcome) for arm, outcome in outcomes.items()]),
+        "comparisons.csv": csv_text([row for summary in summaries for row in summary.comparisons]),
+    }
+    text = write_report(Report(study.title, blocks, draw(study, summaries), cases), study.folder, "report.html", files)
+    return (
+        f"{text}each run's folder is named in runs.csv; its cases.jsonl has every test row, with what was shown and answered\n"
+    )
 
 
 def results_table(summary: Summary) -> pd.DataFrame:

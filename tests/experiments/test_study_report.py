@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from recbole_llara.experiments.report import html_page, write_pngs
+from recbole_llara.experiments.report import write_pngs
 from recbole_llara.experiments.study_definition import CasePattern, Published
-from recbole_llara.experiments.study_report import comparisons_table, draw, latex, study_report, write_study_report
+from recbole_llara.experiments.study_report import comparisons_table, draw, latex, write_study_report
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
 
@@ -106,10 +106,11 @@ def test_cases_are_rows_of_the_pattern(study, outcomes_of):
     assert find_cases(summary, CasePattern("", ("A",), ("gone",))) is None
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_the_page_escapes_titles_and_needs_no_network(study, outcomes_of):
     nasty = "</td><script>alert(1)</script>"
-    summaries = summarise(study, outcomes_of(ANSWERS, title=nasty))
-    text = html_page(study_report(study, summaries))
+    write_study_report(study, outcomes_of(ANSWERS, title=nasty))
+    text = (study.folder / "report.html").read_text(encoding="utf-8")
     assert nasty not in text and "&lt;script&gt;alert(1)" in text
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
     assert "Only &lt;A&gt;" in text and "A right; B &amp; C_1 wrong: 1 of 4 rows." in text
