@@ -14,8 +14,8 @@ from recbole_llara.utils.process_setup import prepare_process
 # Command -> its function, which takes the arguments and returns the exit status, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cli:run_main", "train and evaluate a model on the candidates of its test rows (the default)"),
-    "study": ("experiments.study:main", "several systems on the same rows and candidates, over seeds"),
-    "search": ("experiments.search:main", "search hyper-parameters by what they score on the validation rows"),
+    "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
+    "search": ("experiments.command:search_main", "search hyper-parameters by what they score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items by a finished run"),
     "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
