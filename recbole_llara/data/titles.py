@@ -1,7 +1,7 @@
 """Each item's text: titles read from the .item file, cleaned by the dataset's rules, in the order of internal ids.
 
 Read here and not through RecBole's token_seq, which splits a title at spaces, joins runs of them and takes "None" or
-"NA" for a hole. Cells are taken as they stand, quotes and all (see `atomic_files`). A title may hold any character, with
+"NA" for a hole. Cells are taken as they stand, quotes and all (see `tables`). A title may hold any character, with
 these exceptions:
 
 - A title is one line: a run of line breaks, tabs and other ASCII control characters becomes a space, and white space at
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llara.data.atomic_files import read_rows
+from recbole_llara.data.tables import read_rows
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text import is_text
 
