@@ -16,7 +16,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llara.config.settings import READY_MADE, SPLITS
-from recbole_llara.data.tables import is_number, read_rows
+from recbole_llara.data.tables import as_float, read_rows
 from recbole_llara.utils.errors import UserError, nearest
 
 TYPES = tuple(kind.value for kind in FeatureType)
@@ -46,9 +46,9 @@ class CheckedFiles(SequentialDataset):
             if name not in columns:
                 hint = nearest(name, columns)
                 raise UserError(f"load_col.{suffix}: found {name!r}, expected columns of {path}: {', '.join(columns)}; {hint}")
-        if is_inter:
-            self._check_needed(path, columns, loaded, unloaded or ())
         kept = [name for name in columns if (loaded is None or name in loaded) and name not in (unloaded or ())]
+        if is_inter:
+            self._check_needed(path, columns, kept)
         cells = _read_cells(path, columns, kept, rows)
         if not kept:
             return None
@@ -96,9 +96,10 @@ class CheckedFiles(SequentialDataset):
         column = np.empty(len(cells), dtype=object)
         for place, cell in enumerate(cells):
             parts = [part for part in ("" if cell in HOLES else cell).split(separator) if part]
-            if is_float and not all(part in HOLES or is_number(part) for part in parts):
-                raise UserError(f"{path}: found {cell!r} as {name} in row {place + 1}, expected numbers")
-            column[place] = np.array(list(map(float, parts)) if is_float else parts)[:limit]
+            try:
+                column[place] = np.array([_as_float(part) for part in parts] if is_float else parts)[:limit]
+            except ValueError:
+                raise UserError(f"{path}: found {cell!r} as {name} in row {place + 1}, expected numbers") from None
         return column
 
     def _benchmark_presets(self) -> None:
@@ -145,9 +146,7 @@ class CheckedFiles(SequentialDataset):
             needed[self.time_field] = ("float", "TIME_FIELD")
         return needed
 
-    def _check_needed(
-        self, path: Path, columns: Mapping[str, str], loaded: Collection[str] | None, unloaded: Collection[str]
-    ) -> None:
+    def _check_needed(self, path: Path, columns: Mapping[str, str], kept: Collection[str]) -> None:
         for name, (kind, key) in self._needed().items():
             if name not in columns:
                 raise UserError(
@@ -155,11 +154,10 @@ class CheckedFiles(SequentialDataset):
                 )
             if columns[name] != kind:
                 raise UserError(f"{path}: found {name}:{columns[name]} ({key}), expected {name}:{kind} in the first line")
-            if loaded is not None and name not in loaded:
-                given = self.config["load_col"].get("inter")
-                raise UserError(f"load_col.inter: found {given}, expected {name} ({key}) too: add it to load_col.inter")
-            if name in unloaded:
-                raise UserError(f"unload_col.inter: found {name!r}, expected {name} ({key}) to be loaded")
+            if name not in kept:
+                raise UserError(
+                    f"{path}: found {kept} loaded, expected {name} ({key}) too: change load_col.inter or unload_col.inter"
+                )
 
     def _check_values(self, path: Path, table: pd.DataFrame) -> None:
         """Refuse rows without user, item or a time that can be ordered, and those that name RecBole's padding."""
@@ -203,11 +201,17 @@ def _read_cells(
     number = None
     for number, cells in rows:
         for place, name, is_float in places:
-            cell = cells[place]
-            if is_float and not (cell in HOLES or is_number(cell)):
-                raise UserError(f"{path}: found {cell!r} as {name} in line {number}, expected a number")
+            try:
+                value = _as_float(cells[place]) if is_float else cells[place]
+            except ValueError:
+                raise UserError(f"{path}: found {cells[place]!r} as {name} in line {number}, expected a number") from None
             if name in kept:
-                table[name].append(cell if not is_float else math.nan if cell in HOLES else float(cell))
+                table[name].append(value)
     if number is None:
         raise UserError(f"{path}: found no line below the first, expected one for each row")
     return table
+
+
+def _as_float(cell: str) -> float:
+    """A cell's number, NaN for a hole."""
+    return math.nan if cell in HOLES else as_float(cell)

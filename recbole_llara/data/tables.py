@@ -34,13 +34,11 @@ class Malformed(ValueError):
         super().__init__(f"found {found[:60]!r}, expected {expected}")
 
 
-def is_number(text: str) -> bool:
-    """Whether a cell is a number; 2024_01_31 is one in Python's source alone."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
+def as_float(cell: str) -> float:
+    """A cell's number; raises ``ValueError``. 2024_01_31 is a number in Python's source alone."""
+    if "_" in cell:
+        raise ValueError(f"found {cell!r}, expected a number")
+    return float(cell)
 
 
 @contextmanager
@@ -156,16 +154,6 @@ def raw_rows(
     marked = with_mark(encoding)
     count = malformed = 0
     examples: list[str] = []
-
-    def check() -> None:
-        if malformed:
-            sys.stderr.write(f"{path.name}: {malformed:,} of {count:,} lines left out: {'; '.join(examples)}\n")
-        if malformed > max_malformed * count:
-            raise UserError(
-                f"raw: {malformed:,} of {count:,} lines of {path} are malformed, expected at most {max_malformed:.3%} "
-                f"(--max_malformed): {'; '.join(examples)}"
-            )
-
     is_quiet = not sys.stderr.isatty()
     bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=is_quiet)
     with bar, open(path, "rb") as raw, readable(path, encoding):
@@ -184,13 +172,19 @@ def raw_rows(
                 if len(examples) < SHOWN:
                     examples.append(f"line {number + 1}: {error}")
                 # A file of another kind is found out at once, not after a gigabyte.
-                if malformed == count == 1000:
-                    check()
+                if malformed == count == 1000 and max_malformed < 1:
+                    break
                 continue
             if row is not None:
                 yield row
         bar.update(raw.tell() - bar.n)
-    check()
+    if malformed:
+        sys.stderr.write(f"{path.name}: {malformed:,} of {count:,} lines left out: {'; '.join(examples)}\n")
+    if malformed > max_malformed * count:
+        raise UserError(
+            f"raw: {malformed:,} of {count:,} lines of {path} are malformed, expected at most {max_malformed:.3%} "
+            f"(--max_malformed): {'; '.join(examples)}"
+        )
 
 
 Rows = Iterable[Sequence[object]]

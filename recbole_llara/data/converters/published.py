@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 import pandas as pd
 
-from recbole_llara.data.tables import Malformed, Tables, is_number, raw_folder, raw_rows
+from recbole_llara.data.tables import Malformed, Tables, as_float, raw_folder, raw_rows
 
 USER, ITEM, TIME, TITLE = "user_id:token", "item_id:token", "timestamp:float", "title:token_seq"
 YEAR, GENRES = "release_year:token", "class:token_seq"
@@ -32,27 +32,10 @@ MOVIELENS = {
     "ml-1m": ("ratings.dat", "movies.dat", 0, "latin-1", _split("::"), _split("::")),
     "ml-latest": ("ratings.csv", "movies.csv", 1, "utf-8", _csv, _csv),
 }
-GENRES_100K = [
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-]
+GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir",
+    "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
 TITLE_AND_YEAR = re.compile(r"^(.*?)\s*\((\d{4})\)\s*$")
 
 
@@ -63,10 +46,13 @@ def movielens(options: Namespace) -> Tables:
     raw = raw_folder(options)
 
     def rating(line: str) -> Sequence[object]:
-        cells = cut_rating(line)
-        if len(cells) != 4 or not all(map(is_number, cells[2:])):
-            raise Malformed(line, "user, item, rating, timestamp")
-        return cells
+        try:
+            user, item, stars, time = cut_rating(line)
+            for number in (stars, time):
+                as_float(number)
+        except ValueError as error:
+            raise Malformed(line, "user, item, rating, timestamp") from error
+        return user, item, stars, time
 
     def film(line: str) -> Sequence[object]:
         cells = cut_film(line)
@@ -80,17 +66,13 @@ def movielens(options: Namespace) -> Tables:
         title, year = found.groups() if found else (cells[1], "")
         return cells[0], title.strip(), year, " ".join(genres)
 
+    # The names that RecBole's own copy of ml-100k has, so that one properties/dataset file serves both.
+    inter, item = (USER, ITEM, "rating:float", TIME), (ITEM, "movie_title:token_seq", YEAR, GENRES)
     return Tables(
         options.name,
-        {  # the names that RecBole's own copy of ml-100k has, so that one properties/dataset file serves both
-            "inter": (
-                (USER, ITEM, "rating:float", TIME),
-                raw_rows(raw / ratings, rating, options.max_malformed, header, encoding),
-            ),
-            "item": (
-                (ITEM, "movie_title:token_seq", YEAR, GENRES),
-                raw_rows(raw / films, film, options.max_malformed, header, encoding),
-            ),
+        {
+            "inter": (inter, raw_rows(raw / ratings, rating, options.max_malformed, header, encoding)),
+            "item": (item, raw_rows(raw / films, film, options.max_malformed, header, encoding)),
         },
         published={"sequences": 943, "items": 1682, "interactions": 100_000} if is_100k else {},
         differences=["the protocol llara keeps ratings of 3 and more: 82,520 interactions"] if is_100k else [],
@@ -127,10 +109,8 @@ def lastfm(options: Namespace) -> Tables:
     if is_by_number:  # as released: all of a user at the first date
         pairs = pairs.assign(date=pairs.groupby("user")["first"].transform("min")).sort_values(["user", "artist"])
     else:  # most dates are the first of a month, and ties are ordered by a hash, which knows no artist
-        lots = [
-            hashlib.sha256(f"{user}/{artist}".encode()).digest()
-            for user, artist in zip(pairs["user"], pairs["artist"], strict=True)
-        ]
+        names = pairs["user"].astype(str) + "/" + pairs["artist"].astype(str)
+        lots = names.map(lambda name: hashlib.sha256(name.encode()).digest())
         pairs = pairs.assign(date=pairs["min"], lot=lots).sort_values(["user", "date", "lot"])
     seconds = pairs["date"] + pairs.groupby(["user", "date"]).cumcount()  # interactions of one date, a second apart
     return Tables(
@@ -235,7 +215,7 @@ def parse_review(line: str) -> tuple[str, str, int]:
 
 
 def _literal(text: str) -> object:
-    if text[0] == "'" and text[-1] == "'" and "\\" not in text:  # ast takes many times as long
+    if text.startswith("'") and text.endswith("'") and "\\" not in text:  # ast takes many times as long
         return text[1:-1]
     try:
         return ast.literal_eval(text)
