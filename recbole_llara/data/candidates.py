@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_llara.data.atomic_files import readable
 from recbole_llara.data.rows import Rows, SeenItems
+from recbole_llara.data.tables import readable
 from recbole_llara.utils.atomic import sole_writer, sweep, write_file
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys

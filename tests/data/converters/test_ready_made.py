@@ -76,7 +76,7 @@ def test_what_are_no_windows_is_refused(tmp_path, run):
     with pytest.raises(UserError, match="has the columns item_id, title, expected seq, len_seq, next"):
         run("windows", f"--train={tmp_path / 'items.tsv'}", *words[1:], "--dataset", "made", "--out", tmp_path / "out")
     _windows(tmp_path, ["0 1 77"], [3])
-    with pytest.raises(UserError, match="found item '77', expected one with a title"):
+    with pytest.raises(UserError, match="found '77', expected an item with a title"):
         run("windows", *words, "--dataset", "made", "--out", tmp_path / "out")
     assert not list((tmp_path / "out").glob("made*"))
     _windows(tmp_path)
