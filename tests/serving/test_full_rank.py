@@ -66,7 +66,7 @@ def test_numbers_by_hand():
 
 
 def test_what_ranks_nothing_is_refused(make_run):
-    with pytest.raises(UserError, match="full_rank: found True with decoding generate"):
+    with pytest.raises(UserError, match="full_rank: found True with decoding 'generate'"):
         make_run(protocol="leave_one_out", full_rank=True, decoding="generate")
 
 
