@@ -22,7 +22,7 @@ setup(
     packages=[*find_packages(include=["recbole_llara", "recbole_llara.*"]), "recbole_llara.properties"],
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
-        "recbole_llara": ["tiny_llama/weights/*", "experiments/page.css", "demo/static/*"],
+        "recbole_llara": ["tiny_llama/weights/*", "experiments/report.html", "demo/static/*"],
         "recbole_llara.properties": [
             str(path.relative_to(PROPERTIES))
             for ending in ("yaml", "hyper")
@@ -58,6 +58,7 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.66",
         "plotly>=5.20",
+        "Jinja2>=3.1",
         "optuna>=5",
     ],
     extras_require={

@@ -15,8 +15,8 @@ from recbole_llara.utils.process_setup import prepare_process
 # Command -> its function, which takes the arguments and returns the exit status, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cli:run_main", "train and evaluate a model on the candidates of its test rows (the default)"),
-    "study": ("experiments.study:main", "several systems on the same rows and candidates, over seeds"),
-    "search": ("experiments.search:main", "search hyper-parameters by what they score on the validation rows"),
+    "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
+    "search": ("experiments.command:search_main", "search hyper-parameters by what they score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items by a finished run"),
     "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
@@ -51,13 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config_files", metavar='"A.yaml B.yaml"', help="YAML files, parted by spaces; later ones win")
     parser.add_argument("--list_models", action="store_true", help="list the models and end")
     return parser
-
-
-def list_models() -> str:
-    """The names of all models, ours first, one paragraph each."""
-    from recbole_llara.config.models import MODELS, stock_models
-
-    return f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,18 +89,14 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         from recbole_llara.config.help import describe_key
 
         sys.stdout.write(describe_key(arguments.help) + "\n")
-        return
-    if arguments.help is not None:
+    elif arguments.help is not None:
         sys.stdout.write(build_parser().format_help())
-        return
-    if arguments.list_models:
-        sys.stdout.write(list_models())
-        return
-    from recbole_llara.quick_start import run_recbole_llara
+    elif arguments.list_models:
+        from recbole_llara.config.models import MODELS, stock_models
 
-    run_recbole_llara(
-        model=arguments.model,
-        dataset=arguments.dataset,
-        config_file_list=(arguments.config_files or "").split(),
-        argv=keys,
-    )
+        sys.stdout.write(f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n")
+    else:
+        from recbole_llara.quick_start import run_recbole_llara
+
+        files = (arguments.config_files or "").split()
+        run_recbole_llara(model=arguments.model, dataset=arguments.dataset, config_file_list=files, argv=keys)

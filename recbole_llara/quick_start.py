@@ -5,15 +5,13 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.checkpoint.resume import completed_request, folder_to_resume, resume_command
-from recbole_llara.checkpoint.run_folder import RunFolder, check_writable
+from recbole_llara.checkpoint.run_folder import RunFolder, check_writable, completed_request, folder_to_resume, resume_command
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
@@ -23,8 +21,10 @@ from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
-from recbole_llara.trainer import get_trainer
+from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
+from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
@@ -81,6 +81,7 @@ def run_recbole_llara(
 
 def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
     """Data, model, training, evaluation, files; returns what ``run_recbole_llara`` returns."""
+    logger, show_progress = logging.getLogger(), bool(config["show_progress"])
     timings: dict[str, float] = {}
     resumed = processes.from_main(lambda: folder_to_resume(config))
     with _timed(timings, "data"):
@@ -88,7 +89,6 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data, train_stock)
-    logger = logging.getLogger()
     logger.info(str(model))
     with _opened(resumed, config, processes) as folder:
         trainer = get_trainer(config, model)
@@ -96,21 +96,28 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
         trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem(BEST).name)
         if resumed is not None:
             trainer.resume_checkpoint(folder.path)
-        run = _Run(config, data, trainer, folder, timings)
-        best_valid_score, best_valid_result = run.train()
-        test_result = run.evaluate()
-        fields, full_rank_records = run.result_fields(), None
+        if checkpoint := config["checkpoint"]:
+            trainer.eval_collector.data_collect(data.train_data)
+            valid_result = trainer.evaluate(data.valid_data, model_file=checkpoint, show_progress=show_progress)
+            valid_score = calculate_valid_score(valid_result, trainer.valid_metric)
+        else:
+            with _timed(timings, "training"):
+                valid_score, valid_result = trainer.fit(data.train_data, data.valid_data, show_progress=show_progress)
+        with _timed(timings, "evaluation"):
+            test_result = trainer.evaluate(data.test_data, model_file=checkpoint, show_progress=show_progress)
+        _note_speed(timings, trainer)
+        fields, ranks = _result_fields(config, model), None
         if config["full_rank"]:
-            fields["full_rank"], full_rank_records = run.rank_catalogue()
-        metrics = {"valid": best_valid_result or {}, "test": test_result}
-        paths = processes.from_main(lambda: run.write(metrics, fields, full_rank_records))
-        logger.info(f"best valid: {dict(best_valid_result or {})}")
+            fields["full_rank"], ranks = _rank_catalogue(config, data, trainer)
+        told = {"metrics": {"valid": valid_result or {}, "test": test_result}, "timings": timings, "fields": fields}
+        paths = processes.from_main(lambda: _write(config, data, trainer, folder, ranks, told))
+        logger.info(f"best valid: {dict(valid_result or {})}")
         logger.info(f"test result: {dict(test_result)}")
         logger.info(f"written: {folder.path}")
     return {
-        "best_valid_score": best_valid_score,
+        "best_valid_score": valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_valid_result,
+        "best_valid_result": valid_result,
         "test_result": test_result,
         **paths,
     }
@@ -134,115 +141,84 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
             raise Stopped(number, f"stopped; {command} goes on from the last state") from None
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One run, once everything is ready; its methods are called in their order."""
+def _note_speed(timings: dict[str, float], trainer: Any) -> None:
+    timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
+    if isinstance(trainer.model, LLMRecommender):
+        if "training_seconds" in timings:  # earlier processes spent time on it too
+            timings["training_seconds"] = round(timings["training_seconds"] + trainer.seconds_before, 3)
+        if seconds := trainer.progress.seconds_trained:
+            timings["training_rows_per_second"] = round(trainer.progress.rows_trained / seconds, 1)
 
-    config: RunConfig
-    data: PreparedData
-    trainer: Any
-    folder: RunFolder
-    timings: dict[str, float] = field(default_factory=dict)
 
-    def train(self) -> tuple[float, Mapping[str, float] | None]:
-        """Train, or with ``checkpoint`` only measure it on the validation rows; returns RecBole's best score and result."""
-        data, trainer, checkpoint = self.data, self.trainer, self.config["checkpoint"]
-        if checkpoint is None:
-            with _timed(self.timings, "training"):
-                return trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=self._show_progress)
-        trainer.eval_collector.data_collect(data.train_data)
-        result = trainer.evaluate(data.valid_data, model_file=checkpoint, show_progress=self._show_progress)
-        return calculate_valid_score(result, trainer.valid_metric), result
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Measure the best checkpoint on the test rows; note how fast everything was."""
-        trainer, timings = self.trainer, self.timings
-        with _timed(timings, "evaluation"):
-            result = trainer.evaluate(
-                self.data.test_data, model_file=self.config["checkpoint"], show_progress=self._show_progress
-            )
-        timings["evaluation_rows_per_second"] = round(len(trainer.last_cases.correct) / timings["evaluation_seconds"], 1)
-        if is_llm_recommender(self.config["model"]):
-            if "training_seconds" in timings:  # earlier processes spent time on it too
-                timings["training_seconds"] = round(timings["training_seconds"] + trainer.seconds_before, 3)
-            if trainer.progress.seconds_trained:
-                speed = trainer.progress.rows_trained / trainer.progress.seconds_trained
-                timings["training_rows_per_second"] = round(speed, 1)
-        return result
-
-    def result_fields(self) -> dict[str, Any]:
-        """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
-        config, model = self.config, self.trainer.model
-        fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
-        trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
-        if isinstance(model, LLMRecommender) and config["rec_checkpoint"] and model.recommender is not None:
-            trained_on["rec_checkpoint"] = model.recommender.trained_on
-        if not trained_on:
-            return fields
-        others = [key for key, digest in trained_on.items() if digest is not None and digest != model.training_digest]
-        for key in others:
-            logging.getLogger().warning(
-                f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
-                "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
-            )
-        fields["trained_on_other_rows"] = others
-        if isinstance(model, LLMRecommender):
-            fields["trained_under_other_prompts"] = has_other_prompts(model)
+def _result_fields(config: RunConfig, model: Any) -> dict[str, Any]:
+    """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
+    fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
+    trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
+    is_llm = isinstance(model, LLMRecommender)
+    if is_llm and config["rec_checkpoint"] and model.recommender is not None:
+        trained_on["rec_checkpoint"] = model.recommender.trained_on
+    if not trained_on:
         return fields
-
-    def rank_catalogue(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
-        from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
-        from recbole_llara.serving.loaded import loaded_run
-
-        settings, dataset = EvaluationSettings.from_config(self.config), self.data.dataset
-        run = loaded_run(self.config, self.data, self.trainer.model)
-        ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), self.trainer.processes)
-        result = full_rank_result(ranks, settings.topk)
-        for name in ("retriever", "reranker"):
-            shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
-            logging.getLogger().info(f"whole catalogue, {name}: {shares}")
-        return result, full_rank_records(ranks, dataset.field2id_token[dataset.iid_field])
-
-    def write(
-        self,
-        metrics: Mapping[str, Mapping[str, float]],
-        fields: Mapping[str, Any],
-        full_rank_records: list[dict[str, Any]] | None,
-    ) -> dict[str, str]:
-        """Write ``cases.jsonl``, ``result.json`` and the like; returns the paths of all that the run wrote."""
-        config, dataset, trainer, folder = self.config, self.data.dataset, self.trainer, self.folder
-        cases, item_ids = trainer.last_cases, dataset.field2id_token[dataset.iid_field]
-        titles = item_ids if self.data.catalogue is None else self.data.catalogue.titles
-        records = cases.records(dataset.field2id_token[dataset.uid_field], item_ids, titles)
-        cases_file = folder.write_records("cases.jsonl", records)
-        if is_llm_recommender(config["model"]) and trainer.progress.training_log:
-            folder.write_records("training.jsonl", trainer.progress.training_log)
-        if full_rank_records is not None:
-            folder.write_records("full_rank.jsonl", full_rank_records)
-        result = build_result(
-            config.final_config_dict,
-            correct=cases.correct,
-            valid=cases.valid,
-            outcomes=cases.outcome_counts,
-            candidate_sha256=self.data.candidate_sha256,
-            metrics=metrics,
-            timings=self.timings,
-            fields=fields,
-            best_epoch=trainer.best_epoch,
+    others = [key for key, digest in trained_on.items() if digest not in (None, model.training_digest)]
+    for key in others:
+        logging.getLogger().warning(
+            f"{key}: {config[key]} was trained on other interactions than the training rows of this run; test rows may be among "
+            "them, and HitRatio@1 may be too high. Train it under this run's data, protocol and filters."
         )
-        result_file = folder.write_result(result, config["result_file"])
-        TrainingStates(folder.path).remove()  # only now: until the result is written the run may have to go on
-        return {
-            "run_dir": str(folder.path),
-            "result_file": str(result_file),
-            "cases_file": str(cases_file),
-            "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
-        }
+    fields["trained_on_other_rows"] = others
+    return {**fields, "trained_under_other_prompts": has_other_prompts(model)} if is_llm else fields
 
-    @property
-    def _show_progress(self) -> bool:
-        return bool(self.config["show_progress"])
+
+def _rank_catalogue(config: RunConfig, data: PreparedData, trainer: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
+    settings, dataset = EvaluationSettings.from_config(config), data.dataset
+    run = LoadedRun(config, data, trainer.model)
+    ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), trainer.processes)
+    result = full_rank_result(ranks, settings.topk)
+    for name in ("retriever", "reranker"):
+        shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
+        logging.getLogger().info(f"whole catalogue, {name}: {shares}")
+    return result, full_rank_records(ranks, dataset.field2id_token[dataset.iid_field])
+
+
+def _write(
+    config: RunConfig,
+    data: PreparedData,
+    trainer: Any,
+    folder: RunFolder,
+    ranks: list[dict[str, Any]] | None,
+    told: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:
+    """Write ``cases.jsonl``, ``result.json`` and the like; returns the paths of all that the run wrote.
+
+    Args:
+        ranks: a record a row where the catalogue was ranked.
+        told: ``metrics``, ``timings`` and ``fields`` of the result.
+    """
+    cases, dataset = trainer.last_cases, data.dataset
+    items = dataset.field2id_token[dataset.iid_field]
+    titles = items if data.catalogue is None else data.catalogue.titles
+    records = cases.records(dataset.field2id_token[dataset.uid_field], items, titles)
+    cases_file = folder.write_records("cases.jsonl", records)
+    if isinstance(trainer.model, LLMRecommender) and trainer.progress.training_log:
+        folder.write_records("training.jsonl", trainer.progress.training_log)
+    if ranks is not None:
+        folder.write_records("full_rank.jsonl", ranks)
+    result = build_result(
+        config.final_config_dict,
+        cases,
+        candidate_sha256=data.candidate_sha256,
+        best_epoch=trainer.best_epoch,
+        **told,
+    )
+    result_file = folder.write_result(result, config["result_file"])
+    TrainingStates(folder.path).remove()  # only now: until the result is written the run may have to go on
+    return {
+        "run_dir": str(folder.path),
+        "result_file": str(result_file),
+        "cases_file": str(cases_file),
+        "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
+    }
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from recbole_llara.cli import build_parser
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.experiments.study import build_parser as build_study_parser
-from recbole_llara.experiments.study import read_command
+from recbole_llara.experiments.command import study_parser
+from recbole_llara.experiments.study_definition import read_command
 from recbole_llara.experiments.study_runs import StudyRuns
 
 
@@ -41,5 +41,5 @@ def check_study(command: str, folder: Path) -> None:
     """Refuse a study's arguments that are no study; ``folder`` is the working folder, empty."""
     (folder / "dataset" / "lastfm").mkdir(parents=True)  # as if it had been converted
     (folder / "dataset" / "lastfm" / "lastfm.inter").touch()
-    _, words = build_study_parser().parse_known_args(shlex.split(command))
+    _, words = study_parser().parse_known_args(shlex.split(command))
     StudyRuns(read_command(words))

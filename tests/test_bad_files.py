@@ -278,7 +278,7 @@ READY_MADE = {
     ),
     "a history that is numbered apart": (
         WINDOWS + "u0\ti1\ti2\n",
-        ["alias_of_item_id is ['x']", "expected item_id_list (ITEM_ID_FIELD and LIST_SUFFIX)"],
+        ["alias_of_item_id: found ['x']", "expected item_id_list (ITEM_ID_FIELD and LIST_SUFFIX)"],
     ),
     "no rows": (WINDOWS, ["toy.train.inter", "found no line below the first"]),
 }

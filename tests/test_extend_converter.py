@@ -21,7 +21,6 @@ PRODUCTS = {"p1": "A lamp", "p2": 'A "red" chair'}
 def command(tmp_path, monkeypatch):
     """The page's command; its file and the raw files lie in the working folder."""
     monkeypatch.chdir(tmp_path)
-    before = dict(converters.CONVERTERS)
     write_files(PAGE, tmp_path)
     (tmp_path / "downloads").mkdir()
     lines = [json.dumps({"reviewer": user, "product": item, "time": time}) for user, item, time in REVIEWS]
@@ -29,9 +28,7 @@ def command(tmp_path, monkeypatch):
     lines = [json.dumps({"product": item, "name": name}) for item, name in PRODUCTS.items()]
     (tmp_path / "downloads" / "products.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (found,) = re.findall(r"^recbole-llara (convert .*)$", PAGE, re.MULTILINE)
-    yield shlex.split(found)
-    converters.CONVERTERS.clear()
-    converters.CONVERTERS.update(before)
+    return shlex.split(found)
 
 
 def test_a_converter_of_one_s_own(command, capsys):

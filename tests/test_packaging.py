@@ -91,6 +91,7 @@ def test_a_build_holds_every_property_and_the_weights(tmp_path: Path, by_sdist: 
     wanted |= {f"recbole_llara/tiny_llama/weights/{path.name}" for path in weights.glob("*") if path.is_file()}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara").rglob("*.py")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara" / "demo" / "static").iterdir()}
+    wanted.add("recbole_llara/experiments/report.html")
     assert wanted <= names, wanted - names
     assert (
         "recbole-llara = recbole_llara.cli:main"

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
-from recbole_llara.experiments.search import build_parser as build_search_parser
+from recbole_llara.experiments.command import search_parser
 from recbole_llara.experiments.search_definition import read_command as read_search_command
 from recbole_llara.experiments.study_definition import STUDIES
 from recbole_llara.llm.source import TINY_LLAMA_DIR
@@ -47,7 +47,7 @@ def test_a_study_command_is_a_study(command, monkeypatch, tmp_path):
 @pytest.mark.parametrize("command", SEARCH_COMMANDS)
 def test_a_search_command_is_a_search(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    search = read_search_command(*build_search_parser().parse_known_args(shlex.split(command)))
+    search = read_search_command(*search_parser().parse_known_args(shlex.split(command)))
     assert search.max_evals >= 12
 
 
@@ -57,7 +57,7 @@ def test_the_readmes_parameter_file_can_be_searched(monkeypatch, tmp_path):
     lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
     Path("own.hyper").write_text("\n".join(lines), encoding="utf-8")
     command = ["--model=LLaRA", "--dataset=ml-100k", "--params_file=own.hyper", "--algo=bayes"]
-    search = read_search_command(*build_search_parser().parse_known_args(command))
+    search = read_search_command(*search_parser().parse_known_args(command))
     assert len(search.parameters) == 4
 
 

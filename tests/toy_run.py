@@ -7,8 +7,8 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
-from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.trainer.trainer import get_trainer
 
 # Of a toy run's keys those that a stock model takes too.
 STOCK_KEYS = (

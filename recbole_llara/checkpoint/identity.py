@@ -19,10 +19,10 @@ SAMPLED = 1024  # numbers of each tensor
 
 
 def llm_digest(model: PreTrainedModel) -> str:
-    """Digest of an LLM's weights, before adapters are added: of every tensor its name, its shape and up to 1,024 of its numbers.
+    """Digest of an LLM's weights before adapters are added: of every tensor name, shape and up to 1,024 evenly spread numbers.
 
-    The numbers are evenly spread and rounded to bfloat16, so that an LLM is the same one in whichever floating type it was
-    loaded. It tells models apart, fine-tuned ones from their base too; it is no checksum of a file.
+    The numbers are rounded to bfloat16, so that an LLM is the same one in whichever floating type it was loaded. It tells
+    models apart, fine-tuned ones from their base too; it is no checksum of a file.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):

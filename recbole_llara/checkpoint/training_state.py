@@ -96,15 +96,10 @@ class TrainingStates:
 
     def numbering(self) -> Numbering | None:
         """The numbers by which the states know their items; None where there is no state yet."""
-        found = (read_numbering(path, "resume") for path in reversed(self.paths()))
-        return next((numbering for numbering in found if numbering is not None), None)
+        return next(filter(None, (read_numbering(path, "resume") for path in reversed(self.paths()))), None)
 
     def save(self, weights: Weights, state: TrainingState) -> None:
-        """Write a state, then remove the oldest beyond ``keep``.
-
-        Raises:
-            RunError: it cannot be written; the states before it are untouched.
-        """
+        """Write a state, then remove the oldest beyond ``keep``; ``RunError`` where it cannot be written."""
         progress = state.progress
         # What follows an epoch's validation comes after what went before it.
         path = self.run / FOLDER / f"step-{progress.all_steps:09d}-epoch-{progress.epoch:04d}"
@@ -114,13 +109,9 @@ class TrainingStates:
             shutil.rmtree(old, ignore_errors=True)
 
     def load_newest(self, load_weights: Callable[[Checkpoint], object]) -> TrainingState | None:
-        """Read the newest whole state; None where there is none yet. A damaged one is skipped with a warning.
+        """Read the newest whole state, its weights by ``load_weights``; None where there is none yet.
 
-        Args:
-            load_weights: puts the state's weights into the model.
-
-        Raises:
-            UserError: all states are damaged, or they belong to another run.
+        A damaged one is skipped with a warning; where all are damaged, a ``UserError`` is raised.
         """
         for left in (self.run / FOLDER).glob(".step-*"):  # by a process that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)

@@ -1,12 +1,12 @@
 """Checkpoints of three formats, read by one function; and the writers of the two that are ours.
 
-- A folder, of an LLM recommender: ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``numbering.safetensors`` (the
-  ids of the items by their numbers), ``item_tokens.safetensors`` (projector, placeholder and the like) and ``adapter/`` (PEFT's
-  format, for lora) or ``llm/`` (a Hugging Face folder, for full).
+- A folder, of an LLM recommender: ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``numbering.safetensors``
+  (the ids of the items by their numbers), ``item_tokens.safetensors`` (projector, placeholder and the like) and ``adapter/``
+  (PEFT's format, for lora) or ``llm/`` (a Hugging Face folder, for full).
 - A ``.safetensors`` file, of a stock recommender: what it belongs to is JSON in its header, the ids are among its tensors.
 - A ``.pth`` file that RecBole's trainer wrote, read without running what it holds (``checkpoint.recbole_pickle``).
 
-Nothing here knows a model: weights are tensors by name. ``model.weights`` and ``recommender.weights`` put them into one.
+Nothing here knows a model: weights are tensors by name. ``model.weights`` and ``recommender.stock`` put them into one.
 """
 
 import json
@@ -63,20 +63,15 @@ class Checkpoint:
     def check_model(self, model: str, key: str = "checkpoint") -> None:
         """Refuse, by a ``UserError``, the weights of another model, or of one that is not told."""
         if self.facts.get("model") != model:
-            change = "rec_model or rec_checkpoint" if key == "rec_checkpoint" else "model or checkpoint"
+            change = f"{key.replace('checkpoint', 'model')} or {key}"
             raise UserError(f"{key}: {self.path} holds a {self.facts.get('model')}, expected a {model}: change {change}")
 
     def check_belongs_to(self, here: Mapping[str, Any], model: str) -> None:
-        """Refuse, by a ``UserError`` that names every difference, weights that fit something else than is here.
-
-        Args:
-            here: what a checkpoint of this run belongs to.
-            model: the name of the run's model.
-        """
-        if differing := differences(self.facts["belongs_to"], here):
+        """Refuse, by a ``UserError`` that names every difference, weights that fit something else than this run's."""
+        if differing := differences(self.facts.get("belongs_to", {}), here):
             raise UserError(
-                f"checkpoint {self.path} does not fit this {model}: {differing}. Give the keys and the data that it was trained with "
-                "(of a recommender under an LLM with the prefix rec_), or train again."
+                f"checkpoint {self.path} does not fit this {model}: {differing}. Give the keys and the data that it was "
+                "trained with (of a recommender under an LLM with the prefix rec_), or train again."
             )
 
 
@@ -110,8 +105,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of any of the three formats; its weights are read when ``read_tensors`` is called.
 
     Raises:
-        UserError: nothing there, not one of the formats, or of another version. DamagedCheckpoint: it is not as it was written;
-            ``read_tensors`` raises it too.
+        UserError: nothing there, not one of the formats, or of another version.
+        DamagedCheckpoint: it is not as it was written; ``read_tensors`` raises it too.
     """
     path = Path(path)
     if path.is_dir():
@@ -123,11 +118,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def given_checkpoint(given: str, model: str, expected: Format) -> None:
-    """Refuse, before a run makes anything, what the key ``checkpoint`` names and is no checkpoint of this model's format.
-
-    Raises:
-        UserError: it is not there, or cannot be one of this model's.
-    """
+    """Refuse, by a ``UserError``, a value of ``checkpoint`` that is not there or cannot be a checkpoint of this model."""
     path = Path(given)
     if not (path.is_dir() if expected is Format.LLM else path.is_file()):
         raise UserError(f"checkpoint: found {given!r}, which is not there; expected {expected}")
@@ -140,16 +131,11 @@ def given_checkpoint(given: str, model: str, expected: Format) -> None:
 def write_llm_checkpoint(
     path: Path, weights: Weights, facts: Mapping[str, Any], fill: Callable[[Path], None] | None = None
 ) -> None:
-    """Write the folder of an LLM recommender and put it to ``path`` in one step, so that a whole one is always on disk.
+    """Write the folder of an LLM recommender over an older one, so that a whole one is always on disk, or raise a ``RunError``.
 
     Args:
-        path: an older checkpoint there is replaced.
-        weights: what was trained.
         facts: epoch, score and the like, kept in ``meta.json``.
         fill: adds files of its own to the folder.
-
-    Raises:
-        RunError: it cannot be written there; what was there is untouched.
     """
 
     def write(folder: Path) -> None:
@@ -203,16 +189,11 @@ def _read_folder(path: Path) -> Checkpoint:
 
 
 def write_stock_checkpoint(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
-    """Write the file of a stock recommender, whole or not at all.
-
-    Args:
-        path: of the file.
-        weights: what was trained.
-        facts: what JSON can hold; ``model``, ``dataset`` and ``epoch`` among them.
-    """
+    """Write the file of a stock recommender, whole or not at all; ``model``, ``dataset`` and ``epoch`` are among the facts."""
     told = {**facts, "numbering_sha256": weights.numbering.sha256, **weights.facts()}
     tensors = weights.own_tensors() | weights.numbering.tensors()
-    write_file(path, lambda place: save_file(tensors, place, metadata={HEADER_KEY: json.dumps(told)}))
+    with run_errors(path):
+        write_file(path, lambda place: save_file(tensors, place, metadata={HEADER_KEY: json.dumps(told)}))
 
 
 def _read_stock(path: Path) -> Checkpoint:
@@ -236,8 +217,8 @@ def _read_stock(path: Path) -> Checkpoint:
             f"{path} was not written by this version of recbole-llara: its header tells not all of "
             f"{', '.join(sorted(HEADER_FACTS))}; train it again."
         )
-    names = {name for name in tensors if name.startswith(PREFIX)}
-    ids = Numbering.from_tensors({name: tensors.pop(name) for name in names}, str(path))
+    own = [name for name in tensors if name.startswith(PREFIX)]
+    ids = Numbering.from_tensors({name: tensors.pop(name) for name in own}, str(path))
     if ids.sha256 != facts["numbering_sha256"]:
         raise UserError(f"{path}: its ids of items and users were altered since it was written; train it again.")
     return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)

@@ -38,10 +38,7 @@ class Note(NamedTuple):
 
 
 def describe_key(key: str) -> str:
-    """The text of ``--help KEY``.
-
-    Args:
-        key: ours or RecBole's; with the prefix ``rec_`` one of the frozen recommender's own.
+    """The text of ``--help KEY``, of a key of ours or RecBole's, or with the prefix ``rec_`` of the frozen recommender's own.
 
     Raises:
         UserError: there is no such key; the message names the nearest.
@@ -131,14 +128,11 @@ def _takers(said: list[Note]) -> list[str]:
 def _notes() -> dict[str, list[Note]]:
     """Key -> what each file says of it, ours before RecBole's."""
     files = {PROPERTIES / f"{name}.yaml": whose for name, whose in _FILES.items()}
-    for folder, whose in (
-        ("model", "{}"),
-        ("llm", "{} with llm_path tiny"),
-        ("protocol", "protocol {}"),
-        ("dataset", "dataset {}"),
-    ):
-        for name, path in property_files(folder).items():
-            files.setdefault(path, whose.format(name.removeprefix("tiny-")))
+    tiny = {path: name for name, path in property_files("llm").items() if name != "tiny"}
+    files |= {path: name for name, path in property_files("model").items()}
+    files |= {path: f"{name.removeprefix('tiny-')} with llm_path tiny" for path, name in tiny.items()}
+    for folder in ("protocol", "dataset"):
+        files |= {path: f"{folder} {name}" for name, path in property_files(folder).items()}
     files |= {RECBOLE_PROPERTIES / f"{name}.yaml": RECBOLE for name in ("overall", "dataset/sample")}
     files |= {RECBOLE_PROPERTIES / "model" / f"{name}.yaml": name for name in stock_models()}
     notes: dict[str, list[Note]] = {}

@@ -1,4 +1,4 @@
-"""Which keys exist, and what is so of each: sets made out of the declarations and of what RecBole's files and ours name.
+"""Which keys exist, and what is so of each: sets made out of the declarations and of what the files of models name.
 
 RecBole swallows an unknown key; here a typo is an error that names the nearest known key.
 """
@@ -9,32 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import recbole
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_llara.config.models import model_defaults, recbole_base, registered_defaults, stock_models
 from recbole_llara.config.recbole_keys import RECBOLES
-from recbole_llara.config.settings import OURS, declared
-from recbole_llara.config.validation import Declaration, FromRun, Scope, declaration
-from recbole_llara.config.yaml_files import property_files, read_yaml
+from recbole_llara.config.settings import COMMON, OURS, declared
+from recbole_llara.config.validation import FromRun, Scope
+from recbole_llara.config.yaml_files import read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 REC_PREFIX = "rec_"
 
 # Every key but the hyper-parameters of RecBole's models.
-DECLARED: dict[str, Declaration] = {name: declaration(field) for name, field in declared(*RECBOLES, *OURS).items()}
+DECLARED = declared(*RECBOLES, *OURS)
 # Keys that say where a run computes and writes, what is shown of it and how often it is saved.
 WITHOUT_EFFECT = frozenset({"device", *(key for key, facts in DECLARED.items() if not facts.has_effect)})
 # Hyper-parameters of RecBole's models that only training reads.
-_OF_LEARNING = frozenset(
-    {
-        *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "joint_train", "lmd", "lmd_sem"),
-        *("dropout_prob", "dropout_probs", "hidden_dropout_prob", "attn_dropout_prob", "sess_dropout", "item_dropout"),
-        *("mask_ratio", "ft_ratio"),
-    }
-)
-# Keys that RecBole's code reads and none of its lists or files names.
-_UNLISTED = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio", "token_num_threshold"})
+_OF_LEARNING = {
+    *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "joint_train", "lmd", "lmd_sem"),
+    *("dropout_prob", "dropout_probs", "hidden_dropout_prob", "attn_dropout_prob", "sess_dropout", "item_dropout"),
+    *("mask_ratio", "ft_ratio"),
+}
 
 # Former keys and values, refused with those of today.
 _OLD_KEYS = {
@@ -56,22 +51,8 @@ def _stock_keys(model: str) -> frozenset[str]:
     return frozenset(read_yaml(path)) if path.is_file() else frozenset()
 
 
-@cache
-def _common_keys() -> frozenset[str]:
-    """Keys that RecBole's lists and files and ours name for every model."""
-    files = [RECBOLE_PROPERTIES / f"{name}.yaml" for name in ("overall", "dataset/sample", "dataset/ml-100k")]
-    files += [path for folder in ("", "llm", "dataset", "protocol") for path in property_files(folder).values()]
-    listed = (general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
-    return _UNLISTED.union(*listed, *map(read_yaml, files))
-
-
 def model_keys(model: str, inner: str | None = None) -> frozenset[str]:
-    """Keys that RecBole's file of a model and ours name.
-
-    Args:
-        model: its name.
-        inner: the name of a recommender that is part of the model, whose keys count as its own.
-    """
+    """Keys that RecBole's file of a model and ours name; those of ``inner``, a recommender within it, count as its own."""
     within = frozenset() if inner is None else model_keys(inner)
     return _stock_keys(recbole_base(model)) | model_defaults(model).keys() | within
 
@@ -89,12 +70,7 @@ def from_run(key: str) -> FromRun:
 
 
 def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
-    """Of a model's own keys those on which a trained one's answers depend: the same weights under other values are another model.
-
-    Args:
-        model: a stock model's name, or a baseline's of ours.
-        inner: as for ``model_keys``.
-    """
+    """Those of ``model_keys`` on which a trained model's answers depend: under other values its weights are another model."""
     # How an endpoint is reached is the caller's, and may hold secrets.
     left_out = {key for key, facts in DECLARED.items() if not facts.is_answering or facts.from_run is FromRun.NEVER}
     return model_keys(model, inner) - _OF_LEARNING - left_out
@@ -119,12 +95,12 @@ def known_keys(model: str, rec_model: str | None, inner: str | None = None) -> f
     """Every key that a run of ``model`` may be given.
 
     Args:
-        model: a model's name.
+        model: its name.
         rec_model: the name of the frozen recommender, whose keys count with the prefix ``rec_``; None = there is none.
         inner: as for ``model_keys``.
     """
     prefixed = () if rec_model is None else [REC_PREFIX + key for key in recommender_keys(rec_model)]
-    return _common_keys().union(model_keys(model, inner), prefixed)
+    return model_keys(model, inner).union(declared(*RECBOLES, *COMMON), prefixed)
 
 
 def refuse_old_names(given: Mapping[str, Any]) -> None:
@@ -137,14 +113,11 @@ def refuse_old_names(given: Mapping[str, Any]) -> None:
 
 
 def check_keys(sources: Mapping[str, str], known: frozenset[str]) -> None:
-    """Refuse unknown keys.
+    """Refuse unknown keys; the message names all of them, each with its nearest known ones.
 
     Args:
         sources: key -> where it was given, such as ``command line``.
         known: every key that is right.
-
-    Raises:
-        UserError: at least one key is unknown; the message names all of them, each with its nearest known keys.
     """
     wrong = []
     for key in (key for key in sources if key not in known):

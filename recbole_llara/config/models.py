@@ -25,34 +25,26 @@ class Kind(StrEnum):
 
     LLM = "llm"  # an LLM recommender: a subclass of ``model.base.LLMRecommender``
     BASELINE = "baseline"  # trained and evaluated as RecBole's own models are
-    OVER_RECOMMENDER = (
-        "over_recommender"  # a baseline that is ``rec_model`` with another item table: takes its keys without prefix
-    )
+    OVER_RECOMMENDER = "over_recommender"  # a baseline: ``rec_model`` with another item table; takes its keys without a prefix
 
 
 @dataclass(frozen=True)
 class Model:
-    """An entry of the table.
+    """An entry of the table."""
 
-    Args:
-        source: the class, or ``module:Class``, imported when it is asked for.
-        kind: how it is configured, trained and kept.
-        defaults: of a registered one: its own keys with their defaults, or a YAML file of them; None = see ``register_model``.
-    """
-
-    source: str | type
+    source: str | type  # the class, or ``module:Class``, imported when it is asked for
     kind: Kind
-    defaults: Mapping[str, Any] | Path | None = None
+    defaults: Mapping[str, Any] | Path | None = None  # of a registered one; see ``register_model``
 
 
 _PACKAGED: dict[str, Model] = {
     "LLaRA": Model("recbole_llara.model.llara:LLaRA", Kind.LLM),
     "RSLLM": Model("recbole_llara.model.rsllm:RSLLM", Kind.LLM),
-    "TALLRec": Model("recbole_llara.model.text_only:TALLRec", Kind.LLM),
-    "ZeroShotLLM": Model("recbole_llara.model.text_only:ZeroShotLLM", Kind.LLM),
-    "Popularity": Model("recbole_llara.recommender.popularity:Popularity", Kind.BASELINE),
+    "TALLRec": Model("recbole_llara.model.llara:TALLRec", Kind.LLM),
+    "ZeroShotLLM": Model("recbole_llara.model.llara:ZeroShotLLM", Kind.LLM),
+    "Popularity": Model("recbole_llara.recommender.stock:Popularity", Kind.BASELINE),
     "MoRec": Model("recbole_llara.recommender.morec:MoRec", Kind.OVER_RECOMMENDER),
-    "ChatLLM": Model("recbole_llara.model.chat.chat_llm:ChatLLM", Kind.BASELINE),
+    "ChatLLM": Model("recbole_llara.model.chat_llm:ChatLLM", Kind.BASELINE),
 }
 MODELS: dict[str, Model] = dict(_PACKAGED)  # and those of ``register_model``
 
@@ -118,11 +110,7 @@ def _is_registered(name: str) -> bool:
 
 
 def checked_recommender(rec_model: Any) -> str:
-    """The name of a recommender that can be frozen: RecBole's sequential ones and registered baselines.
-
-    Raises:
-        UserError: it is not one.
-    """
+    """The name of a recommender that can be frozen: one of RecBole's sequential ones, or a registered baseline."""
     own = [name for name in MODELS if _is_registered(name) and MODELS[name].kind is Kind.BASELINE]
     known = [*stock_models(), *own]
     if rec_model not in known:
@@ -135,8 +123,7 @@ def resolve_model(name: str) -> type:
     """The class of a model.
 
     Raises:
-        UserError: no model has this name, and the message gives the nearest ones; the model is unsupported; or a registered
-            class cannot be one of its kind.
+        UserError: no model has this name; it is unsupported; or a registered class cannot be one of its kind.
     """
     if name in MODELS:
         source = MODELS[name].source
@@ -151,8 +138,8 @@ def resolve_model(name: str) -> type:
     stock = stock_models()
     if name not in stock:
         raise UserError(
-            f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *stock])}; a model of "
-            "your own is registered by a file that the key plugins names"
+            f"model: found {name!r}, expected one of ours or a RecBole sequential one; {nearest(name, [*MODELS, *stock])}; "
+            "a model of your own is registered by a file that the key plugins names"
         )
     return stock[name]
 
@@ -168,7 +155,7 @@ def _check_registered(name: str, model: Any) -> None:
 
 
 def _is_llm(model: type) -> bool:
-    return callable(getattr(model, "from_data", None))
+    return getattr(model, "kind", None) is Kind.LLM
 
 
 def name_of(model: Any) -> Any:
@@ -197,11 +184,9 @@ def lineage(name: str) -> list[str]:
     if not _is_registered(name):
         return [name]
     sources = stock_models() | {known: model.source for known, model in MODELS.items()}
-    return [
-        ancestor.__name__
-        for ancestor in reversed(resolve_model(name).__mro__[1:])
-        if sources.get(ancestor.__name__) in (ancestor, f"{ancestor.__module__}:{ancestor.__name__}")
-    ] + [name]
+    above = [(ancestor.__name__, ancestor) for ancestor in reversed(resolve_model(name).__mro__[1:])]
+    known = [label for label, each in above if sources.get(label) in (each, f"{each.__module__}:{label}")]
+    return [*known, name]
 
 
 def recbole_base(name: str) -> str:
@@ -229,9 +214,7 @@ def own_code(name: str) -> Path | None:
 def model_defaults(name: str, is_tiny: bool = False) -> dict[str, Any]:
     """All keys and defaults of a model but RecBole's: the files of what it inherits from, its own, what registered ones bring.
 
-    Args:
-        name: of the model.
-        is_tiny: whether it runs on the embedded LLM, for which it has a further file.
+    ``is_tiny``: it runs on the embedded LLM, for which it has a further file.
     """
     files = [f"model/{each}" for each in lineage(name)] + [f"llm/tiny-{each}" for each in lineage(name) if is_tiny]
     values: dict[str, Any] = {}
@@ -246,10 +229,7 @@ def registered_defaults() -> dict[str, Any]:
 
 
 def load_plugins(plugins: Any) -> None:
-    """Import each plugin once in a process.
-
-    A plugin is code: it is named on the command line, in the config dict or in the user's own config files, never by the folder
-    of a run (``validation.FromRun``).
+    """Import each plugin once in a process; as it is code, it is never named by the folder of a run.
 
     Args:
         plugins: the key's value: a list of paths that end in ``.py`` and names of modules, or one of them; None = none.
@@ -257,25 +237,21 @@ def load_plugins(plugins: Any) -> None:
     Raises:
         UserError: a plugin is not there, or raises while it is imported.
     """
-    named = plugins if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
-    for plugin in named:
+    for plugin in plugins if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]:
         if not isinstance(plugin, str) or not plugin:
             raise UserError(f"plugins: found {plugin!r}, expected a list of Python files or names of modules")
         try:
             _import_file(Path(plugin)) if plugin.endswith(".py") else importlib.import_module(plugin)
-        except UserError as error:
-            raise UserError(f"plugins: {plugin}: {error}") from error
-        except ModuleNotFoundError as error:
-            if error.name not in (plugin.partition(".")[0], plugin):
-                raise UserError(f"plugins: {plugin} imports {error.name}, which is not installed") from error
-            raise UserError(
-                f"plugins: found {plugin!r}, which is no module of this Python; expected a file that ends in .py or an importable module"
-            ) from error
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            raise UserError(
-                f"plugins: {plugin} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-            ) from error
+            message = f"{plugin} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            if isinstance(error, UserError):
+                message = f"{plugin}: {error}"
+            elif isinstance(error, ModuleNotFoundError) and error.name not in (plugin.partition(".")[0], plugin):
+                message = f"{plugin} imports {error.name}, which is not installed"
+            elif isinstance(error, ModuleNotFoundError):
+                message = f"found {plugin!r}, which is no module of this Python; expected one, or a file that ends in .py"
+            raise UserError(f"plugins: {message}") from error
 
 
 def _import_file(path: Path) -> None:

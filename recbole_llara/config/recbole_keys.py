@@ -7,7 +7,7 @@ what their files in RecBole give as defaults.
 import codecs
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, create_model, model_validator
 
@@ -23,8 +23,9 @@ _INTERVAL = re.compile(rf"\s*[\[(]\s*(?P<low>{_NUMBER})\s*,\s*(?P<high>{_NUMBER}
 
 
 class EnvironmentSettings(Settings):
-    """Devices and folders."""
+    """Devices, folders, and code of the user's own."""
 
+    plugins: str | tuple[str, ...] | None = key(NEVER, SHARED)
     gpu_id: int | str | tuple[int, ...] = key(VALUE, SHARED, has_effect=False)
     use_gpu: bool = key(VALUE, SHARED, has_effect=False)
     worker: Natural = key(VALUE, SHARED)
@@ -46,14 +47,12 @@ class EnvironmentSettings(Settings):
     dataset: Any = key(VALUE, is_question=True, is_optional=True)
 
     @model_validator(mode="after")
-    def _is_there(self) -> "EnvironmentSettings":
+    def _is_there(self) -> Self:
         gpus = self.gpu_id if isinstance(self.gpu_id, tuple) else (self.gpu_id,)
         if not _GPUS.fullmatch(",".join(map(str, gpus))):
-            raise UserError(
-                f"gpu_id: found {self.gpu_id!r}, expected numbers of GPUs such as 0 or 0,1; without a GPU give --use_gpu=False"
-            )
+            raise self.wrong("gpu_id", "numbers of GPUs such as 0 or 0,1; without a GPU give --use_gpu=False")
         if self.state.lower() not in LOG_LEVELS:
-            raise UserError(f"state: found {self.state!r}, expected one of {', '.join(LOG_LEVELS)}, how much is logged")
+            raise self.wrong("state", f"one of {', '.join(LOG_LEVELS)}, how much is logged")
         return self
 
 
@@ -72,44 +71,41 @@ class LearningSettings(Settings):
     valid_metric_bigger: Any = key(VALUE, EACH, is_question=True, is_optional=True)
 
 
-class ColumnSettings(Settings):
-    """Atomic files: how they are read, and which of their columns and rows are kept. None names a file outside the dataset's folder."""
+# Atomic files: how they are read, and which of their columns and rows are kept. None names a file outside the dataset's folder.
+_COLUMNS: dict[Any, str] = {
+    str: "field_separator seq_separator USER_ID_FIELD TIME_FIELD ITEM_LIST_LENGTH_FIELD",
+    bool: "filter_inter_by_user_or_item",
+    bool | None: "normalize_all",
+    tuple[str, ...]: "numerical_features",
+    tuple[str, ...] | None: "alias_of_user_id normalize_field",
+    str | tuple[str, ...] | None: "additional_feat_suffix",
+    dict | None: "load_col unload_col unused_col val_interval seq_len threshold preload_weight discretization",
+    # All but the first two belong to models and files that no run has, and are never read.
+    Any: "user_inter_num_interval item_inter_num_interval RATING_FIELD LABEL_FIELD NEG_PREFIX POSITION_FIELD "
+    "HEAD_ENTITY_ID_FIELD TAIL_ENTITY_ID_FIELD RELATION_ID_FIELD ENTITY_ID_FIELD alias_of_entity_id alias_of_relation_id "
+    "entity_kg_num_interval relation_kg_num_interval kg_reverse_r",
+}
+_FIELDS = {
+    name: (kind, key(VALUE, SHARED, is_optional=kind is Any)) for kind, names in _COLUMNS.items() for name in names.split()
+}
 
-    field_separator: str = key(VALUE, SHARED)
-    seq_separator: str = key(VALUE, SHARED)
+
+class ColumnSettings(create_model("ColumnSettings", __base__=Settings, **_FIELDS)):
+    """The keys of ``_COLUMNS``, and those of which more is to be said."""
+
     encoding: str | None = key(VALUE, SHARED, is_optional=True)
-    USER_ID_FIELD: str = key(VALUE, SHARED)
-    TIME_FIELD: str = key(VALUE, SHARED)
-    ITEM_LIST_LENGTH_FIELD: str = key(VALUE, SHARED)
-    load_col: dict | None = key(VALUE, SHARED)
-    unload_col: dict | None = key(VALUE, SHARED)
-    unused_col: dict | None = key(VALUE, SHARED)
-    additional_feat_suffix: str | tuple[str, ...] | None = key(VALUE, SHARED)
     rm_dup_inter: str | None = key(VALUE, SHARED, names=one_of("first", "last"))
-    val_interval: dict | None = key(VALUE, SHARED)
-    filter_inter_by_user_or_item: bool = key(VALUE, SHARED)
-    user_inter_num_interval: Any = key(VALUE, SHARED)
-    item_inter_num_interval: Any = key(VALUE, SHARED)
-    alias_of_user_id: tuple[str, ...] | None = key(VALUE, SHARED)
-    seq_len: dict | None = key(VALUE, SHARED)
-    threshold: dict | None = key(VALUE, SHARED)
-    preload_weight: dict | None = key(VALUE, SHARED)
-    normalize_field: tuple[str, ...] | None = key(VALUE, SHARED)
-    normalize_all: bool | None = key(VALUE, SHARED)
-    numerical_features: tuple[str, ...] = key(VALUE, SHARED)
-    discretization: dict | None = key(VALUE, SHARED)
     token_num_threshold: Any = key(VALUE, is_optional=True)
     tail_ratio: Any = key(VALUE, is_optional=True)
 
     @model_validator(mode="after")
-    def _can_be_read(self) -> "ColumnSettings":
+    def _can_be_read(self) -> Self:
         if len(self.field_separator) != 1:
-            raise UserError(f"field_separator: found {self.field_separator!r}, expected one character, the tab of atomic files")
+            raise self.wrong("field_separator", "one character, the tab of atomic files")
         try:
             codecs.lookup(self.encoding or "utf-8")
         except LookupError:
-            expected = "the name of an encoding such as utf-8 or latin-1"
-            raise UserError(f"encoding: found {self.encoding!r}, expected {expected}") from None
+            raise self.wrong("encoding", "the name of an encoding such as utf-8 or latin-1") from None
         for name in ("load_col", "unload_col", "unused_col"):
             check_column_lists(name, getattr(self, name))
         for name in ("user_inter_num_interval", "item_inter_num_interval"):
@@ -120,33 +116,17 @@ class ColumnSettings(Settings):
         return self
 
 
-# Keys of models and files that no run has: never read.
-UnreadSettings = create_model(
-    "UnreadSettings",
-    __base__=Settings,
-    **{
-        name: (Any, key(VALUE, SHARED, is_optional=True))
-        for name in (
-            *("RATING_FIELD", "LABEL_FIELD", "NEG_PREFIX", "POSITION_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD"),
-            *("RELATION_ID_FIELD", "ENTITY_ID_FIELD", "alias_of_entity_id", "alias_of_relation_id", "entity_kg_num_interval"),
-            *("relation_kg_num_interval", "kg_reverse_r"),
-        )
-    },
-)
-
-
 class NegativeSettings(Settings):
     """``train_neg_sample_args``."""
 
-    distribution: str | None = key(VALUE, names=one_of("uniform", "popularity", "none"))
-    sample_num: Count = key(VALUE)
-    alpha: NotNegative = key(VALUE)
-    dynamic: bool = key(VALUE)
-    candidate_num: Natural = key(VALUE)
+    distribution: str | None = key(VALUE, names=one_of("uniform", "popularity", "none"), is_optional=True)
+    sample_num: Count = key(VALUE, is_optional=True)
+    alpha: NotNegative = key(VALUE, is_optional=True)
+    dynamic: bool = key(VALUE, is_optional=True)
+    candidate_num: Natural = key(VALUE, is_optional=True)
 
 
-RECBOLES = (EnvironmentSettings, LearningSettings, ColumnSettings, UnreadSettings)  # where each key of RecBole is declared
-_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}  # RecBole's
+RECBOLES = (EnvironmentSettings, LearningSettings, ColumnSettings)  # where each key of RecBole is declared
 
 # Hyper-parameters of RecBole's models: a key's name -> its range; those that are names.
 _RANGES: dict[str, Any] = {
@@ -156,7 +136,7 @@ _RANGES: dict[str, Any] = {
     r"reg_weight": Field(ge=0),
     r"layer_norm_eps|initializer_range": Field(gt=0),
 }
-_NAMES: dict[str, tuple[str, ...]] = {
+_NAMES = {
     "loss_type": ("CE", "BPR"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
     "pooling_mode": ("max", "mean", "sum"),
@@ -181,17 +161,12 @@ def _check_interval(name: str, value: Any, other: str = "") -> None:
 
 
 def check_negatives(values: Mapping[str, Any] | None, loss_type: str | None) -> None:
-    """Refuse a ``train_neg_sample_args`` that RecBole would stumble over.
-
-    Args:
-        values: of the key.
-        loss_type: of a model that can have either loss; None where the model decides.
-    """
+    """Refuse a ``train_neg_sample_args`` over which RecBole would stumble; ``loss_type`` None = the model leaves no choice."""
     for name in values or ():
-        check_name("train_neg_sample_args", name, _NEGATIVES)
+        check_name("train_neg_sample_args", name, NegativeSettings.model_fields)
     if values is not None:
         try:
-            NegativeSettings.from_config({**_NEGATIVES, **values})
+            NegativeSettings.from_config(values)
         except UserError as error:
             raise UserError(f"train_neg_sample_args.{error}") from None
     if loss_type == "CE" and values is not None:
@@ -206,27 +181,21 @@ def check_negatives(values: Mapping[str, Any] | None, loss_type: str | None) -> 
 
 
 def check_hyper_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuse values that a RecBole model cannot be built with.
+    """Refuse values that a RecBole model cannot be built with: of another type than the default, out of range or unknown.
 
     Args:
         given: by the user.
         defaults: RecBole's and ours.
         keys: those of the model.
-
-    Raises:
-        UserError: a value of another type than its default, out of range or unknown, or heads that share no width evenly.
     """
     keys = frozenset(keys)
-    for name in sorted(keys & given.keys()):
-        default = defaults.get(name)
-        if default is None:
-            continue
-        kind: Any = type(default)
+    for name in sorted(name for name in keys & given.keys() if defaults.get(name) is not None):
+        default, kind = defaults[name], type(defaults[name])
         if isinstance(default, list):
             kind = tuple[type(default[0]) if default else Any, ...]
-        for pattern, limits in _RANGES.items():
-            if re.fullmatch(pattern, name) and isinstance(default, int | float):
-                kind = Annotated[kind, limits]
+        limits = [limit for pattern, limit in _RANGES.items() if re.fullmatch(pattern, name)]
+        if limits and isinstance(default, int | float):
+            kind = Annotated[kind, limits[0]]
         check_value(name, given[name], kind)
         if name in _NAMES:
             check_name(name, given[name], _NAMES[name])

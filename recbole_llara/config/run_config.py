@@ -17,29 +17,9 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
-from recbole_llara.config import settings
-from recbole_llara.config.keys import (
-    REC_PREFIX,
-    check_keys,
-    known_keys,
-    model_keys,
-    recommender_keys,
-    refuse_old_names,
-    shared_keys,
-)
-from recbole_llara.config.models import (
-    checked_recommender,
-    is_llm_recommender,
-    load_plugins,
-    model_defaults,
-    name_of,
-    own_defaults,
-    recbole_base,
-    replaces_item_table,
-    resolve_model,
-)
-from recbole_llara.config.recbole_keys import RECBOLES, check_column_lists, check_hyper_parameters, check_negatives
+from recbole_llara.config import keys, models, recbole_keys, settings
 from recbole_llara.config.secrets import without_secrets
+from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import (
     PlainText,
@@ -108,13 +88,12 @@ class RunConfig(Config):
         for phase in ("valid", "test"):
             self._set_eval_neg_sample_args(phase)
 
-        if final.get(settings.TRUST) and sources.get(settings.TRUST) not in _CALLER:
+        if final.get(TRUST) and sources.get(TRUST) not in _CALLER:
             raise UserError(
-                f"{settings.TRUST}: found True in {sources.get(settings.TRUST)}, expected it on the command line or in the config "
-                "dict: files are passed on, and whoever lets code of an LLM's folder run has to say so; give "
-                f"--{settings.TRUST}=True"
+                f"{TRUST}: found True in {sources.get(TRUST)}, expected it on the command line or in the config dict: files "
+                f"are passed on, and whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
             )
-        is_llm = is_llm_recommender(self.model)
+        is_llm = models.is_llm_recommender(self.model)
         ours = (settings.RecommenderSettings, settings.LLMSettings, settings.PromptSettings, settings.OptimSettings)
         for kind in (settings.DataSettings, *(ours if is_llm else (settings.TrainingSettings,))):
             kind.from_config(self)
@@ -126,13 +105,13 @@ class RunConfig(Config):
     def for_recommender(self) -> "RunConfig":
         """The configuration of this run's frozen recommender.
 
-        It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys
-        without their prefix; everything else is the stock model's own, whatever the LLM was given.
+        It shares data, candidates, folders, device and seed with this run, and takes the run's ``rec_`` keys without their
+        prefix; everything else is the stock model's own.
         """
         rec_model, given = self["rec_model"], self.external_config_dict
-        shared, own = shared_keys(), recommender_keys(rec_model)
+        shared, own = keys.shared_keys(), keys.recommender_keys(rec_model)
         values = {key: value for key, value in given.items() if key in shared}
-        prefixed = {key.removeprefix(REC_PREFIX): value for key, value in given.items() if key.startswith(REC_PREFIX)}
+        prefixed = {key.removeprefix(keys.REC_PREFIX): value for key, value in given.items() if key.startswith(keys.REC_PREFIX)}
         values |= {key: value for key, value in prefixed.items() if key in own}
         # Values were parsed once; a quoted "1" of a config file must not become a number now.
         values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
@@ -140,7 +119,7 @@ class RunConfig(Config):
             return RunConfig(rec_model, self.dataset, config_dict=values)
         except UserError as error:
             is_own = str(error).partition(":")[0] in own
-            raise UserError(f"{REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
+            raise UserError(f"{keys.REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
 
     def redacted(self) -> "RunConfig":
         """A copy whose values hold no secrets, for logs."""
@@ -154,44 +133,44 @@ class RunConfig(Config):
     def _name_run(self, model: Any, dataset: Any) -> None:
         """Find ``model``, ``model_class`` and ``dataset``."""
         given = self.external_config_dict
-        refuse_old_names(given)
-        load_plugins(given.get("plugins"))
+        keys.refuse_old_names(given)
+        models.load_plugins(given.get("plugins"))
         for key in {"model", "rec_model"} & given.keys():
-            given[key] = name_of(given[key])
-        self.model = name_of(given.get("model") if model is None else model)
+            given[key] = models.name_of(given[key])
+        self.model = models.name_of(given.get("model") if model is None else model)
         self.dataset = given.get("dataset") if dataset is None else dataset
         for key, value in (("model", self.model), ("dataset", self.dataset)):
             if not isinstance(value, str) or not value:
                 raise UserError(f"{key}: found {value!r}, expected a name; give --{key}=NAME")
-        self.model_class = resolve_model(self.model)
+        self.model_class = models.resolve_model(self.model)
         if not _DATASET_NAME.fullmatch(self.dataset):  # such as ../secret
             raise UserError(
-                f"dataset: found {self.dataset!r}, expected a folder's name of letters, digits and . _ + -; its parent is the key "
-                "data_path"
+                f"dataset: found {self.dataset!r}, expected a folder's name of letters, digits and . _ + -; its parent is the "
+                "key data_path"
             )
 
     def _lay_layers(self, sources: Mapping[str, str]) -> None:
         """Lay RecBole's files and ours over one another, and check names of keys and the model's hyper-parameters."""
-        model, given, is_llm = self.model, self.external_config_dict, is_llm_recommender(self.model)
+        model, given, is_llm = self.model, self.external_config_dict, models.is_llm_recommender(self.model)
         inner = None  # the recommender that a model is, but for its item table
-        if replaces_item_table(model):
-            inner = checked_recommender({**model_defaults(model), **given}["rec_model"])
-        base = recbole_base(model if inner is None else inner)
-        base_class = self.model_class if base == model else resolve_model(base)
+        if models.replaces_item_table(model):
+            inner = models.checked_recommender({**models.model_defaults(model), **given}["rec_model"])
+        base = models.recbole_base(model if inner is None else inner)
+        base_class = self.model_class if base == model else models.resolve_model(base)
         self._load_internal_config_dict(base, base_class, self.dataset)
         layers, loss_type = self.internal_config_dict, self._value("loss_type")
         if loss_type != "BPR" and (loss_type is not None or getattr(base_class, "input_type", None) != InputType.PAIRWISE):
             layers["train_neg_sample_args"] = None  # the target is compared with all items
         layers.update(read_properties("overall"))
         layers.update(read_properties("llm_recommender" if is_llm else "recommender"))
-        is_tiny = is_llm and {**layers, **model_defaults(model), **given}["llm_path"] == "tiny"
+        is_tiny = is_llm and {**layers, **models.model_defaults(model), **given}["llm_path"] == "tiny"
         layers.update(read_properties("llm/tiny") if is_tiny else {})
-        layers.update({} if inner is None else model_defaults(inner))
-        layers.update(model_defaults(model, is_tiny))
+        layers.update({} if inner is None else models.model_defaults(inner))
+        layers.update(models.model_defaults(model, is_tiny))
         protocol = self._value("protocol")
         check_name("protocol", protocol, property_files("protocol"))
         # RecBole loads user and item columns for the models that read them; a dataset's or protocol's own list adds to these.
-        check_column_lists("load_col", given.get("load_col"))
+        recbole_keys.check_column_lists("load_col", given.get("load_col"))
         for name in (f"dataset/{self.dataset}", f"protocol/{protocol}"):
             load_col = layers["load_col"] or {}
             layers.update(read_properties(name))
@@ -199,10 +178,10 @@ class RunConfig(Config):
         if settings.SPLITS[protocol] == settings.READY_MADE:
             self._name_columns()
         self._fit_protocol(protocol)
-        rec_model = checked_recommender(self._value("rec_model")) if is_llm else None
-        check_keys(sources, known_keys(model, rec_model, inner))
-        own = own_defaults(model).keys() if is_llm else model_keys(model if inner is None else inner)
-        check_hyper_parameters(given, layers, own)
+        rec_model = models.checked_recommender(self._value("rec_model")) if is_llm else None
+        keys.check_keys(sources, keys.known_keys(model, rec_model, inner))
+        own = models.own_defaults(model).keys() if is_llm else keys.model_keys(model if inner is None else inner)
+        recbole_keys.check_hyper_parameters(given, layers, own)
 
     def _value(self, key: str) -> Any:
         """A key's value, as far as the layers are laid."""
@@ -229,23 +208,23 @@ class RunConfig(Config):
 
     def _settle(self, final: dict[str, Any]) -> None:
         """Check the keys of every run, before RecBole looks at them and fills in what follows from them."""
-        for kind in RECBOLES:
+        for kind in recbole_keys.RECBOLES:
             kind.from_config(final)
         loss_type = None if hasattr(self.model_class, "input_type") else final.get("loss_type")
-        check_negatives(final["train_neg_sample_args"], loss_type)
+        recbole_keys.check_negatives(final["train_neg_sample_args"], loss_type)
         for key, kind in (("metrics", str), ("topk", int)):
             if isinstance(final[key], kind):  # RecBole takes one value for a list of one
                 final[key] = [final[key]]
         names_one = import_module("recbole_llara.evaluator.answer").names_one_item(final["decoding"])
-        if is_llm_recommender(self.model) and names_one and final["topk"] != [1]:
+        if models.is_llm_recommender(self.model) and names_one and final["topk"] != [1]:
             self.notes += (f"decoding {final['decoding']} names one item a row: topk {final['topk']} becomes [1]",)
             final["topk"] = [1]
         asked = settings.EvaluationSettings.from_config(final)
         candidate_num = settings.DataProtocol.from_config(final).candidate_num
         if "topk" in self.external_config_dict and max(asked.topk) > candidate_num:  # our own default is one for all
             raise UserError(
-                f"topk: found {max(asked.topk)}, expected at most candidate_num ({candidate_num}): there is no further place among "
-                "the candidates; lower topk or raise candidate_num"
+                f"topk: found {max(asked.topk)}, expected at most candidate_num ({candidate_num}): there is no further place "
+                "among the candidates; lower topk or raise candidate_num"
             )
         try:
             self._set_default_parameters()
@@ -254,7 +233,7 @@ class RunConfig(Config):
         _check_dataset_files(self.dataset, Path(final["data_path"]), final["benchmark_filename"])
 
     def _init_device(self) -> None:
-        """RecBole's; of a process that a launcher started, the GPU of its own number among all or among ``gpu_id``'s."""
+        """Of a process that a launcher started, take the GPU of its own number among all or among ``gpu_id``'s."""
         final, count = self.final_config_dict, launched()
         if isinstance(final["gpu_id"], list):  # RecBole knows tuples only
             final["gpu_id"] = tuple(final["gpu_id"])
@@ -268,13 +247,7 @@ class RunConfig(Config):
 
 
 def _check_dataset_files(dataset: str, folder: Path, benchmark: list[str] | None) -> None:
-    """Refuse a dataset whose interactions are not there; the message lists the datasets that are.
-
-    Args:
-        dataset: its name.
-        folder: where its atomic files should lie.
-        benchmark: the key ``benchmark_filename``.
-    """
+    """Refuse a dataset whose interactions do not lie in ``folder``; the message lists the datasets that are there."""
     wanted = [f"{dataset}.{part}.inter" for part in benchmark or ()] or [f"{dataset}.inter"]
     missing = [name for name in wanted if not (folder / name).is_file()]
     own = sorted(path.name for path in folder.glob("*.inter"))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MASK = "***"
-# How the names of credentials end, those of headers and options too: X-Api-Key, Proxy-Authorization, hf_token; but not max_tokens.
+# How the names of credentials end, those of headers and options too: X-Api-Key, session_token; but not max_tokens.
 _KINDS = (
     r"(?:api|access|auth|private|secret|session|security|subscription|bearer|refresh|hf|huggingface|hub|llm|wandb)[-_]?"
     r"(?:key|token)|authorization|pass(?:word|wd|phrase)|secret|cookie|credentials?"

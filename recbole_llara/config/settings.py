@@ -7,12 +7,13 @@ in RecBole: code of this package takes its keys from these classes, where a miss
 import math
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from recbole_llara.config.validation import (
     Count,
+    Declaration,
     FromRun,
     Natural,
     NotNegative,
@@ -43,12 +44,6 @@ EXCLUDE_RULES = ("user", "window")
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
-class PluginSettings(Settings):
-    """Code of the user's own, imported by ``config.models``."""
-
-    plugins: str | tuple[str, ...] | None = key(NEVER, SHARED)
-
-
 class DataSettings(Settings):
     """Histories and titles."""
 
@@ -60,7 +55,7 @@ class DataSettings(Settings):
 
 
 class DataProtocol(Settings):
-    """How rows are split, thinned and given candidates; with RecBole's keys of which the protocols take something for granted."""
+    """How rows are split, thinned and given candidates; with RecBole's keys for which a protocol expects a value."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = key(VALUE, SHARED)  # numpy's range
     protocol: str = key(VALUE, SHARED, names=one_of(*SPLITS))
@@ -91,25 +86,19 @@ class DataProtocol(Settings):
         return self.seed if self.candidate_seed is None else self.candidate_seed
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "DataProtocol":
-        shares, is_whole = self.split_ratio, all(share.is_integer() for share in self.split_ratio)
-        if len(shares) != 3 or not (is_whole or math.isclose(sum(shares), 1, abs_tol=1e-6)):
-            raise UserError(
-                f"split_ratio: found {list(shares)}, expected three shares that add up to 1, or whole numbers like [8, 1, 1]"
-            )
+    def _fits_together(self) -> Self:
+        shares = self.split_ratio
+        if len(shares) != 3 or not (all(map(float.is_integer, shares)) or math.isclose(sum(shares), 1, abs_tol=1e-6)):
+            raise self.wrong("split_ratio", "three shares that add up to 1, or whole numbers like [8, 1, 1]")
         if self.repeated_targets == "match" and self.candidate_exclude != "user":
-            raise UserError(
-                f"repeated_targets: found 'match' with candidate_exclude {self.candidate_exclude!r}, expected candidate_exclude "
-                "'user': match adds negatives of the user's past to those that the user never had"
-            )
+            expected = "candidate_exclude 'user': match adds negatives of the user's past to those that the user never had"
+            raise self.wrong("repeated_targets", expected, "candidate_exclude")
         if self.candidate_file is not None and not Path(self.candidate_file).is_file():
-            raise UserError(
-                f"candidate_file: found {str(self.candidate_file)!r}, which is not there; expected a file of candidate sets"
-            )
+            raise self.wrong("candidate_file", "an existing file of candidate sets")
         return self
 
     @model_validator(mode="after")
-    def _is_in_order_of_time(self) -> "DataProtocol":
+    def _is_in_order_of_time(self) -> Self:
         for name in self.eval_args:
             check_name("eval_args", name, _EVAL_ARGS)
         split = self.eval_args.get("split")
@@ -120,27 +109,22 @@ class DataProtocol(Settings):
             raise UserError(f"eval_args.split: found {split!r}, expected {{LS: valid_and_test}} or {{RS: [0.8, 0.1, 0.1]}}")
         order, mode = self.eval_args.get("order", "RO"), self.eval_args.get("mode", "full")  # RecBole's defaults
         if order != "TO":
-            raise UserError(f"eval_args.order is {order!r}, expected TO: histories are in the order of time.")
+            raise UserError(f"eval_args.order is {order!r}, expected TO: histories are in the order of time")
         if any(value != "full" for value in (mode.values() if isinstance(mode, dict) else [mode])):
-            raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling.")
+            raise UserError(f"eval_args.mode is {mode!r}, expected full: the candidate sets take the place of sampling")
         return self
 
     @model_validator(mode="after")
-    def _has_its_files(self) -> "DataProtocol":
+    def _has_its_files(self) -> Self:
         files, history = self.benchmark_filename, f"{self.ITEM_ID_FIELD}{self.LIST_SUFFIX}"
-        files = list(files) if isinstance(files, tuple) else files
         if self.split != READY_MADE and files is not None:
-            raise UserError(
-                f"benchmark_filename is {files!r}, expected none: protocol {self.protocol} makes the splits; ready-made ones "
-                "take --protocol=windows."
-            )
-        if self.split == READY_MADE and not (isinstance(files, list) and len(files) == 3):
-            raise UserError(f"benchmark_filename is {files!r}, expected three names such as [train, valid, test].")
+            expected = f"none: protocol {self.protocol} makes the splits; ready-made ones take --protocol=windows"
+            raise self.wrong("benchmark_filename", expected)
+        if self.split == READY_MADE and not (isinstance(files, tuple) and len(files) == 3):
+            raise self.wrong("benchmark_filename", "three names such as [train, valid, test]")
         if self.split == READY_MADE and history not in (self.alias_of_item_id or ()):
-            raise UserError(
-                f"alias_of_item_id is {self.alias_of_item_id!r}, expected {history} (ITEM_ID_FIELD and LIST_SUFFIX) among "
-                "them: histories and targets would be numbered apart."
-            )
+            expected = f"{history} (ITEM_ID_FIELD and LIST_SUFFIX) among them: histories and targets would be numbered apart"
+            raise self.wrong("alias_of_item_id", expected)
         return self
 
 
@@ -163,12 +147,12 @@ class EvaluationSettings(Settings):
     result_file: str | Path | None = key(NEVER, has_effect=False)
 
     @model_validator(mode="after")
-    def _can_be_measured(self) -> "EvaluationSettings":
+    def _can_be_measured(self) -> Self:
         from recbole.evaluator.base_metric import TopkMetric
         from recbole.evaluator.register import metric_types, metrics_dict
         from recbole.utils import EvaluatorType
 
-        import_module("recbole_llara.evaluator.metric").register_metrics()
+        import_module("recbole_llara.evaluator.ranking").register_metrics()
         if not self.metrics or not self.topk:
             raise UserError(f"metrics and topk: found {list(self.metrics)} and {list(self.topk)}, expected at least one each")
         for metric in self.metrics:
@@ -189,15 +173,13 @@ class EvaluationSettings(Settings):
                 f"(from metrics, topk and decoding: {self.decoding})"
             )
         if self.full_rank and import_module("recbole_llara.evaluator.answer").names_one_item(self.decoding):
-            raise UserError(
-                f"full_rank: found True with decoding {self.decoding}, which ranks nothing; expected decoding score"
-            )
+            raise self.wrong("full_rank", "decoding score, which ranks", "decoding")
         return self
 
     @model_validator(mode="after")
-    def _can_be_written(self) -> "EvaluationSettings":
+    def _can_be_written(self) -> Self:
         if self.checkpoint is not None and self.resume is not None:
-            raise UserError(f"resume: found {self.resume!r} with checkpoint {self.checkpoint!r}, expected one of them")
+            raise self.wrong("resume", "one of them", "checkpoint")
         _check_writable("checkpoint_dir", self.checkpoint_dir, "folder")
         if self.result_file is not None:
             _check_writable("result_file", self.result_file, "file")
@@ -235,23 +217,18 @@ class RecommenderSettings(Settings):
     item_embedding_size: Count = key(VALUE)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "RecommenderSettings":
+    def _fits_together(self) -> Self:
         vectors = vectors_file(self.item_embeddings)
         if self.item_embeddings not in ("recommender", "random") and vectors is None:
-            raise UserError(
-                f"item_embeddings: found {self.item_embeddings!r}, expected recommender, random or the path of a table that ends in "
-                f"{' or '.join(VECTORS)}; {nearest(self.item_embeddings, ['recommender', 'random'])}"
-            )
+            hint = nearest(self.item_embeddings, ["recommender", "random"])
+            expected = f"recommender, random or the path of a table that ends in {' or '.join(VECTORS)}; {hint}"
+            raise self.wrong("item_embeddings", expected)
         for path in () if vectors is None else (vectors, ids_file(vectors)):
             if not path.is_file():
-                raise UserError(
-                    f"item_embeddings: found no file {str(path)!r}, expected a table of vectors and beside it a text file of their "
-                    "item ids, one a line"
-                )
+                expected = "a table of vectors and beside it a text file of their item ids, one a line"
+                raise UserError(f"item_embeddings: found no file {str(path)!r}, expected {expected}")
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
-            raise UserError(
-                "shuffle_item_embeddings is True, but item_embeddings is random: nothing to shuffle; drop one of them"
-            )
+            raise self.wrong("shuffle_item_embeddings", "one of them: there is nothing to shuffle", "item_embeddings")
         return self
 
 
@@ -275,23 +252,16 @@ class LLMSettings(Settings):
     torch_compile: bool = key(VALUE)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "LLMSettings":
+    def _fits_together(self) -> Self:
         if self.fsdp and self.torch_compile:
             raise UserError("fsdp and torch_compile: found both True, expected one of them")
         if self.fsdp and (self.llm_tuning == "full" or self.llm_quantization != "none"):
-            raise UserError(
-                f"fsdp: found True with llm_tuning {self.llm_tuning} and llm_quantization {self.llm_quantization}, expected lora "
-                "or frozen over weights that are not quantised: only these are dealt out"
-            )
+            expected = "lora or frozen over weights that are not quantised: only these are dealt out"
+            raise self.wrong("fsdp", expected, "llm_tuning", "llm_quantization")
         if self.llm_quantization != "none" and self.llm_tuning == "full":
-            raise UserError(
-                f"llm_quantization: found {self.llm_quantization} with llm_tuning full, expected lora or frozen: "
-                "quantised weights cannot be trained"
-            )
-        if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "auto":
-            raise UserError(f"lora_target_modules: found {self.lora_target_modules!r}, expected auto or a list of module names")
-        if self.lora_target_modules == ():
-            raise UserError("lora_target_modules: found an empty list, expected auto or at least one module name")
+            raise self.wrong("llm_quantization", "lora or frozen: quantised weights cannot be trained", "llm_tuning")
+        if self.lora_target_modules == () or (isinstance(self.lora_target_modules, str) and self.lora_target_modules != "auto"):
+            raise self.wrong("lora_target_modules", "auto or a list of at least one module name")
         return self
 
 
@@ -345,17 +315,15 @@ class ChatSettings(AskingSettings):
     chat_instruction: str = key(VALUE)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "ChatSettings":
+    def _fits_together(self) -> Self:
         if self.eval_template == "all":
-            raise UserError(
-                "eval_template: found 'all', expected one of first, sampled: the texts of a chat cannot be averaged"
-            )
+            raise self.wrong("eval_template", "one of first, sampled: the texts of a chat cannot be averaged")
         if not self.api_base.startswith(("http://", "https://")):
-            raise UserError(f"api_base: found {self.api_base!r}, expected http://... or https://..., the endpoint's address")
+            raise self.wrong("api_base", "http://... or https://..., the endpoint's address")
         if taken := sorted({"model", "messages", "stream"} & self.api_options.keys()):
             raise UserError(
-                f"api_options: found {', '.join(taken)}, expected further fields of a request; the model is api_model, the messages are "
-                "the prompts, and answers are taken whole"
+                f"api_options: found {', '.join(taken)}, expected further fields of a request; the model is api_model, the "
+                "messages are the prompts, and answers are taken whole"
             )
         return self
 
@@ -366,7 +334,7 @@ class TextEncoderSettings(TitleSettings):
     text_encoder_path: str = key(PATH, is_answering=False)
     text_encoder_tuning: str = key(VALUE, names=one_of("frozen", "full"))
     text_encoder_learning_rate: Positive = key(VALUE, is_answering=False)
-    text_pooling: str = key(VALUE, names=named_in("recommender.text_encoder:POOLINGS"))
+    text_pooling: str = key(VALUE, names=named_in("recommender.morec:POOLINGS"))
     text_batch_size: Count = key(VALUE, is_answering=False)
 
 
@@ -399,13 +367,14 @@ class OptimSettings(TrainingSettings):
         return self.learning_rate if self.stage_1_learning_rate is None else self.stage_1_learning_rate
 
 
-# Where each key of ours is declared.
-OURS: tuple[type[Settings], ...] = (
-    *(DataSettings, DataProtocol, EvaluationSettings, RecommenderSettings, LLMSettings, PromptSettings, ContrastSettings),
-    *(ChatSettings, TextEncoderSettings, OptimSettings, PluginSettings),
+# Where each key of ours is declared: those that every run may be given, and those of single models.
+COMMON: tuple[type[Settings], ...] = (
+    *(DataSettings, DataProtocol, EvaluationSettings, RecommenderSettings, LLMSettings, PromptSettings, OptimSettings),
 )
+OURS = (*COMMON, ContrastSettings, ChatSettings, TextEncoderSettings)
 
 
-def declared(*kinds: type[Settings]) -> dict[str, Any]:
-    """The fields of settings by key."""
-    return {name: field for kind in kinds for name, field in kind.model_fields.items()}
+def declared(*kinds: type[Settings]) -> dict[str, Declaration]:
+    """What is said of the keys of settings, by key."""
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    return {name: field.json_schema_extra["declaration"] for name, field in fields.items()}  # type: ignore[index,misc]

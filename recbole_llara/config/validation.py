@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
 
 from recbole_llara.config.secrets import redacted
 from recbole_llara.config.yaml_files import property_files
@@ -45,23 +44,14 @@ class Scope(Enum):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is said of a key beside its type and range.
+    """What is said of a key beside its type and range."""
 
-    Args:
-        from_run: whether a run's folder can set it.
-        scope: whose it is.
-        names: the texts that it takes, looked up when a value is checked; None = any.
-        has_effect: whether a result depends on it.
-        is_question: whether it says what is asked or how answers are measured: scores under two values are no comparison.
-        is_answering: whether a trained model's answers depend on it; False for what only training reads.
-    """
-
-    from_run: FromRun
-    scope: Scope
-    names: Names | None
-    has_effect: bool
-    is_question: bool
-    is_answering: bool
+    from_run: FromRun  # whether a run's folder can set it
+    scope: Scope  # whose it is
+    names: Names | None  # the texts that it takes, looked up when a value is checked; None = any
+    has_effect: bool  # whether a result depends on it
+    is_question: bool  # whether it says what is asked or how answers are measured: scores under two values are no comparison
+    is_answering: bool  # whether a trained model's answers depend on it; False for what only training reads
 
 
 def key(
@@ -70,9 +60,8 @@ def key(
 ) -> Any:  # fmt: skip
     """A key, as a field of ``Settings`` whose annotation is its type and range; the arguments are those of ``Declaration``.
 
-    Args:
-        is_question: None = where it is shared or without effect, which stays as it is within a search.
-        is_optional: the key may be absent, and is None then.
+    A key that is shared or without effect is a question, unless ``is_question`` says otherwise: a search leaves it as it is.
+    One that ``is_optional`` may be absent, and is None then.
     """
     question = (scope is Scope.SHARED or not has_effect) if is_question is None else is_question
     facts = Declaration(from_run, scope, names, has_effect, question, is_answering)
@@ -95,11 +84,6 @@ def files_of(folder: str) -> Names:
     return lambda: property_files(folder)
 
 
-def declaration(field: FieldInfo) -> Declaration:
-    """What ``key`` was given for a field of ``Settings``."""
-    return field.json_schema_extra["declaration"]  # type: ignore[index,return-value]
-
-
 class Settings(BaseModel):
     """The base of the settings, which are frozen: each field is a key, declared by ``key``.
 
@@ -112,7 +96,7 @@ class Settings(BaseModel):
     @classmethod
     def _has_a_known_name(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.field_name or ""
-        names = declaration(cls.model_fields[name]).names
+        names = cls.model_fields[name].json_schema_extra["declaration"].names  # type: ignore[index,union-attr]
         for element in value if isinstance(value, tuple) else (value,):
             if names is not None and element is not None:
                 check_name(name, element, names())
@@ -135,8 +119,17 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else ""
-            raise _worded(first, name, config[name] if name else None, annotation(cls, name)) from None
+        if first["type"] == "value_error":
+            raise first["ctx"]["error"]
+        name = str(first["loc"][0])
+        raise _worded(first, name, config[name], annotation(cls, name))
+
+    def wrong(self, name: str, expected: str, *beside: str) -> UserError:
+        """The error of a key that contradicts others, those ``beside``: their values, and what was expected."""
+        given = {each: getattr(self, each) for each in (name, *beside)}
+        shown = {each: redacted(list(value) if isinstance(value, tuple) else value) for each, value in given.items()}
+        others = "".join(f" with {each} {shown[each]}" for each in beside)
+        return UserError(f"{name}: found {shown[name]}{others}, expected {expected}")
 
 
 def annotation(settings: type[Settings], name: str) -> Any:
@@ -145,11 +138,7 @@ def annotation(settings: type[Settings], name: str) -> Any:
 
 
 def check_value(name: str, value: Any, kind: Any) -> None:
-    """Check the value of a key by itself against a type, or an ``Annotated`` one with a range.
-
-    Raises:
-        UserError: it has another type, or is out of range.
-    """
+    """Check the value of a key that no settings declare against a type, or an ``Annotated`` one with a range."""
     try:
         TypeAdapter(kind, config=_STRICT).validate_python(_as_tuple(value))
     except ValidationError as error:
@@ -168,8 +157,6 @@ def _as_tuple(value: Any) -> Any:
 
 def _worded(error: Any, name: str, value: Any, kind: Any) -> UserError:
     """One line on what pydantic found first."""
-    if error["type"] == "value_error":
-        return error["ctx"]["error"]
     if error["type"] in _OUT_OF_RANGE:
         return UserError(f"{name}: found {redacted(error['input'])}, expected a number in {range_text(kind) or '(-inf, inf)'}")
     return UserError(f"{name}: found {redacted(value)} ({type(value).__name__}), expected {type_text(kind)}")

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_llara.data.atomic_files import readable
 from recbole_llara.data.rows import Rows, SeenItems
+from recbole_llara.data.tables import readable
 from recbole_llara.utils.atomic import sole_writer, sweep, write_file
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys
@@ -44,23 +44,16 @@ _logger = logging.getLogger()
 
 @dataclass(frozen=True)
 class CandidateSampler:
-    """Draws candidate sets for rows.
+    """Draws candidate sets for rows."""
 
-    Args:
-        seen: what the rows' split knows of all users; items 1..N-1 are drawn.
-        candidate_num: C, the target included.
-        seed: of all draws.
-        exclude: "user": negatives are items that `seen` lacks for the user; "window": items outside the row's history.
-        past: gives the items that some negatives are drawn from, as ``Knowledge.past`` does; None = none are.
-        past_share: of the rows whose target is an item that the user had before: as often, a negative is one.
-    """
-
-    seen: SeenItems
-    candidate_num: int
+    seen: SeenItems  # what the rows' split knows of all users; items 1..N-1 are drawn
+    candidate_num: int  # C, the target included
     seed: int
-    exclude: str = "user"
-    past: Callable[[Rows], tuple[np.ndarray, np.ndarray]] | None = None
-    past_share: float = 0.0
+    exclude: str = "user"  # negatives are items that `seen` lacks for the user; "window": items outside the row's history
+    past: Callable[[Rows], tuple[np.ndarray, np.ndarray]] | None = (
+        None  # what some negatives are drawn from, as ``Knowledge.past``
+    )
+    past_share: float = 0.0  # of the rows, those whose target the user had before: as often, a negative is such an item
 
     @property
     def n_items(self) -> int:
@@ -77,18 +70,16 @@ class CandidateSampler:
         history: np.ndarray | None = None,
         places: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The candidate sets [B, C] of some rows.
+        """The candidate sets [B, C] of rows.
 
         Negatives are distinct, uniform over the eligible items; the target's column is uniform over C. With C = 4, a
         row whose numbers give negatives 7, 3, 9 and column 1 has the candidates [7, target, 3, 9].
 
         Args:
-            rows: [B] int64, row numbers within `purpose`; equal rows get equal numbers.
-            users, targets: [B] int64.
+            rows: [B] their numbers within `purpose`; equal rows get equal sets.
+            users, targets, history, places: as ``Rows`` has them; the rule "window" needs the history, `past` the places too.
             purpose: "train", "valid" or "test".
             epoch: raises new sets for training; 0 for what is drawn once.
-            history: [B, L] int64, 0-padded; needed by, and only of use to, the rule "window" and `past`.
-            places: [B] int64, as ``Rows`` has them; only of use to `past`.
 
         Raises:
             UserError: fewer than C - 1 items are eligible for some row.
@@ -114,22 +105,17 @@ class CandidateSampler:
         return candidates
 
     def check_eligible(self, users: np.ndarray) -> None:
-        """Refuse users [B] who have seen so much that too few items are left, before the first set is drawn.
-
-        Raises:
-            UserError: fewer than C - 1 items are left to one of them.
-        """
+        """Refuse users [B] who have seen so much that fewer than C - 1 items are left, before the first set is drawn."""
         if self.exclude == "user" and len(users):
             seen = np.bincount(self.seen.keys // self.n_items, minlength=int(users.max()) + 1)  # [U]
             worst = users[seen[users].argmax()]
             self._check_enough(self.n_items - 1 - int(seen[worst]), int(worst))
 
     def _check_enough(self, eligible: int, user: int) -> None:
-        count = self.candidate_num - 1
-        if eligible < count:
+        if eligible < self.candidate_num - 1:
             raise UserError(
                 f"Only {eligible} of {self.n_items - 1} items are left as negatives for user {user} "
-                f"(internal id), expected at least {count}: lower candidate_num (now {self.candidate_num}) or set "
+                f"(internal id), expected at least {self.candidate_num - 1}: lower candidate_num (now {self.candidate_num}) or set "
                 f"candidate_exclude to 'window' (now '{self.exclude}')."
             )
 
@@ -170,7 +156,6 @@ class CandidateSampler:
 
     def _draw_exactly(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
         """Distinct eligible items where few are left: number all N items, take the C - 1 smallest eligible."""
-        count = self.candidate_num - 1
         order = numbers(keys[:, None], np.arange(self.n_items)[None] + _EXACT_COUNTERS)  # [b, N]
         order[:, 0] = _REFUSED
         np.put_along_axis(order, refused, _REFUSED, axis=1)
@@ -180,7 +165,7 @@ class CandidateSampler:
         eligible = (order != _REFUSED).sum(axis=1)
         worst = int(eligible.argmin())
         self._check_enough(int(eligible[worst]), int(users[worst]))
-        return np.argsort(order, axis=1, kind="stable")[:, :count]
+        return np.argsort(order, axis=1, kind="stable")[:, : self.candidate_num - 1]
 
     def _put_own(self, keys: np.ndarray, rows: Rows, negatives: np.ndarray) -> None:
         """Put items of the users' own past into slots [b, C - 1], each slot with the probability `past_share`.
@@ -196,12 +181,10 @@ class CandidateSampler:
         is_own = drawn * 2.0**-53 < self.past_share
         order = np.lexsort((numbers(keys[position], item + _OWN_ITEMS), position))
         position, item = position[order], item[order]
-        start = np.searchsorted(position, np.arange(len(keys)))
-        rank = np.arange(len(position)) - start[position]  # of each item within its row
+        rank = np.arange(len(position)) - np.searchsorted(position, position)  # of each item within its row
         kept = rank < is_own.sum(axis=1)[position]
-        position, item, rank = position[kept], item[kept], rank[kept]
         slot = np.argsort(~is_own, axis=1, kind="stable")  # [b, C - 1] the drawn slots first
-        negatives[position, slot[position, rank]] = item
+        negatives[position[kept], slot[position[kept], rank[kept]]] = item[kept]
 
     def _place(self, keys: np.ndarray, negatives: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Put each target into a column of its own number, the negatives around it; [b, C]."""
@@ -217,20 +200,18 @@ class CandidateSampler:
 def save_candidates(
     folder: Path, stem: str, rows: Rows, candidates: np.ndarray, user_tokens: np.ndarray, item_tokens: np.ndarray
 ) -> tuple[Path, str]:
-    """Freeze candidate sets under a name that holds their hash; what is there already is checked and reused.
+    """Freeze the candidate sets [B, C] of rows under a name that holds their hash; what is there already is checked and reused.
 
     Args:
         folder: is made if need be.
         stem: the name's beginning, e.g. "ml-100k-llara-test".
-        rows: whose they are.
-        candidates: [B, C].
         user_tokens, item_tokens: [U] and [N] external ids by internal ones.
 
     Returns:
-        The path, and the SHA-256 in hexadecimal: of external ids, whatever the internal ones.
+        The path, and the SHA-256 in hexadecimal.
 
     Raises:
-        UserError: the file is there but its content is not what its name says, or an id holds a tab or a line break.
+        UserError: the file's content is not what its name says, or an id holds a tab or a line break.
     """
     ids = np.concatenate([rows.targets[:, None], candidates], axis=1)
     columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
@@ -259,11 +240,9 @@ def read_candidates(
 ) -> np.ndarray:
     """The candidate sets [B, C] of a split's rows, out of a user's own file.
 
+    Lines of unknown users are left out: the protocol dropped them.
+
     Args:
-        path: of the file; lines of unknown users are left out: the protocol dropped them.
-        rows: of the split, all of which the file must have.
-        split: its name.
-        candidate_num: C.
         user_ids, item_ids: internal ids by external ones, "[PAD]" among them.
 
     Raises:
@@ -301,8 +280,6 @@ def read_candidates(
         (keys.duplicated(), "repeat the user and target of an earlier line"),
     ]
     _refuse(path, table.index.to_numpy(), faults)
-    if len(keys) == 0:
-        raise UserError(f"{path} (candidate_file) has no line for any user of the protocol.")
     place = keys.get_indexer(rows.users * len(item_ids) + rows.targets)
     if (place < 0).any():
         raise UserError(

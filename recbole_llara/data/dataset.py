@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
@@ -21,8 +22,8 @@ from recbole.utils import FeatureType, ModelType
 from recbole_llara.config.settings import READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidates import CandidateSampler, read_candidates, save_candidates
-from recbole_llara.data.numbering import Numbering, given_numbering, user_hashes
-from recbole_llara.data.rows import SPLITS, Knowledge, Rows, rows_by_user_split, sliding_windows, split_users
+from recbole_llara.data.numbering import Numbering, read_numbering, user_hashes
+from recbole_llara.data.rows import SPLITS, Knowledge, Rows, split_users
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
@@ -45,51 +46,36 @@ class CandidateDataset(CheckedFiles):
     Args:
         config: RecBole's Config with our keys.
         numbering: the numbers that items, users and features get; None = RecBole's, in the order of the files.
-
-    Attributes:
-        knowledge: what each split knows of the users; after `build`, of every split too.
-        repeat_share: of the rows of each split, those whose target the user had before.
-        user_hashes: [U - 1] int64, of users' ids in the order of their numbers.
     """
 
-    knowledge: Knowledge
-    user_hashes: np.ndarray
+    knowledge: Knowledge  # of the splits; each of them has it too
+    user_hashes: np.ndarray  # [U - 1] int64, of users' ids in the order of their numbers
 
     def __init__(self, config: Any, numbering: Numbering | None = None) -> None:
         self.protocol = DataProtocol.from_config(config)
-        self.repeat_share: dict[str, float] = {}
+        self.repeat_share: dict[str, float] = {}  # of the rows of each split, those whose target the user had before
         self.numbering = numbering
         super().__init__(config)
 
     def _remap(self, remap_list: list[tuple[Any, str, FeatureType]]) -> None:
-        """Number the ids of some fields, which share their numbers, as RecBole does; then by ``numbering`` if it knows them."""
-        super()._remap(remap_list)
-        fields, numbering = {name for _, name, _ in remap_list}, self.numbering
-        if self.uid_field in fields:
-            self.user_hashes = user_hashes(self.field2id_token[self.uid_field])
-        if numbering is None:
-            return
-        kinds = {self.uid_field: "users", self.iid_field: "items", **{name: name for name in numbering.features}}
-        known = next((name for name in kinds if name in fields), None)
+        """Number the ids of some fields, which share their numbers: first those of ``numbering``, then others in their order."""
+        numbering, fields = self.numbering, [name for _, name, _ in remap_list]
+        names = () if numbering is None else (self.uid_field, self.iid_field, *numbering.features)
+        known = next((name for name in names if name in fields), None)
         if known is None:
-            return
-        tokens, new = numbering.renumbered(kinds[known], self.field2id_token[known])
-        token_id = {token: int(number) for number, token in zip(new, tokens[new], strict=True)}
-        is_known = np.zeros(len(tokens), dtype=bool)
-        for feat, name, ftype in remap_list:
-            self.field2id_token[name], self.field2token_id[name] = tokens, token_id
-            if ftype == FeatureType.TOKEN:
-                numbers = feat[name] = new[feat[name].to_numpy()]
-            else:
-                numbers = new[np.concatenate(feat[name].to_numpy())]
-                feat[name] = np.split(numbers, np.cumsum(feat[name].map(len))[:-1])
-            if feat is self.inter_feat:
-                is_known[numbers] = True
-        if kinds[known] == "users":
-            new_ones = user_hashes(tokens)[len(numbering.users) :]
-            self.user_hashes = np.concatenate([numbering.users, new_ones])
-        elif kinds[known] == "items":
-            numbering.check_known(is_known)
+            super()._remap(remap_list)
+        else:
+            kind = {self.uid_field: "users", self.iid_field: "items"}.get(known, known)
+            here = pd.factorize(self._concat_remaped_tokens(remap_list)[0])[1]
+            known_ids = pd.DataFrame({known: numbering.known_ids(kind, here)}, dtype=object)
+            super()._remap([(known_ids, known, FeatureType.TOKEN), *remap_list])
+        if known == self.iid_field:
+            of_interactions = [entry for entry in remap_list if entry[0] is self.inter_feat]
+            numbering.check_known(self._concat_remaped_tokens(of_interactions)[0])
+        if self.uid_field in fields:
+            self.user_hashes = user_hashes(self.field2id_token[self.uid_field][1:])
+            if numbering is not None:
+                self.user_hashes[: len(numbering.users)] = numbering.users  # those whom the data lacks have no ids
 
     def _change_feat_format(self) -> None:
         """Give rows their final form, by time or as they are.
@@ -117,14 +103,20 @@ class CandidateDataset(CheckedFiles):
         self.inter_feat[field] = F.pad(padded, (0, limit - padded.shape[1]))
 
     def data_augmentation(self) -> None:
-        """RecBole's rows by array operations: (history, target) for each position of each user but the first."""
+        """RecBole's rows by array operations: (history, target) for each position of each user but the first, R in all.
+
+        Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
+        """
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
         users = self.inter_feat[self.uid_field].numpy()
         self._interactions = users, self.inter_feat[self.iid_field].numpy()  # [M] each, by user and time
-        target, history, length = map(torch.from_numpy, sliding_windows(users, self.max_item_list_len))
-        is_padding = torch.arange(self.max_item_list_len)[None] >= length[:, None]  # [R, L]
+        position = torch.from_numpy(pd.Series(users).groupby(users).cumcount().to_numpy())  # [M] within the user's own
+        target = position.nonzero()[:, 0]  # [R]
+        length, column = position[target].clamp(max=self.max_item_list_len), torch.arange(self.max_item_list_len)[None]
+        is_padding = column >= length[:, None]  # [R, L]
+        history = (target - length)[:, None] + torch.minimum(column, length[:, None] - 1)  # [R, L] within the user's own
         columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
         columns[self.item_list_length_field], columns[PLACE_FIELD] = length, target
         for field, values in self.inter_feat.interaction.items():
@@ -141,14 +133,16 @@ class CandidateDataset(CheckedFiles):
         """
         protocol = self.protocol
         least = (protocol.min_train_history, protocol.min_eval_history, protocol.min_eval_history)
+        splits = self._build_by_user(least) if protocol.split == "user_time" else super().build()
         if protocol.split == READY_MADE:
-            splits = super().build()
             for number, split in enumerate(splits):
                 split.inter_feat[PLACE_FIELD] = torch.full((len(split.inter_feat),), number)
             self.knowledge = Knowledge.from_windows([self.rows_of(split.inter_feat) for split in splits])
-            splits = self._long_enough(splits, least)
+            for name, split, number in zip(SPLITS, splits, least, strict=True):
+                is_long = split.inter_feat[self.item_list_length_field] >= number
+                why = f"their history is shorter than {number} (min_train_history or min_eval_history)"
+                split.inter_feat = _kept(split.inter_feat, is_long, name, why)
         else:
-            splits = super().build() if protocol.split != "user_time" else self._build_by_user(least)
             users, items = self._interactions
             rows = [self.rows_of(split.inter_feat) for split in splits]
             self.knowledge = Knowledge(users, items, np.arange(len(users)), rows)
@@ -163,19 +157,15 @@ class CandidateDataset(CheckedFiles):
         return Rows(*(inter_feat[field].numpy() for field in (self.uid_field, self.iid_field, history, PLACE_FIELD)))
 
     def _build_by_user(self, least: Sequence[int]) -> list["CandidateDataset"]:
+        """The papers' protocol: every row of the training users, the last row of each valid and test user."""
         self._change_feat_format()
         self._drop_unused_col()
         users, length = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.item_list_length_field].numpy()
-        parts = split_users(self.users_in_order, self.protocol.split_ratio)
-        return [self.copy(self.inter_feat[rows]) for rows in rows_by_user_split(users, length, parts, least)]
-
-    def _long_enough(self, splits: list["CandidateDataset"], least: Sequence[int]) -> list["CandidateDataset"]:
-        """Ready-made splits without rows of too short a history."""
-        kept = [split.inter_feat[self.item_list_length_field] >= number for split, number in zip(splits, least, strict=True)]
-        dropped = {name: int((~rows).sum()) for name, rows in zip(SPLITS, kept, strict=True) if not rows.all()}
-        if dropped:
-            _logger.info(f"rows left out for a history shorter than min_train_history or min_eval_history: {dropped}")
-        return [split.copy(split.inter_feat[rows]) for split, rows in zip(splits, kept, strict=True)]
+        is_last, splits = ~pd.Series(users).duplicated(keep="last").to_numpy(), []
+        for name, own, number in zip(SPLITS, split_users(self.users_in_order, self.protocol.split_ratio), least, strict=True):
+            is_taken = np.isin(users, own) & (length >= number) & (is_last | (name == "train"))
+            splits.append(self.copy(self.inter_feat[np.flatnonzero(is_taken)]))
+        return splits
 
     def _settle_repeats(self, inter_feat: Interaction, split: str) -> Interaction:
         """Look for targets that the user had before; leave them out, or tell of them, as `repeated_targets` says."""
@@ -183,8 +173,7 @@ class CandidateDataset(CheckedFiles):
         repeats, n_rows = int(is_repeat.sum()), len(is_repeat)
         self.repeat_share[split] = repeats / max(n_rows, 1)
         if repeats and choice == "drop":
-            _logger.info(f"{split}: {repeats} of {n_rows} rows left out, repeated_targets is drop")
-            return inter_feat[torch.from_numpy(~is_repeat)]
+            return _kept(inter_feat, torch.from_numpy(~is_repeat), split, "repeated_targets is drop")
         if repeats and choice == "keep" and split != "train":
             _logger.warning(
                 f"{split}: in {repeats} of {n_rows} rows ({repeats / n_rows:.1%}) the user had the target before, and no other "
@@ -199,34 +188,32 @@ class CandidateDataset(CheckedFiles):
         protocol, is_train = self.protocol, split == "train"
         if len(inter_feat) == 0:
             raise UserError(
-                f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.knowledge.known['test'].keys)} different "
-                f"interactions are left by the filters, under protocol {protocol.protocol}, split_ratio "
+                f"The {split} split has no rows: {len(self.users_in_order)} users with {len(self.knowledge.known['test'].keys)} "
+                f"different interactions are left by the filters, under protocol {protocol.protocol}, split_ratio "
                 f"{list(protocol.split_ratio)}, min_train_history {protocol.min_train_history} and min_eval_history "
                 f"{protocol.min_eval_history}."
             )
         # Experiments that share candidate_seed share their valid and test rows too, whatever their own seed.
         limit, seed = (protocol.max_train_rows, protocol.seed) if is_train else (protocol.max_eval_rows, protocol.eval_seed)
-        rows = sample_rows(len(inter_feat), limit, seed, f"rows/{split}")
-        inter_feat = inter_feat[rows] if len(rows) < len(inter_feat) else inter_feat
-        inter_feat[ROW_FIELD] = torch.from_numpy(rows)
-        if not is_train:
-            inter_feat[CANDIDATE_FIELD] = torch.from_numpy(self._candidates(self.rows_of(inter_feat), rows, split))
-        return inter_feat
-
-    def _candidates(self, rows: Rows, numbers: np.ndarray, split: str) -> np.ndarray:
-        """The candidate sets of a split, [rows, C]: the user's own, else drawn by the rows' numbers."""
-        if self.protocol.candidate_file is not None:
+        numbers = sample_rows(len(inter_feat), limit, seed, f"rows/{split}")
+        inter_feat = inter_feat[numbers] if len(numbers) < len(inter_feat) else inter_feat
+        inter_feat[ROW_FIELD] = torch.from_numpy(numbers)
+        if is_train:
+            return inter_feat
+        rows = self.rows_of(inter_feat)
+        if protocol.candidate_file is not None:
             ids = self.field2token_id[self.uid_field], self.field2token_id[self.iid_field]
-            return read_candidates(Path(self.protocol.candidate_file), rows, split, self.protocol.candidate_num, *ids)
-        sampler = self.candidate_sampler(split, self.protocol.eval_seed)
-        return sampler.draw(numbers, rows.users, rows.targets, split, history=rows.history, places=rows.places)
+            candidates = read_candidates(Path(protocol.candidate_file), rows, split, protocol.candidate_num, *ids)
+        else:
+            draw = self.candidate_sampler(split, seed).draw
+            candidates = draw(numbers, rows.users, rows.targets, split, history=rows.history, places=rows.places)
+        inter_feat[CANDIDATE_FIELD] = torch.from_numpy(candidates)
+        return inter_feat
 
     def candidate_sampler(self, split: str, seed: int) -> CandidateSampler:
         """A sampler for the rows of a split, over the items that have interactions; only after `build`."""
-        protocol, past = self.protocol, None
-        if protocol.repeated_targets == "match":
-            past = partial(self.knowledge.past, split)
-        known, share = self.knowledge.known[split], self.repeat_share[split]
+        protocol, known, share = self.protocol, self.knowledge.known[split], self.repeat_share[split]
+        past = partial(self.knowledge.past, split) if protocol.repeated_targets == "match" else None
         return CandidateSampler(known, protocol.candidate_num, seed, protocol.candidate_exclude, past, share)
 
     def order_by_text(self, catalogue: Catalogue) -> None:
@@ -242,22 +229,15 @@ class CandidateDataset(CheckedFiles):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """All that training and evaluation take from the data.
+    """All that training and evaluation take from the data."""
 
-    Attributes:
-        dataset: the training split, as RecBole's models want it for their sizes.
-        catalogue: the items' texts; None where the dataset names no title_field.
-        sampler: draws the candidates of training rows, new ones for each epoch.
-        candidate_sha256: of valid and test.
-    """
-
-    dataset: CandidateDataset
+    dataset: CandidateDataset  # the training split, as RecBole's models want it for their sizes
     train_data: TrainDataLoader
     valid_data: FullSortEvalDataLoader
     test_data: FullSortEvalDataLoader
-    catalogue: Catalogue | None
-    sampler: CandidateSampler
-    candidate_sha256: dict[str, str]
+    catalogue: Catalogue | None  # the items' texts; None where the dataset names no title_field
+    sampler: CandidateSampler  # draws the candidates of training rows, new ones for each epoch
+    candidate_sha256: dict[str, str]  # of valid and test
 
 
 def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedData:
@@ -276,7 +256,8 @@ def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedDat
             f"model is {config['model']}, expected a sequential model that reads RecBole's plain SequentialDataset "
             f"(not {', '.join(MODELS_WITH_OWN_DATASET)})."
         )
-    dataset = CandidateDataset(config, numbering or given_numbering(config))
+    given = (read_numbering(Path(config[key]), key) for key in ("checkpoint", "rec_checkpoint") if config[key])
+    dataset = CandidateDataset(config, numbering or next(filter(None, given), None))
     splits = dataset.build()
     _check_features(dataset, config)
     catalogue = load_catalogue(dataset, config) if config["title_field"] else None
@@ -293,6 +274,13 @@ def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedDat
         _logger.info(told)
     sampler = dataset.candidate_sampler("train", dataset.protocol.seed)
     return PreparedData(splits[0], catalogue=catalogue, sampler=sampler, candidate_sha256=sha256, **loaders)
+
+
+def _kept(inter_feat: Interaction, is_kept: torch.Tensor, split: str, why: str) -> Interaction:
+    if is_kept.all():
+        return inter_feat
+    _logger.info(f"{split}: {int((~is_kept).sum())} of {len(is_kept)} rows left out, {why}")
+    return inter_feat[is_kept]
 
 
 def _check_features(dataset: CandidateDataset, config: Any) -> None:

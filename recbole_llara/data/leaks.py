@@ -10,14 +10,14 @@ and --epochs, the training epochs whose draws are looked at; it exits with 1 whe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
-from recbole_llara.data.rows import Knowledge, Rows
 
 _DRAWN_AT_ONCE = 1 << 16  # training rows
 SIGMAS = 3.0
@@ -31,103 +31,78 @@ WINDOW = "negatives exclude the visible history alone (candidate_exclude: window
 TOGETHER = "negatives of a user's test rows exclude the targets of the others: only a system that reads test rows together could use it"
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Candidates [D, C] of training rows, with their users [D] and targets [D], over some epochs; int64."""
+class Draws(NamedTuple):
+    """Rows with their users [D], targets [D] and drawn candidates [D, C]; int64."""
 
     users: np.ndarray
     targets: np.ndarray
     candidates: np.ndarray
 
+    @property
+    def is_target(self) -> np.ndarray:
+        """[D, C] which candidate is the row's target."""
+        return self.candidates == self.targets[:, None]
 
-@dataclass(eq=False)
+
 class Evidence:
-    """All that a rule may look at: the rows asked, and what a system meets before them.
+    """All that a rule may look at: the rows asked, [B] of them with candidates [B, C], and what a system meets before them.
 
     Args:
         split: "valid" or "test".
-        rows: [B] asked.
-        candidates: [B, C].
-        knowledge: of the data.
-        id_rank: [N] where each item's id stands among all ids.
+        dataset: of the split.
         before: rows whose candidates and targets a system has met: the training draws, and for test the validation rows.
     """
 
-    split: str
-    rows: Rows
-    candidates: np.ndarray
-    knowledge: Knowledge
-    id_rank: np.ndarray
-    before: Mapping[str, Sequence[Draws]]
-
-    @property
-    def n_items(self) -> int:
-        """N, the padding item counted."""
-        return self.knowledge.known["test"].n_items
+    def __init__(self, split: str, dataset: CandidateDataset, before: Mapping[str, Draws]) -> None:
+        self.rows, self.before = dataset.rows_of(dataset.inter_feat), before
+        self.candidates = dataset.inter_feat[CANDIDATE_FIELD].numpy()
+        self.known = dataset.knowledge.known["train"]
+        self.id_rank = rank_ids([str(token) for token in dataset.field2id_token[dataset.iid_field]])
+        self.n_items = self.known.n_items  # N, the padding item counted
+        self.keys = self.rows.users[:, None] * self.n_items + self.candidates  # [B, C] of user and candidate
+        self.columns = np.arange(self.candidates.shape[1])
+        row, item = dataset.knowledge.past(split, self.rows)
+        asked = np.arange(len(self.keys))[:, None] * self.n_items + self.candidates
+        self.in_past = np.isin(asked, row * self.n_items + item)  # [B, C] whether the user had each candidate before
 
     def negatives(self, what: str) -> np.ndarray:
         """[B, C] how often each candidate was a negative of its row's user in the draws of ``what``."""
-        wanted, place = np.unique(self.rows.users[:, None] * self.n_items + self.candidates, return_inverse=True)
-        counts = np.zeros(len(wanted) + 1, dtype=np.int64)
-        for draws in self.before.get(what, ()):
-            met = np.isin(draws.users, self.rows.users)
-            users, targets, candidates = draws.users[met], draws.targets[met], draws.candidates[met]
-            drawn = (users[:, None] * self.n_items + candidates)[candidates != targets[:, None]]
-            found = np.minimum(np.searchsorted(wanted, drawn), len(wanted) - 1)
-            counts += np.bincount(np.where(wanted[found] == drawn, found, len(wanted)), minlength=len(counts))
-        return counts[place].reshape(self.candidates.shape)
+        if what not in self.before:
+            return np.zeros(self.keys.shape, dtype=np.int64)
+        draws = self.before[what]
+        drawn = (draws.users[:, None] * self.n_items + draws.candidates)[~draws.is_target]
+        counts = pd.Series(drawn[np.isin(drawn, self.keys)]).value_counts()
+        return counts.reindex(self.keys.ravel(), fill_value=0).to_numpy().reshape(self.keys.shape)
 
-    @cached_property
     def negatives_of_all(self) -> np.ndarray:
         """[B, C] how often each candidate was a negative of anybody in training."""
-        counts = np.zeros(self.n_items, dtype=np.int64)
-        for draws in self.before["train"]:
-            counts += np.bincount(draws.candidates[draws.candidates != draws.targets[:, None]], minlength=self.n_items)
-        return counts[self.candidates]
+        draws = self.before["train"]
+        return np.bincount(draws.candidates[~draws.is_target], minlength=self.n_items)[self.candidates]
 
-    @cached_property
-    def last_column(self) -> np.ndarray:
-        """[N] the column where each item stood when it was last a target; -1 = never."""
-        column = np.full(self.n_items, -1)
-        for draws in self.before["train"]:
-            column[draws.targets] = (draws.candidates == draws.targets[:, None]).argmax(axis=1)
-        return column
+    def commonest_column(self) -> np.ndarray:
+        """[B, C] whether a candidate stands where training targets stand most."""
+        return np.broadcast_to(self.columns == self.before["train"].is_target.sum(axis=0).argmax(), self.keys.shape)
 
-    @cached_property
-    def in_past(self) -> np.ndarray:
-        """[B, C] whether the user had each candidate before."""
-        position, item = self.knowledge.past(self.split, self.rows)
-        had = position * self.n_items + item
-        asked = np.arange(len(self.candidates))[:, None] * self.n_items + self.candidates
-        return np.isin(asked, had)
+    def column_of_the_item(self) -> np.ndarray:
+        """[B, C] whether a candidate stands where it stood when it was last a training target."""
+        draws, column = self.before["train"], np.full(self.n_items, -1)
+        column[draws.targets] = draws.is_target.argmax(axis=1)
+        return column[self.candidates] == self.columns
 
-    @cached_property
+    def popularity(self) -> np.ndarray:
+        """[B, C] training interactions of each candidate."""
+        return np.bincount(self.known.keys % self.n_items, minlength=self.n_items)[self.candidates]
+
     def in_other_rows(self) -> np.ndarray:
         """[B, C] in how many other rows of the user each candidate stands."""
-        keys = self.rows.users[:, None] * self.n_items + self.candidates
-        _, place, count = np.unique(keys, return_inverse=True, return_counts=True)
-        return count[place].reshape(keys.shape) - 1
+        _, place, count = np.unique(self.keys, return_inverse=True, return_counts=True)
+        return count[place].reshape(self.keys.shape) - 1
 
-
-def _commonest_column(evidence: Evidence) -> np.ndarray:
-    shown = [(draws.candidates == draws.targets[:, None]).sum(axis=0) for draws in evidence.before["train"]]
-    return np.broadcast_to(np.arange(evidence.candidates.shape[1]) == np.sum(shown, axis=0).argmax(), evidence.candidates.shape)
-
-
-def _column_of_the_item(evidence: Evidence) -> np.ndarray:
-    return evidence.last_column[evidence.candidates] == np.arange(evidence.candidates.shape[1])
-
-
-def _popularity(evidence: Evidence) -> np.ndarray:
-    known = evidence.knowledge.known["train"]
-    return np.bincount(known.keys % known.n_items, minlength=evidence.n_items)[evidence.candidates]
-
-
-def _next(evidence: Evidence, rank: np.ndarray) -> np.ndarray:
-    """The candidate that stands next above the newest item of the history."""
-    last = np.take_along_axis(evidence.rows.history, (evidence.rows.history > 0).sum(1, keepdims=True) - 1, axis=1)  # [B, 1]
-    beyond = rank[evidence.candidates] - rank[last]
-    return -np.where(beyond > 0, beyond, len(rank))
+    def next_above(self, rank: np.ndarray) -> np.ndarray:
+        """[B, C] higher the closer a candidate stands above the newest item of the history, by a rank [N] of all items."""
+        last = np.take_along_axis(self.rows.history, (self.rows.history > 0).sum(1, keepdims=True) - 1, axis=1)  # [B, 1]
+        beyond = rank[self.candidates] - rank[last]
+        return -np.where(beyond > 0, beyond, len(rank))
 
 
 def rank_ids(ids: Sequence[str]) -> np.ndarray:
@@ -144,20 +119,20 @@ def rank_ids(ids: Sequence[str]) -> np.ndarray:
 
 # Of each rule what it scores candidates by, higher for the likelier target, and what in the nature of the data may explain it.
 RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
-    "column: where training targets stand most": (_commonest_column, None),
-    "column: where the item stood as a training target": (_column_of_the_item, None),
+    "column: where training targets stand most": (Evidence.commonest_column, None),
+    "column: where the item stood as a training target": (Evidence.column_of_the_item, None),
     "training: least often the user's negative": (lambda found: -found.negatives("train"), None),
     "training: most often the user's negative": (lambda found: found.negatives("train"), None),
     "validation: not the user's negative": (lambda found: -found.negatives("valid"), None),
     "validation: the user's negative": (lambda found: found.negatives("valid"), None),
-    "training: least often anybody's negative": (lambda found: -found.negatives_of_all, POPULARITY),
-    "training interactions: most": (_popularity, POPULARITY),
+    "training: least often anybody's negative": (lambda found: -found.negatives_of_all(), POPULARITY),
+    "training interactions: most": (Evidence.popularity, POPULARITY),
     "history: had before": (lambda found: found.in_past, None),
     "history: not had before": (lambda found: ~found.in_past, None),
-    "other rows of the user: in fewest": (lambda found: -found.in_other_rows, None),
+    "other rows of the user: in fewest": (lambda found: -found.in_other_rows(), None),
     "item number: lowest": (lambda found: -found.candidates, NUMBERING),
-    "item number: next above the newest item": (lambda found: _next(found, np.arange(found.n_items)), NUMBERING),
-    "item id: next above the newest item": (lambda found: _next(found, found.id_rank), IDS),
+    "item number: next above the newest item": (lambda found: found.next_above(np.arange(found.n_items)), NUMBERING),
+    "item id: next above the newest item": (lambda found: found.next_above(found.id_rank), IDS),
 }
 
 
@@ -175,7 +150,6 @@ class Finding:
     """How often a rule is right.
 
     Attributes:
-        split, rule: what was asked, and of whom.
         n: rows.
         share: of them answered rightly; low, high: its Wilson interval of 95 %.
         chance: 1 / C.
@@ -204,36 +178,32 @@ class Finding:
 
 def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
     """Let every rule, which sees the draws of so many training epochs, answer the validation and the test rows."""
-    before: dict[str, Sequence[Draws]] = {"train": _training_draws(data.dataset, data, epochs)}
+    before = {"train": _training_draws(data, epochs)}
     found = []
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
-        rows, candidates = dataset.rows_of(dataset.inter_feat), dataset.inter_feat[CANDIDATE_FIELD].numpy()
-        id_rank = rank_ids([str(token) for token in dataset.field2id_token[dataset.iid_field]])
-        evidence = Evidence(split, rows, candidates, dataset.knowledge, id_rank, before)
-        reasons = _reasons(dataset, split)
+        evidence, reasons = Evidence(split, dataset, before), _reasons(dataset, split)
+        rows, candidates = evidence.rows, evidence.candidates
         for rule, (score, reason) in RULES.items():
             credit = credits(score(evidence), candidates, rows.targets)
             interval = binomtest(round(credit.sum()), len(credit)).proportion_ci(method="wilson")
-            chance = 1 / candidates.shape[1]
             bounds = float(interval.low), float(interval.high)
+            chance = 1 / candidates.shape[1]
             found.append(Finding(split, rule, len(credit), float(credit.mean()), *bounds, chance, reasons.get(rule, reason)))
-        before = {**before, split: [Draws(rows.users, rows.targets, candidates)]}
+        before = {**before, split: Draws(rows.users, rows.targets, candidates)}
     return found
 
 
-def _training_draws(train: CandidateDataset, data: PreparedData, epochs: int) -> list[Draws]:
-    rows, numbers, drawn = train.rows_of(train.inter_feat), train.inter_feat[ROW_FIELD].numpy(), []
+def _training_draws(data: PreparedData, epochs: int) -> Draws:
+    feat = data.dataset.inter_feat
+    rows, numbers, drawn = data.dataset.rows_of(feat), feat[ROW_FIELD].numpy(), []
     for epoch in range(epochs):
         for first in range(0, len(numbers), _DRAWN_AT_ONCE):
             part = slice(first, first + _DRAWN_AT_ONCE)
-            users, targets = rows.users[part], rows.targets[part]
             places = None if rows.places is None else rows.places[part]
-            candidates = data.sampler.draw(
-                numbers[part], users, targets, "train", epoch, history=rows.history[part], places=places
-            )
-            drawn.append(Draws(users, targets, candidates))
-    return drawn
+            users, targets, history = rows.users[part], rows.targets[part], rows.history[part]
+            drawn.append(data.sampler.draw(numbers[part], users, targets, "train", epoch, history=history, places=places))
+    return Draws(np.tile(rows.users, epochs), np.tile(rows.targets, epochs), np.concatenate(drawn))
 
 
 def _reasons(dataset: CandidateDataset, split: str) -> dict[str, str]:
@@ -251,21 +221,18 @@ def _reasons(dataset: CandidateDataset, split: str) -> dict[str, str]:
     return reasons
 
 
-def describe(findings: Sequence[Finding]) -> str:
-    """A line for each finding."""
-    width = max(len(found.rule) for found in findings)
-    lines = [f"{'split':5}  {'rule':{width}}  {'share':>5}  {'95 %':^12}  {'n':>6}"]
-    for found in findings:
-        verdict = "chance" if found.is_chance else "LEAK" if found.is_leak else f"explained: {found.reason}"
-        interval = f"{found.low:.3f}-{found.high:.3f}"
-        lines.append(f"{found.split:5}  {found.rule:{width}}  {found.share:5.3f}  {interval:^12}  {found.n:6}  {verdict}")
-    return "\n".join(lines)
-
-
 def report(argv: Sequence[str], epochs: int) -> tuple[str, int]:
     """What the rules find in the data of a run (``argv``: its keys, ``--key=value``), as text, and how many of them are leaks."""
     config = RunConfig("Popularity", config_dict={"state": "WARNING"}, argv=argv)
     findings = find_leaks(prepare_data(config), epochs)
     leaks = sum(found.is_leak for found in findings)
-    head = f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {epochs} training epochs"
-    return f"{head}\n{describe(findings)}\n{leaks} leaks among {len(findings)} answers of rules\n", leaks
+    width = max(map(len, RULES))
+    lines = [
+        f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {epochs} training epochs",
+        f"{'split':5}  {'rule':{width}}  {'share':>5}  {'95 %':^12}  {'n':>6}",
+    ]
+    for found in findings:
+        verdict = "chance" if found.is_chance else "LEAK" if found.is_leak else f"explained: {found.reason}"
+        interval = f"{found.low:.3f}-{found.high:.3f}"
+        lines.append(f"{found.split:5}  {found.rule:{width}}  {found.share:5.3f}  {interval:^12}  {found.n:6}  {verdict}")
+    return "\n".join([*lines, f"{leaks} leaks among {len(findings)} answers of rules\n"]), leaks

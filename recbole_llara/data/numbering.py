@@ -26,32 +26,23 @@ from recbole_llara.utils.hashing import file_sha256
 
 FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
 PREFIX = "numbering/"  # of its tensors, among those of other things
-ABSENT = "[not in these files]"  # a user whom the checkpoint knows and the data does not
 
 
 @dataclass(frozen=True, eq=False)
 class Numbering:
-    """External ids in the order of internal numbers, which begin at 1.
+    """External ids in the order of internal numbers, which begin at 1."""
 
-    Attributes:
-        items: [N - 1] ids.
-        n_known: items 1 ... n_known - 1 have interactions; the others stand in the .item file alone.
-        users: [U - 1] int64, hashes of ids.
-        features: a feature the model reads -> its values.
-        origin: key and path of the checkpoint it was read from.
-    """
-
-    items: Sequence[str]
-    n_known: int
-    users: np.ndarray
-    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    origin: str = ""
+    items: Sequence[str]  # N - 1
+    n_known: int  # items 1 ... n_known - 1 have interactions; the others stand in the .item file alone
+    users: np.ndarray  # [U - 1] int64, hashes of ids
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)  # a feature the model reads -> its values
+    origin: str = ""  # key and path of the checkpoint it was read from
 
     @classmethod
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
         """That of a ``CandidateDataset`` that was built, or of a split; features without tokens have no numbers."""
         names = [name for name in selected_features or () if name in dataset.field2id_token]
-        items, *features = (_texts(dataset.field2id_token[name]) for name in (dataset.iid_field, *names))
+        items, *features = (list(map(str, dataset.field2id_token[name][1:])) for name in (dataset.iid_field, *names))
         n_known = dataset.knowledge.known["test"].n_items
         return cls(items, n_known, dataset.user_hashes, dict(zip(names, features, strict=True)))
 
@@ -67,7 +58,7 @@ class Numbering:
         return sha256(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in tensors)).hexdigest()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """As safetensors keeps it."""
+        """What safetensors keep of it."""
         told = {"items": list(self.items), "n_known": int(self.n_known), "features": {**self.features}}
         text = np.frombuffer(json.dumps(told, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"), np.uint8)
         return {f"{PREFIX}ids": torch.from_numpy(text.copy()), f"{PREFIX}users": torch.from_numpy(self.users.copy())}
@@ -78,50 +69,42 @@ class Numbering:
         try:
             told = json.loads(tensors[f"{PREFIX}ids"].numpy().tobytes().decode("utf-8", "surrogatepass"))
             items, features, users = told["items"], told["features"], tensors[f"{PREFIX}users"]
-            are_texts = (
-                isinstance(ids, list) and all(type(text) is str for text in ids) for ids in (items, *features.values())
-            )
-            if not all(are_texts) or users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
+            are_texts = all(type(ids) is list and {*map(type, ids)} <= {str} for ids in (items, *features.values()))
+            if not are_texts or users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
                 raise TypeError("ids, users or n_known are of another kind")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{origin} tells not by which numbers it knows its items ({error!r}); train it again.") from error
         return cls(items, told["n_known"], users.numpy(), features, origin)
 
-    def renumbered(self, kind: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How a field of the data is to be numbered.
+    def known_ids(self, kind: str, here: np.ndarray) -> Sequence[str]:
+        """External ids in the order of their numbers; users whom the data lacks have names that say so.
 
         Args:
             kind: ``items``, ``users`` or the name of a feature.
-            ids: [M] external ids in the order of the data's own numbers, the padding's first.
-
-        Returns:
-            The ids [M'] by new numbers, ``ABSENT`` for users whom the data lacks; and new numbers [M] by the data's own ones.
+            here: [M] external ids in the data, each once.
 
         Raises:
             UserError: items or values of a feature are not the same ones; for users that is no matter.
         """
-        there = self.users if kind == "users" else self.items if kind == "items" else self.features[kind]
-        here = user_hashes(ids) if kind == "users" else _texts(ids)
-        places = pd.Index(there).get_indexer(here)  # [M - 1]
-        is_new = places < 0
-        if kind != "users" and (is_new.any() or len(here) < len(there)):
+        if kind == "users":
+            users = pd.Series(here, index=user_hashes(here)).reindex(self.users)
+            return [user if isinstance(user, str) else f"[not in these files] {number}" for number, user in enumerate(users)]
+        there = self.items if kind == "items" else self.features[kind]
+        extra, missing = pd.Index(here).difference(there, sort=False), sorted(set(there).difference(here))
+        if len(extra) or missing:
             what = "items" if kind == "items" else f"values of {kind} (selected_features)"
-            extra, missing = ids[1:][is_new], sorted(set(there).difference(here))
             raise UserError(
                 f"{self.origin} knows {len(there)} {what}, this run has {len(here)}: {_some(extra, 'unknown to it')}, "
                 f"{_some(missing, 'known to it and not here')}. Give it the files and filters that it was trained with (data_path, "
                 "user_inter_num_interval, item_inter_num_interval, val_interval), or train again."
             )
-        places[is_new] = len(there) + np.arange(is_new.sum())
-        numbers = np.concatenate([[0], places + 1])
-        tokens = np.full(1 + len(there) + int(is_new.sum()), ABSENT, dtype=object)
-        tokens[numbers] = ids
-        return tokens.astype(str), numbers
+        return there
 
-    def check_known(self, is_known: np.ndarray) -> None:
-        """Refuse data in which other items have interactions than in training; ``is_known`` [N] by this numbering."""
-        ids, number = np.array([PADDING, *self.items]), np.arange(len(is_known))
-        was_known = (number > 0) & (number < self.n_known)
+    def check_known(self, numbers: np.ndarray) -> None:
+        """Refuse data in which other items have interactions than in training; ``numbers`` are those of the interactions."""
+        ids = np.array([PADDING, *self.items])
+        is_known = np.isin(np.arange(len(ids)), numbers)
+        was_known = (ids != PADDING) & (np.arange(len(ids)) < self.n_known)
         gone, new = ids[was_known & ~is_known], ids[is_known & ~was_known]
         if len(gone) or len(new):
             raise UserError(
@@ -147,9 +130,9 @@ class Numbering:
         )
 
 
-def user_hashes(ids: np.ndarray) -> np.ndarray:
-    """[U - 1] int64 hashes of users' ids [U], the first of which is the padding's."""
-    return pd.util.hash_array(np.asarray(_texts(ids), dtype=object), categorize=False).view(np.int64)
+def user_hashes(ids: Sequence[str]) -> np.ndarray:
+    """[U] int64 hashes of users' ids."""
+    return pd.util.hash_array(np.array([str(user) for user in ids], dtype=object), categorize=False).view(np.int64)
 
 
 def data_digest(config: Any) -> str:
@@ -158,14 +141,6 @@ def data_digest(config: Any) -> str:
     files += [Path(config["candidate_file"])] if config["candidate_file"] else []
     told = "".join(f"{path.name} {file_sha256(path)}\n" for path in files if path.is_file())
     return sha256(told.encode()).hexdigest()[:16]
-
-
-def given_numbering(config: Any) -> Numbering | None:
-    """That of the checkpoint that a run is given; None where it is given none."""
-    for key in ("checkpoint", "rec_checkpoint"):
-        if config[key] and (found := read_numbering(Path(config[key]), key)) is not None:
-            return found
-    return None
 
 
 def read_numbering(path: Path, key: str) -> Numbering | None:
@@ -184,11 +159,6 @@ def read_numbering(path: Path, key: str) -> Numbering | None:
     except SafetensorError:
         return None
     return Numbering.from_tensors(tensors, f"{key}: {path}") if tensors else None
-
-
-def _texts(ids: Sequence[Any]) -> list[str]:
-    """All ids but the padding's."""
-    return [str(text) for text in ids[1:]]
 
 
 def _some(texts: Sequence[str], what: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a history and a target: how sequences are cut into them, which split takes which, and who may know what.
+"""Rows of a history and a target: which users a split takes, and which interactions it may know.
 
 Negatives exclude what the user interacted with, and an item that is never drawn as a negative is thereby told apart. So
 the draws for a split may exclude only what this split and the ones before it know: those of training rows exclude the
@@ -18,42 +18,12 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split, in internal ids.
+    """Rows of one split; int64, in internal ids."""
 
-    Attributes:
-        users, targets: [B] int64.
-        history: [B, L] int64, 0-padded on the right.
-        places: [B] int64, where the target stands among the interactions by user and time; of ready-made rows, which have no
-            such place, the split's number in ``SPLITS``.
-    """
-
-    users: np.ndarray
-    targets: np.ndarray
-    history: np.ndarray
-    places: np.ndarray
-
-
-def sliding_windows(users: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut sequences into (history, target) rows: the rows of RecBole's `data_augmentation`, without its loop.
-
-    Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
-
-    Args:
-        users: [M], interactions grouped by user, oldest first within each.
-        max_length: L.
-
-    Returns:
-        For each position of each user but the first, R in all: where the target stands among the interactions [R]; where the
-        items of its history stand [R, L], oldest first and meaningless beyond its length; and its length [R], 1..L.
-    """
-    place = np.arange(len(users))
-    is_first = np.ones(len(users), dtype=bool)
-    is_first[1:] = users[1:] != users[:-1]
-    position = place - np.maximum.accumulate(np.where(is_first, place, 0))
-    target = place[~is_first]
-    length = np.minimum(position[~is_first], max_length)
-    column = np.minimum(np.arange(max_length)[None], length[:, None] - 1)  # stays within the user's own interactions
-    return target, (target - length)[:, None] + column, length
+    users: np.ndarray  # [B]
+    targets: np.ndarray  # [B]
+    history: np.ndarray  # [B, L], 0-padded on the right
+    places: np.ndarray  # [B] of the targets among the interactions by user and time; of ready-made rows the split's, from 0
 
 
 def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -> tuple[np.ndarray, ...]:
@@ -64,32 +34,12 @@ def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -
     return tuple(np.split(users_in_order, bounds))
 
 
-def rows_by_user_split(
-    users: np.ndarray, length: np.ndarray, parts: Sequence[np.ndarray], least: Sequence[int]
-) -> list[np.ndarray]:
-    """The papers' protocol: every row of the training users, the last row of each valid and test user.
-
-    Args:
-        users: [R], rows grouped by user, oldest first within each.
-        length: [R], of the rows' histories.
-        parts: the users of train, valid and test.
-        least: the least length of a history in each of them; shorter rows are dropped.
-
-    Returns:
-        Row numbers of train, valid and test.
-    """
-    is_last = np.ones(len(users), dtype=bool)
-    is_last[:-1] = users[1:] != users[:-1]
-    masks = [np.isin(users, part) & (length >= number) for part, number in zip(parts, least, strict=True)]
-    return [np.flatnonzero(mask) for mask in (masks[0], *(mask & is_last for mask in masks[1:]))]
-
-
 @dataclass(frozen=True)
 class SeenItems:
-    """Which user interacted with which item: ``keys`` [pairs] int64, user * N + item, ascending and distinct; N counts the padding."""
+    """Which user interacted with which item."""
 
-    keys: np.ndarray
-    n_items: int
+    keys: np.ndarray  # [pairs] int64, user * N + item, ascending and distinct
+    n_items: int  # N, the padding item counted
 
     def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether each user interacted with each item; shapes broadcast. Fast where `users` come in order."""

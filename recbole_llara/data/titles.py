@@ -1,7 +1,7 @@
 """Each item's text: titles read from the .item file, cleaned by the dataset's rules, in the order of internal ids.
 
 Read here and not through RecBole's token_seq, which splits a title at spaces, joins runs of them and takes "None" or
-"NA" for a hole. Cells are taken as they stand, quotes and all (see `atomic_files`). A title may hold any character, with
+"NA" for a hole. Cells are taken as they stand, quotes and all (see `tables`). A title may hold any character, with
 these exceptions:
 
 - A title is one line: a run of line breaks, tabs and other ASCII control characters becomes a space, and white space at
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llara.data.atomic_files import read_rows
+from recbole_llara.data.tables import read_rows
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.text import is_text
 
@@ -32,6 +32,7 @@ _ARTICLE_IN_BRACKETS = re.compile(rf"\((?P<title>[^()]+), (?P<article>{_ARTICLES
 _YEAR_BEHIND_TITLE = re.compile(r"\((?:18|19|20)\d\d\)\s*$")
 # ASCII's control characters and what else Unicode takes for a line break; the other C1 codes are left as they are.
 _CONTROLS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]+")
+_CSV_QUOTED = re.compile(r'"(?=.*"")(?:[^"]|"")*"', re.DOTALL)  # such as "the ""real"" one"
 _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # Unicode's categories of control, format and space characters
 
 _logger = logging.getLogger()
@@ -68,15 +69,9 @@ TITLE_RULES: dict[str, Callable[[str], str]] = {"move_article": move_article, "s
 
 
 def clean_title(raw: str, rules: Sequence[str]) -> str:
-    """Make a title one line and apply named rules in their order.
-
-    Raises:
-        UserError: a rule is unknown.
-    """
+    """Make a title one line and apply rules of ``TITLE_RULES`` in their order."""
     title = one_line(raw)
     for rule in rules:
-        if rule not in TITLE_RULES:
-            raise UserError(f"title_rules names '{rule}', expected some of {', '.join(TITLE_RULES)}.")
         title = TITLE_RULES[rule](title)
     return title
 
@@ -95,17 +90,41 @@ class Catalogue:
     item_tokens: tuple[str, ...]
     domain: str
 
-    def __post_init__(self) -> None:
-        if len(self.titles) != len(self.item_tokens):
-            raise ValueError(f"{len(self.titles)} titles but {len(self.item_tokens)} item tokens.")
 
-
-def read_item_column(path: Path, id_field: str, field: str, separator: str, encoding: str) -> dict[str, str]:
-    """One column of an atomic .item file, by external id; of repeated ids the first counts, as in RecBole.
+def load_catalogue(dataset: Any, config: Any) -> Catalogue:
+    """Read and clean the titles of a RecBole dataset's items, by the keys title_field, title_rules and domain.
 
     Raises:
-        UserError: no such file or column, another encoding, or a line of another length than the first.
+        UserError: title_field is not set, the file or column is missing, or items have no title or one that is no text.
     """
+    field, encoding = config["title_field"], config["encoding"] or "utf-8"
+    if not field:
+        raise UserError("title_field is not set, expected the .item column that holds the titles (a dataset property).")
+    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    by_id = _read_column(path, dataset.iid_field, field, config["field_separator"] or "\t", encoding)
+    tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
+    raw = [by_id.get(token, "") for token in tokens[1:]]
+    titles = [clean_title(title, config["title_rules"] or []) for title in raw]
+    where = f"in '{field}' of {path} (title_field)"
+    for is_right, what, expected in (
+        (is_visible, f"have no title {where}", "Every item needs one."),
+        (is_text, f"have half of a surrogate pair in their title {where}", f"Is the file in {encoding} (encoding)?"),
+    ):
+        bad = [token for token, title in zip(tokens[1:], titles, strict=True) if not is_right(title)]
+        if bad:
+            raise UserError(f"{len(bad)} of {len(titles)} items {what}, the first: {', '.join(bad[:5])}. {expected}")
+    if several := sum(bool(_CONTROLS.search(title)) for title in raw):
+        _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
+    if quoted := sum(bool(_CSV_QUOTED.fullmatch(title)) for title in raw):
+        _logger.warning(
+            f"{quoted} titles {where} stand in quotes and have each quote inside doubled, as CSV writers leave them; they are taken "
+            "as they stand: an atomic file knows no quoting"
+        )
+    return Catalogue(("", *titles), tokens, str(config["domain"] or "item"))
+
+
+def _read_column(path: Path, id_field: str, field: str, separator: str, encoding: str) -> dict[str, str]:
+    """One column of an atomic .item file, by external id; of repeated ids the first counts, as in RecBole."""
     if not path.is_file():
         raise UserError(f"No file {path}, expected the dataset's .item file with the column '{field}' (title_field).")
     rows = read_rows(path, separator, encoding)
@@ -118,47 +137,3 @@ def read_item_column(path: Path, id_field: str, field: str, separator: str, enco
     for _, cells in rows:
         values.setdefault(cells[id_column], cells[column])
     return values
-
-
-def load_catalogue(dataset: Any, config: Any) -> Catalogue:
-    """Read and clean the titles of a RecBole dataset's items, by the keys title_field, title_rules and domain.
-
-    Raises:
-        UserError: title_field is not set, the file or column is missing, or items have no title or one that is no text.
-    """
-    field = config["title_field"]
-    if not field:
-        raise UserError("title_field is not set, expected the .item column that holds the titles (a dataset property).")
-    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    separator, encoding = config["field_separator"] or "\t", config["encoding"] or "utf-8"
-    raw = read_item_column(path, dataset.iid_field, str(field), separator, encoding)
-    tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
-    rules = config["title_rules"] or []
-    titles = ("", *(clean_title(raw.get(token, ""), rules) for token in tokens[1:]))
-    where = f"in '{field}' of {path} (title_field)"
-    _refuse(tokens, [not is_visible(title) for title in titles], f"have no title {where}", "Every item needs one.")
-    no_text = [not is_text(title) for title in titles]
-    _refuse(tokens, no_text, f"have half of a surrogate pair in their title {where}", f"Is the file in {encoding} (encoding)?")
-    several = sum(bool(_CONTROLS.search(raw.get(token, ""))) for token in tokens[1:])
-    if several:
-        _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
-    quoted = sum(_is_csv_quoted(raw.get(token, "")) for token in tokens[1:])
-    if quoted:
-        _logger.warning(
-            f"{quoted} titles {where} stand in quotes and have each quote inside doubled, as CSV writers leave them; they are taken "
-            "as they stand: an atomic file knows no quoting"
-        )
-    return Catalogue(titles, tokens, str(config["domain"] or "item"))
-
-
-def _is_csv_quoted(title: str) -> bool:
-    """Whether a title looks like ``"the ""real"" one"``."""
-    inside = title[1:-1]
-    return title[:1] == title[-1:] == '"' and '""' in inside and '"' not in inside.replace('""', "")
-
-
-def _refuse(tokens: Sequence[str], is_bad: Sequence[bool], what: str, expected: str) -> None:
-    """Raise if an item other than the padding is bad."""
-    bad = [token for token, of_item in zip(tokens[1:], is_bad[1:], strict=True) if of_item]
-    if bad:
-        raise UserError(f"{len(bad)} of {len(tokens) - 1} items {what}, the first: {', '.join(bad[:5])}. {expected}")

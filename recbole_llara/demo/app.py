@@ -1,4 +1,7 @@
-"""The application: a page of the package's own files, and the JSON that it asks for. Nothing here writes."""
+"""The application: a page of the package's own files, and the JSON that it asks for. Nothing here writes.
+
+Bodies are bounded, and headers let a page run nothing but its own files.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,19 +9,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from starlette.exceptions import HTTPException
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recbole_llara.demo.batching import BatchQueue, QueueFullError
-from recbole_llara.demo.cases import CaseBook
-from recbole_llara.demo.guard import LOOPBACK, BoundedBody, SafeHeaders
-from recbole_llara.demo.questions import Answerer, Question
-from recbole_llara.demo.runs import DemoRun
+from recbole_llara.demo.questions import Answerer, BatchQueue, Question
+from recbole_llara.demo.runs import CaseBook, DemoRun
+from recbole_llara.serving.catalogue import ID_PREFIX
 from recbole_llara.utils.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
@@ -26,8 +29,21 @@ MAX_BODY = 1 << 16  # bytes
 MAX_HISTORY, MAX_CANDIDATES, MAX_FOUND, MAX_CASES = 200, 100, 20, 100  # items, items, items, rows
 MAX_QUERY = 200  # characters
 MAX_ROW = 1 << 53  # the whole numbers that JSON carries
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
+Names = Annotated[list[Name], Query(default_factory=list, max_length=MAX_CANDIDATES)]
 
 
 class Asked(BaseModel):
@@ -50,8 +66,7 @@ class DemoApi:
     """
 
     def __init__(self, runs: Sequence[DemoRun], queue: BatchQueue | None = None) -> None:
-        self.demo_runs = list(runs)
-        self.first = runs[0].run
+        self.demo_runs, self.first = list(runs), runs[0].run
         self.answerer = Answerer(runs)
         self.queue = queue or BatchQueue(self.answerer.answer)
         self.cases = CaseBook({run.name: run.folder for run in runs})
@@ -68,9 +83,7 @@ class DemoApi:
 
     def items(self, query: Annotated[str, Query(max_length=MAX_QUERY)]) -> dict[str, Any]:
         """Items whose titles hold a text."""
-        names = self.first.names
-        found = names.search(query, MAX_FOUND)
-        return {"items": [{"item_id": names.ids[item], "title": names.titles[item]} for item in found]}
+        return {"items": [self.first.names.told(item) for item in self.first.names.search(query, MAX_FOUND)]}
 
     async def recommend(self, asked: Asked) -> dict[str, Any]:
         """Each run's ranking of the same candidates, and what its LLM read."""
@@ -82,25 +95,22 @@ class DemoApi:
 
     def find_cases(
         self,
-        right: Annotated[list[Name], Query(default_factory=list, max_length=MAX_CANDIDATES)],
-        wrong: Annotated[list[Name], Query(default_factory=list, max_length=MAX_CANDIDATES)],
+        right: Names,
+        wrong: Names,
         offset: Annotated[int, Query(ge=0, le=MAX_ROW)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_CASES)] = 20,
     ) -> dict[str, Any]:
         """Test rows on which these runs are right and those are wrong."""
         return self.cases.find(right, wrong, offset, limit)
 
-    def open_case(self, row: int) -> dict[str, Any]:
-        """A test row with what every run answered."""
-        return self.cases.open(row)
-
     async def _ask(self, kind: str, asked: Asked) -> dict[str, Any]:
-        names = tuple(asked.runs or self.answerer.runs)
+        names = asked.runs or list(self.answerer.runs)
         unknown = [name for name in names if name not in self.answerer.runs]
         if unknown:
             raise UserError(f"runs: found {unknown[0]!r}, expected some of {', '.join(self.answerer.runs)}")
-        candidates = None if asked.candidates is None else tuple(asked.candidates)
-        question = Question(kind, tuple(dict.fromkeys(names)), tuple(asked.history), candidates, asked.k)
+        history = [ID_PREFIX + item for item in asked.history]
+        candidates = None if asked.candidates is None else [ID_PREFIX + item for item in asked.candidates]
+        question = Question(kind, tuple(dict.fromkeys(names)), history, candidates, asked.k)
         answers, place = self.queue.submit(question)
         # Others wait for the same batch: a visitor who leaves must not take it along.
         answer = (await asyncio.shield(asyncio.wrap_future(answers)))[place]
@@ -124,45 +134,55 @@ def create_app(api: DemoApi, host: str = LOOPBACK[0]) -> FastAPI:
         api.queue.close()
 
     app = FastAPI(title="recbole-llara demo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(BoundedBody, most=MAX_BODY)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
-    app.add_middleware(SafeHeaders)
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    app.add_middleware(Guard)
+    for kind in (UserError, RequestValidationError, AnyHTTPException):
+        app.add_exception_handler(kind, _refused)
     for method, path, endpoint in (
         ("GET", "/api/runs", api.runs),
         ("GET", "/api/items", api.items),
         ("POST", "/api/recommend", api.recommend),
         ("POST", "/api/write", api.write),
         ("GET", "/api/cases", api.find_cases),
-        ("GET", "/api/cases/{row}", api.open_case),
+        ("GET", "/api/cases/{row}", api.cases.open),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
-    app.add_api_route("/", _page, methods=["GET"], response_class=FileResponse)
+    app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), methods=["GET"], response_class=FileResponse)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
 
-def _page() -> FileResponse:
-    return FileResponse(STATIC / "index.html")
+class Guard:
+    """Adds ``HEADERS`` to every response, and refuses bodies of more than ``MAX_BODY`` bytes, whatever length they announce."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY:
+                raise HTTPException(413, f"body: expected at most {MAX_BODY} bytes")
+            return message
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive_bounded, send_with_headers)
 
 
-async def _mistaken(_: Request, error: UserError) -> JSONResponse:
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    """The error in words, under its status."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()) or "request"
+        return JSONResponse({"error": f"{where}: {first['msg']}"[:500]}, 422)
+    if isinstance(error, AnyHTTPException):
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
     return JSONResponse({"error": str(error)}, 400)
-
-
-async def _misshapen(_: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()) or "request"
-    return JSONResponse({"error": f"{where}: {first['msg']}"[:500]}, 422)
-
-
-async def _full(_: Request, error: QueueFullError) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 429, {"Retry-After": str(error.retry_after)})
-
-
-async def _refused(_: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-
-_HANDLERS = {UserError: _mistaken, RequestValidationError: _misshapen, QueueFullError: _full, HTTPException: _refused}

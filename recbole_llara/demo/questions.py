@@ -1,38 +1,93 @@
-"""What visitors ask, and how a batch of it is answered: the same candidates before every run, each run called once."""
+"""What visitors ask, and how it is answered: what waits together in one batch, by one thread, each run called once a batch.
 
-from collections.abc import Callable, Mapping, Sequence
+Every run is asked about the same candidates. torch is never called from two threads at once.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from starlette.exceptions import HTTPException
+from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.demo.prompt_view import prompt_views
 from recbole_llara.demo.runs import DemoRun
-from recbole_llara.serving.item_names import ID_PREFIX
-from recbole_llara.serving.loaded import LoadedRun, as_json, in_own_order
+from recbole_llara.prompt.encoding import EncodedPrompts
+from recbole_llara.prompt.representation import SLOT_PARTS
+from recbole_llara.prompt.tokens import ANCHORS, spell, tokenise
+from recbole_llara.serving.catalogue import ID_PREFIX, ItemNames
+from recbole_llara.serving.loaded import LoadedRun, answer_alike, as_json, in_own_order
 from recbole_llara.utils.errors import UserError
+
+Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
+
+
+class BatchQueue(Generic[Asked, Answer]):
+    """Gathers questions while others are answered, and for a moment more.
+
+    Args:
+        answer: gives one answer for each of its questions; called by one thread, never twice at once.
+        capacity: (int, questions) at most so many wait or are being answered.
+        most: (int, questions) of one batch.
+        gather: (float, s) how long a batch waits for company before it is answered.
+    """
+
+    def __init__(
+        self, answer: Callable[[Sequence[Asked]], Sequence[Answer]], capacity: int = 64, most: int = 16, gather: float = 0.005
+    ) -> None:
+        self._answer, self._capacity, self._most, self._gather = answer, capacity, most, gather
+        self._thread = ThreadPoolExecutor(1, "answers")
+        self._lock = threading.Lock()
+        self._open: list[Asked] = []  # the batch that still takes questions; empty where none does
+        self._answers: Future[Sequence[Answer]]  # that batch's
+        self._waiting = 0
+        self._last_seconds = 0.0  # what the last batch took
+
+    def submit(self, question: Asked) -> "tuple[Future[Sequence[Answer]], int]":
+        """Ask: the answers of the question's batch, and its place among them; HTTPException 429 where too many wait already."""
+        with self._lock:
+            if self._waiting >= self._capacity:
+                seconds = max(1, math.ceil(self._waiting / self._most * self._last_seconds))
+                told = f"too many questions wait already; try again in {seconds} s"
+                raise HTTPException(429, told, {"Retry-After": str(seconds)})
+            self._waiting += 1
+            if len(self._open) in (0, self._most):
+                self._open = []
+                self._answers = self._thread.submit(self._answered, self._open)
+            self._open.append(question)
+            return self._answers, len(self._open) - 1
+
+    def close(self) -> None:
+        """End the thread; what waits is given up."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _answered(self, batch: list[Asked]) -> Sequence[Answer]:
+        time.sleep(self._gather)
+        with self._lock:
+            if self._open is batch:
+                self._open = []
+        start = time.monotonic()
+        try:
+            return self._answer(batch)
+        finally:
+            with self._lock:
+                self._waiting -= len(batch)
+                self._last_seconds = time.monotonic() - start
 
 
 @dataclass(frozen=True)
 class Question:
-    """One visitor's.
+    """One visitor's."""
 
-    Args:
-        kind: a key of ``KINDS``.
-        runs: names of those that are asked.
-        history: ids in order of time.
-        candidates: ids; None = what the first run's recommender proposes.
-        k: (int, items) at most so many are told.
-    """
-
-    kind: str
-    runs: tuple[str, ...]
-    history: tuple[str, ...]
-    candidates: tuple[str, ...] | None
-    k: int
-
-
-Answer = dict[str, Any] | UserError
+    kind: str  # a key of KINDS
+    runs: tuple[str, ...]  # names of those that are asked
+    history: list[str]  # items in order of time
+    candidates: list[str] | None  # None = what the first run's recommender proposes
+    k: int  # (items) at most so many are told
 
 
 class Answerer:
@@ -42,47 +97,31 @@ class Answerer:
         self.runs = {run.name: run.run for run in runs}
         self._first = runs[0].run
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question]) -> list[dict[str, Any] | UserError]:
         """An answer for each question; a mistake in one is its own answer and no other's."""
-        answers: dict[int, Answer] = {}
-        groups: dict[tuple, list[int]] = {}
-        asked = self._with_candidates(questions)
-        for number, question in enumerate(asked):
-            if isinstance(question, UserError):
-                answers[number] = question
-            else:
-                groups.setdefault((question.kind, question.runs, question.k, len(question.candidates)), []).append(number)
-        for numbers in groups.values():
-            answers |= zip(numbers, self._together([asked[number] for number in numbers]), strict=True)
-        return [answers[number] for number in range(len(questions))]
+        asked = answer_alike(questions, lambda one: one.candidates is None, self._with_candidates)
+        return answer_alike(asked, lambda one: (one.kind, one.runs, one.k, len(one.candidates)), self._answered)
 
-    def _with_candidates(self, questions: Sequence[Question]) -> list[Question | UserError]:
-        """The questions, each with candidates: proposed all at once where none are given."""
-        asked: list[Question | UserError] = list(questions)
-        bare: dict[int, list[int]] = {}
-        for number, question in enumerate(questions):
-            if question.candidates is None:
-                try:
-                    bare[number] = _items(self._first, question.history)
-                except UserError as error:
-                    asked[number] = error
-        if bare:
-            count = min(self._first.config["candidate_num"], self._first.retriever.n_known - 1)
-            proposed = in_own_order(self._first.retriever.propose(list(bare.values()), count)).tolist()
-            for number, items in zip(bare, proposed, strict=True):
-                ids = tuple(self._first.names.ids[item] for item in items if item)
-                asked[number] = replace(questions[number], candidates=ids) if ids else UserError("history: it holds every item")
-        return asked
+    def _with_candidates(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """Questions that all have candidates or all have none; these get those that are proposed."""
+        if questions[0].candidates is not None:
+            return questions
+        run = self._first
+        count = min(run.config["candidate_num"], run.retriever.n_known - 1)
+        proposed = run.retriever.propose([run.items("history", question.history) for question in questions], count)
+        lists = [[ID_PREFIX + run.names.ids[item] for item in row if item] for row in in_own_order(proposed).tolist()]
+        if not all(lists):
+            raise UserError("history: it holds every item")
+        return [replace(question, candidates=items) for question, items in zip(questions, lists, strict=True)]
 
-    def _together(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers to questions of one group; where one of them is wrong, each by itself."""
-        try:
-            of_runs = [KINDS[questions[0].kind](self.runs[name], questions) for name in questions[0].runs]
-        except UserError as error:
-            return [error] if len(questions) == 1 else [answer for one in questions for answer in self._together([one])]
+    def _answered(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """Answers to questions of one kind to the same runs."""
+        names = questions[0].runs
+        of_runs = [KINDS[questions[0].kind](self.runs[name], questions) for name in names]
+        candidates = [[item.removeprefix(ID_PREFIX) for item in question.candidates] for question in questions]
         return [
-            {"candidates": list(question.candidates), "answers": dict(zip(question.runs, of_question, strict=True))}
-            for question, of_question in zip(questions, zip(*of_runs, strict=True), strict=True)
+            {"candidates": items, "answers": dict(zip(names, answers, strict=True))}
+            for items, *answers in zip(candidates, *of_runs, strict=True)
         ]
 
 
@@ -92,14 +131,14 @@ def ranked(run: LoadedRun, questions: Sequence[Question]) -> list[dict[str, Any]
     Returns:
         for each question ``items``, each with its ``share``: the softmax of the scores over all candidates; and ``prompt``.
     """
-    candidates = [_named(question.candidates) for question in questions]
-    found = run.recommend_batch([_named(question.history) for question in questions], len(candidates[0]), candidates)
+    candidates = [question.candidates for question in questions]
+    found = run.recommend_batch([question.history for question in questions], len(candidates[0]), candidates)
     scores = torch.tensor([[item.score for item in items] for items in found], dtype=torch.float64)  # [B, C]
     lists = [
         [{**item, "share": share} for item, share in zip(as_json(items), shares, strict=True)][: questions[0].k]
         for items, shares in zip(found, scores.softmax(1).tolist(), strict=True)
     ]
-    prompts: Sequence[dict[str, Any] | None] = [None] * len(questions)
+    prompts = [None] * len(questions)
     if run.is_llm:
         prompts = prompt_views(run.model.tokenizer, run.prompts(*_internal(run, questions)), run.names)
     return [{"items": items, "prompt": prompt} for items, prompt in zip(lists, prompts, strict=True)]
@@ -115,28 +154,47 @@ def written(run: LoadedRun, questions: Sequence[Question]) -> list[dict[str, Any
         return [None] * len(questions)
     answers = run.write(*_internal(run, questions))
     return [
-        {
-            "text": text,
-            "valid": item != 0,
-            "item_id": run.names.ids[item] if item else None,
-            "title": run.names.titles[item] if item else None,
-        }
+        {"text": text, "valid": item != 0, **run.names.told(item)}
         for text, item in zip(answers.texts, answers.items.tolist(), strict=True)
     ]
 
 
-KINDS: Mapping[str, Callable[[LoadedRun, Sequence[Question]], list[Any]]] = {"ranked": ranked, "written": written}
-
-
-def _named(ids: Sequence[str]) -> list[str]:
-    return [ID_PREFIX + item for item in ids]
-
-
-def _items(run: LoadedRun, ids: Sequence[str]) -> list[int]:
-    return [run.names.find(name) for name in _named(ids)]
+KINDS: dict[str, Callable[[LoadedRun, Sequence[Question]], list[Any]]] = {"ranked": ranked, "written": written}
 
 
 def _internal(run: LoadedRun, questions: Sequence[Question]) -> tuple[list[list[int]], torch.Tensor]:
     """Histories and candidates [B, C] by a run's own numbers."""
-    histories = [_items(run, question.history) for question in questions]
-    return histories, torch.tensor([_items(run, question.candidates) for question in questions])
+    histories = [run.items("history", question.history) for question in questions]
+    return histories, torch.tensor([run.items("candidates", question.candidates) for question in questions])
+
+
+def prompt_views(tokenizer: PreTrainedTokenizerBase, prompts: EncodedPrompts, names: ItemNames) -> list[dict[str, Any]]:
+    """Prompts of B rows as people read them, by the tokenizer that made them: texts, and marks where vectors stand.
+
+    Returns:
+        B objects: ``tokens``, how many there are, slots too; ``segments``, in order, each ``{"text": ...}`` or
+        ``{"part": ..., "item_id": ..., "title": ...}``, the last two None where a slot is the same for all items.
+    """
+    slots = (prompts.slot_rows, prompts.slot_columns, prompts.slot_parts, prompts.slot_items)
+    marks = {
+        (row, column): {"part": SLOT_PARTS[part].value, **names.told(item)}
+        for row, column, part, item in zip(*(column.tolist() for column in slots), strict=True)
+    }
+    anchor = tokenise(tokenizer, [ANCHORS[False]])[0]
+    views = []
+    for row, (ids, is_token) in enumerate(zip(prompts.input_ids.tolist(), prompts.attention_mask.tolist(), strict=True)):
+        segments: list[dict[str, Any]] = []
+        for column, token in enumerate(ids):
+            if (row, column) in marks:
+                segments.append(marks[row, column])
+            elif is_token[column]:
+                if not segments or "text" not in segments[-1]:
+                    segments.append({"text": []})
+                segments[-1]["text"].append(token)
+        # Behind the anchor, where a tokenizer keeps the space that a text begins with.
+        texts = [segment for segment in segments if "text" in segment]
+        before, *spelt = spell(tokenizer, [anchor, *([*anchor, *segment["text"]] for segment in texts)])
+        for segment, text in zip(texts, spelt, strict=True):
+            segment["text"] = text.removeprefix(before)
+        views.append({"tokens": sum(is_token), "segments": segments})
+    return views

@@ -1,19 +1,21 @@
-"""The runs that a demo shows: loaded, named, and of the same items."""
+"""The runs that a demo shows: loaded, named, and of the same items; and their test rows, with who was right on which."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recbole_llara.checkpoint.run_folder import read_result
 from recbole_llara.serving.loaded import LoadedRun, load
 from recbole_llara.utils.errors import UserError
 
-_TOLD = ("rec_model", "representation", "n", "correct")  # of result.json, where that has it
+CASES = "cases.jsonl"
+_FACTS = ("rec_model", "representation", "n", "correct")  # of result.json, where that has them
+_SHARED = ("row", "user", "history", "history_titles", "target", "target_title")  # of a row in cases.jsonl
+_OWN = ("answer", "answer_title", "answer_text", "valid", "correct")
 
 
-@dataclass(frozen=True)
-class DemoRun:
+class DemoRun(NamedTuple):
     """One run: its model's name, numbered where several have the same, and the facts that the page tells."""
 
     name: str
@@ -33,18 +35,19 @@ def load_runs(folders: Sequence[str], **keys: Any) -> list[DemoRun]:
         raise UserError("compare: found the same run twice, expected others")
     loaded = [load(path, **keys) for path in paths]
     check_same_items(paths, loaded)
-    names: list[str] = []
-    for run in loaded:
-        number = sum(name.split()[0] == run.config["model"] for name in names) + 1
-        names.append(run.config["model"] if number == 1 else f"{run.config['model']} {number}")
-    return [DemoRun(name, path, run, _facts(name, path, run)) for name, path, run in zip(names, paths, loaded, strict=True)]
+    models, runs = [run.config["model"] for run in loaded], []
+    for number, (path, run, model) in enumerate(zip(paths, loaded, models, strict=True)):
+        before = models[:number].count(model)
+        name, result = f"{model} {before + 1}" if before else model, read_result(path)
+        facts = {"name": name, "model": model, "folder": path.name, "is_llm": run.is_llm}
+        runs.append(DemoRun(name, path, run, facts | {key: result.get(key) for key in _FACTS}))
+    return runs
 
 
 def check_same_items(paths: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
     """Refuse runs of different items; the message names two of them."""
-    first = set(runs[0].names.ids)
     for path, run in zip(paths[1:], runs[1:], strict=True):
-        others = first.symmetric_difference(run.names.ids)
+        others = set(runs[0].names.ids).symmetric_difference(run.names.ids)
         if others:
             raise UserError(
                 f"compare: {path} (dataset {run.config['dataset']}) and {paths[0]} (dataset {runs[0].config['dataset']}) do not "
@@ -52,7 +55,89 @@ def check_same_items(paths: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
             )
 
 
-def _facts(name: str, path: Path, run: LoadedRun) -> dict[str, Any]:
-    result = read_result(path)
-    told = {key: result.get(key) for key in _TOLD}
-    return {"name": name, "model": run.config["model"], "folder": path.name, "is_llm": run.is_llm, **told}
+class _Answered(NamedTuple):
+    """A run's answer to a row."""
+
+    start: int  # (bytes) where its line begins in cases.jsonl; what is opened is read from there
+    asks: int  # a hash of the question
+    correct: bool
+
+
+class CaseBook:
+    """The rows that runs answered, by the runs' names.
+
+    A row of a run whose candidates differ from those of the first run that answered it is another question, and is
+    left out.
+
+    Raises:
+        UserError: a run's cases are missing or cannot be read.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._files = {name: folder / CASES for name, folder in folders.items()}
+        self._rows: dict[int, dict[str, _Answered]] = {}
+        for name, path in self._files.items():
+            start = 0
+            try:
+                with open(path, "rb") as file:
+                    for line in file:
+                        case = json.loads(line)
+                        asks = hash((case["user"], case["target"], frozenset(case["candidates"])))
+                        of_row = self._rows.setdefault(case["row"], {})
+                        if all(other.asks == asks for other in of_row.values()):
+                            of_row[name] = _Answered(start, asks, case["correct"])
+                        start += len(line)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"run: {path} cannot be read ({error!r}), expected the {CASES} of a finished run") from error
+
+    def find(self, right: Sequence[str], wrong: Sequence[str], offset: int, limit: int) -> dict[str, Any]:
+        """Rows on which some runs are right and others are wrong; a run that did not answer a row is neither.
+
+        Returns:
+            ``count`` of all that fit, ``n`` of all rows, and ``cases``: row, user, target_title, correct by run; at most
+            ``limit`` of them, from ``offset`` on.
+        """
+        for name in (*right, *wrong):
+            if name not in self._files:
+                raise UserError(f"run: found {name!r}, expected one of {', '.join(self._files)}")
+        wanted = {(name, True) for name in right} | {(name, False) for name in wrong}
+        correct = {row: {name: of.correct for name, of in self._rows[row].items()} for row in sorted(self._rows)}
+        fits = [row for row, of_runs in correct.items() if wanted <= of_runs.items()]
+        cases = []
+        for row in fits[offset : offset + limit]:
+            question = self._record(next(iter(self._rows[row])), row)
+            cases.append({key: question[key] for key in ("row", "user", "target_title")} | {"correct": correct[row]})
+        return {"count": len(fits), "n": len(self._rows), "cases": cases}
+
+    def open(self, row: int) -> dict[str, Any]:
+        """A row with all that was asked and answered.
+
+        Returns:
+            what ``cases.jsonl`` tells of the question; ``candidates``, each with item_id, title, is_target and its score
+            by run; ``answers`` by run.
+        """
+        if row not in self._rows:
+            raise UserError(f"row: found {row}, but no run answered such a row")
+        records = {name: self._record(name, row) for name in self._rows[row]}
+        question = next(iter(records.values()))
+        scores = {
+            name: dict(zip(record["candidates"], record["scores"], strict=True))
+            for name, record in records.items()
+            if record["scores"] is not None
+        }
+        candidates = [
+            {
+                "item_id": item,
+                "title": title,
+                "is_target": item == question["target"],
+                "scores": {name: of_run[item] for name, of_run in scores.items()},
+            }
+            for item, title in zip(question["candidates"], question["candidate_titles"], strict=True)
+        ]
+        answers = {name: {key: record[key] for key in _OWN} for name, record in records.items()}
+        return {**{key: question[key] for key in _SHARED}, "candidates": candidates, "answers": answers}
+
+    def _record(self, name: str, row: int) -> dict[str, Any]:
+        with open(self._files[name], "rb") as file:
+            file.seek(self._rows[row][name].start)
+            return json.loads(file.readline())

@@ -1,11 +1,16 @@
-"""Answers to the selection task: the ways to answer, which candidate is named, and how a generated text names one."""
+"""Answers to the selection task: the ways to answer, which candidate a text names, and what rows asked and got.
+
+Answers are collected as tensors, a batch at a time, and spelt out only at the end.
+"""
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 
 from recbole_llara.utils.errors import UserError
@@ -27,23 +32,14 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class CandidateAnswers:
-    """What a model answered to B rows of C candidates.
+    """What a model answered to B rows of C candidates."""
 
-    Args:
-        items: [B] int64 the item named by each row's answer, 0 (``[PAD]``) when the answer is invalid.
-        scores: [B, C] float, higher is better, in the order of the row's candidates; None when the
-            decoding names one item without ranking the others.
-        texts: B generated texts; None when the decoding writes none.
-        outcomes: of each text, one of ``OUTCOMES``; None when the decoding writes none.
-
-    Raises:
-        ValueError: the parts disagree on the number of rows.
-    """
-
-    items: torch.Tensor
-    scores: torch.Tensor | None = None
-    texts: list[str] | None = None
-    outcomes: list[str] | None = None
+    items: torch.Tensor  # [B] int64, named by each row's answer; 0 (``[PAD]``) where it is invalid
+    scores: torch.Tensor | None = (
+        None  # [B, C] float, higher is better; None where the decoding names one item, ranking nothing
+    )
+    texts: list[str] | None = None  # B generated ones; None where the decoding writes none
+    outcomes: list[str] | None = None  # of the texts, of ``OUTCOMES``
 
     def __post_init__(self) -> None:
         n_rows = self.items.shape[0]
@@ -55,47 +51,96 @@ class CandidateAnswers:
             if told is not None and len(told) != n_rows:
                 raise ValueError(f"{len(told)} {name} for {n_rows} rows: expected one each")
 
-    def cpu(self) -> "CandidateAnswers":
+    def cpu(self) -> Self:
         """The same on the CPU."""
-        return replace(self, items=self.items.cpu(), scores=None if self.scores is None else self.scores.cpu())
+        return replace(self, **{name: value.cpu() for name, value in vars(self).items() if isinstance(value, torch.Tensor)})
 
 
-def joined(parts: Sequence[CandidateAnswers]) -> CandidateAnswers:
-    """The answers to consecutive rows, one after another.
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedCases(CandidateAnswers):
+    """Answers with what was asked, in the order of the data loader; int64, items and users by RecBole's internal ids."""
 
-    Args:
-        parts: at least one, all of one decoding.
-    """
-    first = parts[0]
-    return CandidateAnswers(
-        items=torch.cat([part.items for part in parts]),
-        scores=None if first.scores is None else torch.cat([part.scores for part in parts]),
-        texts=None if first.texts is None else [text for part in parts for text in part.texts],
-        outcomes=None if first.outcomes is None else [outcome for part in parts for outcome in part.outcomes],
-    )
+    rows: torch.Tensor  # [B] numbers within the split
+    users: torch.Tensor  # [B]
+    histories: torch.Tensor  # [B, L], 0 = padding
+    candidates: torch.Tensor  # [B, C]
+    targets: torch.Tensor  # [B]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[B] bool, whether the answer is the target."""
+        return (self.items == self.targets).numpy()
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[B] bool, whether the answer names a candidate."""
+        return (self.items != INVALID_ITEM).numpy()
+
+    @property
+    def outcome_counts(self) -> dict[str, int] | None:
+        """How many answers came out in which way, in the order of ``OUTCOMES``; None where nothing was written."""
+        counts = Counter(self.outcomes)
+        return None if self.outcomes is None else {outcome: counts[outcome] for outcome in OUTCOMES}
+
+    def records(
+        self, user_tokens: Sequence[str], item_tokens: Sequence[str], titles: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Spell the rows out for ``cases.jsonl``, in the order of their numbers.
+
+        Args:
+            user_tokens, item_tokens: external ids by internal ones.
+            titles: of items by internal id.
+        """
+        for index in self.rows.argsort().tolist():
+            history = [item for item in self.histories[index].tolist() if item]
+            candidates = self.candidates[index].tolist()
+            target, answer = int(self.targets[index]), int(self.items[index])
+            title = titles[answer] if answer else None
+            yield {
+                "row": int(self.rows[index]),
+                "user": str(user_tokens[int(self.users[index])]),
+                "history": [str(item_tokens[item]) for item in history],
+                "history_titles": [titles[item] for item in history],
+                "candidates": [str(item_tokens[item]) for item in candidates],
+                "candidate_titles": [titles[item] for item in candidates],
+                "target": str(item_tokens[target]),
+                "target_title": titles[target],
+                "answer_text": title if self.texts is None else self.texts[index],
+                "answer": str(item_tokens[answer]) if answer else None,
+                "answer_title": title,
+                "outcome": None if self.outcomes is None else self.outcomes[index],
+                "valid": answer != INVALID_ITEM,
+                "correct": answer == target,
+                "scores": None if self.scores is None else [round(score, 6) for score in self.scores[index].float().tolist()],
+            }
+
+
+Answers = TypeVar("Answers", bound=CandidateAnswers)
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers to consecutive rows, one after another; at least one part, all of one decoding."""
+
+    def column(values: list[Any]) -> Any:
+        if isinstance(values[0], torch.Tensor):
+            return torch.cat(values)
+        return None if values[0] is None else [entry for value in values for entry in value]
+
+    return type(parts[0])(**{name: column([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A way in which an LLM recommender answers, chosen by the key ``decoding``.
+    """A way in which an LLM recommender answers, chosen by the key ``decoding``."""
 
-    Args:
-        answer: a function of (model, ``model.answering.Questions``) that gives ``CandidateAnswers``, or where to import it.
-        ranks: whether its answers have scores of all candidates. Others name one item, so only metrics at 1 are measured.
-        generates: whether the LLM must be able to write: this is tried before anything is trained.
-    """
-
-    answer: Callable[[Any, Any], CandidateAnswers] | str
-    ranks: bool = False
-    generates: bool = False
+    answer: Callable[[Any, Any], CandidateAnswers] | str  # a function of (model, ``Questions``), or where to import it
+    ranks: bool = False  # whether answers have scores of all candidates; others name one item: only metrics at 1 are measured
+    generates: bool = False  # whether the LLM must be able to write: this is tried before anything is trained
 
     @property
     def function(self) -> Callable[[Any, Any], CandidateAnswers]:
         """The function itself."""
-        if not isinstance(self.answer, str):
-            return self.answer
-        module, _, name = self.answer.partition(":")
-        return getattr(import_module(module), name)
+        return resolve_name(self.answer) if isinstance(self.answer, str) else self.answer
 
 
 DECODINGS: dict[str, Decoding] = {
@@ -109,11 +154,7 @@ _BUILT_IN = frozenset(DECODINGS)
 def register_decoding(
     name: str, answer: Callable[[Any, Any], CandidateAnswers], ranks: bool = False, generates: bool = False
 ) -> None:
-    """Add a decoding to the table, so that ``decoding: name`` chooses it; one of your own may be registered again.
-
-    Args:
-        name: of the decoding.
-        answer, ranks, generates: see ``Decoding``.
+    """Add a ``Decoding`` to the table, so that ``decoding: name`` chooses it; one of your own may be registered again.
 
     Raises:
         UserError: a decoding of this package has this name.
@@ -141,30 +182,18 @@ def match_titles(texts: list[str], candidate_titles: list[list[str]], candidate_
     title, naming it is invalid. For answers by number, the titles are the texts of the numbers.
 
     Args:
-        texts: B generated texts, without special tokens.
-        candidate_titles: B lists of C titles.
-        candidate_items: [B, C] int64 item ids in the same order.
+        texts: B, without special tokens.
+        candidate_titles: B lists of C.
+        candidate_items: [B, C] int64 in the same order.
 
     Returns:
-        [B] int64 item ids, 0 where the answer is invalid.
+        [B] int64 items, 0 where the answer is invalid.
 
     Raises:
         ValueError: the numbers of texts, title lists and candidates disagree.
     """
-    n_rows, n_candidates = candidate_items.shape
-    if len(texts) != n_rows or len(candidate_titles) != n_rows:
-        raise ValueError(f"{len(texts)} texts and {len(candidate_titles)} title lists for {n_rows} rows: expected one each")
-    widths = {len(titles) for titles in candidate_titles}
-    if widths - {n_candidates}:
-        raise ValueError(f"title lists of lengths {sorted(widths)} for {n_candidates} candidates: expected one title each")
-    answers = [normalise_title(text) for text in texts]
-    matches = torch.tensor(
-        [
-            [answer != "" and normalise_title(title) == answer for title in titles]
-            for answer, titles in zip(answers, candidate_titles, strict=True)
-        ],
-        dtype=torch.bool,
-        device=candidate_items.device,
-    ).reshape(n_rows, n_candidates)  # [B, C]
-    named = torch.where(matches, candidate_items, INVALID_ITEM).sum(1)  # [B] the item where there is exactly one
-    return torch.where(matches.sum(1) == 1, named, INVALID_ITEM)
+    named = []
+    for text, titles, items in zip(map(normalise_title, texts), candidate_titles, candidate_items.tolist(), strict=True):
+        found = [item for title, item in zip(titles, items, strict=True) if text and normalise_title(title) == text]
+        named.append(found[0] if len(found) == 1 else INVALID_ITEM)
+    return torch.tensor(named, dtype=torch.int64, device=candidate_items.device)

@@ -1,14 +1,19 @@
-"""From scores of the candidates to the score rows [B, N] that RecBole's collector reads.
+"""From scores of the candidates to the score rows [B, N] that RecBole's collector reads, and the two metrics that RecBole lacks.
 
 Exact ties (popularity makes many, an untrained model only ties) are ordered by a hash of (history, item): it knows
 neither the target nor the positions, so a model without an opinion scores chance whichever order the candidates
 come in. Near ties are decided by the row's scores alone. Both give a question one order, alone and in any batch.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from recbole.evaluator.base_metric import AbstractMetric
+from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import metric_information, metric_types, metrics_dict
+from recbole.utils import EvaluatorType
 
 from recbole_llara.utils.errors import Diverged
 from recbole_llara.utils.hashing import GAMMA, mix
@@ -33,23 +38,16 @@ def settle_near_ties(scores: torch.Tensor, score_alone: Callable[[int], torch.Te
     are, those of the row alone decide, which are the same wherever the question is asked.
 
     Args:
-        scores: [B, C] float32 of a batch.
+        scores: [B, C] float32 of a batch; other rows stay as they are.
         score_alone: [C] scores of a row by its number in the batch, none beside it.
         ties_too: whether rows of equal scores are near too; else they are taken as truly equal.
-
-    Returns:
-        [B, C], other rows as they were.
     """
-    ordered = scores.sort(1).values
-    gaps = ordered.diff(dim=1)  # [B, C - 1]
+    gaps = scores.sort(1).values.diff(dim=1)  # [B, C - 1]
     is_near = gaps < NEAR * scores.abs().amax(1, keepdim=True)
     if not ties_too:
         is_near &= gaps > 0
-    near = is_near.any(1).nonzero()[:, 0].tolist()
-    if not near:
-        return scores
     settled = scores.clone()
-    for row in near:
+    for row in is_near.any(1).nonzero()[:, 0].tolist():
         settled[row] = score_alone(row)
     return settled
 
@@ -115,3 +113,43 @@ def score_rows(ranking: torch.Tensor, n_items: int) -> torch.Tensor:
     rows = torch.full((len(ranking), n_items), -torch.inf, device=ranking.device)
     values = torch.arange(width, 0, -1, dtype=rows.dtype, device=ranking.device)
     return rows.scatter_(1, ranking, values.expand_as(ranking))
+
+
+class ValidRatio(AbstractMetric):
+    """Share of rows whose answer names exactly one candidate (LLaRA sec. 5.1.3): named / all rows.
+
+    Read from ``rec.items`` [rows, K], the K best items of each row, where an invalid answer names item 0.
+    """
+
+    metric_type = EvaluatorType.RANKING
+    metric_need = ["rec.items"]
+
+    def calculate_metric(self, dataobject: DataStruct) -> dict[str, float]:
+        """Returns ``{"validratio": share}``."""
+        named = dataobject.get("rec.items")[:, 0] != 0  # [rows]
+        return {"validratio": round(named.double().mean().item(), self.decimal_place)}
+
+
+class HitAmongValid(AbstractMetric):
+    """Correct answers / valid answers; NaN when no answer was valid.
+
+    Not the papers' HitRatio@1, which divides by all rows and is RecBole's ``Hit@1``: a system that answers one row in ten,
+    rightly, has 1 here. Read from ``rec.items`` and ``rec.topk`` [rows, K + 1].
+    """
+
+    metric_type = EvaluatorType.RANKING
+    metric_need = ["rec.items", "rec.topk"]
+
+    def calculate_metric(self, dataobject: DataStruct) -> dict[str, float]:
+        """Returns ``{"hit_among_valid": share}``."""
+        named = dataobject.get("rec.items")[:, 0] != 0  # [rows]
+        correct = dataobject.get("rec.topk")[:, 0].bool() & named  # [rows]
+        share = correct.sum().item() / named.sum().item() if named.any() else math.nan
+        return {"hit_among_valid": round(share, self.decimal_place)}
+
+
+def register_metrics() -> None:
+    """Make ``ValidRatio`` and ``Hit_Among_Valid`` known to RecBole's ``metrics`` key; call it before building a Config."""
+    for name, metric in (("validratio", ValidRatio), ("hit_among_valid", HitAmongValid)):
+        metrics_dict[name], metric_types[name] = metric, metric.metric_type
+        metric_information[name] = metric.metric_need

@@ -9,30 +9,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_secrets
 from recbole_llara.config.yaml_files import parse_value
+from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.version import __version__
 
-PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")  # on which a number depends
 
 
 def command_line(argv: Sequence[str] | None = None) -> list[str]:
     """The command's words, the script without its folder and secrets masked; ``sys.argv`` by default."""
     words = list(sys.argv if argv is None else argv)
-    command = [Path(words[0]).name] if words else []
+    command = [Path(word).name for word in words[:1]]
     mask_next = False
     for word in words[1:]:
         key, equals, text = word.partition("=")
-        secret = is_secret(key.lstrip("-"))
+        is_masked = is_secret(key.lstrip("-"))
         if mask_next and not word.startswith("--"):
             command.append(MASK)
         else:
-            command.append(f"{key}={MASK if secret else _without_secrets(text)}" if equals else masked_text(word))
-        mask_next = secret and not equals
+            command.append(f"{key}={MASK if is_masked else _without_secrets(text)}" if equals else masked_text(word))
+        mask_next = is_masked and not equals
     return command
 
 
@@ -45,41 +44,31 @@ def _without_secrets(text: str) -> str:
     return text if clean == value else json.dumps(json_ready(clean))
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the libraries a number depends on."""
-    versions = {"python": platform.python_version(), "recbole_llara": __version__}
-    return versions | {package: version(package) for package in PACKAGES}
-
-
 def build_result(
     config: Mapping[str, Any],
+    cases: EvaluatedCases,
     *,
-    correct: np.ndarray,
-    valid: np.ndarray,
     candidate_sha256: Mapping[str, str],
     metrics: Mapping[str, Mapping[str, float]],
     timings: Mapping[str, float],
     fields: Mapping[str, Any],
     best_epoch: int | None = None,
-    outcomes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Gather ``result.json``.
 
     Args:
         config: resolved keys.
-        correct: [rows] bool, test rows answered correctly.
-        valid: [rows] bool, test rows whose answer named a candidate.
+        cases: the test rows.
         candidate_sha256: split -> digest of its candidate sets.
         metrics: split -> RecBole's metrics.
         timings: stage (data, recommender, training, evaluation, ...) -> seconds, or rates with their unit in the key.
         fields: of the model, as from ``result_fields``: ``llm``, ``rec_model`` and ``decoding`` where it has them, and others.
         best_epoch: the epoch, counted from 0, whose weights were evaluated.
-        outcomes: of ``answer.OUTCOMES`` -> test rows whose written answer came out so; None where nothing was written.
 
     Returns:
         A dict that JSON can hold; HitRatio@1's 95 % Wilson interval on the test rows is ``interval_95``.
     """
-    n, hits, answered = len(correct), int(np.sum(correct)), int(np.sum(valid))
+    n, hits, answered = len(cases.rows), int(cases.correct.sum()), int(cases.valid.sum())
     candidate_seed = config["candidate_seed"]
     return {
         "model": config["model"],
@@ -93,14 +82,15 @@ def build_result(
         "n": n,
         "correct": hits,
         "valid_answers": answered,
-        "answers": None if outcomes is None else dict(outcomes),
+        "answers": cases.outcome_counts,
         "hit_among_valid": hits / answered if answered else None,
         "interval_95": asdict(wilson_interval(hits, n)),
         "candidate_sha256": dict(candidate_sha256),
         "metrics": {split: dict(values) for split, values in metrics.items()},
         "best_epoch": best_epoch,
         "timings": dict(timings),
-        "versions": library_versions(),
+        "versions": {"python": platform.python_version(), "recbole_llara": __version__}
+        | {package: version(package) for package in PACKAGES},
         "command": command_line(),
         **fields,
     }

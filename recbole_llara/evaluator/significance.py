@@ -11,7 +11,7 @@ SPREADLESS = 1e-12  # .6 - .5 and .7 - .6 differ by their rounding: a spread up 
 
 @dataclass(frozen=True)
 class Interval:
-    """A share and its confidence interval; all three in [0, 1]."""
+    """A share and its 95 % confidence interval; all three in [0, 1]."""
 
     share: float
     low: float
@@ -20,44 +20,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Exact McNemar test of two systems on the same rows.
-
-    Attributes:
-        both, only_a, only_b, neither: rows by who answered correctly.
-        p_value: two-sided probability of so lopsided a division of the discordant rows if both were equally good.
-    """
+    """Exact McNemar test of two systems on the same rows, which are counted by who answered correctly."""
 
     both: int
     only_a: int
     only_b: int
     neither: int
-    p_value: float
-
-    @property
-    def n(self) -> int:
-        """Number of rows compared."""
-        return self.both + self.only_a + self.only_b + self.neither
-
-
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of the share of successes among n rows (Wilson, 1927), at a coverage in (0, 1)."""
-    if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} rows: expected 0 <= successes <= n and n >= 1")
-    bounds = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    return Interval(share=successes / n, low=float(bounds.low), high=float(bounds.high))
-
-
-def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> PairedTest:
-    """Exact McNemar test: the discordant rows are tosses of a fair coin if the systems are equally good.
-
-    Args:
-        correct_a, correct_b: [rows] bool, which of the same rows each system answered correctly.
-    """
-    a, b = _paired(correct_a, correct_b, bool)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    discordant = only_a + only_b
-    p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
-    return PairedTest(int((a & b).sum()), only_a, only_b, int((~a & ~b).sum()), p_value)
+    p_value: float  # two-sided probability of so lopsided a division of the discordant rows if both were equally good
 
 
 @dataclass(frozen=True)
@@ -70,11 +39,28 @@ class MeanDifference:
     p_value: float
 
 
-def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
-    """Paired t-test of two systems, a pair a seed.
+def wilson_interval(successes: int, n: int) -> Interval:
+    """Wilson's score interval of the share of successes among n rows (Wilson, 1927)."""
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} rows: expected 0 <= successes <= n and n >= 1")
+    bounds = binomtest(successes, n).proportion_ci(method="wilson")
+    return Interval(successes / n, float(bounds.low), float(bounds.high))
 
-    Args:
-        a, b: [pairs] the same measure of both.
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> PairedTest:
+    """Exact McNemar test of which of the same rows [rows] two systems answered correctly.
+
+    The discordant rows are tosses of a fair coin if the systems are equally good.
+    """
+    a, b = _paired(correct_a, correct_b, bool)
+    both, only_a, only_b, neither = (int(rows.sum()) for rows in (a & b, a & ~b, b & ~a, ~a & ~b))
+    discordant = only_a + only_b
+    p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    return PairedTest(both, only_a, only_b, neither, p_value)
+
+
+def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
+    """Paired t-test of the same measure [pairs] of two systems, a pair a seed.
 
     Returns:
         None where the pairs say nothing about the spread: there is one of them, or all differ by the same. The test divides by the
@@ -82,13 +68,12 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> MeanDifference | None:
     """
     a, b = _paired(a, b, float)
     difference = a - b
-    mean = float(difference.mean())
-    rounding = SPREADLESS * max(1.0, float(np.abs(np.concatenate([a, b])).max()))
+    rounding = SPREADLESS * max(1.0, float(np.abs([a, b]).max()))
     if np.ptp(difference) <= rounding:  # as it is for one pair
         return None
     test = ttest_1samp(difference, 0.0)
     interval = test.confidence_interval()
-    return MeanDifference(mean, float(interval.low), float(interval.high), float(test.pvalue))
+    return MeanDifference(float(difference.mean()), float(interval.low), float(interval.high), float(test.pvalue))
 
 
 def _paired(a: np.ndarray, b: np.ndarray, kind: type) -> tuple[np.ndarray, np.ndarray]:
@@ -101,16 +86,10 @@ def _paired(a: np.ndarray, b: np.ndarray, kind: type) -> tuple[np.ndarray, np.nd
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p values: comparing these with alpha keeps the chance of any false difference under alpha.
 
-    ``p~_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))`` for p_(1) <= ... <= p_(m) (Holm, 1979).
-
+    ``p~_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))`` for p_(1) <= ... <= p_(m) of one family of tests (Holm, 1979).
     Example: .01, .04, .03 become .03, .06, .06.
-
-    Args:
-        p_values: of one family of tests, in any order.
     """
-    m = len(p_values)
-    adjusted, highest = [0.0] * m, 0.0
-    for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (m - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    p, m = np.asarray(p_values, dtype=float), len(p_values)
+    order, adjusted = p.argsort(kind="stable"), np.empty(m)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(m, 0, -1) * p[order]))
+    return adjusted.tolist()

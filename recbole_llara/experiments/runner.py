@@ -9,18 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.utils.errors import Stopped, UserError
-from recbole_llara.utils.processes import go_alone, launched
+from recbole_llara.utils.errors import Stopped
 
 BAR_WIDTH = 20
 RETRY = 0.5  # seconds, while other processes perform all runs that are left
@@ -35,13 +34,10 @@ class Plan(Protocol):
     reuse_hint: str  # what to say of runs taken from earlier calls, after their number
 
     def claim(self) -> tuple[Any, AcquireReturnProxy] | None:
-        """The next run and its lock, which is held; None while other processes perform all that are left."""
+        """The next run, whose text names it, and its lock, which is held; None while others perform all that are left."""
 
-    def perform(self, run: Any) -> Any:
-        """Perform a run; returns its outcome, which may be a failure."""
-
-    def keep(self, run: Any, outcome: Any) -> None:
-        """Keep the outcome of a run that this process has performed."""
+    def perform(self, run: Any) -> str:
+        """Perform a run and keep its outcome, which may be a failure; returns how it ended."""
 
     def finished(self) -> Sequence[Any]:
         """The outcomes so far."""
@@ -52,44 +48,43 @@ class Plan(Protocol):
     def seconds_left(self) -> float | None:
         """About how long the rest takes, one run after another; None where nothing is known."""
 
-    def describe(self, run: Any) -> str:
-        """What a run is called in a progress line."""
-
-    def verdict(self, outcome: Any) -> str:
-        """How a run ended."""
-
 
 def execute(plan: Plan) -> None:
-    """Perform the runs of a plan until it is over.
+    """Perform the runs of a plan until it is over; ``Stopped`` by a signal, which says how to resume.
 
-    Raises:
-        Stopped: by a signal; it says how to resume.
+    A line on standard error before and after every run tells the time so far and about how long the rest takes. It is not
+    redrawn: between them every run writes its own log and its own live bar.
     """
-    progress = Progress(plan.kind, plan.count)
+    started, told = perf_counter(), 0
+
+    def say(text: str) -> int:
+        done = len(plan.finished())
+        bar = "#" * min(BAR_WIDTH, BAR_WIDTH * done // plan.count)
+        so_far = duration(perf_counter() - started)
+        sys.stderr.write(f"{plan.kind} [{bar:<{BAR_WIDTH}}] {done}/{plan.count}, {so_far}: {text}\n")
+        return done
+
     if reused := len(plan.finished()):
-        progress.say(reused, f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
+        told = say(f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
     try:
-        while True:
-            claimed = plan.claim()
-            if claimed is None and plan.is_over():
-                break
+        while (claimed := plan.claim()) or not plan.is_over():
             if claimed is None:
                 sleep(RETRY)
                 continue
             run, lock = claimed
             with lock:
-                name, left = plan.describe(run), plan.seconds_left()
-                told = "time left not known yet" if left is None else f"about {duration(left)} left"
-                progress.say(len(plan.finished()), f"{name} ... {told}")
-                outcome = plan.perform(run)
-                plan.keep(run, outcome)
-                progress.say(len(plan.finished()), f"{name}: {plan.verdict(outcome)}")
-        if progress.done < len(plan.finished()):
-            progress.say(len(plan.finished()), "other processes have finished the rest")
+                left = plan.seconds_left()
+                say(f"{run} ... " + ("time left not known yet" if left is None else f"about {duration(left)} left"))
+                told = say(f"{run}: {plan.perform(run)}")
+        if told < len(plan.finished()):
+            say("other processes have finished the rest")
     except KeyboardInterrupt as stop:
-        number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
         done = f"{len(plan.finished())} of {plan.count} runs are finished and kept"
-        raise Stopped(number, f"stopped; {done}, the same command goes on with the rest") from None
+        raise Stopped(_signal_of(stop), f"stopped; {done}, the same command goes on with the rest") from None
+
+
+def _signal_of(stop: KeyboardInterrupt) -> int:
+    return stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
 
 
 def run_model(model: str, dataset: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,30 +101,6 @@ def take_lock(path: Path) -> AcquireReturnProxy | None:
         return None
 
 
-# --- progress ----------------------------------------------------------------------------------
-
-
-class Progress:
-    """A line on standard error before and after every run: a bar, the time so far, about how long the rest takes.
-
-    Lines, not one that is redrawn: between them every run writes its own log and its own live bar.
-
-    Args:
-        kind: what stands before the bar.
-        count: runs in all.
-    """
-
-    def __init__(self, kind: str, count: int) -> None:
-        self.kind, self.count, self.done, self.started = kind, count, 0, perf_counter()
-
-    def say(self, done: int, text: str) -> None:
-        """Write a line."""
-        self.done = done
-        bar = "#" * min(BAR_WIDTH, BAR_WIDTH * done // self.count)
-        so_far = duration(perf_counter() - self.started)
-        sys.stderr.write(f"{self.kind} [{bar:<{BAR_WIDTH}}] {done}/{self.count}, {so_far}: {text}\n")
-
-
 def duration(seconds: float) -> str:
     """A length of time for people: ``40 s``, ``12 min``, ``2 h 05 min``."""
     if seconds < 90:
@@ -138,92 +109,44 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-# --- one command, one or several processes -----------------------------------------------------
-
-P = TypeVar("P", bound=Plan)
-
-
-def run_command(
-    command: str, argv: Sequence[str], processes: int, make: Callable[[int | None, bool], P], report: Callable[[P], int]
-) -> int:
-    """Do what a study's or a search's command says.
-
-    Args:
-        command: of ``recbole_llara.cli``, by which further processes are started.
-        argv: for those processes.
-        processes: that share the runs.
-        make: builds the plan from the number of this process's GPU (None = as the keys say) and whether this is the first of
-            the processes; it refuses what cannot be run.
-        report: prints the report, in the first process; returns the exit status.
-
-    Raises:
-        UserError: an argument cannot be used.
-        Stopped: by a signal.
-    """
-    if processes < 1:
-        raise UserError(f"processes: found {processes}, expected a whole number from 1")
-    # Processes that a launcher has started take whole runs, so none waits for another's steps.
-    index, gpu = go_alone() if launched() > 1 else (0, None)
-    environments = environments_of(processes)
-    plan = make(gpu, index == 0)
-    if environments:
-        return run_processes([sys.executable, "-m", "recbole_llara", command, *argv], environments)
-    execute(plan)
-    return report(plan) if index == 0 else 0
-
-
 def environments_of(count: int) -> list[dict[str, str]]:
     """The environment of each of several processes, numbered as a launcher does it; none where one process is enough.
 
-    Ask for them before a Config is built, since RecBole writes CUDA_VISIBLE_DEVICES.
-
-    Args:
-        count: of processes; they share the GPUs, and the CPU's cores unless OMP_NUM_THREADS is set.
+    They share the GPUs, and the CPU's cores unless OMP_NUM_THREADS is set. Ask for them before a Config is built, since RecBole
+    writes CUDA_VISIBLE_DEVICES.
     """
     if count < 2:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(visible.split(",")) if visible else torch.cuda.device_count()
     cores = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
-    numbers = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    return [
-        {**cores, **os.environ, **numbers, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))}
-        for index in range(count)
-    ]
+    shared = {**cores, **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**shared, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))} for index in range(count)]
 
 
 def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
-    """Start a command once in each environment, and wait.
+    """Start a command once in each environment, and wait; a signal is passed on, then ``Stopped`` is raised.
 
     Returns:
         0, or the exit status of the first process that failed, after the others were ended.
-
-    Raises:
-        Stopped: by a signal, which has been passed on.
     """
     # Each in a session of its own: Ctrl-C reaches it once, from here.
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for environment in environments]
+    ending = signal.SIGTERM
     try:
-        while not all(child.poll() == 0 for child in children):
-            failed = [child.returncode for child in children if child.poll()]
-            if failed:
-                _end(children, signal.SIGTERM)
-                return failed[0] if failed[0] > 0 else 128 - failed[0]
+        while None in (statuses := [child.poll() for child in children]) and not any(statuses):
             sleep(POLL)
-        return 0
+        failed = next(filter(None, statuses), 0)
+        return failed if failed >= 0 else 128 - failed
     except KeyboardInterrupt as stop:
-        number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
-        _end(children, number)
-        raise Stopped(number, "stopped; the same command goes on with the runs that are left") from None
+        ending = _signal_of(stop)
+        raise Stopped(ending, "stopped; the same command goes on with the runs that are left") from None
     finally:
-        for child in children:  # after a second signal; what they had finished is kept
-            if child.poll() is None:
+        try:
+            for child in children:
+                child.send_signal(ending)
+            for child in children:
+                child.wait()
+        finally:  # after a second signal; what they had finished is kept
+            for child in children:
                 child.kill()
-
-
-def _end(children: Sequence[subprocess.Popen], number: int) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
-    for child in children:
-        child.wait()

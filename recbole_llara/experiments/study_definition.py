@@ -1,19 +1,25 @@
 """What a study compares: a file of ``properties/study``, or a YAML file of the user's own."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from recbole_llara.config.secrets import redacted
+from recbole_llara.config.validation import check_name
+from recbole_llara.config.yaml_files import PROPERTIES, parse_arguments, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
 STUDIES = PROPERTIES / "study"
 FIGURES = ("bars", "validity", "curves", "radar", "cases")
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 EVALUATES = "evaluates"  # in a system's keys: the system whose checkpoint it evaluates, trained no further
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Published:
     """A column of a paper; each column of a study has its own ``name``."""
 
@@ -27,16 +33,16 @@ class Published:
     name: str = "published"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CasePattern:
     """Rows worth showing: all of ``right`` answer them correctly, none of ``wrong`` does."""
 
     title: str
-    right: tuple[str, ...]
-    wrong: tuple[str, ...]
+    right: list[str]
+    wrong: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Study:
     """What is compared."""
 
@@ -45,7 +51,7 @@ class Study:
     settings: dict[str, Any]  # keys of all systems; a stock model takes those it shares with an LLM, and the ``rec_`` keys
     # Name in the table -> the system's own keys over all others: ``model``, or ``evaluates`` with the name of a system above
     # it, whose checkpoint is evaluated under these keys.
-    systems: dict[str, dict[str, Any]]
+    systems: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     compare: tuple[tuple[str, str], ...] = ()  # pairs of systems that are tested against each other
     baselines: tuple[str, ...] = ()  # the best of them on the validation rows is tested against every other system
     figures: tuple[str, ...] = ("bars",)  # of ``FIGURES``
@@ -57,11 +63,7 @@ class Study:
     candidate_seeds: tuple[int, ...] = ()  # further candidate draws, on which the first seed's checkpoints are evaluated
 
     def with_arguments(self, keys: Mapping[str, Any]) -> "Study":
-        """The same systems with ``dataset``, ``seeds`` or ``candidate_seeds`` changed, and any key of the settings.
-
-        Raises:
-            UserError: seeds that are not whole numbers, or one of them twice.
-        """
+        """The same systems with ``dataset``, ``seeds`` or ``candidate_seeds`` changed, and any key of the settings."""
         keys = dict(keys)
         changes: dict[str, Any] = {}
         if "dataset" in keys:
@@ -100,99 +102,65 @@ def known_studies() -> list[str]:
     return sorted(file.stem for file in STUDIES.glob("*.yaml"))
 
 
-def load_study(name: str) -> Study:
+def read_command(arguments: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Study:
+    """The study that a command line asks for: its name, and ``--key=value`` over its settings, which are over defaults."""
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    if len(names) != 1:
+        known = ", ".join(known_studies())
+        raise UserError(f"found {len(names)} studies ({', '.join(names)}), expected one of {known} or a YAML file")
+    study = load_study(names[0], defaults)
+    return study.with_arguments(parse_arguments([argument for argument in arguments if argument != names[0]]))
+
+
+def load_study(name: str, defaults: Mapping[str, Any] | None = None) -> Study:
     """Read a study.
 
     Args:
         name: of a file in ``properties/study``, or a path that ends in ``.yaml``.
-
-    Raises:
-        UserError: there is no such study, or the file does not describe one.
+        defaults: keys under its settings.
     """
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
-    known = known_studies()
     if not path.is_file():
+        known = known_studies()
         raise UserError(f"study: found {name!r}, expected one of {', '.join(known)} or a YAML file; {nearest(name, known)}")
-    content = read_yaml(path)
-    names = {entry.name for entry in fields(Study)} - {"name", "datasets"} | {"dataset"}
+    content = {key: value for key, value in read_yaml(path).items() if value is not None}
     for key in content:
-        if key not in names:
-            raise UserError(
-                f"{path}: found the key {key!r}, expected some of {', '.join(sorted(names))}; {nearest(key, names)}"
-            )
-    settings = {"checkpoint_dir": "saved", **(content.get("settings") or {})}
+        check_name(f"{path}: key", key, sorted({entry.name for entry in fields(Study)} - {"name", "datasets"} | {"dataset"}))
+    settings = {"checkpoint_dir": "saved", **(defaults or {}), **content.get("settings", {})}
     arguments = {key: settings.pop(key) for key in ("dataset", "seed") if key in settings}
-    arguments |= {key: content[key] for key in ("dataset", "seeds", "candidate_seeds") if key in content}
-    study = Study(
-        name=path.stem,
-        title=str(content.get("title", path.stem)),
-        settings=settings,
-        systems=_systems(path, content.get("systems")),
-        compare=tuple(tuple(pair) for pair in content.get("compare") or ()),
-        baselines=tuple(content.get("baselines") or ()),
-        figures=tuple(content.get("figures") or ("bars",)),
-        published=tuple(_built(path, "published", Published, entry) for entry in content.get("published") or ()),
-        cases=tuple(_case_pattern(path, entry) for entry in content.get("cases") or ()),
-        radars=content.get("radars") or {},
-    )
+    arguments |= {key: content.pop(key) for key in ("dataset", "seeds", "candidate_seeds") if key in content}
+    try:
+        study = Study(**{"title": path.stem, **content, "name": path.stem, "settings": settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {redacted(first['input'])}"
+        ) from None
     _check_names(path, study)
     return study.with_arguments(arguments)
 
 
-def _systems(path: Path, systems: Any) -> dict[str, dict[str, Any]]:
-    if (
-        not isinstance(systems, dict)
-        or not systems
-        or not all(isinstance(keys, dict) and ("model" in keys) != (EVALUATES in keys) for keys in systems.values())
-    ):
-        raise UserError(f"{path}: expected systems, a name with its keys for each, model among them (or {EVALUATES})")
-    above: set[str] = set()
-    for name, keys in systems.items():
-        if EVALUATES in keys and keys[EVALUATES] not in above:
-            raise UserError(f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it")
-        above.add(name)
-    return systems
-
-
 def _check_names(path: Path, study: Study) -> None:
-    """Refuse unknown systems and figures."""
-    known = ", ".join(study.systems)
-    unknown = [name for pair in study.compare for name in pair if name not in study.systems]
-    if unknown or any(len(pair) != 2 for pair in study.compare):
-        raise UserError(f"{path}: compare holds {[list(pair) for pair in study.compare]}, expected pairs of {known}")
-    named = [("baselines", study.baselines)]
+    for number, (name, keys) in enumerate(study.systems.items()):
+        if ("model" in keys) == (EVALUATES in keys):
+            raise UserError(f"{path}: system {name!r} has {redacted(keys)}, expected the key model among them, or {EVALUATES}")
+        if EVALUATES in keys and keys[EVALUATES] not in list(study.systems)[:number]:
+            raise UserError(f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it")
+    named = [("compare", names) for names in study.compare] + [("baselines", study.baselines)]
     named += [("cases", pattern.right + pattern.wrong) for pattern in study.cases]
-    named += [("radars", tuple(names)) for names in study.radars.values()]
-    for key, names in named:
-        if not set(names) <= study.systems.keys():
-            raise UserError(
-                f"{path}: {key} names {', '.join(sorted(set(names) - study.systems.keys()))}, expected some of {known}"
-            )
+    named += [("radars", names) for names in study.radars.values()]
+    for key, name in ((key, name) for key, names in named for name in names):
+        check_name(f"{path}: {key}", name, study.systems)
+    for figure in study.figures:
+        check_name(f"{path}: figures", figure, FIGURES)
     columns = [column.name for column in study.published]
     if len(set(columns)) < len(columns):
         raise UserError(f"{path}: published has columns named {', '.join(columns)}, expected a different name for each")
-    if not set(study.figures) <= set(FIGURES):
-        raise UserError(f"{path}: figures holds {list(study.figures)}, expected some of {', '.join(FIGURES)}")
-
-
-def _case_pattern(path: Path, entry: Any) -> CasePattern:
-    pattern = _built(path, "cases", CasePattern, entry)
-    return replace(pattern, right=tuple(pattern.right), wrong=tuple(pattern.wrong))
-
-
-def _built(path: Path, key: str, kind: type, entry: Any) -> Any:
-    try:
-        return kind(**entry)
-    except TypeError:
-        names = ", ".join(field.name for field in fields(kind))
-        raise UserError(f"{path}: {key} holds {entry!r}, expected the keys {names}") from None
 
 
 def _list(value: Any) -> list[Any]:
     """The values of ``[a, b]``, ``a,b`` or ``a``."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return [part.strip() for part in str(value).split(",")]
+    return list(value) if isinstance(value, (list, tuple)) else [part.strip() for part in str(value).split(",")]
 
 
 def _whole_numbers(key: str, value: Any) -> tuple[int, ...]:

@@ -1,253 +1,230 @@
 """A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from html import escape
+from statistics import fmean
 from typing import Any
 
-from recbole_llara.evaluator.report import ABSENT
-from recbole_llara.experiments.report import Bullets, Heading, Html, Report, Table, csv_text, write_report
-from recbole_llara.experiments.study_definition import Study
-from recbole_llara.experiments.study_figures import draw
-from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
-from recbole_llara.experiments.study_summary import Case, Cases, Summary, SystemResult, find_cases, summarise
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"})
+from recbole_llara.evaluator.report import ABSENT
+from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
+from recbole_llara.experiments.study_definition import Study
+from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
+from recbole_llara.experiments.study_summary import METRICS, Summary, find_cases, summarise
+
+SMOOTH = 20  # optimiser steps in the moving mean of a loss
 
 
 def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
-    """Write ``report.md``, ``report.html``, ``table.tex``, ``runs.csv``, ``comparisons.csv`` and ``figures/`` of a study.
-
-    Returns:
-        What to print: the Markdown report and where the rest is.
-    """
+    """Write a study's Markdown, page, LaTeX table, CSV files and figures; returns what to print."""
     summaries = summarise(study, outcomes)
-    files = {
-        "table.tex": latex(study, summaries),
-        "runs.csv": runs_csv(outcomes),
-        "comparisons.csv": comparisons_csv(summaries),
-    }
-    return write_report(study_report(study, summaries), study.folder, "report.html", files)
-
-
-def study_report(study: Study, summaries: Sequence[Summary]) -> Report:
-    """What a study tells."""
-    blocks, cases = [], []
+    blocks: list[Block] = []
+    cases: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
-        blocks.append(Heading(summary.dataset))
-        if summary.systems:
-            blocks.append(results_table(summary))
+        tables = {"Results": results_table(summary)} if summary.runs else {}
         if summary.comparisons:
-            blocks.append(comparisons_table(summary))
-        if summary.systems:
-            blocks.append(time_table(summary))
-        blocks.append(Bullets(notes(study, summary)))
+            tables["Differences"] = comparisons_table(summary)
+        if summary.runs:
+            tables["Time"] = time_table(summary)
+        blocks += [f"## {summary.dataset}", tables, notes(study, summary)]
         if "cases" in study.figures:
             found = [find_cases(summary, pattern, seed=study.seeds[0]) for pattern in study.cases]
-            cases.append(Html(f"<h2>Cases of {escape(summary.dataset)}</h2>"))
-            cases += [_cases_html(entry) for entry in found if entry is not None]
-    closing = "each run's folder is named in runs.csv; its cases.jsonl has every test row, with what was shown and answered"
-    return Report(study.title, blocks, draw(study, summaries), cases, [closing])
+            cases[summary.dataset] = [one for one in found if one is not None]
+    files = {
+        "table.tex": latex(study, summaries),
+        "runs.csv": csv_text([_run_row(arm, outcome) for arm, outcome in outcomes.items()]),
+        "comparisons.csv": csv_text([row for summary in summaries for row in summary.comparisons]),
+    }
+    text = write_report(Report(study.title, blocks, draw(study, summaries), cases), study.folder, "report.html", files)
+    return (
+        f"{text}each run's folder is named in runs.csv; its cases.jsonl has every test row, with what was shown and answered\n"
+    )
 
 
-# --- tables ------------------------------------------------------------------------------------
-
-
-def results_table(summary: Summary) -> Table:
+def results_table(summary: Summary) -> pd.DataFrame:
     """The systems of one dataset: how many they got right, how sure that is, and what a paper reports."""
     systems, marks = summary.systems, _marks(summary)
-    columns: list[tuple[str, Callable[[SystemResult], str]]] = [
-        ("System", lambda system: system.name),
-        ("HitRatio@1", lambda system: f"{system.hit:.4f}"),
-    ]
-    if any(system.spread is not None for system in systems):
-        seeds = max(len(system.runs) for system in systems)
-        columns.append((f"± over {seeds} seeds", lambda system: _share(system.spread)))
-    if any(system.draws for system in systems):
-        draws = 1 + max(len(system.draws) for system in systems)
-        columns.append((f"± over {draws} draws", lambda system: _share(system.draw_spread)))
-    columns += [
-        ("95 % interval", lambda system: f"{system.interval.low:.3f} to {system.interval.high:.3f}"),
-        ("ValidRatio", lambda system: _share(system.mean("validratio"))),
-        ("HitRatio@5", lambda system: _share(system.mean("hit@5"))),
-        ("NDCG@10", lambda system: _share(system.mean("ndcg@10"))),
-        ("n", lambda system: str(summary.n)),
-    ]
-    columns += [(name, partial(_published_cell, name, marks)) for name in _published_columns(summary)]
-    rows = [[cell(system) for _, cell in columns] for system in systems]
-    return Table("Results", [heading for heading, _ in columns], rows)
+    columns = {"HitRatio@1": _texts(systems["HitRatio@1"])}
+    if systems["spread"].notna().any():
+        columns[f"± over {max(map(len, summary.runs.values()))} seeds"] = _texts(systems["spread"])
+    if systems["draw_spread"].notna().any():
+        columns[f"± over {systems['draws'].max()} draws"] = _texts(systems["draw_spread"])
+    columns["95 % interval"] = _texts(systems["low"], "{:.3f}") + " to " + _texts(systems["high"], "{:.3f}")
+    columns |= {heading: _texts(systems[heading]) for heading in METRICS}
+    table = pd.DataFrame(columns).assign(n=str(summary.n))
+    for column, results in summary.published.items():
+        cells = pd.Series(ABSENT, index=systems.index)
+        for name, result in results.items():
+            valid = "" if result["valid"] is None else f" (valid {result['valid']:.4f})"
+            cells[name] = f"{result['hit']:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in result["differences"])
+        table.insert(len(table.columns), column, cells, allow_duplicates=True)
+    return table.rename_axis("System").reset_index()
 
 
-def _published_columns(summary: Summary) -> list[str]:
-    """The papers' columns that say something of this dataset."""
-    return list(dict.fromkeys(name for system in summary.systems for name in system.published))
-
-
-def _published_cell(column: str, marks: Mapping[str, str], system: SystemResult) -> str:
-    if column not in system.published:
-        return ABSENT
-    reported = system.published[column]
-    valid = "" if reported.valid is None else f" (valid {reported.valid:.4f})"
-    return f"{reported.hit:.4f}{valid}" + "".join(f" [{marks[text]}]" for text in reported.differences)
-
-
-def comparisons_table(summary: Summary) -> Table:
+def comparisons_table(summary: Summary) -> pd.DataFrame:
     """Which differences are more than noise."""
-    header = ["Compared", "difference", "only the first", "only the second", "McNemar p", "p (Holm)"]
-    over_seeds = any(comparison.seeds is not None for comparison in summary.comparisons)
-    header += ["t-test over seeds p", "p (Holm) ", "verdict"] if over_seeds else ["verdict"]
-    rows = []
-    for c in summary.comparisons:
-        cells = [f"{c.one} against {c.other}", f"{c.difference:+.4f}", str(c.rows.only_a), str(c.rows.only_b)]
-        cells += [f"{c.rows.p_value:.2g}", f"{c.rows_holm:.2g}"]
-        if over_seeds:
-            cells += [ABSENT, ABSENT] if c.seeds is None else [f"{c.seeds.p_value:.2g}", f"{c.seeds_holm:.2g}"]
-        rows.append([*cells, c.verdict])
-    return Table("Differences", header, rows)
+    found = pd.DataFrame(summary.comparisons)
+    columns = {"Compared": found["one"] + " against " + found["other"], "difference": _texts(found["difference"], "{:+.4f}")}
+    formats = {"only the first": ("only_one", "{}"), "only the second": ("only_other", "{}")}
+    formats |= {"McNemar p": ("mcnemar_p", "{:.2g}"), "p (Holm)": ("mcnemar_holm", "{:.2g}")}
+    if "t_p" in found:
+        formats |= {"t-test over seeds p": ("t_p", "{:.2g}"), "p (Holm) ": ("t_holm", "{:.2g}")}
+    columns |= {heading: _texts(found[key], form) for heading, (key, form) in formats.items()}
+    return pd.DataFrame({**columns, "verdict": found["verdict"]})
 
 
-def time_table(summary: Summary) -> Table:
+def time_table(summary: Summary) -> pd.DataFrame:
     """What the systems cost here: the first seed's training and evaluation."""
-    header = ["System", "training, s", "rows/s in training", "rows/s in evaluation"]
-    rows = []
-    for system in summary.systems:
-        timings = system.runs[0].result["timings"]
-        numbers = (timings.get(k) for k in ("training_seconds", "training_rows_per_second", "evaluation_rows_per_second"))
-        rows.append([system.name, *(ABSENT if number is None else f"{number:,.0f}" for number in numbers)])
-    return Table("Time", header, rows)
+    headings = {"training_seconds": "training, s", "training_rows_per_second": "rows/s in training"}
+    headings["evaluation_rows_per_second"] = "rows/s in evaluation"
+    timings = pd.DataFrame([runs[0].result["timings"] for runs in summary.runs.values()], index=list(summary.runs))
+    table = timings.reindex(columns=list(headings)).rename(columns=headings).apply(_texts, form="{:,.0f}")
+    return table.rename_axis("System").reset_index()
+
+
+def _texts(numbers: pd.Series, form: str = "{:.4f}", absent: str = ABSENT) -> pd.Series:
+    return numbers.map(form.format, na_action="ignore").astype(object).fillna(absent)
 
 
 def notes(study: Study, summary: Summary) -> list[str]:
     """What a reader of the tables must know."""
     lines = [
-        f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all systems "
-        f"answer the same candidates (candidate_seed {study.candidate_seed}). The interval is Wilson's, over rows.",
+        f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all "
+        f"systems answer the same candidates (candidate_seed {study.candidate_seed}). The interval is Wilson's, over rows.",
     ]
     if summary.comparisons:
         lines.append(
-            "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. "
-            "With one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
+            "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. With "
+            "one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
             f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
-    for system in summary.systems:
-        counts = system.runs[0].result.get("answers") or {}
+    for name, runs in summary.runs.items():
+        counts = runs[0].result.get("answers") or {}
         told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
         if told:
-            lines.append(f"How {system.name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
+            lines.append(f"How {name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
-    if columns := _published_columns(summary):
-        sources = "; ".join(f"{column.name}: {column.source}" for column in study.published if column.name in columns)
+    if summary.published:
+        sources = "; ".join(f"{column.name}: {column.source}" for column in study.published if column.name in summary.published)
         lines.append(f"Of the papers, {sources}. Everywhere other candidates than here, since theirs were not released.")
         lines += [f"[{mark}] {text}." for text, mark in _marks(summary).items()]
-    lines += [f"FAILED: {message}" for message in summary.failures.values()]
-    return lines
+    return lines + [f"FAILED: {message}" for message in summary.failures.values()]
 
 
 def _marks(summary: Summary) -> dict[str, str]:
     """A letter for each way in which a paper's setting differs."""
-    reported = [reported for system in summary.systems for reported in system.published.values()]
-    texts = dict.fromkeys(text for one in reported for text in one.differences)
+    of_systems = [[results[name] for results in summary.published.values() if name in results] for name in summary.runs]
+    texts = dict.fromkeys(text for results in of_systems for result in results for text in result["differences"])
     return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
 
 
-# --- files -------------------------------------------------------------------------------------
-
-
-def runs_csv(outcomes: Mapping[Arm, Outcome]) -> str:
-    """One line a run, with all its metrics."""
-    rows = []
-    for arm, outcome in outcomes.items():
-        row: dict[str, Any] = {
-            "dataset": arm.dataset,
-            "system": arm.system,
-            "seed": arm.seed,
-            "candidate_seed": arm.candidate_seed,
-        }
-        if isinstance(outcome, FailedArm):
-            row["failure"] = outcome.message
-        else:
-            result = outcome.result
-            row |= {key: result[key] for key in ("protocol", "n", "correct", "valid_answers", "decoding", "best_epoch")}
-            row |= {"low": result["interval_95"]["low"], "high": result["interval_95"]["high"]}
-            row |= {f"{split}_{key}": value for split, values in result["metrics"].items() for key, value in values.items()}
-            row |= {**result["timings"], "seconds": outcome.seconds, "run_dir": outcome.paths["run_dir"]}
-        rows.append(row)
-    return csv_text(rows)
-
-
-def comparisons_csv(summaries: Sequence[Summary]) -> str:
-    """One line a comparison."""
-    rows = []
-    for summary in summaries:
-        for c in summary.comparisons:
-            row: dict[str, Any] = {"dataset": summary.dataset, "one": c.one, "other": c.other, "difference": c.difference}
-            row |= {"both": c.rows.both, "only_one": c.rows.only_a, "only_other": c.rows.only_b, "neither": c.rows.neither}
-            row |= {"mcnemar_p": c.rows.p_value, "mcnemar_holm": c.rows_holm}
-            if c.seeds is not None:
-                row |= {"t_p": c.seeds.p_value, "t_holm": c.seeds_holm, "low": c.seeds.low, "high": c.seeds.high}
-            rows.append({**row, "verdict": c.verdict})
-    return csv_text(rows)
+def _run_row(arm: Arm, outcome: Outcome) -> dict[str, Any]:
+    """A line of ``runs.csv``: a run with all its metrics."""
+    row = {"dataset": arm.dataset, "system": arm.system, "seed": arm.seed, "candidate_seed": arm.candidate_seed}
+    if isinstance(outcome, FailedArm):
+        return {**row, "failure": outcome.message}
+    result = outcome.result
+    row |= {key: result[key] for key in ("protocol", "n", "correct", "valid_answers", "decoding", "best_epoch")}
+    row |= {"low": result["interval_95"]["low"], "high": result["interval_95"]["high"]}
+    row |= {f"{split}_{key}": value for split, values in result["metrics"].items() for key, value in values.items()}
+    return {**row, **result["timings"], "seconds": outcome.seconds, "run_dir": outcome.paths["run_dir"]}
 
 
 def latex(study: Study, summaries: Sequence[Summary]) -> str:
-    """The papers' table: a line a system, ValidRatio and HitRatio@1 for each dataset, the best HitRatio@1 in bold (booktabs)."""
-    shown = [summary for summary in summaries if summary.systems]
-    heads = " & ".join(f"\\multicolumn{{2}}{{c}}{{{s.dataset.translate(LATEX)} ($n={s.n}$)}}" for s in shown)
-    lines = [
-        f"\\begin{{tabular}}{{l{'cc' * len(shown)}}}",
-        r"\toprule",
-        f" & {heads} \\\\",
-        "System" + " & ValidRatio & HitRatio@1" * len(shown) + r" \\",
-        r"\midrule",
-    ]
-    for name in study.systems:
-        cells = [name.translate(LATEX)]
-        for summary in shown:
-            system = summary.system(name)
-            cells += ["--", "--"] if system is None else _latex_cells(system, max(s.hit for s in summary.systems))
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    """The papers' table: a line a system, ValidRatio and HitRatio@1 for each dataset, the best one in bold (booktabs)."""
+    names = list(study.systems)
+    parts = {"": pd.DataFrame({"System": names}, index=names)}
+    for summary in filter(lambda one: one.runs, summaries):
+        hits, spread = summary.systems["HitRatio@1"], _texts(summary.systems["spread"], " $\\pm$ {:.4f}", "")
+        shown = _texts(hits).mask(hits == hits.max(), _texts(hits, "\\textbf{{{:.4f}}}")) + spread
+        part = pd.DataFrame({"ValidRatio": _texts(summary.systems["ValidRatio"], absent="--"), "HitRatio@1": shown})
+        parts[f"{summary.dataset} ($n={summary.n}$)"] = part.reindex(names, fill_value="--")
+    table = pd.concat(parts, axis="columns")
+    style = table.style.hide().format(escape="latex", subset=[("", "System")]).format_index(escape="latex-math", axis="columns")
+    return style.to_latex(hrules=True, column_format=f"l{'c' * (table.shape[1] - 1)}", multicol_align="c")
 
 
-def _latex_cells(system: SystemResult, best: float) -> list[str]:
-    hit = f"{system.hit:.4f}"
-    hit = f"\\textbf{{{hit}}}" if system.hit == best else hit
-    spread = "" if system.spread is None else f" $\\pm$ {system.spread:.4f}"
-    valid = system.mean("validratio")
-    return ["--" if valid is None else f"{valid:.4f}", hit + spread]
+def draw(study: Study, summaries: Sequence[Summary]) -> dict[str, go.Figure]:
+    """The figures that a study asks for, by file name; those that would be empty are left out."""
+    drawn: dict[str, go.Figure | None] = {}
+    for summary in filter(lambda one: one.runs, summaries):
+        drawn |= {f"{kind}-{summary.dataset}": PER_DATASET[kind](summary) for kind in study.figures if kind in PER_DATASET}
+    if "radar" in study.figures:
+        drawn |= {f"radar-{title}": radar(title, names, summaries) for title, names in study.radars.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _share(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.4f}"
+def bars(summary: Summary) -> go.Figure:
+    """HitRatio@1 of every system with its interval, each seed as a dot, a paper's number as a diamond."""
+    systems, figure = summary.systems, go.Figure()
+    hits = systems["HitRatio@1"]
+    error = {"type": "data", "symmetric": False, "color": "#333"}
+    error |= {"array": systems["high"] - hits, "arrayminus": hits - systems["low"]}
+    figure.add_bar(y=hits.index, x=hits, orientation="h", name="here, 95 % interval", marker_color=COLOURS[0], error_x=error)
+    if max(map(len, summary.runs.values())) > 1:
+        seeds = pd.Series({name: correct.mean(1) for name, correct in summary.correct.items()}).explode()
+        figure.add_scatter(x=seeds, y=seeds.index, mode="markers", name="each seed", marker={"color": "#111", "size": 6})
+    for number, (column, results) in enumerate(summary.published.items()):
+        symbol, colour = ("diamond-open", "square-open", "circle-open")[number % 3], COLOURS[(3 + number) % len(COLOURS)]
+        marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 2}}
+        reported = [result["hit"] for result in results.values()]
+        figure.add_scatter(x=reported, y=list(results), mode="markers", name=column, marker=marker)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_xaxes(title="HitRatio@1", rangemode="tozero")
+    return styled(figure, f"HitRatio@1 on {summary.dataset} (n = {summary.n})", 150 + 34 * len(systems))
 
 
-# --- cases ------------------------------------------------------------------------------------
+def validity(summary: Summary) -> go.Figure:
+    """ValidRatio against HitRatio@1; a legend names the points, since many lie at ValidRatio 1."""
+    systems = summary.systems.dropna(subset="ValidRatio").rename_axis("System").reset_index()
+    look = {"color_discrete_sequence": COLOURS, "symbol_sequence": ["circle", "diamond", "square", "triangle-up"]}
+    figure = px.scatter(systems, x="HitRatio@1", y="ValidRatio", color="System", symbol="System", opacity=0.75, **look)
+    figure.update_traces(marker_size=13).update_xaxes(rangemode="tozero").update_yaxes(range=[-0.03, 1.05])
+    return styled(figure, f"ValidRatio and HitRatio@1 on {summary.dataset}", 460)
 
 
-def _cases_html(found: Cases) -> Html:
-    pattern = found.pattern
-    who = f"{', '.join(pattern.right) or 'nobody'} right; {', '.join(pattern.wrong) or 'nobody'} wrong"
-    drawn = f", {len(found.shown)} of them drawn at random" if len(found.shown) < found.count else ""
-    head = f"<h3>{escape(pattern.title)}</h3><p>{escape(who)}: {found.count} of {found.n} rows{drawn}.</p>"
-    return Html(head + "".join(_case_html(case) for case in found.shown))
+def curves(summary: Summary) -> go.Figure | None:
+    """The first seed's loss, validation HitRatio@1 and, where a curriculum moves it, probability of the hard task, by step."""
+    logs = {name: runs[0].training_log() for name, runs in summary.runs.items()}
+    steps = {name: pd.DataFrame(found) for name, log in logs.items() if (found := [one for one in log if "loss" in one])}
+    if not steps:
+        return None
+    titles = ["Loss, mean of 20 steps", "HitRatio@1 on the validation rows"]
+    if any((frame["hard_probability"] < 1).any() for frame in steps.values()):
+        titles.append("Probability of the hard task")
+    rows = len(titles)
+    figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.24 / rows, subplot_titles=titles)
+    for number, (name, frame) in enumerate(steps.items()):
+        group = {"name": name, "legendgroup": name, "line": {"color": COLOURS[number % len(COLOURS)], "width": 1.6}, "col": 1}
+        loss = frame["loss"].rolling(SMOOTH, min_periods=1).mean()
+        figure.add_scatter(x=frame["step"], y=loss, mode="lines", row=1, **group)
+        epochs = [one for one in logs[name] if "valid" in one]
+        valid = {"x": [one["step"] for one in epochs], "y": [one["valid"].get("hit@1") for one in epochs]}
+        figure.add_scatter(**valid, mode="lines+markers", row=2, showlegend=False, **group)
+        if rows > 2:
+            figure.add_scatter(x=frame["step"], y=frame["hard_probability"], mode="lines", row=3, showlegend=False, **group)
+            figure.update_yaxes(range=[-0.05, 1.05], row=3, col=1)
+    figure.update_xaxes(title="optimiser step", row=rows, col=1)
+    return styled(figure, f"Training on {summary.dataset}", 180 + 195 * rows)
 
 
-def _case_html(case: Case) -> str:
-    question = case.question
-    history = "".join(f"<li>{escape(title)}</li>" for title in question["history_titles"])
-    options = "".join(
-        f'<li class="target">{escape(title)}</li>' if item == question["target"] else f"<li>{escape(title)}</li>"
-        for item, title in zip(question["candidates"], question["candidate_titles"], strict=True)
-    )
-    answers = "".join(
-        f'<tr class="{"right" if name in case.correct else "wrong"}"><td>{escape(name)}</td><td>{escape(text)}</td>'
-        f"<td>{'right' if name in case.correct else 'wrong'}</td></tr>"
-        for name, text in case.answers.items()
-    )
-    return (
-        f'<section class="case"><div><h4>User {escape(str(question["user"]))} has seen</h4><ol>{history}</ol></div>'
-        f"<div><h4>Candidates</h4><ul>{options}</ul></div>"
-        f'<div><h4>Answers</h4><table><tbody>{answers}</tbody></table><p>True: <b class="true">{escape(question["target_title"])}</b></p>'
-        "</div></section>"
-    )
+def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.Figure | None:
+    """RSLLM's radar: HitRatio@1 and ValidRatio of every dataset; with one dataset HitRatio@1 among valid answers besides."""
+    rows = []
+    for name, summary in ((name, summary) for name in names for summary in summaries if name in summary.runs):
+        axes = summary.systems.loc[name, ["HitRatio@1", "ValidRatio"]].fillna(0.0).to_dict()
+        if len(summaries) == 1:
+            axes["HitRatio@1<br>among valid"] = fmean(run.result["hit_among_valid"] or 0.0 for run in summary.runs[name])
+        rows += [{"System": name, "axis": f"{summary.dataset}<br>{axis}", "share": share} for axis, share in axes.items()]
+    if not rows:
+        return None
+    figure = px.line_polar(pd.DataFrame(rows), r="share", theta="axis", color="System", line_close=True, markers=True)
+    figure.update_polars(radialaxis={"range": [0, 1.12], "tickvals": [0.25, 0.5, 0.75, 1.0], "angle": 45, "tickangle": 45})
+    return styled(figure, f"Over {title}", 520)
+
+
+PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {"bars": bars, "validity": validity, "curves": curves}

@@ -1,13 +1,13 @@
 """Running a study: one run for each of its arms, from an earlier call or now; where one fails, the rest are still run."""
 
-import hashlib
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -23,17 +23,15 @@ from recbole_llara.experiments.runner import Plan, run_model, take_lock
 from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.source import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
-from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.recommender.vectors import vectors_sha256
+from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.atomic import write_text
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import json_ready
+from recbole_llara.utils.hashing import facts_digest, json_ready
 from recbole_llara.utils.version import __version__
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
-FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -81,71 +79,77 @@ Outcome = FinishedArm | FailedArm
 
 def arms_of(study: Study) -> list[Arm]:
     """All arms in the order they are run: for each dataset the first seed, then its further draws, then the other seeds."""
-    arms: list[Arm] = []
-    for dataset in study.datasets:
-        for number, seed in enumerate(study.seeds):
-            arms += [Arm(system, dataset, seed, study.candidate_seed) for system in study.systems]
-            if number == 0:
-                draws = [draw for draw in study.candidate_seeds if draw != study.candidate_seed]
-                arms += [Arm(system, dataset, seed, draw, True) for draw in draws for system in study.systems]
-    return arms
+    own = study.candidate_seed
+    further = [draw for draw in study.candidate_seeds if draw != own]
+    return [
+        Arm(system, dataset, seed, draw, is_draw=draw != own)
+        for dataset in study.datasets
+        for seed in study.seeds
+        for draw in [own, *(further if seed == study.seeds[0] else [])]
+        for system in study.systems
+    ]
 
 
 class StudyRuns(Plan):
-    """The runs of a study.
-
-    Args:
-        study: what is compared.
-        fresh: whether to run arms again that an earlier call finished.
-
-    Raises:
-        UserError: a system cannot take its keys; its name stands before the message.
-    """
+    """The runs of a study, ``fresh`` or taken from earlier calls; ``UserError`` where a system cannot take its keys."""
 
     kind = "Study"
     reuse_hint = " (--fresh runs them again)"
 
     def __init__(self, study: Study, fresh: bool = False) -> None:
         self.study = study
-        self._facts: dict[Arm, dict[str, Any]] = {}
-        self._arms = arms_of(study)
-        self.count = len(self._arms)
-        places = [self.place(arm) for arm in self._arms]  # refuses wrong keys before any training time is spent
-        for place in places if fresh else ():
-            place.unlink(missing_ok=True)
-        self._outcomes: dict[Arm, Outcome] = {}
-        for arm in self._arms:
+        self.places: dict[Arm, Path] = {}  # where an arm's outcome is kept
+        for arm in arms_of(study):  # refuses wrong keys before any training time is spent
+            self.places[arm] = self._place(arm)
+        self.count = len(self.places)
+        self._outcomes: dict[Arm, Outcome | None] = dict.fromkeys(self.places)
+        for arm, place in self.places.items():
+            if fresh:
+                place.unlink(missing_ok=True)
             self._take_kept(arm)
 
     @property
     def outcomes(self) -> dict[Arm, Outcome]:
         """The outcomes so far, in the order of the arms."""
-        return {arm: self._outcomes[arm] for arm in self._arms if arm in self._outcomes}
-
-    # --- the plan ------------------------------------------------------------------------------
+        return {arm: outcome for arm, outcome in self._outcomes.items() if outcome is not None}
 
     def claim(self) -> tuple[Arm, AcquireReturnProxy] | None:
-        wanted = [arm for arm in self._arms if arm not in self._outcomes]
+        wanted = self._wanted()
         for arm in wanted:
-            if self._source(arm) in wanted:
-                continue
-            place = self.place(arm)
+            place = self.places[arm]
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(place.with_name(f".{place.name}.lock"))
-            if lock is None:
+            if self._source(arm) in wanted or (lock := take_lock(place.with_name(f".{place.name}.lock"))) is None:
                 continue
             if not self._take_kept(arm):
                 return arm, lock
             lock.lock.release()  # another process has finished it meanwhile
         return None
 
-    def perform(self, arm: Arm) -> Outcome:
+    def perform(self, arm: Arm) -> str:
+        outcome = self.outcome_of(arm)
+        self.keep(arm, outcome)
+        if isinstance(outcome, FailedArm):
+            return f"FAILED: {outcome.message}"
+        return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
+
+    def keep(self, arm: Arm, outcome: Outcome) -> None:
+        """Take the outcome of an arm, and write it where another call finds it; a failed one is run again by the next call."""
+        self._outcomes[arm] = outcome
+        if isinstance(outcome, FinishedArm):
+            write_text(self.places[arm], json.dumps(vars(outcome), indent=2))
+
+    def outcome_of(self, arm: Arm) -> Outcome:
+        """Run an arm."""
         started = perf_counter()
         try:
-            values = self._values(arm)
-            with self._served(values):
+            with ExitStack() as stack:
+                values = self._values(arm)
+                if values.get("api_base") == LOCAL:
+                    from recbole_llara.model.chat_llm import served
+
+                    values |= stack.enter_context(served(str(self.study.settings.get("llm_path", "tiny"))))
                 values |= self._checkpoint(arm)
-                written = run_model(self._model(arm), arm.dataset, values)
+                written = run_model(self.study.model_of(arm.system), arm.dataset, values)
         except UserError as error:
             return FailedArm(str(error))
         except Exception as error:  # noqa: BLE001 - whatever an arm fails by, the others are still wanted
@@ -154,65 +158,60 @@ class StudyRuns(Plan):
         result = json.loads(Path(written["result_file"]).read_text(encoding="utf-8"))
         return FinishedArm(result, {key: written[key] for key in PATHS}, round(perf_counter() - started, 1))
 
-    def keep(self, arm: Arm, outcome: Outcome) -> None:
-        self._outcomes[arm] = outcome
-        if isinstance(outcome, FinishedArm):  # a failed one is run again by the next call
-            write_text(self.place(arm), json.dumps(vars(outcome), indent=2))
-
     def finished(self) -> list[Outcome]:
-        return list(self._outcomes.values())
+        return list(self.outcomes.values())
 
     def is_over(self) -> bool:
-        return len(self._outcomes) == self.count
-
-    def describe(self, arm: Arm) -> str:
-        return str(arm)
-
-    def verdict(self, outcome: Outcome) -> str:
-        if isinstance(outcome, FailedArm):
-            return f"FAILED: {outcome.message}"
-        return f"HitRatio@1 {outcome.result['correct'] / outcome.result['n']:.4f}, {outcome.seconds:.0f} s"
+        return not self._wanted()
 
     def seconds_left(self) -> float | None:
         known = {arm: one.seconds for arm, one in self._outcomes.items() if isinstance(one, FinishedArm)}
-        wanted = [arm for arm in self._arms if arm not in self._outcomes]
-        return sum(self._mean_of_like(arm, known) for arm in wanted) if known else None
+        return sum(self._mean_of_like(arm, known) for arm in self._wanted()) if known else None
 
     def _mean_of_like(self, arm: Arm, known: Mapping[Arm, float]) -> float:
         """The mean seconds of its system, else of its model, else of its kind of model, else of all."""
-        kinds = (
-            lambda one: (one.is_draw, one.system),
-            lambda one: (one.is_draw, self._model(one)),
-            lambda one: (one.is_draw, is_llm_recommender(self._model(one))),
-            lambda one: one.is_draw,
-            lambda one: None,
-        )
-        like = ([seconds for one, seconds in known.items() if kind(one) == kind(arm)] for kind in kinds)
-        seconds = next(found for found in like if found)
-        return sum(seconds) / len(seconds)
 
-    # --- what an arm is run with ---------------------------------------------------------------
+        def groups(one: Arm) -> list[Any]:
+            model = self.study.model_of(one.system)
+            kinds = (one.system, model, is_llm_recommender(model))
+            return [*((one.is_draw, kind) for kind in kinds), one.is_draw, None]
 
-    def _model(self, arm: Arm) -> str:
-        return self.study.model_of(arm.system)
+        for level, kind in enumerate(groups(arm)):
+            if like := [seconds for one, seconds in known.items() if groups(one)[level] == kind]:
+                break
+        return fmean(like)
+
+    def _wanted(self) -> list[Arm]:
+        """The arms that have no outcome yet."""
+        return [arm for arm, outcome in self._outcomes.items() if outcome is None]
+
+    def _take_kept(self, arm: Arm) -> bool:
+        """Take the outcome of an arm that an earlier call or another process has finished, if there is one."""
+        place = self.places[arm]
+        if not place.is_file():
+            return False
+        finished = FinishedArm(**json.loads(place.read_text(encoding="utf-8")))
+        if not Path(finished.paths["cases_file"]).is_file():
+            return False
+        self._outcomes[arm] = finished
+        return True
 
     def _values(self, arm: Arm) -> dict[str, Any]:
-        """Its keys, without those that name the checkpoint that it evaluates."""
-        own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": arm.candidate_seed}
-        settings = settings_for(self._model(arm), {**self.study.settings, **own})
-        return {**settings, **self.study.keys_of(arm.system)}
+        """The keys of an arm's run, without those that name the checkpoint that it evaluates.
 
-    @contextmanager
-    def _served(self, values: dict[str, Any]) -> Iterator[None]:
-        """Serve the chat model of values that ask for it, and enter its address there."""
-        if values.get("api_base") != LOCAL:
-            yield
-            return
-        from recbole_llara.model.chat.server import served
-
-        with served(str(self.study.settings.get("llm_path", "tiny"))) as server:
-            values |= {"api_base": server.api_base, "api_model": server.model, "api_key_env": ""}
-            yield
+        Of the study's settings an LLM takes all, another model those that it shares with an LLM; a model that is trained as a
+        recommender takes the ``rec_`` keys too, without their prefix.
+        """
+        model = self.study.model_of(arm.system)
+        settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": arm.candidate_seed}
+        own = self.study.keys_of(arm.system)
+        if is_llm_recommender(model):
+            return {**settings, **own}
+        values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
+        if model in stock_models() or replaces_item_table(model):
+            names = {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}
+            values |= {names[key]: value for key, value in settings.items() if key in names}
+        return {**values, **own}
 
     def _source(self, arm: Arm) -> Arm | None:
         """The arm whose checkpoint this one evaluates; None where it trains, or where it has nothing to learn."""
@@ -223,17 +222,16 @@ class StudyRuns(Plan):
 
     def _checkpoint(self, arm: Arm) -> dict[str, str]:
         """The keys that name what an arm evaluates instead of training; none where it trains."""
-        source = self._source(arm)
-        if source is not None:
-            return self._trained(source, arm)
-        if self._model(arm) not in self._recommenders():
-            return {}
-        own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": self.study.candidate_seed}
-        config = RunConfig("LLaRA", config_dict={**self.study.settings, **own, "rec_model": self._model(arm)})
-        return {"checkpoint": str(prepare_recommender(config, prepare_data(config), train_stock).weights)}
-
-    def _trained(self, source: Arm, arm: Arm) -> dict[str, str]:
-        """The checkpoint of another arm, and of the recommender whose embeddings it reads."""
+        study, source = self.study, self._source(arm)
+        if source is None:
+            # A recommender whose item embeddings a system reads is evaluated as trained for it.
+            model, default = study.model_of(arm.system), study.settings.get("rec_model", "SASRec")
+            systems = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
+            if model not in {study.keys_of(name).get("rec_model", default) for name in systems}:
+                return {}
+            own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": study.candidate_seed, "rec_model": model}
+            config = RunConfig("LLaRA", config_dict={**study.settings, **own})
+            return {"checkpoint": str(prepare_recommender(config, prepare_data(config), train_stock).weights)}
         trained = self._outcomes.get(source)
         if not isinstance(trained, FinishedArm):
             raise UserError(f"{arm} evaluates what {source} trains, which failed")
@@ -245,77 +243,35 @@ class StudyRuns(Plan):
             values["rec_checkpoint"] = recommender["path"]
         return values
 
-    def _recommenders(self) -> frozenset[str]:
-        """The stock models whose item embeddings a system reads: they are evaluated as trained for it."""
-        study = self.study
-        default = study.settings.get("rec_model", "SASRec")
-        ours = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
-        return frozenset(study.keys_of(name).get("rec_model", default) for name in ours)
-
-    # --- what is kept --------------------------------------------------------------------------
-
-    def _take_kept(self, arm: Arm) -> bool:
-        """Take the outcome of an arm that an earlier call or another process has finished, if there is one."""
-        place = self.place(arm)
-        if not place.is_file():
-            return False
-        finished = FinishedArm(**json.loads(place.read_text(encoding="utf-8")))
-        if not Path(finished.paths["cases_file"]).is_file():
-            return False
-        self._outcomes[arm] = finished
-        return True
-
-    def place(self, arm: Arm) -> Path:
+    def _place(self, arm: Arm) -> Path:
         """Where an arm's outcome is kept; the name covers all that its result depends on except the code."""
-        model = self._model(arm)
-        facts = {"model": model, "keys": self._facts_of(arm), "version": __version__, "llm": embedded_llm_sha256()}
-        source = self._source(arm)
+        model, source = self.study.model_of(arm.system), self._source(arm)
+        facts = {"model": model, "keys": self._facts(arm), "version": __version__, "llm": embedded_llm_sha256()}
         if source is not None:
-            facts["evaluates"] = self.place(source).name
-        folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / FINISHED
-        digest = hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()[:16]
-        return folder / f"{model}-{digest}.json"
+            facts["evaluates"] = self.places[source].name
+        folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / "finished"
+        return folder / f"{model}-{facts_digest(json_ready(facts))}.json"
 
-    def _facts_of(self, arm: Arm) -> dict[str, Any]:
+    def _facts(self, arm: Arm) -> dict[str, Any]:
         """Every key of an arm as its run sees it, those of its recommender, the data's files, the prompts of its domain."""
-        if arm not in self._facts:
-            model, values = self._model(arm), self._values(arm)
-            try:
-                config = self._config(model, values)
-            except UserError as error:
-                raise UserError(f"{arm.system} on {arm.dataset}: {error}") from error
-            keys: dict[str, Any] = {"run": config.final_config_dict, "recommender": {}}
-            if is_llm_recommender(model):
-                keys["recommender"] = config.for_recommender().final_config_dict
-            if values.get("api_base") == LOCAL:
-                keys["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
-            files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
-            keys["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-            keys["prompts"] = template_texts(config["domain"], config["prompt_file"])
-            vectors = vectors_file(config["item_embeddings"])
-            keys["vectors"] = None if vectors is None else vectors_sha256(vectors)
-            for kind in ("run", "recommender"):
-                keys[kind] = {key: value for key, value in keys[kind].items() if key not in WITHOUT_EFFECT}
-            self._facts[arm] = keys
-        return self._facts[arm]
-
-    @staticmethod
-    def _config(model: str, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration of an arm; a chat model that the study will serve has no address yet."""
-        address = {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""}
-        is_local = values.get("api_base") == LOCAL
-        return RunConfig(model, config_dict={**values, **(address if is_local else {})})
-
-
-def settings_for(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a study that a model takes: an LLM all of them, another those it shares with an LLM.
-
-    A model that is trained as a recommender takes the ``rec_`` keys too, without their prefix.
-    """
-    if is_llm_recommender(model):
-        return dict(settings)
-    values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
-    if model in stock_models() or replaces_item_table(model):
-        prefixed = {key.removeprefix(REC_PREFIX): value for key, value in settings.items() if key.startswith(REC_PREFIX)}
-        values |= {key: value for key, value in prefixed.items() if key in recommender_keys(model) - {"max_eval_rows"}}
-    return values
+        model, values = self.study.model_of(arm.system), self._values(arm)
+        is_local = values.get("api_base") == LOCAL  # the chat model that the study will serve has no address yet
+        address = {"api_base": "http://127.0.0.1:9/v1", "api_model": "none", "api_key_env": ""} if is_local else {}
+        try:
+            config = RunConfig(model, config_dict={**values, **address})
+        except UserError as error:
+            raise UserError(f"{arm.system} on {arm.dataset}: {error}") from error
+        configs = {"run": config.final_config_dict, "recommender": {}}
+        if is_llm_recommender(model):
+            configs["recommender"] = config.for_recommender().final_config_dict
+        facts: dict[str, Any] = {
+            kind: {key: value for key, value in keys.items() if key not in WITHOUT_EFFECT} for kind, keys in configs.items()
+        }
+        if is_local:
+            facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
+        files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
+        facts["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        facts["prompts"] = template_texts(config["domain"], config["prompt_file"])
+        vectors = vectors_file(config["item_embeddings"])
+        facts["vectors"] = None if vectors is None else vectors_sha256(vectors)
+        return facts

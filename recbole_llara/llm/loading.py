@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -117,6 +117,23 @@ def load_config(llm_path: str, source: Source, options: Mapping[str, Any]) -> Pr
             f"llm_path is {llm_path!r}: no model's config.json can be read there ({why(error, TRUST)}). "
             f"{describe_expected(llm_path)}"
         ) from error
+
+
+def read_files(llm_path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """An LLM's configuration and tokenizer; a UserError where one of them, or the beginning of its weights, is no good."""
+    source = resolve_llm_path(llm_path)
+    options = source.options(trust_remote_code)
+    config = load_config(llm_path, source, options)
+    for file in sorted(source.where.glob("*.safetensors")) if isinstance(source.where, Path) else ():
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"llm_path is {llm_path!r}: {file.name} cannot be read ({first_line(error)}), expected a whole safetensors file: "
+                "copy it again"
+            ) from error
+    return config, load_tokenizer(llm_path, source, options)
 
 
 def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:

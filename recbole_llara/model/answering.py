@@ -1,52 +1,37 @@
-"""Questions to answers: the ways in which an LLM recommender answers, as functions that ``evaluator.answer.DECODINGS`` names."""
+"""Questions to answers: the ways in which an LLM recommender answers, as functions that ``evaluator.answer.DECODINGS`` names.
 
-from dataclasses import dataclass
+The model is in evaluation mode. Candidates of one answer, as items of one title are, cannot be told apart: ``score`` and
+``constrained`` take the one that a hash of (history, item) puts first, which knows neither target nor place; under ``generate``
+none of them is named.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, match_titles
+from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.llm.architecture import uncompiled
 from recbole_llara.llm.generation import answer_texts, decode_constrained, decode_generate
 from recbole_llara.llm.likelihood import answer_log_probs, score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.hashing import numbers, row_keys
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What a decoding is asked, on the CPU.
+    """What a decoding is asked, on the CPU."""
 
-    Args:
-        history: [B, L] item ids, 0-padded on the right.
-        candidates: [B, C] item ids.
-        rows: [B] row numbers, for draws.
-    """
-
-    history: torch.Tensor
-    candidates: torch.Tensor
-    rows: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    history: torch.Tensor  # [B, L] item ids, 0-padded on the right
+    candidates: torch.Tensor  # [B, C] item ids
+    rows: torch.Tensor  # [B] row numbers, for draws
 
     def alone(self, number: int) -> "Questions":
         """One of them, as a batch of one."""
         return Questions(*(values[number : number + 1] for values in vars(self).values()))
-
-
-def answer_questions(model: Any, questions: Questions) -> CandidateAnswers:
-    """Answer by the model's ``decoding``; the model is in evaluation mode.
-
-    Candidates of one answer, as items of one title are, cannot be told apart: ``score`` and ``constrained`` take the one
-    that a hash of (history, item) puts first, which knows neither target nor place; under ``generate`` none of them is named.
-    """
-    return DECODINGS[model.decoding].function(model, questions)
-
-
-# --- the decodings -----------------------------------------------------------------------------------
 
 
 def score(model: Any, questions: Questions) -> CandidateAnswers:
@@ -60,34 +45,31 @@ def score(model: Any, questions: Questions) -> CandidateAnswers:
 
 def constrained(model: Any, questions: Questions) -> CandidateAnswers:
     """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid."""
-    context = _context(model, evaluation_prompts(model, questions), questions.candidates)
+    context = answer_context(model, evaluation_prompts(model, questions), questions.candidates, model.representation)
     chosen, answer_ids = decode_constrained(*context, model.read_answers).cpu(), context[-1].cpu()  # [B], [B, C, A]
-    is_chosen = (answer_ids == answer_ids[torch.arange(len(questions)), chosen][:, None]).all(2)  # [B, C]
-    items = rank_candidates(is_chosen.float(), questions.candidates, question_keys(questions.history))[:, 0]
-    return CandidateAnswers(items=items, scores=None, texts=_texts(model, items.tolist()))
+    is_chosen = (answer_ids == answer_ids[torch.arange(len(chosen)), chosen][:, None]).all(2)  # [B, C]
+    return replace(ranked_answers(model, questions, is_chosen.float()), scores=None)
 
 
 def generate(model: Any, questions: Questions) -> CandidateAnswers:
     """Let the LLM write, greedily, and see which of the candidates each text names."""
-    return generate_answers(model, evaluation_prompts(model, questions), questions.candidates)
-
-
-def generate_answers(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> CandidateAnswers:
-    """``generate`` behind prompts of B rows, which show the candidates [B, C]."""
-    llm, inputs, attention_mask, _, answer_ids = _context(model, prompts, candidates)
+    prompts, candidates = evaluation_prompts(model, questions), questions.candidates
+    llm, inputs, attention_mask, _, answer_ids = answer_context(model, prompts, candidates, model.representation)
     lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
-    end, pad = model.tokenizer.eos_token_id, model.tokenizer.pad_token_id
+    tokenizer = model.tokenizer
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     with uncompiled(model.is_compiled):  # with a cache, every block would be compiled by itself
         tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
-    texts = answer_texts(model.tokenizer, tokens)
-    items = match_titles(texts, _spelt_answers(model, answer_ids), candidates)
+    texts = answer_texts(tokenizer, tokens)
+    # Compared with what the tokenizer makes of the candidates' answers: some lose a character, and no text that they spell would
+    # be such a title.
+    spelt = answer_texts(tokenizer, answer_ids.masked_fill(answer_ids == end, IGNORED_LABEL).flatten(0, 1))
+    count = candidates.shape[1]
+    items = match_titles(texts, [spelt[first : first + count] for first in range(0, len(spelt), count)], candidates)
     outcomes = [
         "exact" if item else "unmatched" if text.strip() else "empty" for text, item in zip(texts, items.tolist(), strict=True)
     ]
     return CandidateAnswers(items=items, scores=None, texts=texts, outcomes=outcomes)
-
-
-# --- what decodings are made of ----------------------------------------------------------------------
 
 
 def evaluation_prompts(model: Any, questions: Questions) -> EncodedPrompts:
@@ -99,7 +81,7 @@ def evaluation_prompts(model: Any, questions: Questions) -> EncodedPrompts:
 
 def answer_likelihoods(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens of the candidates' answers [B, C, A], -100 on padding, and their log-probabilities [B, C, A], 0 there."""
-    context = _context(model, prompts, candidates)
+    context = answer_context(model, prompts, candidates, model.representation)
     return context[-1], answer_log_probs(*context, model.read_answers)
 
 
@@ -127,33 +109,19 @@ def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
 def ranked_answers(model: Any, questions: Questions, scores: torch.Tensor) -> CandidateAnswers:
     """The answers of a decoding that scores all candidates [B, C], higher being better; the best of each row is named."""
     items = rank_candidates(scores, questions.candidates, question_keys(questions.history))[:, 0]
-    return CandidateAnswers(items=items, scores=scores, texts=_texts(model, items.tolist()))
+    texts = [model.encoder.answer_text(item, model.representation) for item in items.tolist()]
+    return CandidateAnswers(items=items, scores=scores, texts=texts)
+
+
+def answer_context(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, representation: Representation) -> tuple:
+    """What is read: the LLM, embedded prompts, their mask and positions, and the candidates' answers [B, C, A]."""
+    answer_ids = model.encoder.answer_ids(candidates, representation).to(model.device)
+    return model.llm, model.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids
 
 
 def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> torch.Tensor:
-    return score_candidates(*_context(model, prompts, candidates), model.read_answers).cpu()
-
-
-def _context(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> tuple:
-    """What the LLM reads: itself, embedded prompts, their mask and positions, and the candidates' answers [B, C, A]."""
-    answer_ids = model.encoder.answer_ids(candidates, model.representation).to(model.device)
-    return model.llm, model.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids
+    return score_candidates(*answer_context(model, prompts, candidates, model.representation), model.read_answers).cpu()
 
 
 def _encode(model: Any, history: torch.Tensor, candidates: torch.Tensor, template_index: torch.Tensor) -> EncodedPrompts:
     return model.encoder.encode(history, candidates, None, model.representation, template_index).to(model.device)
-
-
-def _spelt_answers(model: Any, answer_ids: torch.Tensor) -> list[list[str]]:
-    """What the tokenizer makes of each candidate's answer [B, C, A], as it does of a generated one.
-
-    Not the titles: some tokenizers lose a character, and no text that they spell would be such a title.
-    """
-    answers = answer_ids.masked_fill(answer_ids == model.tokenizer.eos_token_id, IGNORED_LABEL)
-    spelt, count = answer_texts(model.tokenizer, answers.flatten(0, 1)), answer_ids.shape[1]
-    return [spelt[start : start + count] for start in range(0, len(spelt), count)]
-
-
-def _texts(model: Any, items: list[int]) -> list[str]:
-    """What names each item in an answer."""
-    return [model.encoder.answer_text(item, model.representation) for item in items]

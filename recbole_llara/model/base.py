@@ -1,5 +1,6 @@
 """Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,24 +9,24 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
+from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import check_titles
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
-from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
-from recbole_llara.evaluator.answer import CandidateAnswers, names_one_item
+from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
-from recbole_llara.llm.architecture import causal_lm, compile_blocks, embedded_vocabulary, input_embeddings, shard_frozen
+from recbole_llara.llm.architecture import causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
-from recbole_llara.llm.likelihood import answer_pass, score_candidates
+from recbole_llara.llm.likelihood import answer_pass
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
-from recbole_llara.model.answering import Questions, answer_questions, score
+from recbole_llara.model.answering import Questions, score
+from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
-from recbole_llara.model.prepare_llm import PreparedLLM, answer_reader, prepare_llm
 from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
-from recbole_llara.prompt.representation import Part, Representation
+from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.recommender.frozen import Recommender, TrainStock, prepare_recommender
 from recbole_llara.utils.errors import UserError
@@ -38,9 +39,7 @@ REPLACED_KEYS = {
     "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
     "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
 }
-
-# What dropout calls the passes over prompts and answers, and those over prompts and the answers of all candidates.
-ROWS, CANDIDATES = "training rows", "candidates"
+ROWS = "training rows"  # what dropout calls the passes over prompts and answers
 
 
 class LLMRecommender(ChecksConfig, SequentialRecommender):
@@ -49,75 +48,70 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     Args:
         config: the run's RunConfig.
         data: what ``prepare_data`` returned.
-        recommender: the frozen recommender; None where the representation shows no item embedding.
-        prepared: its LLM; None = loaded here.
+        train: trains the frozen recommender, where one is needed and the cache has none.
+
+    Attributes:
+        reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
+        recommender: the frozen one; None where no prompt shows its item embeddings.
+        needs_previews: whether the losses of a pass read something of the rows of all other passes of the step, which
+            ``preview(rows, step)`` gives as [B, D] by a pass without gradients.
+        needs_states: whether the losses read the decoder's states, ``ForwardPass.answers.states``.
+        settles_near_ties: whether rows whose order could turn on the rows beside them are scored again, alone.
 
     Raises:
-        UserError: no titles, an LLM that cannot be loaded, or prompts that it cannot hold.
+        UserError: an LLM that cannot be loaded, or prompts that it cannot hold.
     """
 
+    kind = Kind.LLM
     input_type = InputType.POINTWISE  # RecBole's word for rows that bring no negative of their own
+    reads_words_only, is_trained = False, True
+    needs_previews = needs_states = False
 
-    def __init__(
-        self, config: Any, data: PreparedData, recommender: Recommender | None, prepared: PreparedLLM | None = None
-    ) -> None:
+    def __init__(self, config: Any, data: PreparedData, train: TrainStock) -> None:
         super().__init__(config, data.dataset)
-        prepared = prepared or prepare_llm(config, data)
-        prompt = PromptSettings.from_config(config)
-        self.seed = config["seed"]
-        self.sampler: CandidateSampler = data.sampler
-        self.recommender = recommender
+        settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
+        self.seed, self.sampler = config["seed"], data.sampler
         self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
         self.answer_loss = LOSSES[prompt.answer_loss]
         self.stages = stages_of(config)
         self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
-        self.llm, self.tokenizer, self.encoder = prepared.llm, prepared.tokenizer, prepared.encoder
-        self._token_keys = prepared.token_keys
-        self.llm_digest, self.tokenizer_digest = prepared.digest, tokenizer_digest(self.tokenizer)
+        self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
+        self.llm_quantization = settings.llm_quantization
+        self.is_sharded, self.is_compiled = settings.fsdp and processes_of(config).count > 1, settings.torch_compile
+        prepared = prepare_llm(config, data, self.is_sharded)
+        self.llm, self.llm_digest, self.encoder, self._token_keys, self.read_answers = prepared
+        self.tokenizer, llm = self.encoder.tokenizer, causal_lm(self.llm)
+        self._weight_dtype = input_embeddings(llm).weight.dtype
+        self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, self.device)
+        self.eval_dtype = evaluation_dtype(settings.eval_dtype, self._weight_dtype)
+        # In halves nearly all rows would be near ties; where weights are sharded, every process must pass as often.
+        self.settles_near_ties = self.eval_dtype == torch.float32 and not self.is_sharded
+        attention = settings.attn_implementation or training_attention(llm, self.compute_dtype, self.device)
+        self._attention = {True: attention, False: llm.config._attn_implementation}
+        self.recommender: Recommender | None = None
+        self.item_tokens = self._item_tokens(config, data, train)
+        self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
-        self._choose_execution(config)
-        self.read_answers = prepared.read_answers or answer_reader(config, self.llm, self.encoder, self._token_keys)
-        vocabulary = embedded_vocabulary(self.llm)
-        shown, table = shown_parts(config), self._item_embeddings(config)
-        self.item_tokens = ItemTokens(vocabulary, self.n_items, shown, table, trains_item_embeddings=recommender is None)
         self.steps_an_epoch = len(data.train_data)
         self.steps_taken = 0  # by ``calculate_loss``
         self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
 
-    def _choose_execution(self, config: Any) -> None:
-        """Types of the matrix products, attention, and what is done to the decoder blocks."""
-        settings, device, processes = LLMSettings.from_config(config), config["device"], processes_of(config)
-        self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
-        self.llm_quantization = settings.llm_quantization
-        llm = causal_lm(self.llm)
-        self._weight_dtype = input_embeddings(llm).weight.dtype
-        self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, device)
-        self.eval_dtype = evaluation_dtype(settings.eval_dtype, self._weight_dtype)
-        self._attention = {
-            True: settings.attn_implementation or training_attention(llm, self.compute_dtype, device),
-            False: llm.config._attn_implementation,
-        }
-        self.is_sharded = settings.fsdp and processes.count > 1
-        if self.is_sharded:
-            shard_frozen(self.llm, device, processes.count)
-        self.is_compiled = settings.torch_compile
-        if self.is_compiled:
-            compile_blocks(self.llm, device)
-
-    def _item_embeddings(self, config: Any) -> torch.Tensor | None:
-        """[N, d_rec] what the projector reads, or None where no prompt shows a behavioural token."""
-        settings = RecommenderSettings.from_config(config)
-        if self.recommender is not None:
+    def _item_tokens(self, config: Any, data: PreparedData, train: TrainStock) -> ItemTokens:
+        """What fills the slots, over the frozen recommender's table, one that is drawn and learned, or none."""
+        settings, shown, table = RecommenderSettings.from_config(config), shown_parts(config), None
+        if Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random":
+            table = torch.randn(self.n_items, settings.item_embedding_size)
+        elif Part.ITEM_EMBEDDING in shown:
+            self.recommender = prepare_recommender(config, data, train)
             table = self.recommender.item_embeddings
-            return centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
-        if Part.ITEM_EMBEDDING not in shown_parts(config):
-            return None
-        return torch.randn(self.n_items, settings.item_embedding_size)
+            table = centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
+        vocabulary = embedded_vocabulary(self.llm)
+        return ItemTokens(vocabulary, self.n_items, shown, table, trains_item_embeddings=self.recommender is None)
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Refuse stages that cannot be, and text where scores are to be averaged; see ``ChecksConfig``."""
+        """Refuse what the model cannot read, stages that cannot be, and text where scores are to be averaged."""
         check_titles(config)
         for key, (value, instead) in REPLACED_KEYS.items():
             if config[key] != value:
@@ -130,20 +124,20 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
             )
-
-    @classmethod
-    def from_data(cls, config: Any, data: PreparedData, train: TrainStock) -> "LLMRecommender":
-        """Make the model of a run, its frozen recommender trained by ``train`` or taken from the cache where one is needed."""
-        prepared = prepare_llm(config, data)
-        pretrained = RecommenderSettings.from_config(config).item_embeddings != "random"
-        wanted = pretrained and Part.ITEM_EMBEDDING in shown_parts(config)
-        return cls(config, data, prepare_recommender(config, data, train) if wanted else None, prepared)
+        if cls.reads_words_only:
+            check_words_only(cls, config, shown_parts(config))
+        if not cls.is_trained:
+            check_untrained(cls, config)
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``HasResultFields``."""
-        fields: dict[str, Any] = {"llm": self.llm_path, "decoding": self.decoding, "representation": self.representation.name}
-        fields["prompts_digest"] = self.prompts_digest
-        fields["max_title_tokens"] = self.encoder.max_title_tokens  # fewer than asked for, where the LLM holds no more
+        fields = {
+            "llm": self.llm_path,
+            "decoding": self.decoding,
+            "representation": self.representation.name,
+            "prompts_digest": self.prompts_digest,
+            "max_title_tokens": self.encoder.max_title_tokens,  # fewer than asked for, where the LLM holds no more
+        }
         if self.recommender is None:
             return {**fields, "recommender": None}
         return {**fields, "rec_model": self.recommender.model, "recommender": self.recommender.result_fields()}
@@ -153,8 +147,6 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         super().train(mode)
         causal_lm(self.llm).set_attn_implementation(self._attention[mode])
         return self
-
-    # --- prompts -------------------------------------------------------------------------------
 
     def template_index(self, rows: torch.Tensor, purpose: str, epoch: int) -> torch.Tensor:
         """[B] a template for each row, drawn by (seed, purpose, epoch, row)."""
@@ -178,22 +170,15 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         slots = self.item_tokens(prompts.slot_parts, prompts.slot_items)  # [S, D]
         return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
 
-    # --- training ------------------------------------------------------------------------------
-
     def training_arithmetic(self) -> torch.autocast:
         """The arithmetic of ``llm_dtype``, as a context."""
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """RecBole's interface: the loss [] of an optimiser step that reads these rows in one pass.
+        """RecBole's interface, for its own Trainer: the loss [] of an optimiser step that reads these rows in one pass.
 
-        It is for RecBole's own Trainer and scripts like it; ``LLMTrainer`` makes the same step out of smaller passes. Call it
-        once an optimiser step: ``steps_taken`` counts the calls, and from it follow the epoch (with a loader of
-        ``train_batch_size`` rows), and so candidates and templates, the stage and what it trains, and dropout. RecBole's
-        Trainer keeps its own learning rate throughout, and uses all of the memory that ``train_batch_size`` rows take.
-
-        Args:
-            interaction: [B] rows of the training loader.
+        Call it once an optimiser step: ``steps_taken`` counts the calls, and from it follow the epoch (with a loader of
+        ``train_batch_size`` rows), and so candidates and templates, the stage and what it trains, and dropout.
         """
         epoch, ends, number = self.steps_taken // self.steps_an_epoch, 0, self.steps_taken
         for stage in self.stages:
@@ -208,35 +193,15 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             step = self.begin_step(rows, representation, number).as_one_pass()
             return torch.stack(list(self.step_losses(rows, step).values())).sum()
 
-    def encode_training(self, rows: TrainingRows, representation: Representation) -> EncodedPrompts:
-        """Prompts with their answers, on the model's device."""
-        prompts = self.encoder.encode(rows.history, rows.candidates, rows.targets, representation, rows.template_index)
+    def encode_training(self, rows: TrainingRows, representation: Representation, with_answers: bool = True) -> EncodedPrompts:
+        """Prompts, with their answers or without, on the model's device."""
+        targets = rows.targets if with_answers else None
+        prompts = self.encoder.encode(rows.history, rows.candidates, targets, representation, rows.template_index)
         return prompts.to(self.device)
 
     def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, position_ids: torch.Tensor) -> None:
-        """Tell dropout which tokens the next pass holds; see ``llm.adapters``.
-
-        Args:
-            purpose: what the pass is.
-            step: number of the optimiser step.
-            rows: [B] what its rows are called, on the CPU.
-            position_ids: [B, T] of what it reads.
-        """
+        """Tell dropout which tokens the next pass holds; see ``llm.adapters.token_keys``."""
         self._token_keys.values = token_keys(self.seed, purpose, step, rows, position_ids)
-
-    @property
-    def needs_previews(self) -> bool:
-        """Whether the losses of a pass read something of the rows of all other passes of the step."""
-        return False
-
-    @property
-    def needs_states(self) -> bool:
-        """Whether the losses read the decoder's states, ``ForwardPass.answers.states``."""
-        return False
-
-    def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
-        """[B, D] what the losses of other passes read of these rows, by a pass without gradients."""
-        raise NotImplementedError
 
     def begin_step(
         self, rows: TrainingRows, representation: Representation, number: int = 0, pass_rows: int | None = None
@@ -245,20 +210,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
         Args:
             rows: all rows of the step.
-            representation: how items stand in its prompts.
-            number: of the step, counted over the whole training.
+            representation, number: see ``Step``.
             pass_rows: how many rows a pass holds at most, by which memory is kept bounded; None = all.
         """
         tokens = int((self.encoder.answer_ids(rows.targets, representation) != IGNORED_LABEL).sum())
         return Step(representation, tokens, rows.targets, number)
 
     def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:
-        """What one forward pass adds to the loss of its optimiser step, by name; their sum is what is minimised.
-
-        Args:
-            rows: of this pass.
-            step: what ``begin_step`` gave.
-        """
+        """What one forward pass over rows adds to the losses of its optimiser step, by name; their sum is what is minimised."""
         prompts = self.encode_training(rows, step.representation)
         self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
         read = (self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels)
@@ -268,44 +227,15 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         """The losses of a forward pass: ``answer_loss``, to which a model may add its own."""
         return self.answer_loss(forward)
 
-    def training_scores(self, rows: TrainingRows, step: Step) -> torch.Tensor:
-        """[B, C] log-likelihood of every candidate's answer in nats, with gradient; see ``ForwardPass.candidate_scores``."""
-        prompts = self.encoder.encode(rows.history, rows.candidates, None, step.representation, rows.template_index)
-        prompts = prompts.to(self.device)
-        answer_ids = self.encoder.answer_ids(rows.candidates, step.representation).to(self.device)
-        return score_candidates(
-            self.llm,
-            self.embed(prompts),
-            prompts.attention_mask,
-            prompts.position_ids,
-            answer_ids,
-            self.read_answers,
-            lambda position_ids: self.key_dropout(CANDIDATES, step.number, rows.row_ids, position_ids),
-        )
-
-    # --- evaluation ----------------------------------------------------------------------------
-
-    @property
-    def settles_near_ties(self) -> bool:
-        """Whether rows whose order could turn on the rows beside them are scored again, alone.
-
-        In halves nearly all rows would be; where weights are sharded, every process must pass as often.
-        """
-        return self.eval_dtype == torch.float32 and not self.is_sharded
-
     def evaluation_arithmetic(self) -> torch.autocast:
         """The arithmetic of ``eval_dtype``, as a context."""
         return torch.autocast(self.device.type, dtype=self.eval_dtype, enabled=self.eval_dtype != self._weight_dtype)
 
     @torch.no_grad()
     def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:
-        """Answer each row by the configured decoding.
-
-        Args:
-            interaction: rows with histories and candidates.
-        """
+        """Answer each row, which brings its history and its candidates, by the configured decoding."""
         with self.evaluation_arithmetic():
-            return answer_questions(self, self._questions(interaction))
+            return DECODINGS[self.decoding].function(self, self._questions(interaction))
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
@@ -327,7 +257,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             below = torch.nextafter(values[:, place - 1], torch.tensor(-torch.inf))
             below = torch.where(below.abs() < tiny, -tiny, below)  # numbers nearer to 0 may count as 0
             values[:, place] = torch.minimum(values[:, place], below)
-        rows = torch.full((len(questions), self.n_items), -torch.inf)
+        rows = torch.full((len(values), self.n_items), -torch.inf)
         return rows.scatter_(1, ranking, values).to(self.device)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
@@ -341,3 +271,21 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 "prepare_data have it; to rank the whole catalogue, load the run with recbole_llara.load and call recommend"
             )
         return Questions(*(interaction[field].cpu() for field in (self.ITEM_SEQ, CANDIDATE_FIELD, ROW_FIELD)))
+
+
+def check_words_only(model: type, config: Any, shown: Iterable[Part]) -> None:
+    """Refuse prompts that show more parts of an item than words, for a model that reads no vectors."""
+    worded = [name for name, representation in REPRESENTATIONS.items() if not representation.has_slot]
+    if not any(set(shown) <= set(REPRESENTATIONS[name].parts) for name in worded):
+        raise UserError(
+            f"representation: found {config['representation']}, expected one of {', '.join(worded)}: {model.__name__} reads words, "
+            "no vectors; for those choose LLaRA or RSLLM"
+        )
+
+
+def check_untrained(model: type, config: Any) -> None:
+    """Refuse epochs, for a model that learns nothing."""
+    if config["epochs"]:
+        raise UserError(
+            f"epochs: found {config['epochs']}, expected 0: {model.__name__} is not trained; TALLRec tunes an LLM on such prompts"
+        )

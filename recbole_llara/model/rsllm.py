@@ -1,54 +1,22 @@
 """RSLLM: Text-ID and hybrid prompts, two stages, and two contrastive losses between a user and an item tower."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llara.config.settings import ContrastSettings, OptimSettings
-from recbole_llara.data.dataset import PreparedData
 from recbole_llara.llm.architecture import hidden_states
 from recbole_llara.llm.likelihood import masked_mean
 from recbole_llara.model.base import ROWS, LLMRecommender
-from recbole_llara.model.losses import ForwardPass, Step, TrainingRows, in_batch_contrast
-from recbole_llara.model.prepare_llm import PreparedLLM
+from recbole_llara.model.losses import ForwardPass, Step, TrainingRows
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
-from recbole_llara.recommender.frozen import Recommender
 from recbole_llara.utils.errors import UserError
 
 ITEMS = "item tower"  # what dropout calls its passes
-
-
-@dataclass(frozen=True)
-class ContrastStep(Step):
-    """A step whose passes share what the item tower made of its targets, and what the user tower made of all rows.
-
-    Args:
-        items: [B, D] g^I of all rows of the step, as the item tower gave it.
-        views: the same numbers, cut off from the item tower: the passes' gradients gather here.
-        given: [B, D] float32, g^(I|U) of all rows, without gradients; None where nothing reads it, or one pass holds all rows.
-    """
-
-    items: torch.Tensor
-    views: torch.Tensor
-    given: torch.Tensor | None = None
-
-    def with_previews(self, places: torch.Tensor, previews: torch.Tensor) -> "ContrastStep":
-        """The step with g^(I|U) of all rows; see ``Step.with_previews``."""
-        given = torch.zeros_like(self.views, requires_grad=False)
-        given[places.to(given.device)] = previews.to(given)
-        return replace(self, given=given)
-
-    def as_one_pass(self) -> "ContrastStep":
-        """The step whose views are the item tower's own tensors: one backward pass reaches the tower too."""
-        return replace(self, views=self.items)
-
-    def finish(self) -> None:
-        """Backpropagate the gathered gradients through the item tower; none where other processes made all passes."""
-        if self.views.grad is not None:
-            self.items.backward(self.views.grad)
 
 
 class RSLLM(LLMRecommender):
@@ -66,22 +34,15 @@ class RSLLM(LLMRecommender):
     micro-batch.
 
     A departure from the paper: rows with an equal target are no negatives of each other.
-
-    Args:
-        config: the run's RunConfig.
-        data: what ``prepare_data`` returned.
-        recommender: the frozen recommender; None where no behavioural token is shown.
-        prepared: its LLM; None = loaded here.
-
-    Raises:
-        UserError: as ``LLMRecommender``; or an optimiser step of one row, which has no negatives.
     """
 
-    def __init__(
-        self, config: Any, data: PreparedData, recommender: Recommender | None, prepared: PreparedLLM | None = None
-    ) -> None:
-        super().__init__(config, data, recommender, prepared)
-        self.contrast = ContrastSettings.from_config(config)
+    def __init__(self, config: Any, *prepared: Any) -> None:
+        super().__init__(config, *prepared)
+        contrast = ContrastSettings.from_config(config)
+        self.item_item_weight, self.user_item_weight = contrast.item_item_weight, contrast.user_item_weight
+        self.contrast_temperature = contrast.contrast_temperature
+        self.needs_previews = self.item_item_weight > 0
+        self.needs_states = self.needs_previews or self.user_item_weight > 0
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -94,29 +55,12 @@ class RSLLM(LLMRecommender):
                 "rows of an optimiser step; or set item_item_weight and user_item_weight to 0"
             )
 
-    @property
-    def needs_previews(self) -> bool:
-        """L_I reads g^(I|U) of all rows of the step."""
-        return self.contrast.item_item_weight > 0
-
-    @property
-    def needs_states(self) -> bool:
-        """Both contrastive losses read the user tower."""
-        return any(self._weights().values())
-
-    def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
-        """[B, D] g^(I|U); see ``LLMRecommender.preview``."""
-        prompts = self.encode_training(rows, step.representation)
-        self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
-        with torch.no_grad():
-            return self._given(hidden_states(self.llm, *self._inputs(prompts)), prompts)
-
     def begin_step(
         self, rows: TrainingRows, representation: Representation, number: int = 0, pass_rows: int | None = None
     ) -> Step:
         """The item tower reads the targets of all rows once; see ``LLMRecommender.begin_step``."""
         step = super().begin_step(rows, representation, number, pass_rows)
-        if not any(self._weights().values()):
+        if not self.needs_states:
             return step
         distinct, places = rows.targets.unique(return_inverse=True)
         # At most as many items at once as a pass of prompts holds, so that they need no more memory than it.
@@ -127,67 +71,7 @@ class RSLLM(LLMRecommender):
             for part in distinct.split(items_at_once)
         ]
         items = torch.cat(towers)[places.to(self.device)]
-        return ContrastStep(*vars(step).values(), items, items.detach().requires_grad_())
-
-    def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
-        """L_N, gamma L_I and beta L_U of one forward pass; see ``LLMRecommender.losses``.
-
-        Raises:
-            ValueError: other passes hold rows that were not previewed.
-        """
-        losses, step, states = self.answer_loss(forward), forward.step, forward.answers.states
-        if not isinstance(step, ContrastStep):
-            return losses
-        targets, step_targets, places = (
-            values.to(self.device) for values in (forward.rows.targets, step.targets, forward.rows.places)
-        )
-        weights, temperature = self._weights(), self.contrast.contrast_temperature
-        if weights["item_item"]:  # eq. 3
-            contrasted = self._item_item(step, places, self._given(states, forward.prompts), step_targets)
-            losses["item_item"] = weights["item_item"] * contrasted / step.n_rows
-        if weights["user_item"]:  # eq. 4
-            user = masked_mean(states, forward.prompts.pooled)  # g^U [B, D]
-            contrasted = in_batch_contrast(user, step.views, targets, step_targets, places, temperature)
-            losses["user_item"] = weights["user_item"] * contrasted.sum() / step.n_rows
-        return losses
-
-    def _item_item(
-        self, step: ContrastStep, places: torch.Tensor, given: torch.Tensor, step_targets: torch.Tensor
-    ) -> torch.Tensor:
-        """The sum of l_i (eq. 3) over the rows of a pass, with the gradients that all l_j of the step send to these rows.
-
-        g^(I|U) of a row is a negative of every other row. Over all passes each row gets every gradient once.
-
-        Args:
-            step: with g^(I|U) of all rows, unless this pass holds all of them.
-            places: [B] of the pass's rows in the step.
-            given: [B, D] their g^(I|U).
-            step_targets: [M] of all rows.
-        """
-        if step.given is None and len(places) < len(step_targets):
-            raise ValueError(
-                f"a pass of {len(places)} of the step's {len(step_targets)} rows, but none was previewed: expected a step from "
-                "Step.with_previews"
-            )
-        others = torch.zeros_like(step.views) if step.given is None else step.given
-        others = others.index_copy(0, places, given)
-        anchors = step.views.detach().index_copy(0, places, step.views[places])
-        every = torch.arange(len(step_targets), device=places.device)
-        contrasted = in_batch_contrast(anchors, others, step_targets, step_targets, every, self.contrast.contrast_temperature)
-        own = contrasted[places].sum()
-        rest = contrasted.sum() - own
-        return own + rest - rest.detach()  # the value of these rows alone
-
-    def _weights(self) -> dict[str, float]:
-        return {"item_item": self.contrast.item_item_weight, "user_item": self.contrast.user_item_weight}
-
-    def _given(self, states: torch.Tensor, prompts: EncodedPrompts) -> torch.Tensor:
-        """g^(I|U) [B, D]: the mean state over the target's tokens in the answer."""
-        is_target = (prompts.labels != IGNORED_LABEL) & (prompts.labels != self.tokenizer.eos_token_id)  # [B, T]
-        return masked_mean(states, is_target)
-
-    def _inputs(self, prompts: EncodedPrompts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.embed(prompts), prompts.attention_mask, prompts.position_ids
+        return replace(step, items=items, views=items.detach().requires_grad_())
 
     def _item_tower(self, items: torch.Tensor, representation: Representation, step: int) -> torch.Tensor:
         """g^I [B, D]: the mean state of each item [B] alone.
@@ -196,4 +80,87 @@ class RSLLM(LLMRecommender):
         """
         prompts = self.encoder.encode_items(items, representation).to(self.device)
         self.key_dropout(ITEMS, step, items, prompts.position_ids)
-        return masked_mean(hidden_states(self.llm, *self._inputs(prompts)), prompts.pooled)
+        return masked_mean(self._states(prompts), prompts.pooled)
+
+    def preview(self, rows: TrainingRows, step: Step) -> torch.Tensor:
+        """[B, D] g^(I|U), which L_I of other passes reads of these rows, by a pass without gradients."""
+        prompts = self.encode_training(rows, step.representation)
+        self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
+        with torch.no_grad():
+            return self._given(self._states(prompts), prompts)
+
+    def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
+        """L_N, gamma L_I and beta L_U of one forward pass; see ``LLMRecommender.losses``.
+
+        Raises:
+            ValueError: other passes hold rows that were not previewed.
+        """
+        losses, step, states = self.answer_loss(forward), forward.step, forward.answers.states
+        targets, places = step.targets.to(self.device), forward.rows.places.to(self.device)
+        if self.item_item_weight:  # eq. 3
+            contrasted = self._item_item(step, places, self._given(states, forward.prompts), targets)
+            losses["item_item"] = self.item_item_weight * contrasted / step.n_rows
+        if self.user_item_weight:  # eq. 4
+            user = masked_mean(states, forward.prompts.pooled)  # g^U [B, D]
+            contrasted = in_batch_contrast(user, step.views, targets, places, self.contrast_temperature)
+            losses["user_item"] = self.user_item_weight * contrasted.sum() / step.n_rows
+        return losses
+
+    def _item_item(self, step: Step, places: torch.Tensor, given: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The sum of l_i (eq. 3) over the rows of a pass, with the gradients that all l_j of the step send to these rows.
+
+        g^(I|U) of a row is a negative of every other row. Over all passes each row gets every gradient once. ``places`` [B] and
+        ``given`` [B, D], their g^(I|U), are of the pass; ``targets`` [M] of all rows.
+        """
+        if step.given is None and len(places) < len(targets):
+            raise ValueError(
+                f"a pass of {len(places)} of the step's {len(targets)} rows, but none was previewed: expected a step from "
+                "Step.with_previews"
+            )
+        others = torch.zeros_like(step.views) if step.given is None else step.given
+        others = others.index_copy(0, places, given)
+        anchors = step.views.detach().index_copy(0, places, step.views[places])
+        every = torch.arange(len(targets), device=places.device)
+        contrasted = in_batch_contrast(anchors, others, targets, every, self.contrast_temperature)
+        own = contrasted[places].sum()
+        rest = contrasted.sum() - own
+        return own + rest - rest.detach()  # the value of these rows alone
+
+    def _given(self, states: torch.Tensor, prompts: EncodedPrompts) -> torch.Tensor:
+        """g^(I|U) [B, D]: the mean state over the target's tokens in the answer."""
+        is_target = (prompts.labels != IGNORED_LABEL) & (prompts.labels != self.tokenizer.eos_token_id)  # [B, T]
+        return masked_mean(states, is_target)
+
+    def _states(self, prompts: EncodedPrompts) -> torch.Tensor:
+        """[B, T, D] the decoder's last states."""
+        return hidden_states(self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids)
+
+
+def in_batch_contrast(
+    anchors: torch.Tensor, others: torch.Tensor, targets: torch.Tensor, own: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """InfoNCE of each row: its own pair against its anchor with other rows' (RSLLM eq. 3 and 4).
+
+    ``l_i = - log exp(cos(a_i, o_own(i)) / t) / sum_j exp(cos(a_i, o_j) / t)``, j over the M others. A departure from
+    the paper: others j whose target is that of row i are no negatives of i, since they say the same thing. A row without
+    negatives has the loss 0.
+
+    Example, three rows that are their own others (own 0, 1, 2), targets 7, 4, 7: rows 0 and 2 have row 1 alone as
+    negative, row 1 has rows 0 and 2.
+
+    Args:
+        anchors: [B, D].
+        others: [M, D], the other view of these rows, and of more.
+        targets: [M] the others' target items.
+        own: [B] which of the others is the row's own.
+        temperature: t > 0.
+
+    Returns:
+        [B] float32, nats.
+    """
+    same = targets[own][:, None] == targets[None]  # [B, M]
+    same = same.scatter(1, own[:, None], False)
+    # Autocast would round the cosines to its 8 or 11 bits, and the division by t magnifies what was rounded off.
+    with torch.autocast(anchors.device.type, enabled=False):
+        cosines = F.normalize(anchors.float(), dim=1) @ F.normalize(others.float(), dim=1).T  # [B, M]
+        return F.cross_entropy((cosines / temperature).masked_fill(same, -torch.inf), own, reduction="none")

@@ -1,6 +1,5 @@
 """What was trained of an LLM recommender, as plain values for its checkpoint; and back into the model, strictly."""
 
-from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,7 @@ def weights_of(model: LLMRecommender) -> Weights:
 
 
 def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | Path) -> Checkpoint:
-    """Load a checkpoint into a model built by the same configuration.
-
-    ``trained_on`` of the model then tells on which interactions it was trained, ``trained_prompts`` under which templates.
-
-    Returns:
-        the checkpoint.
+    """Load a checkpoint into a model built by the same configuration, and note there what it was trained on and under.
 
     Raises:
         UserError: no checkpoint there, of another version, a file was altered, or it belongs to something else.
@@ -82,23 +76,20 @@ def has_other_prompts(model: LLMRecommender) -> bool:
 
 
 def load_adapter(llm: PeftModel, folder: Path) -> None:
-    """PEFT's adapter file into the model's adapter: every tensor there, of its shape, and no other; its config is not read.
-
-    Args:
-        llm: with an adapter of the same keys.
-        folder: that ``save_pretrained`` wrote.
+    """PEFT's adapter file into an adapter of the same keys: every tensor, of its shape, and no other; its config is not read.
 
     Raises:
         UserError: the file's tensors are others.
     """
     saved = load_file(folder / "adapter_model.safetensors")
-    expected = get_peft_model_state_dict(llm)
-    shapes, wanted = ({name: tensor.shape for name, tensor in each.items()} for each in (saved, expected))
-    if shapes != wanted:
-        differing = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    there = {name: list(tensor.shape) for name, tensor in saved.items()}
+    here = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(llm).items()}
+    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if differing:
+        name = differing[0]
         raise UserError(
-            f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {differing[0]}: found "
-            f"{_shape(shapes, differing[0])}, expected {_shape(wanted, differing[0])}; change lora_r, lora_target_modules or lora_layers"
+            f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {name}: found "
+            f"{there.get(name, 'none')}, expected {here.get(name, 'none')}; change lora_r, lora_target_modules or lora_layers"
         )
     set_peft_model_state_dict(llm, saved)
 
@@ -114,7 +105,3 @@ def _load_whole_llm(model: LLMRecommender, folder: Path) -> None:
     if wrong:
         raise UserError(f"checkpoint {folder}: its tensors are not those of this LLM: {wrong}")
     model.llm.load_state_dict(saved.state_dict())
-
-
-def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
-    return str(list(shapes[name])) if name in shapes else "none"

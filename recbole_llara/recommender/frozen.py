@@ -1,12 +1,13 @@
-"""The frozen recommender: trained on the run's own rows and cached, or loaded; its item embeddings feed the projector.
+"""The frozen recommender: trained on the run's own rows and cached, or loaded, or a table of vectors; it feeds the projector.
 
 The cache lies in ``<checkpoint_dir>/recommenders/<model>-<dataset>-<hash>/``; the hash covers everything the weights
-depend on, so a second run with the same recommender trains nothing, and one with another key trains its own.
+depend on, so a second run with the same recommender trains nothing, and one with another key trains its own. What a folder
+holds is sealed by digests when it is written, and checked when it is taken.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -16,24 +17,26 @@ from typing import Any
 import numpy as np
 import recbole
 import torch
+from recbole.data.interaction import Interaction
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from torch import nn
+from torch.nn.functional import normalize
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import vectors_file
+from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, seal, unseal
-from recbole_llara.recommender.stock import make_recommender, numbered
-from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items, vectors_sha256
-from recbole_llara.recommender.weights import load_recommender
+from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
+WEIGHTS, META = "model.safetensors", "meta.json"
 FORMAT = 2  # raise it when the meaning of a cached folder changes
 # Trains a model by its own keys and rows into a file; returns ``best_epoch`` and ``metrics``. It stands above: ``trainer.stock``.
 TrainStock = Callable[[RunConfig, nn.Module, PreparedData, Path], dict[str, Any]]
@@ -48,18 +51,15 @@ class Recommender:
     sha256: str  # of its weights' file; of vectors that of the table and its ids
     item_embeddings: torch.Tensor  # [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item
     path: Path  # folder or file of its weights
-    # The others are empty where nobody knows: of a given checkpoint, and of vectors.
-    metrics: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # split -> RecBole's metrics of the recommender itself
-    best_epoch: int | None = None  # counted from 0
+    # RecBole's metrics of the recommender itself, by split; empty for a given checkpoint and for vectors.
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0  # that this call spent on training it
-    trained_on: str | None = None  # digest of its training interactions
+    trained_on: str | None = None  # digest of its training interactions; None where nobody knows
 
     @property
     def weights(self) -> Path:
         """The file of its weights."""
-        return self.path / WEIGHTS if self.path.is_dir() else self.path
+        return weights_file(self.path)
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of it."""
@@ -67,93 +67,133 @@ class Recommender:
         return {**told, "training_seconds": round(self.seconds, 1)}
 
 
+def weights_file(path: Path) -> Path:
+    """The file of weights that a folder of the cache holds; any other path is that file."""
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainStock) -> Recommender:
     """Get the frozen recommender of a run: the user's own vectors, from ``rec_checkpoint``, from the cache, or by training it now.
 
     It learns from all training rows and stops early on the run's own validation candidates. The caller's random
-    state is left as it was, so a run draws the same numbers whether its recommender was cached or not.
-
-    Args:
-        config: the LLM's configuration; ``rec_model`` and keys with the prefix ``rec_`` describe the recommender.
-        prepared: the run's data.
-        train: trains a stock recommender, where neither a checkpoint nor the cache has it.
+    state is left as it was, so a run draws the same numbers whether its recommender was cached or not. ``rec_model`` and keys
+    with the prefix ``rec_`` of the LLM's configuration describe it.
 
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
-    vectors = vectors_file(config["item_embeddings"])
-    if vectors is not None:
-        table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
-        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors)
     return _prepare(config, prepared, train)[0]
 
 
 def recommender_model(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[nn.Module, RunConfig]:
-    """The recommender of a run as a whole, as ``prepare_recommender`` gets it, and its own configuration.
-
-    Over vectors of the user's own it is ``NearestVectors``, which nobody trained.
-    """
-    if vectors_file(config["item_embeddings"]) is not None:
-        table = prepare_recommender(config, prepared, train).item_embeddings
-        history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-        return NearestVectors(table, history).to(config["device"]).eval(), config.for_recommender()
-    return _prepare(config, prepared, train)[1].eval(), config.for_recommender()
+    """The whole recommender of a run (over the user's own vectors ``NearestVectors``), and its own configuration."""
+    return _prepare(config, prepared, train)[1].to(config["device"]).eval(), config.for_recommender()
 
 
 def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[Recommender, nn.Module]:
     """What an LLM sees of its recommender, and the recommender."""
-    rec_config = config.for_recommender()
-    if config["rec_checkpoint"]:
-        return _given_recommender(rec_config, prepared, Path(config["rec_checkpoint"]))
+    if vectors := vectors_file(config["item_embeddings"]):
+        table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
+        model = NearestVectors(table, config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])
+        return Recommender(vectors.name, vectors_sha256(vectors), table, vectors), model
+    rec_config, metrics, seconds = config.for_recommender(), {}, 0.0
+    if not config["rec_checkpoint"]:
+        path, metrics, seconds = _cached(config, rec_config, prepared, train)
+    else:
+        path = Path(config["rec_checkpoint"])
+        folder = weights_file(path).parent
+        try:
+            if weights_file(path) == folder / WEIGHTS and (folder / META).is_file():  # an entry of the cache
+                unseal(folder)
+        except DamagedEntry as damage:
+            raise UserError(
+                f"rec_checkpoint: {folder} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
+            ) from damage
+    model, weights = _build_model(rec_config, prepared), weights_file(path)
+    load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
+    table, sha256 = item_embedding_table(model), file_sha256(weights)
+    return Recommender(rec_config["model"], sha256, table, path, metrics, seconds, model.trained_on), model
+
+
+def _cached(
+    config: RunConfig, rec_config: RunConfig, prepared: PreparedData, train: TrainStock
+) -> tuple[Path, dict[str, Any], float]:
+    """The folder of the cached recommender, trained now where there is none; its metrics, and the seconds spent on training."""
     # The run's rows may be a sample of what the recommender learns from and is measured on.
-    sampled = config["max_train_rows"] != rec_config["max_train_rows"] or config["max_eval_rows"] != rec_config["max_eval_rows"]
+    sampled = any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
     numbering = Numbering.of(prepared.dataset, rec_config["selected_features"])
     sha256 = recommender_sha256(rec_config, prepare_data(rec_config, numbering) if sampled else prepared)
     name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
-    path = Path(rec_config["checkpoint_dir"]) / "recommenders" / name
+    path, logger = Path(rec_config["checkpoint_dir"]) / "recommenders" / name, getLogger()
     with sole_writer(path):  # runs started together wait for the one that trains
-        meta, seconds = _from_cache(path, rec_config, numbering, sha256, train)
-        model = _build_model(rec_config, prepared)
-        load_recommender(model, path / WEIGHTS, rec_config["model"])
-    table, digest = item_embedding_table(model), meta["weights_sha256"]
-    return Recommender(
-        rec_config["model"], digest, table, path, meta["metrics"], meta["best_epoch"], seconds, model.trained_on
-    ), model
+        if path.exists():
+            try:
+                metrics = unseal(path, sha256)["metrics"]
+            except DamagedEntry as damage:
+                logger.warning(f"The cached recommender {path} is damaged ({damage}): it is trained again")
+            else:
+                logger.info(f"Recommender taken from the cache: {path}")
+                return path, metrics, 0.0
+        logger.info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
+        started = perf_counter()
+        write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256, train))
+        return path, unseal(path, sha256)["metrics"], perf_counter() - started
+
+
+def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock) -> None:
+    """Train a recommender into an empty folder."""
+    started = perf_counter()
+    # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
+    data = prepare_data(rec_config, numbering)
+    model = _build_model(rec_config, data)
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+        trained = train(rec_config, model, data, folder / WEIGHTS)
+    seconds = perf_counter() - started
+    facts = {"model": rec_config["model"], "dataset": rec_config["dataset"], "sha256": sha256, **trained}
+    seal(folder, {**facts, "candidate_sha256": data.candidate_sha256, "training_seconds": round(seconds, 1)})
+    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
+
+
+def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+        try:
+            model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
+        except UserError as error:
+            raise UserError(f"{REC_PREFIX}{error}") from error
+    model = model.to(rec_config["device"])
+    item_embedding_table(model)  # before training it in vain
+    return numbered(model, rec_config, data.train_data.dataset)
 
 
 def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
-    """Digest of everything a recommender's weights and metrics depend on, save the machine.
-
-    Args:
-        rec_config: its own configuration.
-        data: rows and candidates it learns from and is measured on.
-    """
-    keys = sorted(recommender_keys(rec_config["model"]) - IRRELEVANT_KEYS)
+    """Digest of everything a recommender's weights and metrics depend on, save the machine: its own keys, rows and candidates."""
+    rows, item_field = hashlib.sha256(), rec_config["ITEM_ID_FIELD"]  # user, history and target of each row, in order
+    for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
+        values = np.ascontiguousarray(data.train_data.dataset.inter_feat[name].numpy().astype("<i8"))
+        rows.update(f"{name}{values.shape}".encode())
+        rows.update(values)
     facts = {
         "format": FORMAT,
         "recbole": recbole.__version__,
         "model": rec_config["model"],
-        "keys": {key: rec_config[key] for key in keys},
+        "keys": {key: rec_config[key] for key in sorted(recommender_keys(rec_config["model"]) - IRRELEVANT_KEYS)},
         "seed": rec_config["seed"],
         "reproducibility": rec_config["reproducibility"],
         "max_history": rec_config["MAX_ITEM_LIST_LENGTH"],
         "items": Numbering.of(data.dataset).items_sha256,
-        "training_rows": _rows_sha256(data.train_data.dataset, rec_config),
+        "training_rows": rows.hexdigest(),
         "candidates": data.candidate_sha256,
     }
-    code = own_code(rec_config["model"])
-    if code is not None:
+    if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
-    return hashlib.sha256(json.dumps(json_ready(facts), sort_keys=True).encode()).hexdigest()
+    return _facts_sha256(json_ready(facts))
 
 
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
     """The table [N, d_rec] a recommender looks its items up in: a float32 copy on the CPU that no training touches.
 
-    A row behind those of the items, which BERT4Rec has for its mask token, is left out.
-
     Raises:
-        UserError: the model has no ``item_embedding`` of N rows, or of N + 1 with a mask token.
+        UserError: the model has no ``item_embedding`` of N rows, or of N + 1 with a mask token, as BERT4Rec has.
     """
     table = getattr(model, "item_embedding", None)
     rows = model.n_items + has_mask_token(model)
@@ -171,80 +211,108 @@ def has_mask_token(model: nn.Module) -> bool:
     return getattr(model, "mask_token", None) == model.n_items
 
 
-def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
-    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        try:
-            model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
-        except UserError as error:
-            raise UserError(f"{REC_PREFIX}{error}") from error
-    model = model.to(rec_config["device"])
-    item_embedding_table(model)  # before training it in vain
-    return numbered(model, rec_config, data.train_data.dataset)
+class DamagedEntry(ValueError):
+    """A folder of the cache that is not as ``seal`` left it; the message says in what."""
 
 
-def _from_cache(
-    path: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock
-) -> tuple[dict[str, Any], float]:
-    """The facts of the cached recommender, trained now where there is none, and the seconds spent on that."""
-    if path.exists():
-        try:
-            meta = unseal(path, sha256)
-        except DamagedEntry as damage:
-            getLogger().warning(f"The cached recommender {path} is damaged ({damage}): it is trained again")
-        else:
-            getLogger().info(f"Recommender taken from the cache: {path}")
-            return meta, 0.0
-    getLogger().info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
-    started = perf_counter()
-    write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256, train))
-    return unseal(path, sha256), perf_counter() - started
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts that JSON can hold beside a folder's weights, with digests of the weights and of the facts."""
+    meta = json_ready({**facts, "weights_sha256": file_sha256(folder / WEIGHTS)})
+    sealed = {**meta, "meta_sha256": _facts_sha256(meta)}
+    (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
 
-def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock) -> None:
-    """Train a recommender into an empty folder."""
-    started = perf_counter()
-    # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
-    data = prepare_data(rec_config, numbering)
-    model = _build_model(rec_config, data)
-    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        trained = train(rec_config, model, data, folder / WEIGHTS)
-    seconds = perf_counter() - started
-    facts = {
-        "model": rec_config["model"],
-        "dataset": rec_config["dataset"],
-        "sha256": sha256,
-        "best_epoch": trained["best_epoch"],
-        "metrics": trained["metrics"],
-        "candidate_sha256": data.candidate_sha256,
-        "training_seconds": round(seconds, 1),
-    }
-    seal(folder, facts)
-    getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
+def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
+    """The facts of a folder whose files are as they were written, of the recommender ``sha256``; None = whichever it is.
+
+    Raises:
+        DamagedEntry: a file is missing or altered, or the folder is another recommender's.
+    """
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        weights_sha256 = file_sha256(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise DamagedEntry(f"{META} or {WEIGHTS} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != _facts_sha256(meta):
+        raise DamagedEntry(f"{META} is not as it was written")
+    if meta["weights_sha256"] != weights_sha256:
+        raise DamagedEntry(f"{WEIGHTS} is not as it was written")
+    if sha256 is not None and meta["sha256"] != sha256:
+        raise DamagedEntry(f"{META} is that of another recommender")
+    return meta
 
 
-def _given_recommender(rec_config: RunConfig, prepared: PreparedData, checkpoint: Path) -> tuple[Recommender, nn.Module]:
-    weights = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
-    if weights.name == WEIGHTS and (weights.parent / META).is_file():  # an entry of the cache
-        try:
-            unseal(weights.parent)
-        except DamagedEntry as damage:
-            raise UserError(
-                f"rec_checkpoint: {weights.parent} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
-            ) from damage
-    model = _build_model(rec_config, prepared)
-    loaded = load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
-    table = item_embedding_table(model)
-    return Recommender(
-        rec_config["model"], file_sha256(weights), table, checkpoint, {}, loaded.facts["epoch"], 0.0, model.trained_on
-    ), model
+def _facts_sha256(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _rows_sha256(dataset: Any, rec_config: RunConfig) -> str:
-    """Digest of the training rows: user, history and target of each, in order."""
-    digest = hashlib.sha256()
-    item_field = rec_config["ITEM_ID_FIELD"]
-    for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
-        values = np.ascontiguousarray(dataset.inter_feat[name].numpy().astype("<i8"))
-        digest.update(f"{name}{values.shape}".encode())
-        digest.update(values)
-    return digest.hexdigest()
+def vectors_sha256(path: Path) -> str:
+    """Digest of a table and of the ids beside it."""
+    return hashlib.sha256((file_sha256(path) + file_sha256(ids_file(path))).encode()).hexdigest()
+
+
+def vectors_of_items(path: Path, items: Sequence[str]) -> torch.Tensor:
+    """The rows of the catalogue's items in a table of the user's own, which ``item_embeddings: vectors.npy`` names.
+
+    Args:
+        path: ``.npy``, or ``.safetensors`` with one tensor: [n, d] float32. ``<stem>.ids.txt`` beside it holds the n ids, one a
+            line.
+        items: ids of N items, the padding item's first.
+
+    Returns:
+        [N, d] float32, row 0 zero.
+
+    Raises:
+        UserError: a file cannot be read, is of another form, or lacks items.
+    """
+    subject, ids_path = f"item_embeddings: {path}", ids_file(path)
+    try:
+        tensors = {"": np.load(path, allow_pickle=False)} if path.suffix == ".npy" else load_file(path)
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        raise UserError(f"{subject} cannot be read ({error}), expected a {path.suffix} file of numbers") from error
+    if len(tensors) != 1:
+        raise UserError(f"{subject} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}), expected one")
+    (table,), ids = tensors.values(), ids_path.read_text(encoding="utf-8-sig").splitlines()
+    if table.ndim != 2 or table.dtype != np.float32:
+        raise UserError(f"{subject} holds {list(table.shape)} {table.dtype}, expected a table [n, d] of float32")
+    if len(ids) != len(table):
+        raise UserError(f"{subject} has {len(table)} rows, but {ids_path} {len(ids)} ids, expected one a row")
+    row_of = {item: row for row, item in enumerate(ids)}
+    if len(row_of) < len(ids):
+        repeated = next(item for row, item in enumerate(ids) if row_of[item] != row)
+        raise UserError(f"item_embeddings: {ids_path} holds the id {repeated!r} twice, expected each once")
+    if missing := [item for item in items[1:] if item not in row_of]:
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise UserError(
+            f"{subject} lacks {len(missing)} of the {len(items) - 1} items of the dataset: {shown}; expected a row for each, its id in "
+            f"{ids_path.name}"
+        )
+    rows = table[[row_of[item] for item in items[1:]]]
+    if not np.isfinite(rows).all():
+        broken = items[1 + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])]
+        raise UserError(f"{subject}: the vector of item {broken!r} holds NaN or infinity, expected finite numbers")
+    return torch.from_numpy(np.concatenate([np.zeros_like(rows[:1]), rows]))
+
+
+class NearestVectors(nn.Module):
+    """Proposes items whose vectors point where the history's do: what retrieves where no recommender was trained.
+
+    The score of an item is the cosine of its vector and the mean of the history's unit vectors.
+
+    Args:
+        table: [N, d], row 0 the padding item's.
+        history_field: of the interaction, [B, L] item ids.
+    """
+
+    def __init__(self, table: torch.Tensor, history_field: str) -> None:
+        super().__init__()
+        units = normalize(table - table[1:].mean(0))
+        units[0] = 0
+        self.register_buffer("units", units, persistent=False)
+        self.history_field = history_field
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """The scores of all items, [B, N]."""
+        history = interaction[self.history_field]  # [B, L]
+        mean = self.units[history].sum(1) / (history > 0).sum(1, keepdim=True).clamp(min=1)  # [B, d]
+        return mean @ self.units.T

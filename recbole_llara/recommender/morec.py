@@ -1,36 +1,183 @@
 """MoRec: a text encoder's features of the titles in place of a recommender's id embeddings."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.config.run_config import check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.llm.item_tokens import Projector
+from recbole_llara.llm.likelihood import masked_mean
+from recbole_llara.llm.loading import check_no_code, first_line, read_tokenizer, why
+from recbole_llara.llm.source import resolve_llm_path
 from recbole_llara.recommender.frozen import has_mask_token, item_embedding_table
 from recbole_llara.recommender.stock import make_recommender
-from recbole_llara.recommender.text_encoder import TextEncoder, Titles, cached_features, encode_all
+from recbole_llara.utils.atomic import sole_writer, write_file
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.protocols import ChecksConfig
+
+POOLINGS = ("mean", "cls")
+CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
+
+
+class Titles(NamedTuple):
+    """The tokens of N titles, padded on the right."""
+
+    input_ids: torch.Tensor  # [N, T]
+    attention_mask: torch.Tensor  # [N, T] 1 on tokens, 0 on padding
+
+
+class TextEncoder(nn.Module):
+    """A Hugging Face text encoder, its states pooled.
+
+    Args:
+        path: "tiny" (the embedded Llama), a folder, or the id of a model of the Hugging Face hub.
+        pooling: mean = over a text's tokens; cls = the state of its first token, for encoders that have one for it.
+
+    Attributes:
+        width: (int, numbers) d_text.
+
+    Raises:
+        UserError: no encoder can be loaded, or it yields no states to pool.
+    """
+
+    def __init__(self, path: str, pooling: str) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.model, self.tokenizer = _load(path)
+        if pooling == "cls" and self.tokenizer.cls_token_id is None:
+            raise UserError(
+                f"text_pooling: found cls, but the tokenizer of text_encoder_path {path!r} puts no CLS token before a text; "
+                "expected mean"
+            )
+        try:
+            with torch.no_grad():
+                self.width = self(self.tokenise(["title"], 8)).shape[1]
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"text_encoder_path: {type(self.model).__name__} of {path!r} gives no states of a text's tokens that could be "
+                f"pooled ({first_line(error)}); expected a text encoder or a causal LM"
+            ) from error
+
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> Titles:
+        """Tokens of texts as the encoder wants them, its own special tokens included."""
+        options = {"truncation": True, "max_length": max_tokens, "padding": True, "padding_side": "right"}
+        encoded = self.tokenizer(list(texts), split_special_tokens=True, return_tensors="pt", **options)
+        return Titles(encoded["input_ids"], encoded["attention_mask"])
+
+    def forward(self, titles: Titles) -> torch.Tensor:
+        """[N, d_text] the pooled states of N titles, float32."""
+        states = self.model(**titles._asdict()).last_hidden_state  # [N, T, d_text]
+        if self.pooling == "cls":
+            return states[:, 0].float()
+        return masked_mean(states, titles.attention_mask.bool())
+
+    def sha256(self) -> str:
+        """Digest of the weights in use and of the tokenizer."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(_bytes(value))
+        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        return digest.hexdigest()
+
+
+def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source = resolve_llm_path(path, "text_encoder_path")
+    options = source.options(trust_remote_code=False)  # left out, transformers may ask on the screen
+    try:
+        check_no_code(source.where, options)
+        model = AutoModel.from_pretrained(source.where, dtype=torch.float32, **options)
+        tokenizer = read_tokenizer(source.where, options)
+    except (
+        OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"text_encoder_path is {path!r}: no text encoder can be read there ({why(error)}); expected tiny, a folder "
+            "with config.json, weights and tokenizer, or the id of a hub model"
+        ) from error
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"text_encoder_path is {path!r}: its tokenizer has neither a padding nor an EOS token, expected one of them"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def encode_all(encoder: TextEncoder, titles: Titles, batch_size: int) -> torch.Tensor:
+    """[N, d_text] features of all titles on the encoder's device, those of like length together so that little is padded."""
+    device, lengths = next(encoder.parameters()).device, titles.attention_mask.sum(1)
+    order, features = lengths.argsort(), []
+    for rows in order.split(batch_size):
+        width = int(lengths[rows].max())
+        features.append(encoder(Titles(*(tensor[rows, :width].to(device) for tensor in titles))))
+    return torch.cat(features)[order.argsort().to(device)]
+
+
+@torch.no_grad()
+def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folder: Path) -> torch.Tensor:
+    """[N, d_text] features of all titles by an encoder that stays as it is, on the CPU.
+
+    They are made once and kept as ``<digest of encoder, pooling and titles>.safetensors``.
+    """
+    digest = hashlib.sha256(f"{CACHE_FORMAT}/{encoder.pooling}/{encoder.sha256()}".encode())
+    for tensor in titles:
+        digest.update(_bytes(tensor))
+    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    with sole_writer(path):  # processes started together wait for the one that encodes
+        if path.exists():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    told, features = (file.metadata() or {}).get("sha256"), file.get_tensor("features")
+                if told == _tensor_sha256(features):
+                    return features
+                fault = "its features are not those whose SHA-256 it tells"
+            except (SafetensorError, OSError) as error:
+                fault = first_line(error)
+            getLogger().warning(f"The cached text features {path} are damaged ({fault}): they are made again")
+        features = encode_all(encoder.eval(), titles, batch_size).cpu()
+        told = {"sha256": _tensor_sha256(features)}
+        write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
+    return features
+
+
+def _tensor_sha256(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
 
 
 class TextItemEmbedding(nn.Module):
     """Stands where a recommender keeps its item table: every row is computed from the item's title.
 
     Args:
-        encoder: of the titles.
+        encoder: of the titles; its features are kept in the folder ``cache`` where it does not learn.
         titles: tokens of N titles; the first belongs to the padding item, whose row is 0.
         width: (int, numbers) d_rec of the recommender.
-        settings: whether the encoder learns, and how many titles one pass holds.
-        cache: folder of features, for an encoder that does not learn.
     """
 
     def __init__(self, encoder: TextEncoder, titles: Titles, width: int, settings: TextEncoderSettings, cache: Path) -> None:
@@ -46,7 +193,6 @@ class TextItemEmbedding(nn.Module):
         self.register_buffer("input_ids", titles.input_ids, persistent=False)
         self.register_buffer("attention_mask", titles.attention_mask, persistent=False)
         self._held: torch.Tensor | None = None
-
         self.register_load_state_dict_post_hook(lambda *_: self._forget())
 
     @contextmanager
@@ -102,10 +248,6 @@ class MoRec(ChecksConfig, SequentialRecommender):
     A text encoder's pooled states go through two linear layers into the recommender, which learns with them, and with
     the encoder where ``text_encoder_tuning`` is full. The papers' tables have BERT feeding SASRec.
 
-    Args:
-        config: the run's RunConfig.
-        dataset: the training split.
-
     Raises:
         UserError: no titles, no text encoder, or a recommender without an item table.
     """
@@ -114,19 +256,18 @@ class MoRec(ChecksConfig, SequentialRecommender):
         super().__init__(config, dataset)
         settings = TextEncoderSettings.from_config(config)
         catalogue = load_catalogue(dataset, config)
-        self.recommender = make_recommender(config["rec_model"], config, dataset)
+        self.rec_model, self.text_encoder = config["rec_model"], settings.text_encoder_path
+        self.recommender = make_recommender(self.rec_model, config, dataset)
         if has_mask_token(self.recommender):
             raise UserError(
-                f"rec_model: found {config['rec_model']}, expected a recommender without a mask token, which has no title: MoRec makes "
+                f"rec_model: found {self.rec_model}, expected a recommender without a mask token, which has no title: MoRec makes "
                 "every row of the item table out of one; choose such as SASRec, GRU4Rec or Caser"
             )
         width = item_embedding_table(self.recommender).shape[1]
         encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
         titles = encoder.tokenise(["-", *catalogue.titles[1:]], settings.max_title_tokens)
-        cache = Path(config["checkpoint_dir"]) / "text_features"
-        self.items = TextItemEmbedding(encoder, titles, width, settings, cache)
+        self.items = TextItemEmbedding(encoder, titles, width, settings, Path(config["checkpoint_dir"]) / "text_features")
         self.recommender.item_embedding = self.items
-        self.rec_model, self.text_encoder = config["rec_model"], settings.text_encoder_path
         self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
         self.encoder_learning_rate = settings.text_encoder_learning_rate
 
@@ -147,12 +288,9 @@ class MoRec(ChecksConfig, SequentialRecommender):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves, the encoder at a learning rate of its own."""
         encoder = [] if self.items.encoder is None else list(self.items.encoder.parameters())
-        slow = {id(parameter) for parameter in encoder}
-        groups = [
-            {"params": [parameter for parameter in self.parameters() if id(parameter) not in slow]},
-            {"params": encoder, "lr": self.encoder_learning_rate},
-        ]
-        return [group for group in groups if group["params"]]
+        slow = set(encoder)
+        others = {"params": [parameter for parameter in self.parameters() if parameter not in slow]}
+        return [others, {"params": encoder, "lr": self.encoder_learning_rate}] if encoder else [others]
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """The recommender's own loss."""

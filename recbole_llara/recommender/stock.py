@@ -1,10 +1,25 @@
-"""A recommender as RecBole makes it, its keys compared with the number of items first."""
+"""Stock recommenders: made as RecBole makes them, their weights saved as plain values and loaded strictly; and Popularity.
 
+The ``.safetensors`` file replaces RecBole's pickled ``.pth``, which current torch refuses to load and which would run whatever
+code a stranger put into it. It is for evaluation, not for resuming: the optimiser is not kept.
+"""
+
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
 from torch import nn
 
 from recbole_llara.checkpoint.identity import training_digest
+from recbole_llara.checkpoint.recbole_pickle import FILTERS
+from recbole_llara.checkpoint.weights import Checkpoint, Format, Weights, read_checkpoint, write_stock_checkpoint
 from recbole_llara.config.keys import answering_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
 from recbole_llara.data.numbering import Numbering
@@ -12,31 +27,19 @@ from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.protocols import TellsIdentity
 
+OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
+
 
 def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
-    """Make a model as RecBole does, its keys compared with the number of items first.
-
-    Args:
-        name: of a model that is not ours.
-        config: its keys.
-        dataset: the training split.
+    """Make a model that is not ours as RecBole does, from its keys and the training split.
 
     Raises:
         UserError: a partition of items that is larger than the catalogue, or partitions that do not add up.
     """
-    if issubclass(resolve_model(name), _partitioned()):
-        _check_partitions(config, dataset.item_num)
-    return resolve_model(name)(config, dataset)
-
-
-def _partitioned() -> tuple[type, ...]:
-    """RecBole's models with Softmax-CPR, which ranks the best so many items anew."""
-    stock = stock_models()
-    return (stock["SASRecCPR"], stock["GRU4RecCPR"])
-
-
-def _check_partitions(config: Any, n_items: int) -> None:
-    text = str(config["reranker_CAN_NUM"])
+    model_class, stock, n_items = resolve_model(name), stock_models(), dataset.item_num
+    if not issubclass(model_class, (stock["SASRecCPR"], stock["GRU4RecCPR"])):
+        return model_class(config, dataset)
+    text = str(config["reranker_CAN_NUM"])  # Softmax-CPR ranks the best so many items anew
     sizes = [int(size) if size.strip().isdecimal() else 0 for size in text.split(",")]
     if min(sizes) < 1 or (max(sizes) > n_items and config["n_facet_reranker"] > 0):
         raise UserError(
@@ -50,18 +53,14 @@ def _check_partitions(config: Any, n_items: int) -> None:
             f"n_facet_all: found {config['n_facet_all']}, expected {facets}: n_facet + n_facet_context + n_facet_reranker for each of "
             f"the {len(sizes)} sizes of reranker_CAN_NUM + n_facet_emb"
         )
+    return model_class(config, dataset)
 
 
 def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
-    """A model with what goes into its checkpoints and is compared with theirs.
+    """Add to a model what goes into its checkpoints and is compared with theirs.
 
     ``numbering`` is that of the data it was made for and ``training_digest`` tells its training interactions; ``belongs_to`` is
     what a stock model's answers depend on beside its weights.
-
-    Args:
-        model: as made of the other two.
-        config: its own.
-        dataset: a split of ``prepare_data``.
     """
     name = config["model"]
     model.numbering = Numbering.of(dataset, config["selected_features"])
@@ -71,3 +70,131 @@ def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
         own = model.identity() if isinstance(model, TellsIdentity) else {}
         model.belongs_to = json_ready({**{key: config[key] for key in sorted(keys)}, **own})
     return model
+
+
+def save_recommender(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the weights and other parameters of a ``numbered`` model to a ``.safetensors`` file, whole or not at all.
+
+    Args:
+        model: the recommender.
+        path: the file.
+        facts: what JSON can hold; ``model``, ``dataset`` and ``epoch`` are read again.
+
+    Raises:
+        TypeError: the model keeps something that is neither a tensor, an array nor plain JSON beside its weights.
+    """
+    tensors = dict(model.state_dict())
+    plain: dict[str, Any] = {}
+    for name, value in model.other_parameter().items():
+        if isinstance(value, torch.Tensor | np.ndarray):
+            tensors[OTHER_PREFIX + name] = torch.as_tensor(value)
+        elif value is None or isinstance(value, str | int | float | bool):
+            plain[name] = value
+        elif not isinstance(value, nn.Module):  # a module's weights stand in the state dict
+            raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
+    weights = Weights(tensors, model.numbering, model.belongs_to, model.trained_on, {"other_parameter": plain})
+    write_stock_checkpoint(path, weights, facts)
+
+
+def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Load a ``.safetensors`` of ours or a ``.pth`` of RecBole's: every weight, and nothing else.
+
+    ``trained_on`` of the model then tells on which interactions it was trained, where the checkpoint does.
+
+    Args:
+        model: ``numbered``, built with the same keys and data.
+        path: the file.
+        model_name: the name that the file must tell.
+        keys: of this run; a ``.pth`` tells no ids, so that its filters are compared with those among the keys.
+
+    Raises:
+        UserError: no such file, no checkpoint, another model's, of other keys or filters, weights of other names or shapes, or of
+            items that are numbered otherwise.
+    """
+    checkpoint = read_checkpoint(path)
+    is_recbole, ids = checkpoint.format is Format.RECBOLE, checkpoint.numbering
+    key = "rec_checkpoint" if is_recbole else "checkpoint"
+    checkpoint.check_model(model_name, key)
+    if is_recbole:
+        _check_recbole(model, checkpoint, keys or {})
+    else:
+        model.numbering.check_same(ids, checkpoint.path)
+        checkpoint.check_belongs_to(model.belongs_to, model_name)
+    tensors = checkpoint.read_tensors()
+    weights = {name: value for name, value in tensors.items() if not name.startswith(OTHER_PREFIX)}
+    there, here = ({name: list(value.shape) for name, value in state.items()} for state in (weights, model.state_dict()))
+    if differing := [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]:
+        first = "; ".join(f"{name}: {there.get(name, 'none')} there, {here.get(name, 'none')} here" for name in differing[:3])
+        users = f" It knows {len(ids.users)} users, this run's data with them has {len(model.numbering.users)}." if ids else ""
+        raise UserError(
+            f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({first}). Give "
+            "the data and the keys that it was trained with: MAX_ITEM_LIST_LENGTH, widths, layers and the like, of a recommender under "
+            f"an LLM with the prefix rec_.{users}"
+        )
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    beside = {} if is_recbole else dict(checkpoint.facts["other_parameter"])
+    beside |= {name.removeprefix(OTHER_PREFIX): tensors[name].to(device) for name in tensors.keys() - weights.keys()}
+    if unknown := sorted(beside.keys() - model.other_parameter().keys()):  # RecBole would set any attribute
+        raise UserError(
+            f"{key}: {checkpoint.path} does not fit this {model_name}, which keeps no {', '.join(unknown)} beside its weights."
+        )
+    model.load_state_dict(weights)
+    model.load_other_parameter(beside)
+    model.trained_on = checkpoint.training_digest
+    if is_recbole:
+        getLogger().warning(
+            f"rec_checkpoint: {path} was trained on {checkpoint.facts.get('dataset')} and tells no item ids. Its {model.n_items - 1} items "
+            "are as many as this run's; whether they are numbered alike cannot be checked. If the rows of the .inter file stood in another "
+            "order, every embedding is another item's: use it only with the very files that it was trained on."
+        )
+    return checkpoint
+
+
+def _check_recbole(model: nn.Module, checkpoint: Checkpoint, keys: Mapping[str, Any]) -> None:
+    """A ``.pth`` tells no ids: filters and the number of items are compared."""
+    path, facts = checkpoint.path, checkpoint.facts
+    for key in FILTERS:
+        if key in keys and _filter(facts.get(key)) != _filter(keys[key]):
+            raise UserError(
+                f"rec_checkpoint: {path} was trained with {key} {facts.get(key)!r}, this run has {keys[key]!r}: RecBole numbers "
+                f"what its filters leave, so the same number would be another item; set {key} as it was, or train again"
+            )
+    table = checkpoint.read_tensors().get("item_embedding.weight")
+    if table is not None and len(table) != model.n_items:
+        raise UserError(
+            f"rec_checkpoint: {path} knows {len(table)} items of {facts.get('dataset')}, this run has {model.n_items}: train "
+            "it with the same dataset and filters"
+        )
+
+
+def _filter(value: Any) -> Any:
+    """A filter's value, however it is written; None where it keeps everything."""
+    if isinstance(value, str):
+        value = value.replace(" ", "")
+        return None if value == "[0,inf)" else value
+    if isinstance(value, dict):
+        return {str(key): _filter(entry) for key, entry in value.items()} or None
+    return [str(entry) for entry in value] or None if isinstance(value, list | tuple) else value
+
+
+class Popularity(SequentialRecommender):
+    """Popularity among training targets: the line below which a recommender has learnt nothing about users.
+
+    It scores every item by how often it is the target of a training row; there is nothing to train.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: SequentialDataset) -> None:
+        super().__init__(config, dataset)
+        counts = torch.bincount(dataset.inter_feat[self.POS_ITEM_ID], minlength=self.n_items)
+        self.register_buffer("counts", counts.float())  # [N]
+        self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Zero: RecBole asks for a loss where epochs are set above 0."""
+        return self.unused.sum()
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """The counts of all items, [B, N]."""
+        return self.counts.repeat(len(interaction), 1)

@@ -3,10 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TextIO
 
-from recbole_llara.utils.errors import exit_status
-from recbole_llara.utils.text import read_json, write_json
+from recbole_llara.utils.errors import UserError, exit_status
+from recbole_llara.utils.text import BYTE_ORDER_MARK, is_text, read_json, write_json
+
+if TYPE_CHECKING:
+    from recbole_llara.serving.loaded import LoadedRun
 
 _EPILOG = """\
   --run=saved/LLaRA-ml-100k-... --history "Toy Story" "GoldenEye"
@@ -14,18 +19,14 @@ _EPILOG = """\
 A line in: {"history": ["Toy Story", "GoldenEye"], "k": 5, "candidates": [...], "user": "any name"}; only history is needed.
 A line out, in the same order: {"user": ..., "recommendations": [...]}, or {"user": ..., "error": "..."}.
 """
+KEYS = frozenset({"user", "history", "candidates", "k", "retrieve_k"})  # of a line
+LONGEST_LINE = 1 << 20  # characters
+BATCHES_AT_ONCE = 8  # read before they are answered, so that prompts of like length come together
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="recbole-llara recommend",
-        description="Recommend items by a finished run.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", required=True, help="the folder of a finished run")
+    parser = run_parser("recommend", "Recommend items by a finished run.", epilog=_EPILOG)
     parser.add_argument(
         "--history", nargs="+", metavar="ITEM", help="titles or ids, the oldest first; id:NAME is an id in any case"
     )
@@ -41,19 +42,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run_parser(command: str, what: str, run: str = "the folder of a finished run", epilog: str = "") -> argparse.ArgumentParser:
+    """A command's parser of ``--run``; further arguments are keys over the run's own."""
+    parser = argparse.ArgumentParser(
+        prog=f"recbole-llara {command}",
+        description=what,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, help=run)
+    return parser
+
+
 def recommend_main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is that of ``exit_status``."""
     parser = build_parser()
     arguments, keys = parser.parse_known_args(argv)
     if bool(arguments.history) == arguments.jsonl:
         parser.error("expected either --history or --jsonl")
-    return exit_status("recbole-llara", lambda: _run(arguments, keys))
+    return exit_status("recbole-llara", lambda: _recommend(arguments, keys))
 
 
-def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
+def _recommend(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     from recbole_llara.config.yaml_files import parse_arguments
     from recbole_llara.serving.loaded import as_json, load
-    from recbole_llara.serving.stream import answer_lines
 
     if arguments.json or arguments.jsonl:
         write_json()
@@ -74,14 +87,65 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         sys.stdout.write(f"{item.rank:>4}  {item.title:<{width}}  {item.item_id:>8}  {item.score:>9.3f}  {own}\n")
 
 
+def answer_lines(run: "LoadedRun", lines: Iterable[str], out: TextIO, k: int = 5, retrieve_k: int | None = None) -> None:
+    """Answer one user a line in its order, a batch at a time; a line that cannot be answered gets an error of its own.
+
+    A byte order mark before a line is dropped. Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, is
+    escaped in the answer too.
+
+    Args:
+        lines: JSON objects with ``history``, and ``user``, ``candidates``, ``k`` or ``retrieve_k`` where wanted.
+        out: gets a JSON object a line.
+        k, retrieve_k: for lines that say nothing of them.
+    """
+    from recbole_llara.serving.loaded import answer_alike, as_json
+
+    def kind(question: Mapping[str, Any]) -> tuple[str, str, int | None]:
+        candidates = question["candidates"]
+        return str(question["k"]), str(question["retrieve_k"]), None if candidates is None else len(candidates)
+
+    def recommend(alike: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        first = alike[0]
+        candidates = None if first["candidates"] is None else [question["candidates"] for question in alike]
+        found = run.recommend_batch([question["history"] for question in alike], first["k"], candidates, first["retrieve_k"])
+        return [{"recommendations": as_json(items)} for items in found]
+
+    defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
+    asked = (_asked(line, defaults) for line in lines if line.strip())
+    while batch := list(islice(asked, BATCHES_AT_ONCE * run.batch_size)):
+        answers = answer_alike([question for _, question in batch], kind, recommend)
+        for (user, _), answer in zip(batch, answers, strict=True):
+            told = {**user, **({"error": str(answer)} if isinstance(answer, UserError) else answer)}
+            text = json.dumps(told, ensure_ascii=False)
+            out.write((text if is_text(text) else json.dumps(told)) + "\n")
+        out.flush()
+
+
+def _asked(line: str, defaults: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | UserError]:
+    """The ``user`` that a line names, if any, and its question with defaults, or what is wrong with it."""
+    if len(line) > LONGEST_LINE:
+        return {}, UserError(f"line: found {len(line)} characters, expected at most {LONGEST_LINE}")
+    if not is_text(line):
+        return {}, UserError(f"line: found bytes that are no UTF-8 in {line[:60]!a}, expected UTF-8")
+    try:
+        question = json.loads(line.lstrip(BYTE_ORDER_MARK))
+    except (ValueError, RecursionError) as error:
+        return {}, UserError(f"line: found no JSON ({error}), expected an object with history")
+    if not isinstance(question, dict) or not isinstance(question.get("history"), list):
+        return {}, UserError('line: found no list history, expected an object such as {"history": ["Toy Story"]}')
+    user = {"user": question["user"]} if "user" in question else {}
+    unknown = sorted(question.keys() - KEYS)
+    if unknown:
+        return user, UserError(f"line: found {unknown[0]!r}, expected some of {', '.join(sorted(KEYS))}")
+    if not isinstance(question.get("candidates"), list | None):
+        return user, UserError("candidates: expected a list of titles or ids")
+    return user, {**defaults, **{key: value for key, value in question.items() if value is not None}}
+
+
 def export_main(argv: Sequence[str] | None = None) -> int:
     """Export a run; the exit status is that of ``exit_status``."""
-    parser = argparse.ArgumentParser(
-        prog="recbole-llara export",
-        description="Write a finished run as a folder that others can use; --key=value goes over the run's own keys.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", required=True, help="the folder of a finished run")
+    what = "Write a finished run as a folder that others can use; --key=value goes over the run's own keys."
+    parser = run_parser("export", what)
     parser.add_argument("--output", required=True, help="the folder to make")
     parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
     parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")

@@ -6,22 +6,50 @@ It holds ``llm/`` (with ``--merge`` or full tuning: a plain Hugging Face folder)
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from peft import get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.config.settings import ids_file, vectors_file
+from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
+from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, read_result
+from recbole_llara.checkpoint.weights import ADAPTER, ITEM_TOKENS, META, read_checkpoint
+from recbole_llara.config.keys import from_run
+from recbole_llara.config.secrets import without_secrets
+from recbole_llara.config.settings import (
+    DataSettings,
+    EvaluationSettings,
+    LLMSettings,
+    OptimSettings,
+    PromptSettings,
+    RecommenderSettings,
+    declared,
+    ids_file,
+    vectors_file,
+)
+from recbole_llara.config.validation import FromRun
+from recbole_llara.data import numbering
+from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.llm.loading import is_quantized, load_llm
+from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.weights import load_adapter
+from recbole_llara.recommender.frozen import WEIGHTS, weights_file
+from recbole_llara.serving.loaded import load
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 
-COPIED = ("result.json", "config.yaml")
+COPIED = (RESULT, CONFIG)
 DTYPES = ("float32", "bfloat16", "float16")
-LLM, CHECKPOINT, RECOMMENDER, CARD, KEYS, PROMPTS = (
-    "llm", "checkpoint", "recommender/model.safetensors", "README.md", "run.yaml", "prompts.yaml",
-)  # fmt: skip
+LLM, CHECKPOINT, RECOMMENDER, KEYS, PROMPTS = "llm", "checkpoint", "recommender", "run.yaml", "prompts.yaml"
+# A measurement depends on the keys of these and on those given, less the folder's own places and what concerns one machine.
+_MEASURED = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
+_PLACES = frozenset({"resume", "result_file", "state", "checkpoint", "rec_checkpoint", "show_progress"})
 
 
 def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
@@ -37,157 +65,108 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     Raises:
         UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
     """
-    from recbole_llara.checkpoint.run_folder import read_result
-    from recbole_llara.model.base import LLMRecommender
-    from recbole_llara.serving.loaded import load
-
     path, output = Path(run).expanduser(), Path(output).expanduser()
     if output.exists():
         raise UserError(f"output: {output} is there already, expected a folder to be made")
     if dtype not in DTYPES:
         raise UserError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     loaded = load(path, **keys)
-    model = loaded.model
+    config, model = loaded.config, loaded.model
     if not isinstance(model, LLMRecommender):
-        raise UserError(f"run: {path} is one of {loaded.config['model']}, expected a run of an LLM recommender")
-    if merge and model.llm_quantization != "none":
-        raise UserError(f"merge: the LLM is held in {model.llm_quantization}, expected whole weights; export without merge")
+        raise UserError(f"run: {path} is one of {config['model']}, expected a run of an LLM recommender")
+    if merge and is_quantized(causal_lm(model.llm)):
+        raise UserError("merge: the LLM's weights are held quantised, expected whole ones; export without merge")
     for name in COPIED:
         if (path / name).is_symlink():  # it would carry a file of this machine along
             raise UserError(f"run: {path / name} is a link, expected a file of the run")
-    is_whole = model.llm_tuning == "full" or (merge and model.llm_tuning == "lora")
-    source, trusts = Path(loaded.config["checkpoint"] or path / CHECKPOINT), loaded.config["llm_trust_remote_code"]
+    merges = merge and model.llm_tuning == "lora"
+    is_whole = merges or model.llm_tuning == "full"
+    source, trusts = Path(config["checkpoint"] or path / CHECKPOINT), config["llm_trust_remote_code"]
+    result = read_result(path)
 
     def fill(folder: Path) -> None:
+        relative = {"checkpoint": CHECKPOINT}
         if is_whole:
+            relative["llm_path"] = LLM
             _write_llm(model, source, folder / LLM, dtype, trusts)
-        _write_checkpoint(model, source, folder, is_whole, trusts)
-        relative = {"checkpoint": CHECKPOINT} | ({"llm_path": LLM} if is_whole else {})
+            _write_item_tokens(source, folder / CHECKPOINT, *load_llm(str(folder / LLM), trust_remote_code=trusts))
+        else:
+            shutil.copytree(source, folder / CHECKPOINT)
         if model.recommender is not None:
-            relative |= _write_recommender(model.recommender.path, loaded.config["item_embeddings"], folder)
-        if loaded.config["prompt_file"] is not None:
-            shutil.copyfile(Path(loaded.config["prompt_file"]).expanduser(), folder / PROMPTS)
+            relative |= _write_recommender(model.recommender.path, config["item_embeddings"], folder)
+        if config["prompt_file"] is not None:
+            shutil.copyfile(Path(config["prompt_file"]).expanduser(), folder / PROMPTS)
             relative["prompt_file"] = PROMPTS
-        _write_items(loaded.names.ids, loaded.names.titles, folder / "items.tsv")
-        settled = {key: value for key, value in _settled(loaded.config, is_whole).items() if key not in relative}
-        result = read_result(path)
         for name in COPIED:
             shutil.copyfile(path / name, folder / name)
-        head = {"model": loaded.config["model"], "dataset": loaded.config["dataset"]}
-        _write_yaml(
-            folder / "request.yaml",
-            {"version": result["versions"]["recbole_llara"], **head, "keys": settled, "relative": relative},
-        )
-        absolute = {key: str(output.resolve() / name) for key, name in relative.items()}
-        _write_yaml(folder / KEYS, {**head, **settled, **absolute})
-        (folder / CARD).write_text(
-            model_card(result, model.llm_path, model.llm_tuning, merge, dtype, settled), encoding="utf-8"
-        )
+        items = [f"{item}\t{title}\n" for item, title in zip(loaded.names.ids, loaded.names.titles, strict=True)]
+        (folder / "items.tsv").write_text("".join(["item_id\ttitle\n", *items[1:]]), encoding="utf-8")
+        head = {"model": config["model"], "dataset": config["dataset"]}
+        settled = _settled(config) | ({"llm_tuning": "frozen"} if is_whole else {})
+        settled = {key: value for key, value in settled.items() if key not in relative}
+        version = {"version": result["versions"]["recbole_llara"]}
+        _write_yaml(folder / REQUEST, {**version, **head, "keys": settled, "relative": relative})
+        _write_yaml(folder / KEYS, {**head, **settled, **{key: str(output.resolve() / name) for key, name in relative.items()}})
+        weights = f"adapter merged, {dtype}" if merges else f"tuned whole, {dtype}" if is_whole else "as it is"
+        card = _model_card(result, model.llm_path, weights, settled.get("candidate_num", 20))
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     return write_folder(output, fill)
 
 
-def _write_llm(model: Any, source: Path, folder: Path, dtype: str, trusts: bool) -> None:
+def _write_llm(model: LLMRecommender, source: Path, folder: Path, dtype: str, trusts: bool) -> None:
     """The tuned LLM as a plain Hugging Face folder."""
-    import torch
-    from peft import get_peft_model
-
-    from recbole_llara.checkpoint.weights import ADAPTER
-    from recbole_llara.llm.loading import load_llm
-    from recbole_llara.model.weights import load_adapter
-
-    kind = getattr(torch, dtype)
-    if model.llm_tuning == "full":
-        llm = model.llm
-    else:
+    llm = model.llm
+    if model.llm_tuning != "full":
         base, _ = load_llm(model.llm_path, dtype="float32", trust_remote_code=trusts, llm_tuning="full")
         llm = get_peft_model(base, deepcopy(model.llm.peft_config["default"]))
         load_adapter(llm, source / ADAPTER)
         llm = llm.merge_and_unload()
-    llm.to(kind).save_pretrained(folder)
-    llm.to(torch.float32)
+    llm.to(getattr(torch, dtype)).save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+
+
+def _write_item_tokens(source: Path, folder: Path, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What of a checkpoint lies beside its LLM, for an LLM that is tuned already."""
+    meta = read_checkpoint(source).facts
+    folder.mkdir()
+    kept = (ITEM_TOKENS, numbering.FILE)
+    for name in kept:
+        shutil.copyfile(source / name, folder / name)
+    digests = {"llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer)}
+    meta["belongs_to"] |= {"llm_tuning": "frozen", **digests}
+    meta["sha256"] = {name: meta["sha256"][name] for name in kept}
+    (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
 def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[str, str]:
     """The recommender's weights, or the table of vectors with its ids; returns the key that names it, and its place."""
-    (folder / RECOMMENDER).parent.mkdir()
+    (folder / RECOMMENDER).mkdir()
     if vectors_file(item_embeddings) is None:
-        shutil.copyfile(path / "model.safetensors" if path.is_dir() else path, folder / RECOMMENDER)
-        return {"rec_checkpoint": RECOMMENDER}
-    place = Path(RECOMMENDER).with_name(path.name)
+        place = f"{RECOMMENDER}/{WEIGHTS}"
+        shutil.copyfile(weights_file(path), folder / place)
+        return {"rec_checkpoint": place}
+    place = f"{RECOMMENDER}/{path.name}"
     shutil.copyfile(path, folder / place)
-    shutil.copyfile(ids_file(path), folder / ids_file(place))
-    return {"item_embeddings": str(place)}
+    shutil.copyfile(ids_file(path), ids_file(folder / place))
+    return {"item_embeddings": place}
 
 
-def _write_checkpoint(model: Any, source: Path, folder: Path, is_whole: bool, trusts: bool) -> None:
-    """The checkpoint as it is, or for an LLM of its own what lies beside it."""
-    from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
-    from recbole_llara.checkpoint.weights import ITEM_TOKENS, META, read_checkpoint
-    from recbole_llara.data import numbering
-    from recbole_llara.llm.loading import load_llm
-
-    if not is_whole:
-        shutil.copytree(source, folder / CHECKPOINT)
-        return
-    meta = read_checkpoint(source).facts
-    llm, tokenizer = load_llm(str(folder / LLM), trust_remote_code=trusts)
-    (folder / CHECKPOINT).mkdir()
-    for name in (ITEM_TOKENS, numbering.FILE):
-        shutil.copyfile(source / name, folder / CHECKPOINT / name)
-    meta["belongs_to"] |= {
-        "llm_tuning": "frozen", "llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer),
-    }  # fmt: skip
-    meta["sha256"] = {name: meta["sha256"][name] for name in (ITEM_TOKENS, numbering.FILE)}
-    (folder / CHECKPOINT / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
-
-
-def _settled(config: Any, is_whole: bool) -> dict[str, Any]:
+def _settled(config: Any) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
-    from recbole_llara.config.keys import from_run
-    from recbole_llara.config.secrets import without_secrets
-    from recbole_llara.config.settings import (
-        DataSettings,
-        EvaluationSettings,
-        LLMSettings,
-        OptimSettings,
-        PromptSettings,
-        RecommenderSettings,
-        declared,
-    )
-    from recbole_llara.config.validation import FromRun
-    from recbole_llara.utils.hashing import json_ready
-
-    kinds = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
-    names = declared(*kinds).keys() - {"resume", "checkpoint", "rec_checkpoint", "result_file"}
-    given = {key: value for key, value in config.external_config_dict.items() if key not in ("resume", "result_file", "state")}
-    keys = json_ready(without_secrets({**given, **{name: config[name] for name in names}}))
-    places = ("checkpoint", "rec_checkpoint", "show_progress")
-    keys = {key: value for key, value in keys.items() if key not in places and from_run(key) is not FromRun.NEVER}
-    return keys | ({"llm_tuning": "frozen"} if is_whole else {})
-
-
-def _write_items(ids: Sequence[str], titles: Sequence[str], path: Path) -> None:
-    lines = [f"{item}\t{title}" for item, title in list(zip(ids, titles, strict=True))[1:]]
-    path.write_text("\n".join(["item_id\ttitle", *lines]) + "\n", encoding="utf-8")
+    keys = config.external_config_dict | {name: config[name] for name in declared(*_MEASURED)}
+    keys = json_ready(without_secrets(keys))
+    return {key: value for key, value in keys.items() if key not in _PLACES and from_run(key) is not FromRun.NEVER}
 
 
 def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
 
 
-def model_card(
-    result: Mapping[str, Any], llm_path: str, llm_tuning: str, is_merged: bool, dtype: str, keys: Mapping[str, Any]
-) -> str:
+def _model_card(result: Mapping[str, Any], llm_path: str, weights: str, candidate_num: int) -> str:
     """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads."""
     interval = result["interval_95"]
     base = "the Llama that recbole-llara ships" if llm_path == "tiny" else f"`{llm_path}`"
-    held = (
-        f"adapter merged, {dtype}"
-        if is_merged and llm_tuning == "lora"
-        else {"full": f"tuned whole, {dtype}"}.get(llm_tuning, "as it is")
-    )
     metrics = "\n".join(f"| {name} | {value} |" for name, value in result["metrics"]["test"].items())
     return f"""---
 library_name: recbole-llara
@@ -195,12 +174,12 @@ tags: [recommendation, sequential-recommendation, recbole]
 ---
 # {result["model"]} on {result["dataset"]}
 
-Names the next item among {keys.get("candidate_num", 20)} candidates from a history of titles. Made by
+Names the next item among {candidate_num} candidates from a history of titles. Made by
 recbole-llara {result["versions"]["recbole_llara"]}.
 
 | | |
 |---|---|
-| base LLM | {base}, {held} |
+| base LLM | {base}, {weights} |
 | recommender | {result.get("rec_model") or "none"} |
 | representation | {result.get("representation")} |
 | dataset, protocol | {result["dataset"]}, {result["protocol"]} |

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_llara.data.dataset import ROW_FIELD
 from recbole_llara.evaluator.significance import paired_t, wilson_interval
 from recbole_llara.serving.loaded import LoadedRun, in_own_order
 from recbole_llara.utils.processes import Processes
@@ -18,22 +19,13 @@ from recbole_llara.utils.processes import Processes
 
 @dataclass(frozen=True)
 class FullRanks:
-    """Places of the targets of R test rows.
+    """Places of the targets of R test rows, from 1; 0 beyond the depth to which rankings were looked at."""
 
-    Args:
-        rows: [R] row numbers of the test split.
-        targets: [R] item ids.
-        retriever, reranker: [R] the target's place, from 1, by each; 0 where it is beyond ``depth``.
-        depth: (int, items) how far rankings were looked at.
-        retrieve_k: (int, items) that the re-ranker reordered.
-    """
-
-    rows: np.ndarray
-    targets: np.ndarray
-    retriever: np.ndarray
-    reranker: np.ndarray
-    depth: int
-    retrieve_k: int
+    rows: np.ndarray  # [R] row numbers of the test split
+    targets: np.ndarray  # [R] item ids
+    retriever: np.ndarray  # [R]
+    reranker: np.ndarray  # [R]
+    retrieve_k: int  # (items) that the re-ranker reordered
 
 
 def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Processes) -> FullRanks:
@@ -47,18 +39,14 @@ def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Proce
         depth: (int, items) how far to look, the largest K of the metrics.
     """
     dataset = run.data.test_data.dataset
-    feat = dataset.inter_feat
-    targets = feat[dataset.iid_field].numpy()
-    users = feat[dataset.uid_field].numpy()
-    window = feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]]
-    histories = [[item for item in row if item] for row in window.tolist()]
-    seen = _past_but_target(run)
+    feat, item_field = dataset.inter_feat, dataset.iid_field
+    targets = feat[item_field]
+    histories = [[item for item in row if item] for row in feat[item_field + dataset.config["LIST_SUFFIX"]].tolist()]
     depth = min(max(depth, retrieve_k), run.retriever.n_known - 1)
-    proposed = run.retriever.propose(histories, depth, users.tolist(), seen)  # [R, depth]
+    proposed = run.retriever.propose(histories, depth, feat[dataset.uid_field].tolist(), _past_but_target(run))  # [R, depth]
     reranked = _reranked(run, histories, proposed, retrieve_k, processes) if run.is_llm else proposed
-    wanted = torch.from_numpy(targets)[:, None]
-    rows = feat["row_id"].numpy()
-    return FullRanks(rows, targets, _place(proposed == wanted), _place(reranked == wanted), depth, retrieve_k)
+    places = (_place(ranking == targets[:, None]) for ranking in (proposed, reranked))
+    return FullRanks(feat[ROW_FIELD].numpy(), targets.numpy(), *places, retrieve_k)
 
 
 def full_rank_result(ranks: FullRanks, topk: Sequence[int]) -> dict[str, Any]:
@@ -69,13 +57,12 @@ def full_rank_result(ranks: FullRanks, topk: Sequence[int]) -> dict[str, Any]:
     nothing about the spread.
     """
     n = len(ranks.targets)
-    proposed = int(((ranks.retriever > 0) & (ranks.retriever <= ranks.retrieve_k)).sum())
-    told: dict[str, Any] = {"n": n, "retrieve_k": ranks.retrieve_k, "target_proposed": asdict(wilson_interval(proposed, n))}
+    told: dict[str, Any] = {"n": n, "retrieve_k": ranks.retrieve_k, "target_proposed": _hit(ranks.retriever, ranks.retrieve_k)}
     for name, places in (("retriever", ranks.retriever), ("reranker", ranks.reranker)):
         told[name] = {}
         for k in topk:
-            told[name][f"hit@{k}"] = asdict(wilson_interval(int(_hits(places, k).sum()), n))
             mean = _difference(_ndcg(places, k), np.zeros(n))
+            told[name][f"hit@{k}"] = _hit(places, k)
             told[name][f"ndcg@{k}"] = {"share": mean["mean"], "low": mean["low"], "high": mean["high"]}
     told["gain"] = {
         f"{metric}@{k}": _difference(measure(ranks.reranker, k), measure(ranks.retriever, k))
@@ -129,6 +116,10 @@ def _place(is_target: torch.Tensor) -> np.ndarray:
 
 def _hits(places: np.ndarray, k: int) -> np.ndarray:
     return ((places > 0) & (places <= k)).astype(float)
+
+
+def _hit(places: np.ndarray, k: int) -> dict[str, float]:
+    return asdict(wilson_interval(int(_hits(places, k).sum()), len(places)))
 
 
 def _ndcg(places: np.ndarray, k: int) -> np.ndarray:

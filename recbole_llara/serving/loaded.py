@@ -1,34 +1,30 @@
 """A finished run as something to ask: its recommender proposes unseen items, its LLM ranks them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_llara.checkpoint.resume import is_network_share, model_of, read_request
-from recbole_llara.checkpoint.run_folder import RESULT, read_result
+from recbole_llara.checkpoint.run_folder import RESULT, is_network_share, model_of, read_request, read_result
 from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.config.yaml_files import PlainText
-from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, PreparedData, prepare_data
+from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.model.answering import Questions, evaluation_prompts, generate_answers
+from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
-from recbole_llara.recommender.cache import WEIGHTS
-from recbole_llara.recommender.frozen import recommender_model
-from recbole_llara.recommender.weights import load_recommender
-from recbole_llara.serving.item_names import ItemNames
-from recbole_llara.serving.retrieval import Retriever, padded
+from recbole_llara.recommender.frozen import recommender_model, weights_file
+from recbole_llara.recommender.stock import load_recommender
+from recbole_llara.serving.catalogue import ItemNames, Retriever, padded
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import file_sha256
@@ -39,36 +35,36 @@ Name = str | int
 # What a loaded run has whatever the folder says: answers are ranked by their likelihood, and no question waits for a compiler.
 _SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
 _SETTLED_LLM = {"decoding": "score", "torch_compile": False}
+_MENDS = "bring that one back, or name it by rec_checkpoint"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One item of an answer.
+    """One item of an answer."""
 
-    Args:
-        item_id: the dataset's.
-        title: as the dataset has it.
-        score: what ranks it: the log-likelihood of its title in nats under an LLM, a stock recommender's own score.
-        rank: from 1.
-        recommender_rank: its place, from 1, among all unseen items by the run's recommender; None where candidates were given.
-    """
-
-    item_id: str
-    title: str
-    score: float
-    rank: int
-    recommender_rank: int | None
+    item_id: str  # the dataset's
+    title: str  # as the dataset has it
+    score: float  # what ranks it: the log-likelihood of its title in nats under an LLM, a stock recommender's own score
+    rank: int  # from 1
+    recommender_rank: int | None  # from 1, among all unseen items by the run's recommender; None where candidates were given
 
 
 class LoadedRun:
-    """A run that answers questions about users it has never seen: ``model`` ranks what ``retriever`` proposes."""
+    """A run that answers questions about users it has never seen: ``model`` ranks what ``retriever`` proposes.
 
-    def __init__(self, config: Any, data: PreparedData, model: nn.Module, retriever: Retriever) -> None:
-        self.config, self.data, self.model, self.retriever = config, data, model, retriever
+    Args:
+        config: the run's.
+        data: what it is asked about.
+        model: trained; a stock recommender is its own retriever.
+    """
+
+    def __init__(self, config: Any, data: PreparedData, model: nn.Module) -> None:
+        self.config, self.data, self.model = config, data, model.eval()
         self.is_llm = is_llm_recommender(config["model"])
-        dataset = data.dataset
-        ids = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-        self.names = ItemNames(ids, ids if data.catalogue is None else data.catalogue.titles)
+        proposing = recommender_model(config, data, train_stock) if self.is_llm else (model, config)
+        self.retriever = Retriever(*proposing, data.sampler.n_items)
+        ids = data.dataset.field2id_token[data.dataset.iid_field]
+        self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
         self.batch_size = config["eval_batch_size"]
 
     def recommend(
@@ -96,46 +92,41 @@ class LoadedRun:
     ) -> list[list[Recommendation]]:
         """``recommend`` for B users at once; their lists of candidates are of one length."""
         retrieve_k = self.config["candidate_num"] if retrieve_k is None else retrieve_k
-        self._check_numbers(k, retrieve_k)
-        rows = [self._items("history", history) for history in histories]
+        for name, value in (("k", k), ("retrieve_k", retrieve_k)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}: found {value!r}, expected a whole number of at least 1")
+        if retrieve_k >= self.retriever.n_known:
+            raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
+        rows = [self.items("history", history) for history in histories]
         if not rows:
             return []
-        proposed = None
         if candidates is None:
             takes_again = self.data.dataset.protocol.repeated_targets == "match"
             proposed = self.retriever.propose(rows, retrieve_k, seen=[[]] * len(rows) if takes_again else None)  # [B, C]
+            orders = [{item: rank for rank, item in enumerate(row, 1)} for row in proposed.tolist()]
             asked = in_own_order(proposed)
         else:
-            chosen = [self._items("candidates", items) for items in candidates]
+            chosen = [self.items("candidates", items) for items in candidates]
             if len(chosen) != len(rows) or len({len(items) for items in chosen}) > 1:
                 raise UserError(
                     "candidates: found lists of different lengths, expected one of the same length for each history"
                 )
-            asked = torch.tensor(chosen)
-        scores = self._scores_by_length(rows, asked)
-        questions = question_keys(self._history(rows))  # [B]
-        orders = [None] * len(rows) if proposed is None else proposed
+            asked, orders = torch.tensor(chosen), [{}] * len(rows)
+        scores, questions = self._scores_by_length(rows, asked), question_keys(self._history(rows))
         return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
 
-    def scores(
-        self, histories: Sequence[Sequence[int]], candidates: torch.Tensor, users: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity.
-
-        ``users`` are B ids, as for ``Retriever.propose``.
-        """
+    @torch.no_grad()
+    def scores(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> torch.Tensor:
+        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity."""
         if self.is_llm:
             # A user who has seen nearly everything has fewer candidates: the first fills the gaps, where it is not counted.
             shown = torch.where(candidates > 0, candidates, candidates[:, :1])
-            question = Interaction(
-                {self.model.ITEM_SEQ: self._history(histories), CANDIDATE_FIELD: shown, ROW_FIELD: _no_rows(histories)}
-            )
-            scores = self.model.answer_candidates(question.to(self.config["device"])).scores.cpu()
+            with self.model.evaluation_arithmetic():
+                scores = score(self.model, self._questions(histories, shown)).scores.cpu()
         else:
-            users = users or [0] * len(histories)
             scores = settle_near_ties(
-                self.retriever.scores(histories, users).gather(1, candidates),
-                lambda row: self.retriever.scores([histories[row]], [users[row]])[0, candidates[row]],
+                self.retriever.scores(histories).gather(1, candidates),
+                lambda row: self.retriever.scores([histories[row]])[0, candidates[row]],
             )
         return scores.masked_fill(candidates == 0, -torch.inf)
 
@@ -150,32 +141,35 @@ class LoadedRun:
 
     def prompts(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> EncodedPrompts:
         """What the LLM reads of histories and candidates [B, C], internal ids throughout; for runs that have an LLM."""
-        return evaluation_prompts(self.model, Questions(self._history(histories), candidates, _no_rows(histories)))
+        return evaluation_prompts(self.model, self._questions(histories, candidates))
 
     @torch.no_grad()
     def write(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> CandidateAnswers:
         """What the LLM writes when nothing holds it to the candidates [B, C]; for runs that have an LLM."""
         with self.model.evaluation_arithmetic():
-            return generate_answers(self.model, self.prompts(histories, candidates), candidates).cpu()
+            return generate(self.model, self._questions(histories, candidates)).cpu()
+
+    def _questions(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> Questions:
+        rows = torch.zeros(len(histories), dtype=torch.int64)  # questions that are rows of no split
+        return Questions(self._history(histories), candidates, rows)
 
     def _history(self, histories: Sequence[Sequence[int]]) -> torch.Tensor:
-        return padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])[0]
+        return padded(histories, self.config["MAX_ITEM_LIST_LENGTH"])
 
     def _told(
-        self, question: torch.Tensor, asked: torch.Tensor, scores: torch.Tensor, proposed: torch.Tensor | None, k: int
+        self, question: torch.Tensor, asked: torch.Tensor, scores: torch.Tensor, order: Mapping[int, int], k: int
     ) -> list[Recommendation]:
-        """One user's answer out of the question's key, candidates [C], their scores [C] and the recommender's order [C]."""
-        is_item = asked > 0
-        asked, scores = asked[is_item], scores[is_item]
+        """One user's answer: the question's key, candidates [C], their scores [C], and their ranks by the recommender."""
+        asked, scores = asked[asked > 0], scores[asked > 0]
         ranking = rank_candidates(scores[None], asked[None], question[None])[0, :k].tolist()
         by_item = dict(zip(asked.tolist(), scores.tolist(), strict=True))
-        own = {} if proposed is None else {item: rank for rank, item in enumerate(proposed.tolist(), 1)}
         return [
-            Recommendation(self.names.ids[item], self.names.titles[item], by_item[item], rank, own.get(item))
+            Recommendation(self.names.ids[item], self.names.titles[item], by_item[item], rank, order.get(item))
             for rank, item in enumerate(ranking, 1)
         ]
 
-    def _items(self, what: str, named: Sequence[Name]) -> list[int]:
+    def items(self, what: str, named: Sequence[Name]) -> list[int]:
+        """Internal ids of a question's ``history`` or ``candidates``."""
         if isinstance(named, str) or not named:
             raise UserError(f"{what}: found {named!r}, expected a list of at least one title or id")
         items = [self.names.find(name) for name in named]
@@ -183,12 +177,35 @@ class LoadedRun:
             raise UserError(f"candidates: found {len(items) - len(set(items))} items twice, expected each once")
         return items
 
-    def _check_numbers(self, k: int, retrieve_k: int) -> None:
-        for name, value in (("k", k), ("retrieve_k", retrieve_k)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}: found {value!r}, expected a whole number of at least 1")
-        if retrieve_k >= self.retriever.n_known:
-            raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
+
+Question, Answer = TypeVar("Question"), TypeVar("Answer")
+
+
+def answer_alike(
+    questions: Sequence[Question | UserError],
+    kind: Callable[[Question], Hashable],
+    answer: Callable[[list[Question]], Sequence[Answer]],
+) -> list[Answer | UserError]:
+    """Answers in the order of the questions: those of one kind together; a mistake is its question's answer and no other's.
+
+    Args:
+        questions: one that is a mistake already is its own answer.
+        kind: questions of one kind are asked in one call.
+        answer: of questions of one kind; where one of them is wrong, it is called with each by itself.
+    """
+    answers: dict[int, Answer | UserError] = dict(enumerate(questions))
+    groups: dict[Hashable, list[int]] = {}
+    for number, question in enumerate(questions):
+        if not isinstance(question, UserError):
+            groups.setdefault(kind(question), []).append(number)
+    for numbers in groups.values():
+        asked = [questions[number] for number in numbers]
+        try:
+            found = answer(asked)
+        except UserError as error:
+            found = [error] if len(asked) == 1 else [answer_alike([one], kind, answer)[0] for one in asked]
+        answers.update(zip(numbers, found, strict=True))
+    return list(answers.values())
 
 
 @own_environment()
@@ -226,7 +243,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         load_llm_recommender(model, checkpoint)
     else:
         load_recommender(model, checkpoint, request.model)
-    return loaded_run(config, data, model)
+    return LoadedRun(config, data, model)
 
 
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
@@ -241,35 +258,18 @@ def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
     beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
     place = next((place for place in (beside, path) if not is_network_share(place) and place.exists()), None)
     if place is None:
-        raise UserError(
-            f"run: the recommender that {run} read is neither at {beside} nor at {path}; bring it back, or name it by "
-            "rec_checkpoint"
-        )
-    weights = place / WEIGHTS if place.is_dir() else place
+        raise UserError(f"run: the recommender that {run} read is neither at {beside} nor at {path}; {_MENDS}")
+    weights = weights_file(place)
     if not weights.is_file() or file_sha256(weights) != read.get("sha256"):
         raise UserError(
-            f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); bring that one "
-            "back, or name it by rec_checkpoint"
+            f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); {_MENDS}"
         )
     return {"rec_checkpoint": PlainText(place)}
-
-
-def loaded_run(config: Any, data: PreparedData, model: nn.Module) -> LoadedRun:
-    """A run whose model is trained already; a stock recommender is its own retriever."""
-    stock, stock_config = model, config
-    if is_llm_recommender(config["model"]):
-        stock, stock_config = recommender_model(config, data, train_stock)
-    return LoadedRun(config, data, model.eval(), Retriever(stock, stock_config, data.sampler.n_items))
 
 
 def as_json(recommendations: Sequence[Recommendation]) -> list[dict[str, Any]]:
     """What JSON can hold of an answer."""
     return [asdict(recommendation) for recommendation in recommendations]
-
-
-def _no_rows(histories: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B] the row number of questions that are rows of no split."""
-    return torch.zeros(len(histories), dtype=torch.int64)
 
 
 def in_own_order(items: torch.Tensor) -> torch.Tensor:

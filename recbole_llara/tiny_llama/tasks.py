@@ -52,21 +52,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """One batch.
+    """One batch of B rows and S slots; ``candidate_slots`` and ``position`` are None where candidates have no vectors."""
 
-    Args:
-        prompts: with labels, B rows and S slots.
-        slot_vectors: [S, VECTOR_DIM], NaN = placeholder.
-        kind: what it asks.
-        candidate_slots: [B, C] which slots are a selection's candidates; None where candidates have no vectors.
-        position: [B] the target's place among the candidates; None likewise.
-    """
-
-    prompts: EncodedPrompts
-    slot_vectors: torch.Tensor
-    kind: str
-    candidate_slots: torch.Tensor | None = None
-    position: torch.Tensor | None = None
+    prompts: EncodedPrompts  # with labels
+    slot_vectors: torch.Tensor  # [S, VECTOR_DIM], NaN = placeholder
+    kind: str  # what it asks
+    candidate_slots: torch.Tensor | None = None  # [B, C] which slots are a selection's candidates
+    position: torch.Tensor | None = None  # [B] the target's place among the candidates
 
 
 class TaskMaker:

@@ -64,19 +64,12 @@ def initialise_circuits(model: LlamaForCausalLM, separator_id: int) -> None:
 
 
 def decode(decoder: LlamaModel, inputs: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Normalised last hidden states [B, T, D], and those after each of ``FIT_LAYERS``.
+    """Normalised last hidden states [B, T, D], and those after each of ``FIT_LAYERS``, of embeddings padded on the right.
 
-    Args:
-        decoder: a Llama's.
-        inputs: [B, T, D] embeddings. Padding stands on the right, where the causal mask alone keeps it out of sight.
+    There the causal mask alone keeps padding out of sight.
     """
-    rotary = decoder.rotary_emb(inputs, position_ids=torch.arange(inputs.shape[1])[None])
-    hidden, inside = inputs, []
-    for number, layer in enumerate(decoder.layers):
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
-        if number in FIT_LAYERS:
-            inside.append(hidden)
-    return decoder.norm(hidden), inside
+    states = decoder(inputs_embeds=inputs, use_cache=False, output_hidden_states=True)
+    return states.last_hidden_state, [states.hidden_states[number + 1] for number in FIT_LAYERS]
 
 
 class Guidance(nn.Module):

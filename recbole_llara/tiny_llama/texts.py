@@ -2,8 +2,8 @@
 
 import csv
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -18,8 +18,7 @@ OPENERS = ("The", "The", "The", "The", "A", "My", "Super", "Dr.")
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
-@dataclass(frozen=True)
-class CatalogueText:
+class CatalogueText(NamedTuple):
     """One film of the catalogue: no user and no rating is ever read."""
 
     title: str

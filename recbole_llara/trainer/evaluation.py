@@ -6,11 +6,12 @@ order of the answer, everything else minus infinity, and item 0 on top where an 
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import SimpleNamespace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import recbole.trainer.trainer
 import torch
@@ -18,13 +19,15 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score
 
+from recbole_llara.checkpoint.weights import Checkpoint
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
-from recbole_llara.evaluator.answer import CandidateAnswers, joined
-from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
+from recbole_llara.evaluator.answer import CandidateAnswers, EvaluatedCases, joined
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.processes import Processes, processes_of
 
+T = TypeVar("T")
 ALONE = Processes()
 
 
@@ -40,41 +43,56 @@ class CandidateTrainer:
     """Goes before one of RecBole's Trainers, whose ``evaluate`` then asks for one of the candidates of every row.
 
     Where answers name one item and rank nothing (generated text), metrics at K > 1 are left out of the result: there is no
-    second place to look at.
-
-    Args:
-        config: the run's RunConfig.
-        model: the recommender.
-        processes: among which the rows of a batch are dealt out, where the model answers itself.
+    second place to look at. Where the model answers itself, the rows of a batch are dealt out among ``processes``.
 
     Attributes:
+        best_epoch: the epoch, counted from 0, of the checkpoint on disk; None before there is one.
         last_cases: what the latest ``evaluate`` asked and got.
     """
 
+    best_epoch: int | None = None
     last_cases: EvaluatedCases | None = None
 
     def __init__(self, config: Any, model: torch.nn.Module, processes: Processes = ALONE) -> None:
         self.processes = processes
-        self._model_answers = ModelAnswers(processes)
-        with nullcontext() if processes_of(config).is_main else _without_tensorboard():
+        self._rows_at_once: int | None = None  # where memory has run out
+        with _tensorboard_of(processes_of(config)):
             super().__init__(config, model)
 
-    def load_checkpoint(self, path: str | Path) -> None:
-        """Load the weights of ``path`` into the model; each trainer has its own format."""
+    def write_weights(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Write the model's weights, with facts that JSON can hold; each trainer has its own format."""
         raise NotImplementedError
+
+    def read_weights(self, path: str | Path) -> Checkpoint:
+        """Load weights that ``write_weights`` wrote into the model, strictly.
+
+        Raises:
+            UserError: no such checkpoint, or one of another model, other keys or other data.
+        """
+        raise NotImplementedError
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        facts = {"epoch": epoch, "model": self.config["model"], "dataset": self.config["dataset"]}
+        score = json_ready(float(self.best_valid_score))
+        self.write_weights(path, {**facts, "valid_metric": self.valid_metric, "best_valid_score": score})
+        self.best_epoch = epoch if epoch >= 0 else None
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """``read_weights``, told to the log."""
+        checkpoint = self.read_weights(path)
+        self.logger.info(f"Loading what was trained from {path} (epoch {checkpoint.facts['epoch']})")
 
     @torch.no_grad()
     def evaluate(
-        self,
-        eval_data: Any,
-        load_best_model: bool = True,
-        model_file: str | None = None,
-        show_progress: bool = False,
+        self, eval_data: Any, load_best_model: bool = True, model_file: str | None = None, show_progress: bool = False
     ) -> "OrderedDict[str, float] | None":
-        """Evaluate as RecBole does, on ``eval_data`` whose rows carry ``candidate_id_list`` [rows, C].
+        """Evaluate as RecBole does, on a validation or test loader, whose rows carry ``candidate_id_list`` [rows, C].
 
         Args:
-            eval_data: a validation or test loader.
+            eval_data: the loader.
             load_best_model: whether to load ``model_file``, or the best checkpoint of this training, first.
 
         Raises:
@@ -83,11 +101,11 @@ class CandidateTrainer:
         """
         if load_best_model:
             self.load_checkpoint(model_file or self.saved_model_file)
-        self._collector = CaseCollector()
+        self._cases: list[EvaluatedCases] = []
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if result is None:
             return None
-        self.last_cases = self._collector.collect()
+        self.last_cases = joined(self._cases)
         if self.last_cases.scores is None:
             return OrderedDict((key, value) for key, value in result.items() if key.rpartition("@")[2] in ("1", key))
         return result
@@ -108,41 +126,29 @@ class CandidateTrainer:
         interaction = interaction.to(self.device)
         rows, candidates = interaction[ROW_FIELD], interaction[CANDIDATE_FIELD]  # [B], [B, C]
         item_field = self.config["ITEM_ID_FIELD"]
-        targets = interaction[item_field]  # [B]
-        _check_targets(rows, candidates, targets)
-        histories = interaction[item_field + self.config["LIST_SUFFIX"]]  # [B, L]
+        targets, histories = interaction[item_field], interaction[item_field + self.config["LIST_SUFFIX"]]  # [B], [B, L]
         questions = question_keys(histories)  # [B]
-        answers = self._answer(interaction, questions, candidates)
+        if isinstance(self.model, AnswersCandidates):
+            answers = self._model_answers(interaction)
+        else:
+            answers = self._stock_answers(interaction, questions, candidates)
         items = answers.items.to(self.device)  # [B]
         if answers.scores is None:
-            scores, ranking = None, items.unsqueeze(1)  # [B, 1]
+            ranking = items.unsqueeze(1)  # [B, 1]
             _check_named(rows, candidates, items)
         else:
-            scores = answers.scores.to(self.device)  # [B, C]
-            ranking = rank_candidates(scores, candidates, questions, named=items)  # [B, C]
-        self._collector.add(
-            EvaluatedCases(
-                rows=rows.cpu(),
-                users=interaction[self.config["USER_ID_FIELD"]].cpu(),
-                histories=histories.cpu(),
-                candidates=candidates.cpu(),
-                targets=targets.cpu(),
-                answers=items.cpu(),
-                scores=None if scores is None else scores.float().cpu(),
-                texts=None if answers.texts is None else tuple(answers.texts),
-                outcomes=None if answers.outcomes is None else tuple(answers.outcomes),
-            )
-        )
+            ranking = rank_candidates(answers.scores.to(self.device), candidates, questions, named=items)  # [B, C]
+        asked = {"rows": rows, "histories": histories, "candidates": candidates, "targets": targets}
+        users = interaction[self.config["USER_ID_FIELD"]]
+        self._cases.append(EvaluatedCases(**vars(answers), **asked, users=users).cpu())
         return interaction, score_rows(ranking, self.tot_item_num), positive_u, positive_i
 
-    def _answer(self, interaction: Interaction, questions: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
-        if isinstance(self.model, AnswersCandidates):
-            return self._model_answers.to(interaction, self.model)
+    def _stock_answers(self, interaction: Interaction, questions: torch.Tensor, candidates: torch.Tensor) -> CandidateAnswers:
         scores = settle_near_ties(
             self._candidate_scores(interaction, candidates),
             lambda row: self._candidate_scores(interaction[row : row + 1], candidates[row : row + 1])[0],
         )  # [B, C]
-        return CandidateAnswers(items=rank_candidates(scores, candidates, questions)[:, 0], scores=scores, texts=None)
+        return CandidateAnswers(items=rank_candidates(scores, candidates, questions)[:, 0], scores=scores)
 
     def _candidate_scores(self, interaction: Interaction, candidates: torch.Tensor) -> torch.Tensor:
         """Scores [B, C] of a stock model: from its scores of all items, or item by item where it has no such method."""
@@ -156,73 +162,53 @@ class CandidateTrainer:
             return self._spilt_predict(pairs, len(pairs)).view_as(candidates)
         return scores.gather(1, candidates)
 
-
-class ModelAnswers:
-    """Answers of a model that answers itself, its rows dealt out among processes.
-
-    Args:
-        processes: of the run.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-        self._rows_at_once: int | None = None  # where memory has run out
-
-    def to(self, interaction: Interaction, model: AnswersCandidates) -> CandidateAnswers:
-        """The answers to a batch of rows, from all processes."""
-        is_sharded = getattr(model, "is_sharded", False)  # every process then passes through the model equally often
+    def _model_answers(self, interaction: Interaction) -> CandidateAnswers:
+        """The answers of a model that answers itself, its rows dealt out among processes."""
         first, end = self.processes.bounds(len(interaction))
-        own = self._within_memory(interaction[first:end], model, is_sharded) if first < end else None
+        is_sharded = getattr(self.model, "is_sharded", False)  # every process then passes through the model equally often
+        own = self._answers_in_memory(interaction[first:end], is_sharded) if first < end else None
         if own is None and is_sharded:
-            model.answer_candidates(interaction[:1])
+            self.model.answer_candidates(interaction[:1])
         return joined([part for part in self.processes.gather(own) if part is not None])
 
-    def _within_memory(self, interaction: Interaction, model: AnswersCandidates, is_sharded: bool) -> CandidateAnswers:
+    def _answers_in_memory(self, interaction: Interaction, is_sharded: bool) -> CandidateAnswers:
         """Where memory runs out, half as many rows are answered at once from now on."""
         parts: list[CandidateAnswers] = []
         answered = 0
         while answered < len(interaction):
             rows = interaction[answered : answered + (self._rows_at_once or len(interaction))]
-            try:
-                parts.append(model.answer_candidates(rows).cpu())
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error) or len(rows) == 1 or is_sharded:
-                    raise
+            answers = in_memory(len(rows) > 1 and not is_sharded, self.model.answer_candidates, rows)
+            if answers is None:
                 self._rows_at_once = math.ceil(len(rows) / 2)
                 getLogger().warning(f"Out of memory: {len(rows)} rows are answered {self._rows_at_once} at a time from now on")
             else:
+                parts.append(answers.cpu())
                 answered += len(rows)
-                continue
-            clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
         return joined(parts)
 
 
-class _NoBoard:
-    """A TensorBoard writer for processes that write nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *values, **keys: None
+def in_memory(may_shrink: bool, compute: Callable[..., T], *arguments: object) -> T | None:
+    """What is computed; None where memory ran out and less may be computed at once."""
+    try:
+        return compute(*arguments)
+    except RuntimeError as error:
+        if not may_shrink or not should_reduce_batch_size(error):
+            raise
+    clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
+    return None
 
 
 @contextmanager
-def _without_tensorboard() -> Iterator[None]:
-    """RecBole's trainers make a writer of files, unasked; one that is made within writes none."""
+def _tensorboard_of(processes: Processes) -> Iterator[None]:
+    """RecBole's trainers make a writer of files, unasked; in processes that write nothing it gets one that writes none."""
     made = recbole.trainer.trainer.get_tensorboard
-    recbole.trainer.trainer.get_tensorboard = lambda logger: _NoBoard()
+    if not processes.is_main:
+        ignored = SimpleNamespace(add_scalar=lambda *_: None, add_hparams=lambda *_: None)
+        recbole.trainer.trainer.get_tensorboard = lambda logger: ignored
     try:
         yield
     finally:
         recbole.trainer.trainer.get_tensorboard = made
-
-
-def _check_targets(rows: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> None:
-    count = (candidates == targets.unsqueeze(1)).sum(dim=1)  # [B]
-    if (count != 1).any():
-        row = int((count != 1).nonzero()[0])
-        raise ValueError(
-            f"row {int(rows[row])} holds its target {int(targets[row])} {int(count[row])} times among its candidates "
-            f"{candidates[row].tolist()}, expected once: check candidate_file, or clear the saved candidate sets"
-        )
 
 
 def _check_named(rows: torch.Tensor, candidates: torch.Tensor, items: torch.Tensor) -> None:

@@ -7,18 +7,19 @@ pass read something of all rows of the step, every row is previewed first.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.losses import Step, TrainingRows
 from recbole_llara.prompt.representation import Representation
+from recbole_llara.trainer.evaluation import in_memory
 from recbole_llara.utils.errors import Diverged, StopRequest
 from recbole_llara.utils.processes import Processes
 
@@ -28,31 +29,23 @@ NAMED_ROWS = 5  # in an error; the log names them all
 
 
 class OptimiserSteps:
-    """Takes the optimiser steps of a training.
-
-    Args:
-        model: the recommender.
-        settings: keys of the optimiser.
-        processes: those that share a step.
+    """Takes the optimiser steps of a training; ``processes`` share each of them, and may each be asked to ``stop``.
 
     Attributes:
+        asked_to_stop: the first signal that any process received before the latest step.
         micro_batch_size: rows of a forward pass at most; halved where memory runs out.
         scaler: of the gradients, for float16.
     """
 
-    def __init__(self, model: LLMRecommender, settings: OptimSettings, processes: Processes) -> None:
-        self.model, self.settings, self.processes = model, settings, processes
+    def __init__(self, model: LLMRecommender, settings: OptimSettings, processes: Processes, stop: StopRequest) -> None:
+        self.model, self.settings, self.processes, self.stop = model, settings, processes, stop
+        self.asked_to_stop: int | None = None
         self.micro_batch_size = settings.micro_batch_size
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.compute_dtype == torch.float16)
 
     def take(
-        self,
-        optimizer: torch.optim.Optimizer,
-        rows: TrainingRows,
-        representation: Representation,
-        number: int,
-        stop: StopRequest,
-    ) -> tuple[dict[str, float], int | None]:
+        self, optimizer: torch.optim.Optimizer, rows: TrainingRows, representation: Representation, number: int
+    ) -> dict[str, float]:
         """Take one step over [B] rows. Where a process runs out of memory, all begin again with passes of half as many rows.
 
         Args:
@@ -60,10 +53,9 @@ class OptimiserSteps:
             rows: all rows of the step.
             representation: how items stand in its prompts.
             number: of the step, counted over the whole training.
-            stop: whether this process received a signal.
 
         Returns:
-            the losses by name, which sum to what was minimised, and the first signal that any process received.
+            The losses by name, which sum to what was minimised.
 
         Raises:
             Diverged: a loss or the gradient is not finite; the weights are those of the step before.
@@ -75,11 +67,15 @@ class OptimiserSteps:
             if self.model.needs_previews and len(parts) > 1:
                 step = self._with_previews(step, [part for part, _ in own])
             losses = None if step is None else self._in_memory(self._run_passes, step, own)
-            everyone = self.processes.gather((losses, stop.asked))
+            everyone = self.processes.gather((losses, self.stop.asked))
             if all(losses is not None for losses, _ in everyone):
                 break
             optimizer.zero_grad(set_to_none=True)
-            self._halve_passes(number)
+            before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
+            getLogger().warning(
+                f"Out of memory at step {number}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
+                f"a step still has train_batch_size {self.settings.train_batch_size} rows"
+            )
         self.processes.sum_gradients(self.model.parameters())
         self.scaler.unscale_(optimizer)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -89,7 +85,8 @@ class OptimiserSteps:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return _summed([losses for losses, _ in everyone]), next((asked for _, asked in everyone if asked is not None), None)
+        self.asked_to_stop = next((asked for _, asked in everyone if asked is not None), None)
+        return _summed([losses for losses, _ in everyone])
 
     def _cut(self, rows: TrainingRows) -> list[TrainingRows]:
         """Rows of like length together, so that little is padded, in parts of about equal size; equally many for each process."""
@@ -106,7 +103,7 @@ class OptimiserSteps:
         return own
 
     def _begin(self, rows: TrainingRows, representation: Representation, number: int) -> Step:
-        with self._autocast():
+        with self.model.training_arithmetic():
             return self.model.begin_step(rows, representation, number, self.micro_batch_size)
 
     def _with_previews(self, step: Step | None, parts: Sequence[TrainingRows]) -> Step | None:
@@ -120,17 +117,14 @@ class OptimiserSteps:
 
     def _preview(self, step: Step, parts: Sequence[TrainingRows]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Places [B] and previews [B, D] of each part, on the CPU, so that processes can exchange them."""
-        found = []
-        for part in parts:
-            with self._autocast():
-                found.append((part.places, self.model.preview(part, step).cpu()))
-        return found
+        with self.model.training_arithmetic():
+            return [(part.places, self.model.preview(part, step).cpu()) for part in parts]
 
     def _run_passes(self, step: Step, passes: Sequence[WeightedPass]) -> dict[str, float]:
         """Each pass forward and backward; returns the sums of their losses by name."""
         each: list[dict[str, float]] = []
         for part, weight in passes:
-            with self._autocast():
+            with self.model.training_arithmetic():
                 losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
             loss = torch.stack(list(losses.values())).sum()
             self._check_finite("loss", loss, step.number, part)
@@ -140,26 +134,8 @@ class OptimiserSteps:
         return _summed(each)
 
     def _in_memory(self, compute: Callable[..., T], *arguments: object) -> T | None:
-        """What is computed; None where memory ran out and passes can be made smaller."""
-        try:
-            return compute(*arguments)
-        except RuntimeError as error:
-            # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
-            if not should_reduce_batch_size(error) or self.micro_batch_size == 1 or self.model.is_sharded:
-                raise
-        clear_device_cache(garbage_collection=True)  # here, where the error's frames are gone
-        return None
-
-    def _halve_passes(self, number: int) -> None:
-        before, self.micro_batch_size = self.micro_batch_size, max(1, self.micro_batch_size // 2)
-        getLogger().warning(
-            f"Out of memory at step {number}: micro_batch_size {before} becomes {self.micro_batch_size}, in more passes; "
-            f"a step still has train_batch_size {self.settings.train_batch_size} rows"
-        )
-
-    def _autocast(self) -> torch.autocast:
-        dtype = self.model.compute_dtype
-        return torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
+        return in_memory(self.micro_batch_size > 1 and not self.model.is_sharded, compute, *arguments)
 
     def _check_finite(self, what: str, value: torch.Tensor, number: int, rows: TrainingRows) -> None:
         if torch.isfinite(value):
@@ -176,8 +152,7 @@ class OptimiserSteps:
 
 
 def _summed(each: Sequence[dict[str, float]]) -> dict[str, float]:
-    totals: dict[str, float] = {}
+    totals: Counter[str] = Counter()
     for losses in each:
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
+        totals.update(losses)
+    return dict(totals)

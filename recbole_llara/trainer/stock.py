@@ -1,4 +1,4 @@
-"""Training a stock recommender by RecBole's own trainer, evaluating over candidates and keeping safetensors checkpoints."""
+"""Training a stock recommender by RecBole's own trainer, which evaluates over candidates and keeps safetensors checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from recbole.utils import get_trainer
 
+from recbole_llara.checkpoint.weights import Checkpoint
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.recommender.weights import load_recommender, save_recommender
+from recbole_llara.recommender.stock import load_recommender, save_recommender
 from recbole_llara.trainer.evaluation import CandidateTrainer
-from recbole_llara.utils.errors import Diverged, UserError
-from recbole_llara.utils.hashing import json_ready
+from recbole_llara.utils.errors import Diverged
 
 
 @runtime_checkable
@@ -22,25 +22,10 @@ class GroupsParameters(Protocol):
         """The groups as torch's optimisers take them; a group without ``lr`` learns at ``learning_rate``."""
 
 
-def stock_trainer_class(config: Any) -> type:
-    """RecBole's own trainer of a stock model, evaluating over candidates and keeping safetensors checkpoints.
-
-    Args:
-        config: a RecBole Config; ``model`` and ``MODEL_TYPE`` choose the trainer.
-    """
+def stock_trainer(config: Any, model: torch.nn.Module) -> CandidateTrainer:
+    """RecBole's own trainer of a model, evaluating over candidates; its ``saved_model_file`` is a ``.safetensors`` file."""
 
     class StockTrainer(CandidateTrainer, get_trainer(config["MODEL_TYPE"], config["model"])):
-        """RecBole's trainer with candidates; ``saved_model_file`` is a ``.safetensors`` file.
-
-        ``best_epoch`` is the epoch, counted from 0, of the checkpoint on disk; None before there is one.
-        """
-
-        best_epoch: int | None = None
-
-        def __init__(self, config: Any, model: torch.nn.Module) -> None:
-            super().__init__(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
-            self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".safetensors"))
-
         def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
             """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
             try:
@@ -50,34 +35,11 @@ def stock_trainer_class(config: Any) -> type:
                 self.logger.info(f"Training interrupted; {kept}")
                 raise
 
-        def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-            if not self.config["single_spec"] and self.config["local_rank"] != 0:  # of RecBole's own processes
-                return
-            path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-            facts = {
-                "model": self.config["model"],
-                "dataset": self.config["dataset"],
-                "epoch": epoch,
-                "valid_metric": self.valid_metric,
-                "best_valid_score": json_ready(float(self.best_valid_score)),
-            }
+        def write_weights(self, path: Path, facts: Mapping[str, Any]) -> None:
             save_recommender(self.model, path, facts)
-            self.best_epoch = epoch if epoch >= 0 else None
-            if verbose:
-                self.logger.info(f"Saving current: {path}")
 
-        def load_checkpoint(self, path: str | Path) -> None:
-            """Load the weights of a checkpoint of this trainer's model.
-
-            Raises:
-                UserError: no such file, or one of another model, other keys or other items.
-            """
-            checkpoint = load_recommender(self.model, path, self.config["model"])
-            self.logger.info(f"Loading model structure and parameters from {path} (epoch {checkpoint.facts['epoch']})")
-
-        def resume_checkpoint(self, resume_file: str) -> None:
-            """Refuse: the optimiser's state is not kept."""
-            raise UserError(f"Stock training cannot be resumed from {resume_file}: start it again, it takes minutes.")
+        def read_weights(self, path: str | Path) -> Checkpoint:
+            return load_recommender(self.model, path, self.config["model"])
 
         def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
             if isinstance(self.model, GroupsParameters):
@@ -88,24 +50,19 @@ def stock_trainer_class(config: Any) -> type:
             if torch.isnan(loss):
                 raise Diverged(f"training: the loss is {loss.item()}, expected a number; try a smaller learning_rate")
 
-    return StockTrainer
+    trainer = StockTrainer(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+    trainer.saved_model_file = str(Path(trainer.saved_model_file).with_suffix(".safetensors"))
+    return trainer
 
 
 def train_stock(config: Any, model: torch.nn.Module, data: PreparedData, weights: Path) -> dict[str, Any]:
-    """Train a stock recommender into one file, its best epoch's weights, and measure those on the test rows.
-
-    Args:
-        config: its own RunConfig.
-        model: as RecBole makes it.
-        data: its rows.
-        weights: the file.
+    """Train a stock recommender by its own configuration, write its best epoch's weights, and measure those on the test rows.
 
     Returns:
         ``best_epoch``, counted from 0, and ``metrics``: RecBole's, of ``valid`` and ``test``.
     """
-    trainer = stock_trainer_class(config)(config, model)
-    trainer.saved_model_file = str(weights)
-    show_progress = bool(config["show_progress"])
-    _, valid = trainer.fit(data.train_data, data.valid_data, saved=True, show_progress=show_progress)
-    test = trainer.evaluate(data.test_data, load_best_model=True, show_progress=show_progress)
+    trainer = stock_trainer(config, model)
+    trainer.saved_model_file, show_progress = str(weights), bool(config["show_progress"])
+    _, valid = trainer.fit(data.train_data, data.valid_data, show_progress=show_progress)
+    test = trainer.evaluate(data.test_data, show_progress=show_progress)
     return {"best_epoch": trainer.best_epoch, "metrics": {"valid": valid or {}, "test": test}}

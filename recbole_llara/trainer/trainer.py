@@ -6,7 +6,7 @@ not been.
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
+from torch import nn
 from tqdm import tqdm
 
-from recbole_llara.checkpoint.resume import resume_command
+from recbole_llara.checkpoint.run_folder import resume_command
 from recbole_llara.checkpoint.training_state import Progress, TrainingState, TrainingStates
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
+from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.settings import OptimSettings
 from recbole_llara.llm.architecture import held_here
 from recbole_llara.model.base import LLMRecommender
@@ -29,20 +31,20 @@ from recbole_llara.model.weights import has_other_prompts, load_llm_recommender,
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.trainer.evaluation import CandidateTrainer
 from recbole_llara.trainer.step import OptimiserSteps
+from recbole_llara.trainer.stock import stock_trainer
 from recbole_llara.utils.atomic import sweep
 from recbole_llara.utils.errors import Diverged, RunError, Stopped, StopRequest, UserError
 from recbole_llara.utils.processes import processes_of
 from recbole_llara.utils.random_state import Generators
 
 
-def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
-    """The share of the maximal learning rate at an optimiser step: linear warm-up, then cosine (LLaRA sec. 5.1.2).
+def get_trainer(config: Any, model: nn.Module) -> CandidateTrainer:
+    """The trainer of a run's model, which ``build_model`` made: ours of an LLM recommender, else RecBole's own."""
+    return LLMTrainer(config, model) if is_llm_recommender(config["model"]) else stock_trainer(config, model)
 
-    Args:
-        step: counted from 0.
-        total_steps: of the whole training.
-        settings: its ``warmup_ratio``, ``warmup_learning_rate_ratio`` and ``min_learning_rate_ratio``.
-    """
+
+def learning_rate_factor(step: int, total_steps: int, settings: OptimSettings) -> float:
+    """The share of the maximal learning rate at an optimiser step, from 0: linear warm-up, then cosine (LLaRA sec. 5.1.2)."""
     warmup = round(settings.warmup_ratio * total_steps)
     if step < warmup:
         start = settings.warmup_learning_rate_ratio
@@ -57,47 +59,38 @@ class LLMTrainer(CandidateTrainer, Trainer):
 
     ``saved_model_file`` is the folder of the best checkpoint; the training states lie beside it, in the run's folder.
 
-    Args:
-        config: the run's RunConfig.
-        model: the recommender.
-
     Attributes:
-        best_epoch: the epoch, counted from 0, of the checkpoint on disk; None before there is one.
         progress: where the training stands.
         steps: takes the optimiser steps.
         stop: whether somebody asked this process to stop.
         seconds_before: (float, seconds) that earlier processes spent on this training.
     """
 
-    best_epoch: int | None = None
-
     def __init__(self, config: Any, model: LLMRecommender) -> None:
         self.settings = OptimSettings.from_config(config)
         super().__init__(config, model, processes_of(config))
         self.saved_model_file = str(Path(self.saved_model_file).with_suffix(""))
-        self.steps = OptimiserSteps(model, self.settings, self.processes)
+        self.stop = StopRequest()
+        self.steps = OptimiserSteps(model, self.settings, self.processes, self.stop)
         self.stages = stages_of(config)
         self.stage = self.stages[-1]
         self.progress = Progress()
         self.total_steps = 0  # of the stage
-        self.stop = StopRequest()
-        self._asked_to_stop: int | None = None  # the signal that some process received
+        self.seconds_before = 0.0
         self._worst_score = self.best_valid_score
         self._resumed, self._saves_states = False, True
-        self.seconds_before, self._began = 0.0, perf_counter()
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Adam; weight decay falls on what ``weight_decay_on`` names."""
         projector = [] if self.model.item_tokens.projector is None else list(self.model.item_tokens.projector.parameters())
-        decayed = {id(parameter) for parameter in projector}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
-        decay = self.settings.weight_decay
+        decayed, decay = set(projector), self.settings.weight_decay
+        others = [p for p in self.model.parameters() if p.requires_grad and p not in decayed]
         on_others = decay if self.settings.weight_decay_on == "all" else 0.0
         groups = [{"params": projector, "weight_decay": decay}, {"params": others, "weight_decay": on_others}]
         return torch.optim.Adam([group for group in groups if group["params"]], lr=self.settings.learning_rate)
 
     def fit(
-        self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True, **kwargs: Any
+        self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True, show_progress: bool = False
     ) -> tuple[float, Any]:
         """Train one stage after another as RecBole does, from the state that ``resume_checkpoint`` loaded, if it did.
 
@@ -112,29 +105,24 @@ class LLMTrainer(CandidateTrainer, Trainer):
             RunError: a loss or gradient is not finite, or a state cannot be written.
         """
         self._tell_what_is_trained()
-        self._saves_states = saved
-        self._began = perf_counter()
-        self._train_data = train_data
+        self._saves_states, self._train_data, self._began = saved, train_data, perf_counter()
         if self._resumed:
             train_data.generator.set_state(self.progress.order_state)
         self.processes.equalise(parameter for parameter in self.model.parameters() if parameter.requires_grad)
         result: tuple[float, Any] = (-1.0, None)
-        callback = kwargs.pop("callback_fn", None)
-
-        def after_validation(epoch: int, score: float) -> None:
-            self._save_state(self.progress.next_epoch())
-            if callback is not None:
-                callback(epoch, score)
-
         for number in range(self.progress.stage, len(self.stages)):
             if number and saved and not self._resumed:
                 self.load_checkpoint(self.saved_model_file)
             self._enter(number, len(train_data))
-            if self._stage_is_over():
+            # A state may have been saved at the very end of its stage.
+            if self._resumed and (self.progress.epoch >= self.epochs or self.cur_step > self.stopping_step):
                 self.eval_collector.data_collect(train_data)
                 result = self.best_valid_score, self.best_valid_result
             else:
-                result = super().fit(train_data, valid_data, verbose, saved, callback_fn=after_validation, **kwargs)
+                result = super().fit(
+                    train_data, valid_data, verbose, saved, show_progress,
+                    callback_fn=lambda *_: self._save_state(self.progress.next_epoch()),  # after a validation
+                )  # fmt: skip
             self._resumed = False
         return result
 
@@ -170,36 +158,27 @@ class LLMTrainer(CandidateTrainer, Trainer):
             f"learning rate {stage.learning_rate:g}"
         )
 
-    def _stage_is_over(self) -> bool:
-        """Whether a state was saved at the very end of its stage."""
-        return self._resumed and (self.progress.epoch >= self.epochs or self.cur_step > self.stopping_step)
-
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
-        """One pass over the training rows, or the rest of one.
-
-        Returns:
-            the epoch's mean loss a token.
-        """
+        """One pass over the training rows, or the rest of one; returns the epoch's mean loss a token."""
         self.model.train()
+        if self.progress.epoch != epoch_idx:
+            self.progress = self.progress.next_epoch()
         progress = self.progress
-        if progress.epoch != epoch_idx:
-            progress = self.progress = progress.next_epoch()
-        begun = progress.batches
         progress.order_state = train_data.generator.get_state()
         batches = tqdm(
-            islice(train_data, begun, None),
+            islice(train_data, progress.batches, None),
             ncols=120,
             desc=set_color(f"Train {epoch_idx:>5}", "pink"),
             total=len(train_data),
-            initial=begun,
+            initial=progress.batches,
             disable=not (show_progress and self.processes.is_main),
             mininterval=0.1 if sys.stderr.isatty() else 30.0,
         )
-        every = self.settings.save_steps or math.inf
         with self.stop.deferred(), batches:
             for interaction in batches:
                 batches.set_postfix_str(self._train_batch(interaction, epoch_idx), refresh=False)
-                if progress.all_steps % every == 0 or progress.batches == len(train_data):
+                is_due = self.settings.save_steps and progress.all_steps % self.settings.save_steps == 0
+                if is_due or progress.batches == len(train_data):
                     self._save_state(progress)
                 self._stop_if_asked()
         self._stop_if_asked()
@@ -231,12 +210,9 @@ class LLMTrainer(CandidateTrainer, Trainer):
         """One optimiser step over [B] rows; returns its losses by name, which sum to what was minimised."""
         representation = self.stage.representation(self.progress.step, self.total_steps)
         try:
-            losses, self._asked_to_stop = self.steps.take(
-                self.optimizer, rows, representation, self.progress.all_steps, self.stop
-            )
+            return self.steps.take(self.optimizer, rows, representation, self.progress.all_steps)
         except Diverged as error:
             raise Diverged(f"{error}. {self._what_is_kept()}") from error
-        return losses
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         score, result = super()._valid_epoch(valid_data, show_progress)
@@ -251,42 +227,29 @@ class LLMTrainer(CandidateTrainer, Trainer):
             self.tensorboard.add_scalar(f"{head}/{name}", value, step)
         self.wandblogger.log_metrics({**values, "optimiser_step": step}, head=head)
 
-    # --- what is kept on disk ------------------------------------------------------------------
-
     @property
     def run_folder(self) -> Path:
         """Where this run writes."""
         return Path(self.saved_model_file).parent
 
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        facts = {
-            "epoch": epoch,
-            "step": self.progress.all_steps,
-            "stage": self.progress.stage + 1,
-            "valid_metric": self.valid_metric,
-            "best_valid_score": float(self.best_valid_score) if math.isfinite(self.best_valid_score) else None,
-            "model": self.config["model"],
-            "dataset": self.config["dataset"],
-            "protocol": self.config["protocol"],
-            "llm_path": self.config["llm_path"],
-        }
+    def write_weights(self, path: Path, facts: Mapping[str, Any]) -> None:
+        where = {"step": self.progress.all_steps, "stage": self.progress.stage + 1}
+        asked = {key: self.config[key] for key in ("protocol", "llm_path")}
+        self._write(lambda: write_llm_checkpoint(path, weights_of(self.model), {**facts, **where, **asked}))
+
+    def read_weights(self, path: str | Path) -> Checkpoint:
+        return load_llm_recommender(self.model, path)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Let process 0 write into the run's folder."""
         if self.processes.is_main:
-            self._check_folder()
-            write_llm_checkpoint(path, weights_of(self.model), facts)
+            if not self.run_folder.is_dir():  # made again where a disk was unmounted, it would be on another one
+                raise RunError(
+                    f"checkpoint_dir: the run's folder {self.run_folder} has gone since the run began; bring it back (was a disk "
+                    f"unmounted?) and go on with {self._resume_command()}, or start again"
+                )
+            write()
         self.processes.wait()
-        self.best_epoch = epoch if epoch >= 0 else None
-        if verbose:
-            self.logger.info(f"Saving current: {path}")
-
-    def load_checkpoint(self, path: str | Path) -> None:
-        """Load what was trained into the model, strictly.
-
-        Raises:
-            UserError: no such folder, or one of another model, LLM, recommender or representation.
-        """
-        checkpoint = load_llm_recommender(self.model, path)
-        self.logger.info(f"Loading what was trained from {path} (epoch {checkpoint.facts['epoch']})")
 
     def _save_state(self, progress: Progress) -> None:
         """Keep where the training stands, in the run's folder."""
@@ -304,17 +267,12 @@ class LLMTrainer(CandidateTrainer, Trainer):
             "scaler": self.steps.scaler.state_dict(),
             "rows_digest": self.model.rows_digest,
         }
-        if self.processes.is_main:
-            self._check_folder()
-            state = TrainingState(progress, facts, self.optimizer.state_dict(), Generators.now())
-            TrainingStates(self.run_folder, self.settings.save_total_limit).save(weights_of(self.model), state)
-        self.processes.wait()
+        state = TrainingState(progress, facts, self.optimizer.state_dict(), Generators.now())
+        states = TrainingStates(self.run_folder, self.settings.save_total_limit)
+        self._write(lambda: states.save(weights_of(self.model), state))
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Take up the training of a run where its newest state left it; ``fit`` goes on from there.
-
-        Args:
-            resume_file: the run's folder.
+        """Take up the training of a run, by its folder, where its newest state left it; ``fit`` goes on from there.
 
         Raises:
             UserError: its states are damaged or belong to something else.
@@ -339,8 +297,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
                 f"resume: the interactions or candidates of {self.config['dataset']} are not those that {resume_file} began with; "
                 "bring them back (data_path, candidate_file), or start again without resume"
             )
-        self.progress, self._resumed = state.progress, True
-        self.seconds_before, self._began = state.progress.seconds, perf_counter()
+        self._resumed, self.progress, self.seconds_before = True, state.progress, state.progress.seconds
         self.cur_step, self.best_valid_score = facts["cur_step"], facts["best_valid_score"]
         self.best_valid_result, self.best_epoch = facts["best_valid_result"], facts["best_epoch"]
         self.steps.micro_batch_size = facts["micro_batch_size"]
@@ -348,26 +305,18 @@ class LLMTrainer(CandidateTrainer, Trainer):
         self.optimizer.load_state_dict(state.optimizer)
         state.generators.restore()
 
-    def _check_folder(self) -> None:
-        """Refuse to make a folder again that has gone: where a disk was unmounted, it would be on another one."""
-        if not self.run_folder.is_dir():
-            raise RunError(
-                f"checkpoint_dir: the run's folder {self.run_folder} has gone since the run began; bring it back (was a disk "
-                f"unmounted?) and go on with {self._resume_command()}, or start again"
-            )
-
-    def _resume_command(self) -> str:
-        return resume_command(self.run_folder, self.config.external_config_dict)
-
-    def _what_is_kept(self) -> str:
-        kept = "no checkpoint yet" if self.best_epoch is None else f"the best checkpoint is {self.saved_model_file}"
-        return f"{kept}; {self._resume_command()} goes on from the last state"
-
     def _stop_if_asked(self) -> None:
         """End the training between two steps, its state saved, where a signal came to some process."""
-        asked = self.stop.asked if self.processes.count == 1 else self._asked_to_stop
+        asked = self.stop.asked if self.processes.count == 1 else self.steps.asked_to_stop
         if asked is None:
             return
         self._save_state(self.progress)
         where = f"step {self.progress.step} of {self.total_steps}"
         raise Stopped(asked, f"Training stopped at {where}; {self._what_is_kept()}")
+
+    def _what_is_kept(self) -> str:
+        kept = "no checkpoint yet" if self.best_epoch is None else f"the best checkpoint is {self.saved_model_file}"
+        return f"{kept}; {self._resume_command()} goes on from the last state"
+
+    def _resume_command(self) -> str:
+        return resume_command(self.run_folder, self.config.external_config_dict)

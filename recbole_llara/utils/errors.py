@@ -52,8 +52,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def exit_status(program: str, action: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Run a program's work; what a user can mend, and being stopped, end it with one line and no traceback.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing half-done is left lying about. Characters that the console's encoding lacks
-    are escaped.
+    SIGTERM ends it as Ctrl-C does, so that nothing half-done is left lying about.
 
     Args:
         program: its name, before the line.

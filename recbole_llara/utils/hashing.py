@@ -57,16 +57,13 @@ def mix(state: np.ndarray) -> np.ndarray:
 
 
 def row_keys(seed: int, purpose: str, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """The starting state of every row's own stream of numbers.
+    """The starting state [B] uint64 of every row's own stream of numbers.
 
     Args:
         seed: of the experiment.
         purpose: what is drawn, e.g. "train"; unlike purposes give unrelated streams.
         epoch: 0 for what is drawn once.
         rows: [B] int64, row numbers.
-
-    Returns:
-        [B] uint64.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     start = np.frombuffer(digest[:8], dtype="<u8").astype(np.uint64)  # [1]
@@ -74,25 +71,18 @@ def row_keys(seed: int, purpose: str, epoch: int, rows: np.ndarray) -> np.ndarra
 
 
 def numbers(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """The numbers at places ``counters`` of the streams ``keys``, uniform over all of uint64.
+    """The numbers, uniform over all of uint64, at places ``counters`` of the streams ``keys``; their shapes broadcast.
 
     Args:
-        keys: uint64, from ``row_keys``, of a shape that broadcasts with ``counters``.
+        keys: uint64, from ``row_keys``.
         counters: non-negative integers.
-
-    Returns:
-        uint64 of the broadcast shape.
     """
     with np.errstate(over="ignore"):  # wrapping around is the point; numpy warns of it for single numbers
         return mix(keys + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * GAMMA)
 
 
 def sample_rows(n_rows: int, limit: int, seed: int, purpose: str) -> np.ndarray:
-    """A seeded sample of ``limit`` (0 = all) row numbers, ascending; that of a smaller limit lies within that of a larger one.
-
-    Returns:
-        [min(limit, n_rows)] int64.
-    """
+    """[min(limit, n_rows)] int64, a seeded sample of row numbers, ascending and within those of larger limits; 0 = all."""
     rows = np.arange(n_rows, dtype=np.int64)
     if limit == 0 or limit >= n_rows:
         return rows

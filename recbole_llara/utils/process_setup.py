@@ -1,7 +1,7 @@
 """What the process itself is set to: what the command line changes of it, and what RecBole changes and is put back.
 
-The library's functions (``run_recbole_llara``, ``load``) leave the process alone: whoever calls them and wants the command
-line's speed and readable screen calls ``prepare_process`` first. It changes no feature; without it a CPU trains more slowly.
+``run_recbole_llara`` and ``load`` leave the process alone: whoever calls them and wants the command line's speed and readable
+screen calls ``prepare_process`` first. It changes no feature; without it a CPU trains more slowly.
 """
 
 import ctypes

@@ -62,7 +62,7 @@ class Processes:
             PartialState().wait_for_everyone()
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add up the gradients of all processes; a parameter that none used keeps ``grad`` None, so that no optimiser moves it."""
+        """Add up the gradients of all processes; one that none used stays None, so that no optimiser moves its parameter."""
         if self.count == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -96,11 +96,7 @@ def local_count() -> int:
 
 
 def go_alone() -> tuple[int, int]:
-    """Leave the processes that a launcher started together: from here on each runs by itself.
-
-    Returns:
-        the number of this process among all, and that of its GPU on this machine.
-    """
+    """From here on this process runs without those started with it; returns its number among them, and its GPU's here."""
     index, gpu = int(os.environ.get("RANK", "0")), local_index()
     visible = dict(enumerate(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))).get(gpu, "")
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):

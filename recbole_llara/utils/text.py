@@ -34,6 +34,6 @@ def write_json() -> None:
 
 
 def read_json() -> None:
-    """From here on standard input is UTF-8; bytes that are not come as halves of surrogate pairs, for each line to be refused."""
+    """From here on standard input is UTF-8; other bytes come as halves of surrogate pairs, for each line to be refused."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")

@@ -22,8 +22,8 @@ from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
 from recbole_llara.prompt.representation import REPRESENTATIONS
-from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.trainer.trainer import get_trainer
 
 STEPS = {  # representation, gamma, beta
     "LLaRA": ("hybrid", 0.0, 0.0),

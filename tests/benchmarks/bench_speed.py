@@ -34,8 +34,8 @@ from recbole_llara.llm.architecture import causal_lm, decoder_blocks, uncompiled
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.model.losses import TrainingRows
-from recbole_llara.trainer import get_trainer
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.process_setup import prepare_process
 
 # The columns: keys of LLaRA over the embedded LLM.

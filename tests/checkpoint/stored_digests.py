@@ -33,7 +33,7 @@ STORED = (
         "*/checkpoint.safetensors",
         "belongs_to.*",
         "MoRec's text encoder",
-        "recommender.weights.load_recommender",
+        "recommender.stock.load_recommender",
         "refused",
     ),
     Stored(
@@ -87,18 +87,16 @@ STORED = (
         "quick_start.run_recbole_llara",
         "warned of",
     ),
-    Stored(_ENTRY, "sha256", "all that its weights depend on", "recommender.cache.unseal", "made again"),
-    Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender.cache.unseal", "made again"),
-    Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.cache.unseal", "made again"),
-    Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.cache.unseal", "made again"),
+    Stored(_ENTRY, "sha256", "all that its weights depend on", "recommender.frozen.unseal", "made again"),
+    Stored(_ENTRY, "weights_sha256", "the file beside it", "recommender.frozen.unseal", "made again"),
+    Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.frozen.unseal", "made again"),
+    Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.frozen.unseal", "made again"),
     Stored("candidates/*.tsv", "name", "the file", "data.candidates.save_candidates", "refused"),
-    Stored(
-        "text_features/*", "name", "text encoder and titles", "recommender.text_encoder.cached_features", "looked for elsewhere"
-    ),
-    Stored("text_features/*", "sha256", "the features", "recommender.text_encoder.cached_features", "made again"),
+    Stored("text_features/*", "name", "text encoder and titles", "recommender.morec.cached_features", "looked for elsewhere"),
+    Stored("text_features/*", "sha256", "the features", "recommender.morec.cached_features", "made again"),
     Stored("search/*", "name", "keys, parameters and data", "experiments.search_trials.SearchTrials", "looked for elsewhere"),
     Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search_trials.SearchTrials", "refused"),
-    Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat.client.AnswerCache", "looked for elsewhere"),
+    Stored("chat/answers.sqlite", "answers.digest", "the request", "model.chat_client.AnswerCache", "looked for elsewhere"),
     Stored(
         "studies/finished/*", "name", "all that a result depends on", "experiments.study_runs.StudyRuns", "looked for elsewhere"
     ),

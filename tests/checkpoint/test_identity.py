@@ -203,14 +203,14 @@ def load_run(saved, keys, file):
 # Which reading shows a difference, by what the table names.
 READ = {
     "checkpoint.weights.read_checkpoint": {"recommenders": take_recommender, "": load_run},
-    "recommender.weights.load_recommender": {"": load_run},
+    "recommender.stock.load_recommender": {"": load_run},
     "model.weights.load_llm_recommender": {"": load_run},
     "serving.loaded.load": {"": load_run},
     "checkpoint.training_state.load_newest": {"": resume},
     "trainer.trainer.resume_checkpoint": {"": resume},
     "evaluator.report.refuse_unlike": {"": compare_results},
-    "recommender.cache.unseal": {"": take_recommender},
-    "recommender.text_encoder.cached_features": {"": build_morec},
+    "recommender.frozen.unseal": {"": take_recommender},
+    "recommender.morec.cached_features": {"": build_morec},
 }
 assert {row.compared for row in STORED} >= READ.keys()
 STORED_INSIDE = [row for row in STORED if row.compared in READ and row.fact != "name"]

@@ -8,8 +8,7 @@ import yaml
 
 from recbole_llara.checkpoint.run_folder import RunFolder, read_records
 from recbole_llara.config.secrets import without_secrets
-from recbole_llara.evaluator.answer import OUTCOMES
-from recbole_llara.evaluator.cases import CaseCollector, EvaluatedCases
+from recbole_llara.evaluator.answer import OUTCOMES, EvaluatedCases, joined
 from recbole_llara.evaluator.result import build_result, command_line
 
 CONFIG = {
@@ -32,10 +31,9 @@ def two_cases() -> EvaluatedCases:
         histories=torch.tensor([[1, 2, 0], [3, 0, 0]]),
         candidates=torch.tensor([[3, 4], [1, 2]]),
         targets=torch.tensor([3, 2]),
-        answers=torch.tensor([3, 0]),
-        scores=None,
-        texts=("Título 三", "nonsense"),
-        outcomes=("exact", "unmatched"),
+        items=torch.tensor([3, 0]),
+        texts=["Título 三", "nonsense"],
+        outcomes=["exact", "unmatched"],
     )
 
 
@@ -88,10 +86,18 @@ def test_secrets_are_masked_on_the_command_line():
 
 
 def test_result_carries_interval_counts_and_a_copy(tmp_path):
+    numbers = torch.arange(10)
+    cases = EvaluatedCases(
+        items=torch.tensor([1] * 8 + [2, 0]),  # eight right, one wrong, one invalid
+        rows=numbers,
+        users=numbers + 1,
+        histories=torch.full((10, 3), 4),
+        candidates=torch.tensor([[1, 2]] * 10),
+        targets=torch.ones(10, dtype=torch.int64),
+    )
     result = build_result(
         CONFIG,
-        correct=np.array([True] * 8 + [False] * 2),
-        valid=np.array([True] * 9 + [False]),
+        cases,
         candidate_sha256={"valid": "aa", "test": "bb"},
         metrics={"valid": {"hit@1": np.float64(0.7)}, "test": {"hit@1": 0.8, "gauc": float("nan")}},
         timings={"training": 1.5},
@@ -126,12 +132,9 @@ def test_cases_are_spelt_out_with_external_ids_and_titles(tmp_path):
 
 
 def test_batches_are_joined_in_order():
-    collector = CaseCollector()
-    collector.add(two_cases())
-    collector.add(two_cases())
-    cases = collector.collect()
+    cases = joined([two_cases(), two_cases()])
     assert cases.correct.tolist() == [True, False, True, False]
     assert cases.valid.tolist() == [True, False, True, False]
-    assert cases.texts == ("Título 三", "nonsense") * 2
+    assert cases.texts == ["Título 三", "nonsense"] * 2 and cases.scores is None
     counts = cases.outcome_counts
     assert counts["exact"] == counts["unmatched"] == 2 and sum(counts.values()) == 4 and list(counts) == list(OUTCOMES)

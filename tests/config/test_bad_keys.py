@@ -141,7 +141,11 @@ CASES = [
     ("SASRec", ["--field_separator=||"], ["field_separator: found '||'", "expected one character"]),
     ("SASRec", ["--rm_dup_inter=middle"], ["rm_dup_inter: found 'middle'", "expected one of first, last"]),
     ("SASRec", ["--clip_grad_norm=5"], ["clip_grad_norm: found 5", "expected dict or None"]),
-    ("SASRec", ["--benchmark_filename=[train, valid, test]"], ["benchmark_filename is", "--protocol=windows"]),
+    (
+        "SASRec",
+        ["--benchmark_filename=[train, valid, test]"],
+        ["benchmark_filename: found ['train', 'valid', 'test']", "--protocol=windows"],
+    ),
     ("SASRecF", [], ["selected_features", "'class'", "load_col"]),
     # --- combinations
     ("LLaRA", ["--title_field=~"], ["title_field: found None", "expected a column of titles"]),

@@ -63,7 +63,7 @@ def test_a_missing_key_is_named(values: dict[str, object]) -> None:
         (LLMSettings, "llm_tuning", "lore", "did you mean 'lora'"),
         (LLMSettings, "llm_trust_remote_code", 1, "expected bool"),
         (LLMSettings, "lora_target_modules", "all", "auto or a list"),
-        (LLMSettings, "lora_target_modules", [], "empty list"),
+        (LLMSettings, "lora_target_modules", [], "at least one module name"),
         (LLMSettings, "lora_target_modules", [1], "expected str or a list of str"),
         (PromptSettings, "representation", "hybird", "did you mean 'hybrid'"),
         (PromptSettings, "strategy", "curiculum", "did you mean 'curriculum'"),

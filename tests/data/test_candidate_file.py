@@ -103,8 +103,8 @@ def test_ids_the_format_cannot_carry_are_refused(tmp_path):
         ([["ann", "i 1", "i 1", "i 2", "[PAD]"]], "padding.*line 2"),
         ([["ann", "i 1", "i 1", "i 2", "i 3"], ["ann", "i 1", "i 1", "i 2", "i 4"]], "earlier line.*line 3"),
         ([["ann", "i 1", "i 1", "i 2"]], "5 columns.*line 2"),
-        ([["dan", "i 1", "i 1", "i 2", "i 3"]], "no line for any user"),
-        ([], "no line for any user"),
+        ([["dan", "i 1", "i 1", "i 2", "i 3"]], "lacks 3 of the 3 test rows"),
+        ([], "lacks 3 of the 3 test rows"),
     ],
 )
 def test_faulty_lines_are_named(tmp_path, lines, message):

@@ -241,6 +241,33 @@ def toy(tmp_path, make_config):
     return make
 
 
+@pytest.mark.parametrize(
+    ("least", "train", "evaluated"),
+    [
+        ((3, 1), [("a", 3), ("a", 4)], {"valid": [("c", 2)], "test": [("d", 3)]}),
+        ((1, 2), [("a", 1), ("a", 2), ("a", 3), ("a", 4), ("b", 1)], {"valid": [("c", 2)], "test": [("d", 3)]}),
+        ((1, 3), None, None),
+    ],
+)
+def test_rows_of_the_papers_protocol_by_hand(toy, least, train, evaluated):
+    lengths = {"a": 5, "b": 2, "c": 3, "d": 4}  # users in the order of time
+    sequences = {
+        user: [(10 * place + second, f"i{second + place}") for second in range(length)]
+        for place, (user, length) in enumerate(lengths.items())
+    }
+    keys = {"split_ratio": [2, 1, 1], "min_train_history": least[0], "min_eval_history": least[1], "topk": [1]}
+    config = toy(sequences, "llara", **keys)
+    if train is None:
+        with pytest.raises(UserError, match="valid split has no rows: 4 users .* min_eval_history 3"):
+            prepare_data(config)
+        return
+    data = prepare_data(config)
+    for name, rows in splits_of(data).items():
+        users = data.dataset.id2token("user_id", rows["user_id"]).tolist()
+        found = sorted(zip(users, rows["item_length"].tolist(), strict=True))
+        assert found == {"train": train, **evaluated}[name]
+
+
 def test_seconds_decide_the_order_and_shared_titles_are_optional(toy):
     """float32 cannot tell these seconds apart; the file's order is the reverse of time's."""
     sequences = {user: [(9 - place, f"i{(place + user) % 12}") for place in range(10)] for user in range(4)}

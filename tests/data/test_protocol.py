@@ -69,5 +69,5 @@ def test_a_wrong_value_names_its_key(key, value):
 
 @pytest.mark.parametrize("files", [None, ["train", "valid"], "train"])
 def test_ready_made_windows_come_in_three_files(files):
-    with pytest.raises(UserError, match="benchmark_filename is .* expected three names"):
+    with pytest.raises(UserError, match="benchmark_filename: found .* expected three names"):
         DataProtocol.from_config(keys_of(protocol="windows", benchmark_filename=files))

@@ -75,11 +75,6 @@ def test_a_long_run_of_spaces_takes_no_longer_than_its_length():
     assert clean_title(f"x{spaces}(1999)", BOTH) == "x"
 
 
-def test_an_unknown_rule_is_named():
-    with pytest.raises(UserError, match=r"'strip_yaer'.*strip_year"):
-        clean_title("M", ["strip_yaer"])
-
-
 def test_titles_of_movielens(prepared):
     catalogue = prepared["leave_one_out"].catalogue
     assert len(catalogue.titles) == 1683 and catalogue.titles[0] == "" and catalogue.domain == "movie"

@@ -9,10 +9,9 @@ import pytest
 
 from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.demo.app import MAX_BODY, MAX_CANDIDATES, MAX_HISTORY, MAX_QUERY, STATIC, Asked, DemoApi, create_app
-from recbole_llara.demo.batching import BatchQueue
-from recbole_llara.demo.cases import CASES
 from recbole_llara.demo.command import main
-from recbole_llara.demo.runs import check_same_items, load_runs
+from recbole_llara.demo.questions import BatchQueue
+from recbole_llara.demo.runs import CASES, check_same_items, load_runs
 from recbole_llara.utils.errors import UserError
 
 HISTORY = ["i3", "i4", "i7"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.demo.cases import CASES, CaseBook
+from recbole_llara.demo.runs import CASES, CaseBook
 from recbole_llara.utils.errors import UserError
 
 

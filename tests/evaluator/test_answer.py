@@ -49,11 +49,10 @@ def test_each_row_has_its_own_candidates():
     assert match_titles([], [], torch.zeros(0, 2, dtype=torch.int64)).tolist() == []
 
 
-def test_says_what_disagrees():
-    with pytest.raises(ValueError, match="2 texts and 1 title lists for 1 rows"):
-        match_titles(["a", "b"], [TITLES], ITEMS)
-    with pytest.raises(ValueError, match=r"lengths \[1\] for 6 candidates"):
-        match_titles(["a"], [["a"]], ITEMS)
+def test_refuses_what_disagrees():
+    for texts, titles in ((["a", "b"], [TITLES]), (["a", "b"], [TITLES, TITLES]), (["a"], [["a"]])):
+        with pytest.raises(ValueError, match="argument"):
+            match_titles(texts, titles, ITEMS)
     with pytest.raises(ValueError, match="3 rows"):
         CandidateAnswers(items=torch.zeros(3), scores=torch.zeros(2, 5))
     with pytest.raises(ValueError, match="1 texts for 3 rows"):

@@ -1,7 +1,20 @@
+import math
+
 import pytest
 import torch
+from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import metric_information, metric_types, metrics_dict
+from recbole.utils import EvaluatorType
 
-from recbole_llara.evaluator.ranking import question_keys, rank_candidates, score_rows, settle_near_ties
+from recbole_llara.evaluator.ranking import (
+    HitAmongValid,
+    ValidRatio,
+    question_keys,
+    rank_candidates,
+    register_metrics,
+    score_rows,
+    settle_near_ties,
+)
 from recbole_llara.utils.errors import Diverged
 
 
@@ -96,3 +109,41 @@ def test_score_rows_hold_ranks_at_candidates_and_minus_infinity_elsewhere():
 def test_an_invalid_answer_puts_the_padding_item_on_top():
     rows = score_rows(torch.tensor([[0], [2]]), n_items=4)
     assert rows.argmax(dim=1).tolist() == [0, 2]
+
+
+CONFIG = {"metric_decimal_place": 4, "topk": [1, 2]}
+
+
+def answers(items: list[list[int]], hits: list[list[int]]) -> DataStruct:
+    """What the collector keeps: the two best items, and whether each is the target (then the number of targets)."""
+    struct = DataStruct()
+    struct.set("rec.items", torch.tensor(items))
+    struct.set("rec.topk", torch.tensor([[*row, 1] for row in hits]))
+    return struct
+
+
+def test_valid_ratio_counts_rows_that_name_an_item():
+    struct = answers([[4, 5], [0, 3], [7, 0], [0, 1]], [[1, 0], [0, 0], [0, 0], [0, 0]])
+    assert ValidRatio(CONFIG).calculate_metric(struct) == {"validratio": 0.5}
+
+
+def test_hit_among_valid_divides_by_valid_answers_and_hit_by_all_rows():
+    struct = answers([[4, 5], [0, 3], [7, 0], [0, 1]], [[1, 0], [0, 1], [0, 0], [0, 0]])
+    assert HitAmongValid(CONFIG).calculate_metric(struct) == {"hit_among_valid": 0.5}
+    assert metrics_dict["hit"](CONFIG).calculate_metric(struct)["hit@1"] == 0.25
+
+
+def test_hit_among_valid_without_valid_answers_is_not_a_number():
+    struct = answers([[0, 3]], [[0, 0]])
+    assert math.isnan(HitAmongValid(CONFIG).calculate_metric(struct)["hit_among_valid"])
+    assert ValidRatio(CONFIG).calculate_metric(struct) == {"validratio": 0.0}
+
+
+def test_registering_twice_changes_nothing():
+    register_metrics()
+    known = dict(metrics_dict)
+    register_metrics()
+    assert metrics_dict == known
+    assert metrics_dict["validratio"] is ValidRatio
+    assert metric_types["validratio"] is EvaluatorType.RANKING
+    assert metric_information["hit_among_valid"] == ["rec.items", "rec.topk"]

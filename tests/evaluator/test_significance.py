@@ -19,11 +19,9 @@ def test_wilson_interval_at_the_edges_stays_inside_zero_and_one():
     assert wilson_interval(20, 20).high == 1.0
 
 
-def test_wilson_interval_widens_with_confidence_and_narrows_with_rows():
-    def width(interval):
-        return interval.high - interval.low
-
-    assert width(wilson_interval(40, 100, 0.99)) > width(wilson_interval(40, 100, 0.95)) > width(wilson_interval(400, 1000))
+def test_wilson_interval_narrows_with_rows():
+    few, many = wilson_interval(40, 100), wilson_interval(400, 1000)
+    assert few.low < many.low < 0.4 < many.high < few.high
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
@@ -37,7 +35,7 @@ def test_mcnemar_equals_a_hand_computation():
     a = np.array([1] * 5 + [1] * 8 + [0] * 2 + [0] * 3, dtype=bool)
     b = np.array([1] * 5 + [0] * 8 + [1] * 2 + [0] * 3, dtype=bool)
     test = mcnemar(a, b)
-    assert (test.both, test.only_a, test.only_b, test.neither, test.n) == (5, 8, 2, 3, 18)
+    assert (test.both, test.only_a, test.only_b, test.neither) == (5, 8, 2, 3)
     assert test.p_value == pytest.approx(112 / 1024)
     assert mcnemar(b, a).p_value == test.p_value
 

@@ -12,8 +12,9 @@ import yaml
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.evaluator.significance import wilson_interval
+from recbole_llara.experiments.command import search_parser
 from recbole_llara.experiments.runner import execute
-from recbole_llara.experiments.search_definition import define
+from recbole_llara.experiments.search_definition import read_command
 from recbole_llara.experiments.search_trials import SearchTrials
 from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_runs import Arm, FinishedArm
@@ -101,7 +102,9 @@ def make_search(toy):
 
     def make(parameters=PARAMETERS, algo="exhaustive", argv=(), model="SASRec", **keys):
         Path("toy.hyper").write_text(parameters, encoding="utf-8")
-        return define(model, "toy", "toy.hyper", algo=algo, config_files=[toy], argv=argv, **keys)
+        words = [f"--model={model}", "--dataset=toy", "--params_file=toy.hyper", f"--algo={algo}", f"--config_files={toy}"]
+        words += [f"--{name}={value}" for name, value in keys.items()]
+        return read_command(*search_parser().parse_known_args([*words, *argv]))
 
     return make
 

@@ -96,14 +96,12 @@ class Three(Plan):
     def claim(self):
         if len(self.outcomes) == 1:
             self.outcomes.append("B")
-            return "C", nullcontext()
+            return "run C", nullcontext()
         return None
 
     def perform(self, run):
-        return run
-
-    def keep(self, run, outcome):
-        self.outcomes.append(outcome)
+        self.outcomes.append(run)
+        return "HitRatio@1 0.5000"
 
     def finished(self):
         return self.outcomes
@@ -113,12 +111,6 @@ class Three(Plan):
 
     def seconds_left(self):
         return 700.0
-
-    def describe(self, run):
-        return f"run {run}"
-
-    def verdict(self, outcome):
-        return "HitRatio@1 0.5000"
 
 
 def test_every_run_has_a_line_before_and_after(capsys):

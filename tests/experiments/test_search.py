@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.experiments.search import main
+from recbole_llara.experiments.command import search_main as main
 
 pytestmark = pytest.mark.usefixtures("no_pngs")
 ROOT = Path(__file__).resolve().parents[2]

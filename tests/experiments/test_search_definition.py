@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.experiments.search_definition import define
+from recbole_llara.experiments.command import search_parser
+from recbole_llara.experiments.search_definition import read_command
 from recbole_llara.experiments.search_trials import SearchTrials
 from recbole_llara.utils.errors import UserError
 
@@ -85,8 +86,8 @@ def test_the_direction_is_the_metrics(make_search):
 
 def test_model_and_dataset_may_stand_in_a_config_file(toy):
     Path(toy).write_text(Path(toy).read_text() + "model: SASRec\ndataset: toy\nlearning_rate: 0.5\n")
-    search = define(None, None, "toy.hyper", config_files=[toy])
+    search = read_command(*search_parser().parse_known_args(["--params_file=toy.hyper", f"--config_files={toy}"]))
     assert (search.model, search.dataset) == ("SASRec", "toy")
     assert "learning_rate" not in search.fixed  # what is searched goes before what a file says
     with pytest.raises(UserError, match="give --model=NAME"):
-        define(None, "toy", "toy.hyper")
+        read_command(*search_parser().parse_known_args(["--dataset=toy", "--params_file=toy.hyper"]))

@@ -1,13 +1,13 @@
 """What a search leaves: a best.yaml that is the best trial, tables of all trials, a figure of them."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import read_yaml
-from recbole_llara.experiments.search_definition import best_of
-from recbole_llara.experiments.search_report import draw, write_search_report
+from recbole_llara.experiments.search_trials import SearchTrials
 from recbole_llara.utils.errors import Diverged
 
 pytestmark = pytest.mark.usefixtures("no_pngs")
@@ -34,8 +34,8 @@ def make_finished(make_search, runs, finished):
 
 
 def test_best_yaml_is_the_best_trial_and_a_config_file(make_finished):
-    search, trials = make_finished(argv=["--epochs=3", "--show_progress=True", "--checkpoint_dir=elsewhere"])
-    best = best_of(search, trials)
+    search, _ = make_finished(argv=["--epochs=3", "--show_progress=True", "--checkpoint_dir=elsewhere"])
+    best = SearchTrials(search).best()
     content = read_yaml(search.folder / "best.yaml")
     assert {key: content[key] for key in best.values} == best.values
     assert (content["model"], content["dataset"], content["epochs"]) == ("SASRec", "toy", 3)
@@ -59,15 +59,15 @@ def test_best_yaml_and_the_table_stand_after_every_trial(make_search, runs, fini
     assert found == [1, 2, 3]
 
 
-def test_secrets_stay_out(make_search, runs):
+def test_secrets_stay_out(make_search, runs, finished):
     search = make_search("learning_rate choice [0.1]", argv=["--hidden_size=8", "--hidden_dropout_prob=0"])
-    secret = {**search.fixed, "hf_token": "of-the-user"}
-    assert "of-the-user" not in str(search.best_config({"learning_rate": 0.1, **secret}))
+    finished(replace(search, fixed={**search.fixed, "hf_token": "of-the-user"}))
+    assert "of-the-user" not in (search.folder / "best.yaml").read_text()
 
 
 def test_the_tables_have_every_trial(make_finished):
     search, trials = make_finished()
-    text = write_search_report(search, trials)
+    text = SearchTrials(search).report()
     with open(search.folder / "trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == list(range(6))
@@ -86,24 +86,32 @@ def test_the_tables_have_every_trial(make_finished):
     }
 
 
-def test_the_figure_has_the_history_and_a_panel_for_each_key(make_finished):
+def test_the_figures_have_the_history_and_a_panel_for_each_key(make_finished):
     search, trials = make_finished()
-    figure = draw(search, trials)
+    history, keys = SearchTrials(search).draw().values()
     scored = [trial for trial in trials if trial.score is not None]
-    points, best, failed, *panels = figure.data
+    points, best = (next(trace for trace in history.data if trace.mode == mode) for mode in ("markers", "lines"))
     assert list(points.x) == [0, 1, 3, 4, 5] and list(points.y) == [trial.score for trial in scored]
-    assert list(best.y) == [max(trial.score for trial in scored[: number + 1]) for number in range(5)]
+    so_far = dict(zip(best.x, best.y, strict=True))
+    assert all(so_far[one.number] == max(other.score for other in scored if other.number <= one.number) for one in scored)
+    failed = next(trace for trace in history.data if trace.name == "failed")
     assert list(failed.x) == [2] and "the loss is" in failed.text[0]
-    assert len(panels) == 5
-    for panel, parameter in zip(panels, search.parameters, strict=True):
-        values = [trial.values[parameter.key] for trial in scored]
-        assert list(panel.y) == list(points.y)
-        assert [str(x).strip('"') for x in panel.x] == [str(value) for value in values]
-    types = [figure.layout[f"xaxis{number}"].type for number in range(2, 7)]
-    assert types == ["category", "log", "linear", "linear", "category"]
+    panels = [trace for trace in keys.data if trace.x]
+    axes = [keys.layout[f"xaxis{number}"] for number in ("", 2, 3, 4, 5)]
+    assert sorted(axis.title.text for axis in axes) == sorted(parameter.key for parameter in search.parameters)
+    for panel, axis in zip(panels, axes, strict=True):
+        by_number = {trial.number: trial for trial in scored}
+        found = [by_number[number] for number in panel.marker.color]
+        assert list(panel.y) == [trial.score for trial in found] and len(found) == 5
+        assert [str(x).strip('"') for x in panel.x] == [str(trial.values[axis.title.text]) for trial in found]
+        assert [text.split("<br>")[0] for text in panel.text] == [f"trial {trial.number}" for trial in found]
+    types = {axis.title.text: axis.type for axis in axes}
+    assert types["loss_type"] == types["hidden_size"] == "category" and types["learning_rate"] == "log"
 
 
-def test_a_figure_of_one_key_or_of_failures_alone(make_search, runs, finished):
+def test_a_figure_of_failures_alone(make_search, runs, finished):
     search = make_search("learning_rate choice [0.1]", argv=["--hidden_size=8", "--hidden_dropout_prob=0"])
     runs.before = lambda keys: (_ for _ in ()).throw(Diverged("nan"))
-    assert [trace.name for trace in draw(search, finished(search)).data][2] == "failed"
+    finished(search)
+    history, _ = SearchTrials(search).draw().values()
+    assert [trace.name for trace in history.data] == ["failed"]

@@ -3,6 +3,7 @@ where exhaustive, no combination twice, the same by the same seed."""
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,7 +11,7 @@ import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 
-from recbole_llara.experiments.search_space import count_of, known_files, propose, read_parameters, space_of
+from recbole_llara.experiments.search_definition import count_of, known_files, propose, read_parameters, space_of
 from recbole_llara.utils.errors import UserError
 
 SPACE = "hidden_size choice [16, 8]\nhidden_dropout_prob quniform 0.1,0.3,0.1\nlearning_rate choice [0.1, 0.01]\n"
@@ -131,43 +132,43 @@ def test_a_byte_order_mark_is_no_part_of_the_first_parameter():
 
 
 @pytest.fixture
-def parameters(make_search):
-    return make_search(SPACE, "random").parameters
+def search(make_search):
+    return make_search(SPACE, "random")
 
 
-def all_of(parameters, algo, seed=0, limit=99, value=lambda drawn: 0.5, state=TrialState.COMPLETE):
+def all_of(search, algo, seed=0, limit=99, value=lambda drawn: 0.5, state=TrialState.COMPLETE):
     """What is drawn until nothing is left, every trial with the score that ``value`` gives it."""
-    trials = []
-    while len(trials) < limit and (drawn := propose(parameters, trials, algo, seed, "maximize")) is not None:
+    search, trials = replace(search, algo=algo, seed=seed), []
+    while len(trials) < limit and (drawn := propose(search, trials)) is not None:
         score = value(drawn) if state == TrialState.COMPLETE else None
-        trials.append(create_trial(state=state, value=score, params=drawn, distributions=space_of(parameters)))
+        trials.append(create_trial(state=state, value=score, params=drawn, distributions=space_of(search.parameters)))
         trials[-1].number = len(trials) - 1
     return [trial.params for trial in trials]
 
 
 def test_exhaustive_goes_through_all_in_the_order_of_the_file(make_search):
-    parameters = make_search("hidden_size choice [16, 8]\nlearning_rate choice [0.1, 0.01, 0.001]").parameters
-    found = [(int(one["hidden_size"]), float(one["learning_rate"])) for one in all_of(parameters, "exhaustive")]
+    search = make_search("hidden_size choice [16, 8]\nlearning_rate choice [0.1, 0.01, 0.001]")
+    found = [(int(one["hidden_size"]), float(one["learning_rate"])) for one in all_of(search, "exhaustive")]
     assert found == list(itertools.product([16, 8], [0.1, 0.01, 0.001]))
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL])
 @pytest.mark.parametrize("algo", ["random", "bayes"])
-def test_nothing_is_drawn_twice_and_everything_in_the_end(parameters, algo, state):
-    found = all_of(parameters, algo, state=state)
-    assert len(found) == count_of(parameters) == 12
+def test_nothing_is_drawn_twice_and_everything_in_the_end(search, algo, state):
+    found = all_of(search, algo, state=state)
+    assert len(found) == count_of(search.parameters) == 12
     assert len({tuple(one.values()) for one in found}) == 12
 
 
 @pytest.mark.parametrize("algo", ["random", "bayes"])
-def test_a_seed_is_a_search(parameters, algo):
-    one, again, other = (all_of(parameters, algo, seed) for seed in (1, 1, 2))
+def test_a_seed_is_a_search(search, algo):
+    one, again, other = (all_of(search, algo, seed) for seed in (1, 1, 2))
     assert one == again != other
 
 
 def test_bayes_looks_where_scores_are_high(make_search):
-    parameters = make_search("learning_rate uniform 0.0001,1.0", "bayes").parameters
-    found = [one["learning_rate"] for one in all_of(parameters, "bayes", 3, 40, lambda one: -abs(one["learning_rate"] - 0.8))]
-    chance = [one["learning_rate"] for one in all_of(parameters, "random", 3, 40)]
+    search = make_search("learning_rate uniform 0.0001,1.0", "bayes")
+    found = [one["learning_rate"] for one in all_of(search, "bayes", 3, 40, lambda one: -abs(one["learning_rate"] - 0.8))]
+    chance = [one["learning_rate"] for one in all_of(search, "random", 3, 40)]
     near = [sum(abs(value - 0.8) < 0.1 for value in values[10:]) for values in (found, chance)]
     assert near[0] > 1.5 * near[1]

@@ -10,8 +10,6 @@ import torch
 import yaml
 
 from recbole_llara.experiments import runner
-from recbole_llara.experiments.search_definition import best_of
-from recbole_llara.experiments.search_report import write_search_report
 from recbole_llara.experiments.search_trials import SearchTrials
 from recbole_llara.utils.errors import Diverged, RunError, Stopped, UserError
 
@@ -30,7 +28,7 @@ def test_every_trial_is_one_run_of_its_keys_and_a_second_call_runs_none(make_sea
     assert len(trials) == len(runs.keys) == len(set(searched(runs))) == 12
     assert all(keys["epochs"] == 3 and keys["protocol"] == "leave_one_out" for keys in runs.keys)
     assert [tuple(trial.values.values()) for trial in trials] == searched(runs)
-    best = best_of(search, trials)
+    best = SearchTrials(search).best()
     assert best.values == {"hidden_size": 16, "learning_rate": 0.01, "hidden_dropout_prob": 0.4}
     assert finished(search) == trials and len(runs.keys) == 12
 
@@ -80,7 +78,7 @@ def test_a_trial_that_diverges_or_is_too_large_has_failed_and_is_not_run_again(m
     assert finished(search) == trials and len(runs.keys) == 3
     states = [trial.state.name for trial in optuna.load_study(study_name="search", storage=_storage(search)).trials]
     assert states == ["FAIL", "COMPLETE", "FAIL"]
-    assert "2 of them failed" in write_search_report(search, trials)
+    assert "2 of them failed" in SearchTrials(search).report()
 
 
 def test_a_score_that_is_no_number_has_failed(make_search, monkeypatch, finished):
@@ -89,7 +87,7 @@ def test_a_score_that_is_no_number_has_failed(make_search, monkeypatch, finished
     search = make_search(FEW)
     trials = finished(search)
     assert {trial.score for trial in trials} == {None} and "eval_step" in trials[0].error
-    assert "No trial came to a score" in write_search_report(search, trials) and not (search.folder / "best.yaml").exists()
+    assert "No trial came to a score" in SearchTrials(search).report() and not (search.folder / "best.yaml").exists()
 
 
 @pytest.mark.parametrize("error", [UserError("hidden_size: found 8"), RunError("the disk is full")])
@@ -110,13 +108,13 @@ def test_the_test_rows_choose_nothing_and_stand_nowhere_but_at_the_best(make_sea
     """The made-up test metrics say the opposite of those of the validation rows."""
     search = make_search(algo="bayes")
     trials = finished(search)
-    best = best_of(search, trials)
+    best = SearchTrials(search).best()
     assert best.score == max(trial.score for trial in trials)
     with sqlite3.connect(search.folder / "trials.sqlite") as database:
         kept = [text for (text,) in database.execute("select value_json from trial_user_attributes")]
         values = [value for (value,) in database.execute("select value from trial_values order by trial_id")]
     assert len(kept) == 10 and "test" not in "".join(kept) and values == [trial.score for trial in trials]
-    report = write_search_report(search, trials)
+    report = SearchTrials(search).report()
     assert report.count(f"hit@1 {1 - best.score}") == 1
     assert "test" not in (search.folder / "trials.csv").read_text()
     others = [trial for trial in trials if trial.score != best.score]
@@ -126,17 +124,18 @@ def test_the_test_rows_choose_nothing_and_stand_nowhere_but_at_the_best(make_sea
 def test_where_less_is_better_the_least_is_the_best(make_search, runs, finished):
     less = make_search(argv=["--metrics=[Hit,AveragePopularity]", "--valid_metric=AveragePopularity"])
     trials = finished(less)
-    assert best_of(less, trials).score == min(trial.score for trial in trials)
+    assert SearchTrials(less).best().score == min(trial.score for trial in trials)
     assert yaml.safe_load((less.folder / "best.yaml").read_text())["hidden_size"] == 8
     study = optuna.load_study(study_name="search", storage=_storage(less))
-    assert study.best_value == best_of(less, trials).score
+    assert study.best_value == SearchTrials(less).best().score
 
 
 def test_of_equal_scores_the_first_is_the_best(make_search, monkeypatch, finished):
     same = {"best_valid_score": 0.5, "best_valid_result": {}, "run_dir": "a", "result_file": "b"}
     monkeypatch.setattr(runner, "run_recbole_llara", lambda **keys: same)
     search = make_search()
-    assert best_of(search, finished(search)).number == 0
+    finished(search)
+    assert SearchTrials(search).best().number == 0
 
 
 def test_two_at_once_take_each_trial_once(make_search, runs, monkeypatch, finished):

@@ -39,10 +39,10 @@ def test_studies_of_one_budget_share_their_systems(tmp_path, monkeypatch):
     """What efficiency and case_study need is what main_results ran."""
     monkeypatch.chdir(tmp_path)
     main = StudyRuns(load_study("main_results"))
-    done = {main.place(arm) for arm in arms_of(main.study)}
+    done = set(main.places.values())
     for name in ("efficiency", "case_study"):
         other = StudyRuns(load_study(name))
-        assert {other.place(arm) for arm in arms_of(other.study)} <= done
+        assert set(other.places.values()) <= done
 
 
 def test_arguments():
@@ -73,22 +73,24 @@ def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("systems: [SASRec]", "expected systems"),
-        ("systems: {}", "expected systems"),
-        ("systems: {A: {seed: 1}}", "model among them"),
+        ("systems: [SASRec]", "systems: Input should be a valid dictionary"),
+        ("systems: {}", "systems: .* at least 1 item"),
+        ("systems: {A: {seed: 1}}", "the key model among them"),
         ("systems: {A: {evaluates: B}, B: {model: LLaRA}}", "evaluates 'B', expected a system above it"),
-        ("systems: {A: {model: Popularity}}\ncompare: [[A, B]]", "expected pairs of A"),
-        ("systems: {A: {model: Popularity}}\nbaselines: [B]", "baselines names B"),
-        ("systems: {A: {model: Popularity}}\nradars: {all: [B]}", "radars names B"),
-        ("systems: {A: {model: Popularity}}\nfigures: [pie]", "expected some of bars"),
+        ("systems: {A: {model: Popularity}}\ncompare: [[A, B]]", "compare: found 'B', expected one of A"),
+        ("systems: {A: {model: Popularity}}\ncompare: [[A]]", "compare.0"),
+        ("systems: {A: {model: Popularity}}\nradars: {all: A}", "radars.all"),
+        ("systems: {A: {model: Popularity}}\nbaselines: [B]", "baselines: found 'B', expected one of A"),
+        ("systems: {A: {model: Popularity}}\nradars: {all: [B]}", "radars: found 'B'"),
+        ("systems: {A: {model: Popularity}}\nfigures: [pie]", "figures: found 'pie', expected one of bars"),
         ("systems: {A: {model: Popularity}}\nsistems: 1", "did you mean 'systems'"),
-        ("systems: {A: {model: Popularity}}\npublished: [{sauce: 1}]", "expected the keys source"),
+        ("systems: {A: {model: Popularity}}\npublished: [{sauce: 1}]", "published.0.s"),
         (
             "systems: {A: {model: Popularity}}\npublished: [{source: a, protocol: b, llm: c, hit: {}}, "
             "{source: d, protocol: b, llm: c, hit: {}}]",
             "published has columns named published, published, expected a different name for each",
         ),
-        ("systems: {A: {model: Popularity}}\ncases: [{title: x, right: [A], wrong: [C]}]", "cases names C"),
+        ("systems: {A: {model: Popularity}}\ncases: [{title: x, right: [A], wrong: [C]}]", "cases: found 'C'"),
     ],
 )
 def test_what_is_no_study_is_refused(tmp_path, content, message):

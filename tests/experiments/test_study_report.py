@@ -1,7 +1,6 @@
 """What a study writes: tables with every number, figures that are there, a page that holds any title and needs no network."""
 
 import csv
-import io
 import re
 import shutil
 from importlib.util import find_spec
@@ -9,17 +8,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from recbole_llara.experiments.report import html_page, markdown, write_pngs
+from recbole_llara.experiments.report import write_pngs
 from recbole_llara.experiments.study_definition import CasePattern, Published
-from recbole_llara.experiments.study_figures import draw
-from recbole_llara.experiments.study_report import (
-    comparisons_csv,
-    comparisons_table,
-    latex,
-    runs_csv,
-    study_report,
-    write_study_report,
-)
+from recbole_llara.experiments.study_report import comparisons_table, draw, latex, write_study_report
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
 
@@ -41,10 +32,13 @@ def study(make_study):
     )
 
 
+def read_csv(study, name):
+    return list(csv.DictReader((study.folder / name).read_text(encoding="utf-8").splitlines()))
+
+
+@pytest.mark.usefixtures("no_pngs")
 def test_tables_hold_what_was_measured(study, outcomes_of):
-    outcomes = outcomes_of(ANSWERS)
-    summaries = summarise(study, outcomes)
-    text = markdown(study_report(study, summaries))
+    text = write_study_report(study, outcomes_of(ANSWERS))
     row = next(line for line in text.splitlines() if line.startswith("| A "))
     assert [cell.strip() for cell in row.split("|")][2:4] == ["0.5000", "0.0000"] and "0.4000 (valid 0.9000) [a] [b] [c]" in row
     assert row.rstrip(" |").endswith("0.3000 [a] [b] [c]") and "a later run" in text.splitlines()[4]
@@ -52,9 +46,9 @@ def test_tables_hold_what_was_measured(study, outcomes_of):
     other = next(line for line in text.splitlines() if line.startswith("| B & C_1 "))
     assert [cell.strip() for cell in other.split("|")][-3:-1] == ["—", "—"]
     assert "[a] protocol llara there, leave_one_out here." in text and "A against B & C_1" in text
-    rows = list(csv.DictReader(io.StringIO(runs_csv(outcomes))))
+    rows = read_csv(study, "runs.csv")
     assert len(rows) == 6 and rows[0]["system"] == "A" and float(rows[0]["test_hit@1"]) == 0.5
-    (comparison,) = csv.DictReader(io.StringIO(comparisons_csv(summaries)))
+    (comparison,) = read_csv(study, "comparisons.csv")
     assert float(comparison["difference"]) == 0.25 and comparison["only_one"] == "1"
 
 
@@ -64,9 +58,8 @@ def test_a_comparison_without_a_test_over_seeds_fills_its_columns(make_study, ou
     study = make_study(("A", "B", "C"), seeds=(1, 2, 3), compare=(("A", "B"), ("A", "C")))
     (summary,) = summarise(study, outcomes_of(answers))
     table = comparisons_table(summary)
-    header, rows = table.header, table.rows
-    assert {len(row) for row in rows} == {len(header)}
-    assert rows[0][header.index("t-test over seeds p")] == "—" and float(rows[1][header.index("t-test over seeds p")]) > 0.05
+    first, second = table["t-test over seeds p"]
+    assert first == "—" and float(second) > 0.05 and table.notna().all(axis=None)
 
 
 def test_latex_has_a_line_a_system_and_no_bare_specials(study, outcomes_of):
@@ -76,12 +69,13 @@ def test_latex_has_a_line_a_system_and_no_bare_specials(study, outcomes_of):
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {2}
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_a_failure_is_in_every_table(study, outcomes_of):
     failed = Arm("B & C_1", "ml-100k", 2020, 2020)
     outcomes = {**outcomes_of({"A": ANSWERS["A"]}), failed: FailedArm("RuntimeError: broken")}
-    text = markdown(study_report(study, summarise(study, outcomes)))
+    text = write_study_report(study, outcomes)
     assert "FAILED: B & C_1 on ml-100k, seed 2020: RuntimeError: broken" in text
-    assert "RuntimeError: broken" in runs_csv(outcomes)
+    assert read_csv(study, "runs.csv")[-1]["failure"] == "RuntimeError: broken"
     assert r"B \& C\_1 & -- & -- \\" in latex(study, summarise(study, outcomes))
 
 
@@ -105,17 +99,22 @@ def test_curves_are_the_first_seeds_log(study, outcomes_of):
 def test_cases_are_rows_of_the_pattern(study, outcomes_of):
     (summary,) = summarise(study, outcomes_of(ANSWERS))
     found = find_cases(summary, study.cases[0])
-    assert found.count == 1 and found.n == 4 and found.shown[0].question["row"] == 0
-    assert found.shown[0].correct == {"A"} and found.shown[0].answers == {"A": "Title 0", "B & C_1": "Title 1"}
+    (shown,) = found["shown"]
+    assert found["count"] == 1 and found["n"] == 4 and shown["question"]["row"] == 0
+    told = {name: (answer["answer_title"], answer["correct"]) for name, answer in shown["answers"].items()}
+    assert told == {"A": ("Title 0", True), "B & C_1": ("Title 1", False)}
     assert find_cases(summary, CasePattern("", ("A",), ("gone",))) is None
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_the_page_escapes_titles_and_needs_no_network(study, outcomes_of):
     nasty = "</td><script>alert(1)</script>"
-    summaries = summarise(study, outcomes_of(ANSWERS, title=nasty))
-    text = html_page(study_report(study, summaries))
+    write_study_report(study, outcomes_of(ANSWERS, title=nasty))
+    text = (study.folder / "report.html").read_text(encoding="utf-8")
     assert nasty not in text and "&lt;script&gt;alert(1)" in text
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
+    assert "Only &lt;A&gt;" in text and "A right; B &amp; C_1 wrong: 1 of 4 rows." in text
+    assert text.count('<li class="target">') == 1 and text.count('<tr class="right">') == text.count('<tr class="wrong">') == 1
     assert "Made &lt;by hand&gt;" in text and text.count("<figure>") == 3
 
 

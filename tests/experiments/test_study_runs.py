@@ -16,11 +16,11 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments import runner
+from recbole_llara.experiments.command import study_main as main
 from recbole_llara.experiments.runner import execute
-from recbole_llara.experiments.study import main, read_command
-from recbole_llara.experiments.study_definition import load_study
+from recbole_llara.experiments.study_definition import load_study, read_command
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
-from recbole_llara.recommender.popularity import Popularity
+from recbole_llara.recommender.stock import Popularity
 from recbole_llara.utils.errors import UserError
 
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
@@ -161,7 +161,7 @@ def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
     def finish(seconds):
         slept.append(list(runs[0].outcomes))
         with lock:
-            runs[1].keep(arm, runs[1].perform(arm))
+            runs[1].perform(arm)
 
     monkeypatch.setattr(runner, "sleep", finish)
     arm, lock = runs[1].claim()
@@ -204,7 +204,7 @@ def test_the_chat_model_of_a_study_is_served_by_it():
     study = load_study("main_results").with_arguments({"max_eval_rows": 8, "show_progress": False})
     run = StudyRuns(study)
     arm = next(arm for arm in arms_of(study) if arm.system == "ChatLLM")
-    result = run.perform(arm).result
+    result = run.outcome_of(arm).result
     assert result["n"] == 8 == result["chat"]["paid"]["requests"] and result["chat"]["paid"]["completion_tokens"] >= 8
     assert sum(result["answers"].values()) == 8
     assert result["llm"] == "tiny"
@@ -215,7 +215,7 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
 
     def places(**changed):
         run = StudyRuns(load_study("quickstart").with_arguments({**keys, **changed}))
-        return [run.place(arm).name for arm in arms_of(run.study)]
+        return [place.name for place in run.places.values()]
 
     first = places()
     assert places(checkpoint_dir=str(tmp_path / "other"), show_progress=False) == first

@@ -261,7 +261,7 @@ def test_trains_and_answers_over_weights_held_in_few_bits(keys, make_trainer, bi
 
 
 def test_says_what_to_change(keys, make_trainer, monkeypatch):
-    with pytest.raises(UserError, match="llm_quantization: found 4bit with llm_tuning full"):
+    with pytest.raises(UserError, match="llm_quantization: found '4bit' with llm_tuning 'full'"):
         make_trainer({**keys, "llm_quantization": "4bit", "llm_tuning": "full"})
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="bitsandbytes is not installed"):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.likelihood import trie_log_probs
 from recbole_llara.model import answering
-from recbole_llara.model.answering import Questions, answer_questions
+from recbole_llara.model.answering import Questions
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
 from recbole_llara.prompt.template import PromptTemplate
@@ -48,7 +49,8 @@ def answered(model, candidates):
     """The items named where every row, each of another history, asks about the same candidates."""
     shown, rows = torch.tensor([candidates]).expand(ROWS, -1), torch.arange(ROWS)
     with torch.no_grad():
-        return answer_questions(model, Questions(3 + (rows[:, None] >> torch.arange(9) & 1), shown, rows)).items
+        questions = Questions(3 + (rows[:, None] >> torch.arange(9) & 1), shown, rows)
+        return DECODINGS[model.decoding].function(model, questions).items
 
 
 @pytest.mark.parametrize("decoding", ["score", "constrained"])

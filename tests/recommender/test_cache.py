@@ -10,8 +10,7 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.recommender.cache import META, WEIGHTS, DamagedEntry, seal, unseal
-from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.recommender.frozen import META, WEIGHTS, DamagedEntry, prepare_recommender, seal, unseal
 from recbole_llara.trainer.stock import train_stock
 
 

@@ -11,8 +11,7 @@ from recbole_llara.config.models import resolve_model
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender import frozen
-from recbole_llara.recommender.cache import WEIGHTS
-from recbole_llara.recommender.frozen import item_embedding_table, prepare_recommender
+from recbole_llara.recommender.frozen import WEIGHTS, item_embedding_table, prepare_recommender
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 

@@ -11,9 +11,9 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.recommender.text_encoder import TextEncoder
-from recbole_llara.trainer import get_trainer
+from recbole_llara.recommender.morec import TextEncoder
 from recbole_llara.trainer.stock import train_stock
+from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import UserError
 
 

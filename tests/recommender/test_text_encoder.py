@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTModel
 
-from recbole_llara.recommender.text_encoder import TextEncoder, cached_features, encode_all
+from recbole_llara.recommender.morec import TextEncoder, cached_features, encode_all
 from recbole_llara.utils.errors import UserError
 
 TEXTS = ["Title 3 é", "A", "Title 41 é and so on"]

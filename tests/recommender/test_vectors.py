@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import recbole_llara
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.recommender.vectors import NearestVectors, vectors_of_items
+from recbole_llara.recommender.frozen import NearestVectors, vectors_of_items
 from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
 

@@ -55,7 +55,7 @@ def test_places_are_those_of_a_plain_loop(model, make_run):
 
 def test_numbers_by_hand():
     """Places 1, 3 and beyond by the retriever, 2, 1 and beyond by the re-ranker."""
-    ranks = FullRanks(np.arange(3), np.arange(1, 4), np.array([1, 3, 0]), np.array([2, 1, 0]), depth=5, retrieve_k=3)
+    ranks = FullRanks(np.arange(3), np.arange(1, 4), np.array([1, 3, 0]), np.array([2, 1, 0]), retrieve_k=3)
     result = full_rank_result(ranks, [1, 3])
     assert result["retriever"]["hit@1"]["share"] == result["reranker"]["hit@1"]["share"] == pytest.approx(1 / 3)
     assert result["retriever"]["ndcg@3"]["share"] == pytest.approx((1 + 1 / math.log2(4)) / 3)
@@ -66,13 +66,13 @@ def test_numbers_by_hand():
 
 
 def test_what_ranks_nothing_is_refused(make_run):
-    with pytest.raises(UserError, match="full_rank: found True with decoding generate"):
+    with pytest.raises(UserError, match="full_rank: found True with decoding 'generate'"):
         make_run(protocol="leave_one_out", full_rank=True, decoding="generate")
 
 
 def test_more_than_there_is(run):
     ranks = rank_test_rows(run, retrieve_k=10_000, depth=20, processes=Processes())
-    assert ranks.depth == run.retriever.n_known - 1 and (ranks.reranker > 0).all()
+    assert (ranks.reranker > 0).all() and (ranks.reranker < run.retriever.n_known).all()
 
 
 def test_a_finished_run_of_the_same_split_is_measured_without_training(make_run):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from recbole_llara.serving.command import BATCHES_AT_ONCE, answer_lines
 from recbole_llara.serving.command import recommend_main as main
-from recbole_llara.serving.stream import BATCHES_AT_ONCE, answer_lines
 
 
 def test_lines_are_answered_in_their_order(run):

@@ -12,8 +12,8 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.build import build_model
-from recbole_llara.recommender.weights import load_recommender
-from recbole_llara.trainer.stock import stock_trainer_class, train_stock
+from recbole_llara.recommender.stock import load_recommender
+from recbole_llara.trainer.stock import stock_trainer, train_stock
 from recbole_llara.utils.errors import Diverged, UserError
 
 
@@ -31,7 +31,7 @@ def make_trainer(tmp_path):
         config = RunConfig(model, "toy", config_dict={**toy, "epochs": 2, **keys})
         data = prepare_data(config)
         init_seed(config["seed"], True)
-        return stock_trainer_class(config)(config, build_model(config, data, train_stock)), data
+        return stock_trainer(config, build_model(config, data, train_stock)), data
 
     return make
 
@@ -74,7 +74,7 @@ def test_answers_do_not_depend_on_the_batch(make_trainer):
     alone, data_alone = make_trainer(eval_batch_size=1)
     together, data = make_trainer(eval_batch_size=64)
     assert alone.evaluate(data_alone.test_data, False) == together.evaluate(data.test_data, False)
-    assert torch.equal(alone.last_cases.answers, together.last_cases.answers)
+    assert torch.equal(alone.last_cases.items, together.last_cases.items)
 
 
 def test_a_model_without_full_sort_predict_gets_the_same_scores_item_by_item(make_trainer):

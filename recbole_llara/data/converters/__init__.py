@@ -6,32 +6,28 @@ The result is ``OUT/NAME/NAME.inter`` and ``.item``; runs find it with ``--datas
 from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 
-# A converter makes the dataset's name and tables out of the command's options; a text names one, imported when it is used.
-Converter = Callable[[Namespace], tuple[str, Any]]
-CONVERTERS: dict[str, Converter | str] = {
-    **dict.fromkeys(("ml-100k", "ml-1m", "ml-latest"), "movielens:from_options"),
-    **dict.fromkeys(("lastfm", "lastfm-llara"), "lastfm:from_options"),
-    "steam": "steam:from_options",
-    "generic": "generic:from_options",
-    "windows": "windows:from_options",
+# A converter makes ``tables.Tables`` out of the command's options; a text names one, imported when it is used.
+CONVERTERS: dict[str, Callable[[Namespace], object] | str] = {
+    **dict.fromkeys(("ml-100k", "ml-1m", "ml-latest"), "published:movielens"),
+    **dict.fromkeys(("lastfm", "lastfm-llara"), "published:lastfm"),
+    "steam": "published:steam",
+    "generic": "own:generic",
+    "windows": "own:windows",
 }
 _PACKAGED = frozenset(CONVERTERS)
-QUOTINGS = ("csv", "none")
 SPLITS = ("train", "valid", "test")
 
 
-def register_converter(name: str, converter: Converter) -> None:
+def register_converter(name: str, converter: Callable[[Namespace], object]) -> None:
     """Let ``recbole-llara convert NAME`` make a dataset of another kind; the file with this call is given as ``--plugins``.
 
     Args:
         name: of the converter; a name registered before is replaced.
         converter: takes the command's options (``name``, ``raw`` or None, ``out``, ``max_malformed`` and the others), and returns
-            the dataset's name and its ``tables.Tables``. It raises ``UserError`` for what the user can mend.
+            ``tables.Tables``. It raises ``UserError`` for what the user can mend.
 
     Raises:
         UserError: the name is one of this package's.
@@ -47,15 +43,21 @@ def convert(options: Namespace) -> str:
     Raises:
         UserError: an option is missing, a raw file cannot be read, or the dataset is there already.
     """
-    from recbole_llara.data.converters.tables import write_dataset
+    if options.plugins:
+        from recbole_llara.config.models import load_plugins
 
+        load_plugins(options.plugins)
+    from recbole_llara.data.tables import write_dataset
+
+    if options.name not in CONVERTERS:
+        raise UserError(f"convert: found {options.name!r}, expected a converter; {nearest(options.name, CONVERTERS)}")
     converter = CONVERTERS[options.name]
     if isinstance(converter, str):
         module, _, function = converter.partition(":")
         converter = getattr(import_module(f"{__name__}.{module}"), function)
-    name, tables = converter(options)
-    lines = [f"{options.out / name}:"]
-    for what, count in write_dataset(tables, options.out, name, options.overwrite).items():
+    tables = converter(options)
+    lines = [f"{options.out / tables.name}:"]
+    for what, count in write_dataset(tables, options.out, options.overwrite).items():
         paper = tables.published.get(what)
         beside = "" if paper is None else f"  (papers: {paper:,}{'' if paper == count else ', see below'})"
         lines.append(f"  {count:>9,} {what}{beside}")
@@ -63,14 +65,3 @@ def convert(options: Namespace) -> str:
     if tables.warning is not None:
         lines.append(f"WARNING: {tables.warning}")
     return "\n".join(lines) + "\n"
-
-
-def raw_folder(options: Namespace) -> tuple[str, Path, float]:
-    """The converter's name, the folder of the raw files and ``max_malformed``.
-
-    Raises:
-        UserError: no folder is given.
-    """
-    if options.raw is None:
-        raise UserError(f"{options.name}: expected --raw DIR, the folder of the raw files")
-    return options.name, options.raw, options.max_malformed

@@ -160,11 +160,12 @@ def test_a_byte_order_mark_between_rows_is_refused(files, tmp_path, run):
 
 
 def test_half_a_surrogate_pair_is_refused(files, tmp_path):
-    from recbole_llara.data.converters.tables import Tables, write_dataset
+    from recbole_llara.data.tables import Tables, write_dataset
 
-    tables = Tables(["user_id:token", "item_id:token"], [("a", "1")], ["item_id:token", "title:token_seq"], [("1", "B \ud83d")])
+    inter = (["user_id:token", "item_id:token"], [("a", "1")])
+    item = (["item_id:token", "title:token_seq"], [("1", "B \ud83d")])
     with pytest.raises(UserError, match="half of a surrogate pair"):
-        write_dataset(tables, tmp_path / "out", "shop")
+        write_dataset(Tables("shop", {"inter": inter, "item": item}), tmp_path / "out")
 
 
 def test_what_is_written_is_what_a_run_reads(files, tmp_path, run, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import recbole
 
-from recbole_llara.data.converters.movielens import GENRES_100K
+from recbole_llara.data.converters.published import GENRES_100K
 from recbole_llara.utils.errors import UserError
 
 PACKAGED = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"

@@ -6,8 +6,8 @@ import gzip
 import numpy as np
 import pytest
 
-from recbole_llara.data.converters.steam import _review
-from recbole_llara.data.converters.tables import Malformed
+from recbole_llara.data.converters.published import parse_review
+from recbole_llara.data.tables import Malformed
 from recbole_llara.utils.errors import UserError
 
 
@@ -81,7 +81,7 @@ def test_frequent_users_and_a_seeded_third(raw, tmp_path, run, read):
     ],
 )
 def test_a_line_is_read_as_the_literal_it_is(review):
-    user, game, day = _review(str(review))
+    user, game, day = parse_review(str(review))
     assert (user, game, day) == (ast.literal_eval(str(review))["username"], "7", 17_168)
 
 
@@ -90,7 +90,7 @@ def test_a_line_is_read_as_the_literal_it_is(review):
 )
 def test_other_lines_are_malformed(line):
     with pytest.raises(Malformed):
-        _review(line)
+        parse_review(line)
 
 
 def test_a_truncated_file_and_a_foreign_one_are_refused(raw, tmp_path, run):
@@ -105,4 +105,4 @@ def test_a_truncated_file_and_a_foreign_one_are_refused(raw, tmp_path, run):
 
 
 def test_the_literals_of_python_2_are_read_too():
-    assert _review("{u'username': u'caf\\xe9', u'product_id': u'7', u'date': u'2017-01-02'}") == ("café", "7", 17_168)
+    assert parse_review("{u'username': u'caf\\xe9', u'product_id': u'7', u'date': u'2017-01-02'}") == ("café", "7", 17_168)

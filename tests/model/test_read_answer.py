@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from recbole_llara.model.chat.wrapping import read_answer, without_reasoning
+from recbole_llara.model.chat_client import without_reasoning
+from recbole_llara.model.chat_llm import read_answer
 
 TITLES = [
     "M",
