@@ -17,7 +17,7 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llara.config.settings import READY_MADE, SPLITS
 from recbole_llara.data.tables import as_float, read_rows
-from recbole_llara.utils.compat import fill_holes
+from recbole_llara.utils.compat import Table, fill_holes
 from recbole_llara.utils.errors import UserError, nearest
 
 TYPES = tuple(kind.value for kind in FeatureType)
@@ -56,7 +56,7 @@ class CheckedFiles(SequentialDataset):
         cells = _read_cells(path, columns, kept, rows)
         if not kept:
             return None
-        table = pd.DataFrame({name: self._values(path, name, columns[name], cells.pop(name)) for name in kept})
+        table = Table({name: self._values(path, name, columns[name], cells.pop(name)) for name in kept})
         for name in kept:
             kind = columns[name]
             if source != "link":  # of a knowledge graph: its columns belong to other files

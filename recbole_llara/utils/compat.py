@@ -10,21 +10,52 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.utils import FeatureType
 
-# RecBole's Config gives numpy back the names that numpy 1.24 dropped, out of others that numpy 2 dropped.
+# RecBole's Config gives numpy back the names that numpy 1.24 dropped, out of others (the last three) that numpy 2 dropped.
 _NAMES = {
-    "bool": np.bool_, "int": np.int_, "float": np.float64, "complex": np.complex128,
-    "object": np.object_, "str": np.str_, "long": np.int_, "unicode": np.str_,
+    "bool": np.bool_, "int": np.int_, "float": np.float64, "complex": np.complex128, "object": np.object_, "str": np.str_,
+    "long": np.int_, "unicode": np.str_, "float_": np.float64, "complex_": np.complex128, "unicode_": np.str_,
 }  # fmt: skip
 
 
 def name_numpy_types() -> None:
-    """Give numpy the names that RecBole's code reads, where numpy itself has none: ``Config.compatibility_settings`` on numpy 2."""
+    """Give numpy the names that RecBole's code reads, where numpy itself has none.
+
+    ``RunConfig`` calls it in the place of RecBole's ``Config.compatibility_settings``, which fails on numpy 2; a program that makes
+    a ``Config`` of RecBole's own there calls it first.
+    """
     for name, kind in _NAMES.items():
         if name not in vars(np):
             setattr(np, name, kind)
+
+
+class Column(pd.Series):
+    """A column of a ``Table``: ``agg(len)`` gives the length of each sequence, ``agg(np.concatenate)`` all of them in a row."""
+
+    @property
+    def _constructor(self) -> type["Column"]:
+        return Column
+
+    def agg(self, func: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """pandas' method, but for the two functions that RecBole aggregates sequences by: pandas 3 calls them with the column."""
+        if func is len:
+            return self.map(len)
+        return np.concatenate(self.to_numpy()) if func is np.concatenate else super().agg(func, *args, **kwargs)
+
+
+class Table(pd.DataFrame):
+    """A table that RecBole works on, of columns as it expects them."""
+
+    @property
+    def _constructor(self) -> type["Table"]:
+        return Table
+
+    @property
+    def _constructor_sliced(self) -> type[Column]:
+        return Column
 
 
 def fill_holes(dataset: Any) -> None:

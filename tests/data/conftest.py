@@ -31,6 +31,10 @@ def make_config():
     """A function of a protocol's name and further keys that gives RecBole's Config."""
     from recbole.config import Config
 
+    from recbole_llara.utils.compat import name_numpy_types
+
+    name_numpy_types()
+
     def make(protocol, dataset="ml-100k", model="SASRec", **keys):
         config_dict = dict(DATA_KEYS)
         for file in (PROPERTIES / "dataset" / f"{dataset}.yaml", PROPERTIES / "protocol" / f"{protocol}.yaml"):
