@@ -177,8 +177,8 @@ CASES = [
     ("SASRec", ["--result_file=."], ["result_file: found '.'", "expected a file"]),
     ("SASRec", ["--checkpoint_dir=taken"], ["checkpoint_dir: found 'taken'", "expected a folder"]),
     ("SASRec", ["--candidate_file=none.tsv"], ["none.tsv", "candidate_file"]),
-    ("LLaRA", ["--llm_path=./no-llm"], ["llm_path", "'./no-llm'", "Expected tiny, a folder"]),
-    ("MoRec", ["--text_encoder_path=./no-llm"], ["text_encoder_path", "'./no-llm'", "Expected tiny, a folder"]),
+    ("LLaRA", ["--llm_path=./no-llm"], ["llm_path", "'./no-llm'", "Expected tiny, smollm2, a folder"]),
+    ("MoRec", ["--text_encoder_path=./no-llm"], ["text_encoder_path", "'./no-llm'", "Expected tiny, smollm2, a folder"]),
     ("SASRec", ["--data_path=nowhere"], ["dataset: found 'toy'", "data_path 'nowhere'"]),
     ("SASRec", ["--protocol=windows"], ["toy.inter", "expected toy.train.inter", "protocol windows"]),
 ]

@@ -28,6 +28,7 @@ def stages():
             eval_template="first",
             answer_loss="token",
             prompt_file=None,
+            prompt_format="plain",
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
