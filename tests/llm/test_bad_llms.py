@@ -69,7 +69,7 @@ def cut(name: str, share: float) -> Callable[[Path], None]:
 
 def add_tokens(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer.add_tokens([f"extra{number}" for number in range(9)])
+    tokenizer.add_tokens(["Title"])  # one of another number would stand in no prompt, as one of Gemma 3 does
     tokenizer.save_pretrained(folder)
 
 
