@@ -74,7 +74,7 @@ def prepare_llm(
     rows = getattr(llm_config.get_text_config(), "vocab_size", None)
     if rows is not None and encoder.highest_token >= rows:
         raise UserError(
-            f"llm_path is {settings.llm_path!r}: its tokenizer makes the token {encoder.highest_token} of the run's prompts, its embedding "
+            f"llm_path is {settings.llm_path!r}: its tokenizer makes tokens up to {encoder.highest_token} of the run's prompts, its embedding "
             f"table has {rows} rows, expected a row for every token of a prompt"
         )
     llm, _ = load_llm(
