@@ -150,9 +150,6 @@ def _snapshot(folder: Path, key: str) -> Path:
     )
 
 
-# --- GGUF -----------------------------------------------------------------------------------------
-
-
 def _smollm2(key: str) -> Path:
     spec = find_spec(SMOLLM2_PACKAGE)
     if spec is None or spec.origin is None:
@@ -233,9 +230,6 @@ def _dequantise(file: Path, folder: Path, dtype: torch.dtype, key: str) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-# --- messages and digests -------------------------------------------------------------------------
 
 
 @cache

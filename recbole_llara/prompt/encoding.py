@@ -7,6 +7,7 @@ found by its place in the row, never by searching text, so a title that reads "[
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ class PromptEncoder:
             is a piece of its own, empty where there is nothing.
 
     Raises:
-        UserError: the tokenizer has no EOS token, merges text across a line break or makes special tokens of titles; prompts
+        UserError: the tokenizer has no EOS token, merges a text with what stands before it or makes special tokens of titles; prompts
             do not fit; or all titles are the same.
     """
 
@@ -108,8 +109,9 @@ class PromptEncoder:
         if budget is not None:
             items = {part: longest(parts, budget.candidates) for part, parts in whole.items()}
             template = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
-            spared = 0 if chat is None else chat.most_added(tokenizer, texts)
-            lengths = PromptLengths(template + spared, len(separator), items)
+            lengths = PromptLengths(
+                template + (0 if chat is None else chat.most_added(tokenizer, texts)), len(separator), items
+            )
             self.max_title_tokens = fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
         cut, self.titles = cut_titles(tokenizer, titles, whole[Part.TITLE], self.max_title_tokens)
         self._refuse_one_answer(titles)
@@ -120,12 +122,11 @@ class PromptEncoder:
         self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
         self.opening_piece = bank.add(Texts.of([opening]))
         self.layouts = [[text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in tokens]
-        texts[Part.TITLE] = [
-            kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)
-        ]  # what is cut ends otherwise
+        # A title that was cut does not end as its text does: it is joined with nothing.
+        texts[Part.TITLE] = [title if title == kept else "" for title, kept in zip(titles, self.titles, strict=True)]
         marks = {SEPARATOR: [self.separator_piece]}
         for layout, pieces in zip(layouts, self.layouts, strict=True):
-            for text, mark, piece in zip(layout, layout[1:], pieces[1:], strict=False):
+            for (text, mark), piece in zip(pairwise(layout), pieces[1:], strict=True):
                 if text in (HISTORY, CANDIDATES):
                     marks.setdefault(mark, []).append(piece)
         self._followed = {
@@ -136,7 +137,7 @@ class PromptEncoder:
         }
         self._answers = self._first
         if chat is not None and not chat.has_space:
-            answers = {Part.TITLE: self.titles, **{part: of_part for part, of_part in texts.items() if part is Part.INDEX}}
+            answers = texts | {Part.TITLE: self.titles}
             self._answers = {part: bank.add(Texts.of(tokenise_inside(tokenizer, of))) for part, of in answers.items()}
         bank.freeze()
         self.highest_token = int(bank.tokens.max())

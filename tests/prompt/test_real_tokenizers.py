@@ -110,8 +110,9 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
     behind = [("x" if stretch[:1].isspace() else "\n", stretch) for _, *others in rows for stretch in others]
     lengths = {anchor: len(tokenizer(anchor, add_special_tokens=False)["input_ids"]) for anchor in "x\n"}
     firsts = tokenizer([first for first, *_ in rows])["input_ids"]
-    joined = tokenizer([anchor + stretch for anchor, stretch in behind] or [""], add_special_tokens=False)["input_ids"]
-    inside = iter([tokens[lengths[anchor] :] for (anchor, _), tokens in zip(behind, joined, strict=False)])
+    texts_behind = [anchor + stretch for anchor, stretch in behind]
+    joined = tokenizer(texts_behind, add_special_tokens=False)["input_ids"] if behind else []
+    inside = iter([tokens[lengths[anchor] :] for (anchor, _), tokens in zip(behind, joined, strict=True)])
     found = []
     for first, (_, *others) in zip(firsts, rows, strict=True):
         opened = [token for token in first if token != tokenizer.eos_token_id]
