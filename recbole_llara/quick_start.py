@@ -26,6 +26,7 @@ from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped
+from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
 from recbole_llara.utils.protocols import HasResultFields
@@ -111,8 +112,8 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
             fields["full_rank"], ranks = _rank_catalogue(config, data, trainer)
         told = {"metrics": {"valid": valid_result or {}, "test": test_result}, "timings": timings, "fields": fields}
         paths = processes.from_main(lambda: _write(config, data, trainer, folder, ranks, told))
-        logger.info(f"best valid: {dict(valid_result or {})}")
-        logger.info(f"test result: {dict(test_result)}")
+        logger.info(f"best valid: {json_ready(valid_result or {})}")
+        logger.info(f"test result: {json_ready(test_result)}")
         logger.info(f"written: {folder.path}")
     return {
         "best_valid_score": valid_score,

@@ -136,7 +136,7 @@ class CheckedFiles(SequentialDataset):
             if (at_beginning or at_end) and beside_items > 1 and len(of_length) == 1:
                 side = "beginning" if at_beginning else "end"
                 raise UserError(
-                    f"{self.dataset_name}.*.inter: found {item!r} {is_it.sum()} times in {(count > 0).sum()} of {len(lengths)} "
+                    f"{self.dataset_name}.*.inter: found {str(item)!r} {is_it.sum()} times in {(count > 0).sum()} of {len(lengths)} "
                     f"histories, only at their {side}, never as the next item, and these histories all {of_length.pop()} long: "
                     f"padding, expected items alone; delete it from {histories.name}, histories may be of any length"
                 )
