@@ -56,6 +56,11 @@ def prepare_llm(
             ``Probe`` refuses.
     """
     settings, device = LLMSettings.from_config(config), config["device"]
+    if settings.attn_implementation == "flex_attention" and device.type == "cpu":
+        raise UserError(
+            "attn_implementation: found flex_attention, which computes no gradients on a CPU, expected sdpa or eager: change it, or run "
+            "on a GPU"
+        )
     llm_config, tokenizer = read_files(settings.llm_path, settings.llm_trust_remote_code)
     max_positions = context_length(llm_config)
     if OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None:

@@ -48,6 +48,11 @@ def test_attentions_give_the_same_answers(keys):
     assert metrics[0] == metrics[1]
 
 
+def test_an_attention_without_gradients_is_refused(keys):
+    with pytest.raises(UserError, match=r"attn_implementation: found flex_attention.*CPU.*sdpa or eager"):
+        run_recbole_llara("TALLRec", "toy", config_dict={**keys, "attn_implementation": "flex_attention"})
+
+
 def test_an_attention_that_is_not_installed_says_what_to_install(keys):
     with pytest.raises(UserError, match=r"llm_path.*[Ff]lash"):
         run_recbole_llara("TALLRec", "toy", config_dict={**keys, "attn_implementation": "flash_attention_2"})
