@@ -188,9 +188,9 @@ def test_frozen_trains_nothing_and_full_everything(make_llm, architecture):
 @pytest.mark.parametrize("lora", [False, True])
 def test_hidden_states_are_what_the_head_reads(make_llm, make_prompts, architecture, lora):
     llm = make_llm(architecture, lora=lora)
-    prompts = make_prompts(llm, [5, 8]).as_dict()
-    hidden = hidden_states(llm, **prompts)
-    assert torch.allclose(causal_lm(llm).get_output_embeddings()(hidden), llm(**prompts).logits, atol=1e-5)
+    prompts = make_prompts(llm, [5, 8])
+    hidden = hidden_states(llm, prompts)
+    assert torch.allclose(causal_lm(llm).get_output_embeddings()(hidden), llm(**prompts.as_dict()).logits, atol=1e-5)
     assert input_embeddings(llm).weight.shape[1] == hidden.shape[2]
 
 
