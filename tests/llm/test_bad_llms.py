@@ -85,7 +85,7 @@ def lose_a_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-EXPECTED = "Expected tiny, a folder with config.json, weights and tokenizer"
+EXPECTED = "Expected tiny, smollm2, a folder with config.json, weights and tokenizer"
 # (change of the LLM's folder, what the line says)
 FOLDERS = {
     "no folder": (shutil.rmtree, ["llm_path is './llm'", "no such folder", EXPECTED]),
