@@ -20,7 +20,7 @@ from recbole_llara.config.models import MODELS
 from recbole_llara.data.converters import CONVERTERS
 from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import tune
-from recbole_llara.llm.architecture import input_embeddings
+from recbole_llara.llm.architecture import EmbeddedPrompts, input_embeddings
 from recbole_llara.model.losses import LOSSES
 
 VOCABULARY = 97
@@ -65,12 +65,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(EmbeddedPrompts):
     """Left-padded prompts; ``row(b)`` is one of them without padding."""
-
-    inputs_embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
 
     def row(self, number: int, padding: int = 0) -> "Prompts":
         """One row alone, with so much padding on its left."""

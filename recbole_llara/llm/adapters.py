@@ -14,9 +14,10 @@ the part of the ring that begins at a place of the token's own, so each feature 
     token c begins at 7:  . . x   (the ring closes)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -57,11 +58,10 @@ def tune(
     Args:
         model: a causal LM.
         llm_tuning: lora (adapters alone), frozen (nothing) or full (everything).
-        lora_r: (int) rank of the adapters.
-        lora_alpha: (int) scale; the adapters' output is multiplied by alpha / r.
-        lora_dropout: (float, share) dropout before the adapters.
+        lora_r, lora_alpha: rank of the adapters, and their scale: their output is multiplied by alpha / r.
+        lora_dropout: (share) dropout before the adapters.
         lora_target_modules: "auto" = every linear of the decoder blocks, or the ends of their names, as q_proj.
-        lora_layers: (int) how many decoder blocks get adapters, from the top; None = all. Where no vector of a prompt is trained,
+        lora_layers: how many decoder blocks get adapters, from the top; None = all. Where no vector of a prompt is trained,
             gradients end at the lowest of them.
 
     Returns:
@@ -75,19 +75,30 @@ def tune(
     model.requires_grad_(llm_tuning == "full")
     if llm_tuning != "lora":
         return model
-    targets, blocks = _lora_targets(block_linears(model), lora_target_modules), decoder_blocks(model)
+    name, linears, blocks = type(model).__name__, block_linears(model), decoder_blocks(model)
+    known, ends = sorted({linear.split(".")[-1] for linear in linears}), lora_target_modules
+    targets = linears
+    if ends != "auto":
+        ends = [ends] if isinstance(ends, str) else list(ends)
+        of_end = {end: [linear for linear in linears if f".{linear}".endswith(f".{end}")] for end in ends}
+        unknown = [end for end in ends if not of_end[end]]
+        if unknown or not ends:
+            raise UserError(f"lora_target_modules has {unknown or ends}, expected auto or some of {known}")
+        targets = sorted({linear for found in of_end.values() for linear in found})
     if lora_layers is not None and lora_layers > len(blocks):
-        raise UserError(
-            f"lora_layers: found {lora_layers}, expected at most {len(blocks)}, the decoder blocks of {type(model).__name__}"
-        )
+        raise UserError(f"lora_layers: found {lora_layers}, expected at most {len(blocks)}, the decoder blocks of {name}")
     adapted = blocks if lora_layers is None else blocks[len(blocks) - lora_layers :]
+    # What peft would adapt for its name's end, but is in no block that is adapted, as the layers of an image encoder are.
+    inside = {id(layer) for block in adapted for layer in block.modules()}
+    suffixes = tuple(f".{target}" for target in targets)
+    outside = [path for path, layer in model.named_modules() if path.endswith(suffixes) and id(layer) not in inside]
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=targets,
-        exclude_modules=_outside(model, targets, adapted) or None,
+        exclude_modules=outside or None,
         # Conv1D (GPT-2) keeps its weight transposed; peft would set this itself, with a warning.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -95,32 +106,9 @@ def tune(
         return make_lean(get_peft_model(model, config))
     except ValueError as error:  # layers that peft cannot adapt, as some of a Mamba
         raise UserError(
-            f"lora_target_modules is {lora_target_modules!r} for {type(model).__name__}: {first_line(error)}. Expected some of "
-            f"{_last_names(block_linears(model))}, or llm_tuning frozen or full"
+            f"lora_target_modules is {lora_target_modules!r} for {name}: {first_line(error)}. Expected some of "
+            f"{known}, or llm_tuning frozen or full"
         ) from error
-
-
-def _last_names(linears: Sequence[str]) -> list[str]:
-    return sorted({name.split(".")[-1] for name in linears})
-
-
-def _outside(model: PreTrainedModel, targets: Sequence[str], blocks: Iterable[nn.Module]) -> list[str]:
-    """Layers that peft would adapt for their names' ends, but that are in none of ``blocks``, as those of an image encoder are."""
-    inside = {id(layer) for block in blocks for layer in block.modules()}
-    ends = tuple(f".{target}" for target in targets)
-    return [name for name, layer in model.named_modules() if name.endswith(ends) and id(layer) not in inside]
-
-
-def _lora_targets(linears: list[str], wanted: str | Sequence[str]) -> list[str]:
-    """The names among ``linears`` that ``wanted`` means."""
-    if wanted == "auto":
-        return linears
-    ends = [wanted] if isinstance(wanted, str) else list(wanted)
-    found = {end: [name for name in linears if name == end or name.endswith(f".{end}")] for end in ends}
-    unknown = [end for end in ends if not found[end]]
-    if unknown or not ends:
-        raise UserError(f"lora_target_modules has {unknown or ends}, expected auto or some of {_last_names(linears)}")
-    return sorted({name for names in found.values() for name in names})
 
 
 class LeanLoraLinear(Linear):
@@ -160,23 +148,15 @@ def make_lean(model: nn.Module) -> nn.Module:
 
 
 _RING_BITS = 16
-
-
 RING = 1 << _RING_BITS
-
-
 _KEY_BITS = 31  # a product of two such numbers fits into int64
 
 
 @dataclass
 class TokenKeys:
-    """The random numbers of the tokens of the pass under way; all ``RowDropout`` layers of a model read the same.
+    """The random numbers of the tokens of the pass under way; all ``RowDropout`` layers of a model read the same."""
 
-    Args:
-        values: [B, T] int64; None before the first pass.
-    """
-
-    values: torch.Tensor | None = None
+    values: torch.Tensor | None = None  # [B, T] int64; None before the first pass
 
     def for_checkpoint(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """The ``context_fn`` of torch's ``checkpoint``: what is computed again reads the keys of its first time."""
@@ -193,17 +173,13 @@ class TokenKeys:
 
 
 def token_keys(seed: int, purpose: str, step: int, rows: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """A random number for every token of a pass.
+    """A random number [B, T] int64 below 2^31 for every token of a pass, on the device of ``position_ids``.
 
     Args:
-        seed: of the run.
         purpose: what the pass is, so that unlike passes over rows of the same number have unlike masks.
         step: number of the optimiser step.
         rows: [B] what the rows are called, on the CPU; rows of the same name have the same masks.
         position_ids: [B, T] 0 at the row's first token, so that padding changes nothing.
-
-    Returns:
-        [B, T] int64 below 2^31, on the device of ``position_ids``.
     """
     keys = row_keys(seed, f"dropout of {purpose}", step, rows.numpy())
     drawn = numbers(keys[:, None], np.arange(position_ids.shape[1])) >> np.uint64(64 - _KEY_BITS)  # [B, T], by position
@@ -211,14 +187,9 @@ def token_keys(seed: int, purpose: str, step: int, rows: torch.Tensor, position_
 
 
 class RowDropout(nn.Module):
-    """Dropout of the features of tokens, by the tokens' keys.
+    """Dropout of a share p of the features of tokens, by the tokens' keys; p is rounded to a multiple of 1 / 65,536.
 
-    Args:
-        p: (share) of the features that is dropped; rounded to a multiple of 1 / 65,536.
-        width: of the input.
-        seed: of the run.
-        layer: number of this layer, so that layers have unlike masks.
-        keys: of the tokens of the pass under way.
+    Layers of unlike numbers ``layer`` have unlike masks.
     """
 
     def __init__(self, p: float, width: int, seed: int, layer: int, keys: TokenKeys) -> None:
@@ -233,10 +204,7 @@ class RowDropout(nn.Module):
         self.register_buffer("multiplier", torch.tensor(int(state[1]) % (1 << _KEY_BITS) | 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x with some features set to 0 and the others divided by 1 - p; x itself in evaluation mode.
-
-        Args:
-            x: [B, T, in] or [B * T, in], the tokens of the pass under way.
+        """x [B, T, in] or [B * T, in], the tokens of the pass, some features 0, the others divided by 1 - p; x itself in evaluation.
 
         Raises:
             ValueError: other tokens than those of the pass.
@@ -260,11 +228,8 @@ class RowDropout(nn.Module):
 
 def key_dropout(llm: nn.Module, seed: int, keys: TokenKeys) -> None:
     """Put ``RowDropout``, which reads ``keys``, in the place of every dropout layer of an LLM's adapters."""
-    layer = 0
+    layer = count()
     for module in llm.modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        for name, dropout in module.lora_dropout.items():
+        for name, dropout in module.lora_dropout.items() if isinstance(module, LoraLayer) else ():
             if isinstance(dropout, nn.Dropout):
-                module.lora_dropout[name] = RowDropout(dropout.p, module.in_features, seed, layer, keys)
-                layer += 1
+                module.lora_dropout[name] = RowDropout(dropout.p, module.in_features, seed, next(layer), keys)

@@ -16,21 +16,12 @@ class AnswerTrie:
     A *node* is a token that another one follows in some answer; a row has up to Q of them. What comes last in
     every answer (the EOS) is predicted, never read, and so is no node.
 
-    Args:
-        answer_ids: [B, C, A] token ids, padded on the right with -100.
-        lengths: [B, C] tokens of each answer.
-        node_ids: [B, Q] token ids of the nodes, 0 beyond the row's last.
-        node_depth: [B, Q] 0 for first tokens of answers.
-        visible: [B, Q, Q] bool, whether a node (second axis) reads another (third): itself and its ancestors.
-        path: [B, C, A] the node of each token of each answer; meaningless for last tokens and padding.
     """
 
-    answer_ids: torch.Tensor
-    lengths: torch.Tensor
-    node_ids: torch.Tensor
-    node_depth: torch.Tensor
-    visible: torch.Tensor
-    path: torch.Tensor
+    node_ids: torch.Tensor  # [B, Q] token ids of the nodes, 0 beyond the row's last
+    node_depth: torch.Tensor  # [B, Q] 0 for first tokens of answers
+    visible: torch.Tensor  # [B, Q, Q] bool, whether a node (second axis) reads another (third): itself and its ancestors
+    path: torch.Tensor  # [B, C, A] the node of each token of each answer; meaningless for last tokens and padding
 
 
 def build_trie(answer_ids: torch.Tensor) -> AnswerTrie:
@@ -56,7 +47,11 @@ def build_trie(answer_ids: torch.Tensor) -> AnswerTrie:
         raise ValueError(f"an answer without tokens or with padding inside: expected tokens, then {IGNORED_LABEL}")
     # same[b, c, d, j]: answers c and d agree up to and with token j.
     same = (answer_ids[:, :, None] == answer_ids[:, None]).cumprod(3, dtype=torch.uint8)  # [B, C, C, A]
-    _refuse_continued_answers(same, lengths)
+    last = (lengths - 1)[:, :, None, None].expand(-1, -1, lengths.shape[1], 1)  # [B, C, C, 1]
+    begins_with = same.gather(3, last).squeeze(3).bool()  # [B, C, C] answer d begins with all of answer c
+    if bool((begins_with & (lengths[:, None] > lengths[:, :, None])).any()):
+        # Without an EOS at its end the shorter one could not be chosen.
+        raise ValueError("an answer is the beginning of another: expected every answer to end with EOS")
     is_read = depth < lengths[:, :, None] - 1  # [B, C, A]
     # The node of a token belongs to the first candidate with the same beginning that goes on after it.
     owner = (same * is_read[:, None]).argmax(2)  # [B, C, A]
@@ -74,35 +69,28 @@ def build_trie(answer_ids: torch.Tensor) -> AnswerTrie:
     entry, above = (depth <= depths[:, None]).nonzero(as_tuple=True)  # each node with each of its depths
     visible = torch.zeros(n_rows, n_nodes, n_nodes, dtype=torch.bool, device=answer_ids.device)
     visible[rows[entry], nodes[entry], path[rows[entry], candidates[entry], above]] = True
-    return AnswerTrie(answer_ids, lengths, node_ids, node_depth, visible, path)
+    return AnswerTrie(node_ids, node_depth, visible, path)
 
 
-def _refuse_continued_answers(same: torch.Tensor, lengths: torch.Tensor) -> None:
-    """Raise if an answer is the beginning of a longer one: without an EOS at its end it could not be chosen."""
-    last = (lengths - 1)[:, :, None, None].expand(-1, -1, lengths.shape[1], 1)  # [B, C, C, 1]
-    whole = same.gather(3, last).squeeze(3).bool()  # [B, C, C] answer d begins with all of answer c
-    if bool((whole & (lengths[:, None] > lengths[:, :, None])).any()):
-        raise ValueError("an answer is the beginning of another: expected every answer to end with EOS")
-
-
-def walk(trie: AnswerTrie, log_probs: torch.Tensor) -> torch.Tensor:
+def walk(answer_ids: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
     """Follow the likeliest token from the root to the end of an answer, all rows at once.
 
-    This is greedy decoding with every token outside the tree forbidden; where only one token may follow, it is
+    This is greedy decoding with every token forbidden that continues no answer; where only one token may follow, it is
     taken without asking the LLM.
 
     Args:
-        trie: the rows' answers.
+        answer_ids: [B, C, A] as ``build_trie`` takes them.
         log_probs: [B, C, A] log-probability of each token of each answer given the prompt and its beginning.
 
     Returns:
         [B] the index of the chosen candidate; of those with equal answers, the first.
     """
-    is_alive = torch.ones_like(trie.lengths, dtype=torch.bool)  # [B, C] agrees with what was chosen so far
-    for step in range(trie.answer_ids.shape[2]):
-        tokens = trie.answer_ids[:, :, step]  # [B, C]
-        goes_on = is_alive & (step < trie.lengths)
-        best = log_probs[:, :, step].masked_fill(~goes_on, -torch.inf).argmax(1, keepdim=True)  # [B, 1]
+    is_alive = torch.ones(
+        answer_ids.shape[:2], dtype=torch.bool, device=answer_ids.device
+    )  # agrees with what was chosen so far
+    for tokens, found in zip(answer_ids.unbind(2), log_probs.unbind(2), strict=True):  # [B, C] each
+        goes_on = is_alive & (tokens != IGNORED_LABEL)
+        best = found.masked_fill(~goes_on, -torch.inf).argmax(1, keepdim=True)  # [B, 1]
         # Rows whose answer is complete have nothing that goes on: they stay as they are.
         is_alive = torch.where(goes_on.any(1, keepdim=True), goes_on & (tokens == tokens.gather(1, best)), is_alive)
     return is_alive.int().argmax(1)
@@ -139,27 +127,27 @@ def tree_masks(
     attention = config._attn_implementation
     if attention not in ("sdpa", "eager", BMM_ATTENTION):
         raise ValueError(f"its attention is {attention}, expected sdpa or eager")
-    tree = _tree_mask(attention_mask, visible)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
-        # As transformers reads such a config: one kind of layer throughout.
-        limits = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-        limited = [name for name, limit in limits.items() if getattr(config, limit, None) is not None]
-        return _as_added(tree & _reach(limited[0] if limited else "full_attention", config, positions), attention, dtype)
-    return {name: _as_added(tree & _reach(name, config, positions), attention, dtype) for name in sorted(set(layer_types))}
-
-
-def _tree_mask(attention_mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] bool, what an answer's tokens descend from."""
-    n_rows, n_prompt = attention_mask.shape
-    n_nodes = visible.shape[1]
-    mask = torch.zeros(n_rows, n_prompt + n_nodes, n_prompt + n_nodes, dtype=torch.bool, device=attention_mask.device)
-    mask[:, :, :n_prompt] = attention_mask.bool()[:, None]
-    mask[:, :n_prompt, :n_prompt].tril_()
-    mask[:, n_prompt:, n_prompt:] = visible
+    n_prompt = attention_mask.shape[1]
+    tree = torch.zeros(*positions.shape, positions.shape[1], dtype=torch.bool, device=positions.device)  # [B, T + Q, T + Q]
+    tree[:, :, :n_prompt] = attention_mask.bool()[:, None]
+    tree[:, :n_prompt, :n_prompt].tril_()
+    tree[:, n_prompt:, n_prompt:] = visible
     # Padding reads itself: a softmax over nothing is NaN, which no zero weight undoes.
-    mask.diagonal(dim1=1, dim2=2).fill_(True)
-    return mask
+    tree.diagonal(dim1=1, dim2=2).fill_(True)
+
+    def mask_of(layer_type: str) -> torch.Tensor:
+        mask = (tree & _reach(layer_type, config, positions))[:, None]
+        if attention != "eager":
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return {name: mask_of(name) for name in sorted(set(layer_types))}
+    # As transformers reads such a config: one kind of layer throughout.
+    limits = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    limited = (name for name, limit in limits.items() if getattr(config, limit, None) is not None)
+    return mask_of(next(limited, "full_attention"))
 
 
 def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:
@@ -172,10 +160,3 @@ def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -
     if layer_type == "chunked_attention":
         return query // config.attention_chunk_size == key // config.attention_chunk_size
     raise ValueError(f"it has layers of type {layer_type}, expected full, sliding or chunked attention")
-
-
-def _as_added(mask: torch.Tensor, attention: str, dtype: torch.dtype) -> torch.Tensor:
-    """A mask [B, S, S] in the shape [B, 1, S, S] and the kind that this attention takes."""
-    if attention != "eager":
-        return mask[:, None]
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[:, None]

@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from inspect import signature
 
 import torch
@@ -32,13 +33,18 @@ def embedded_vocabulary(model: nn.Module) -> torch.Tensor:
         return layer(torch.arange(layer.num_embeddings, device=layer.weight.device))
 
 
-def hidden_states(
-    model: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class EmbeddedPrompts:
+    """Prompts as a decoder reads them, by the names of its arguments."""
+
+    inputs_embeds: torch.Tensor  # [B, T, D]
+    attention_mask: torch.Tensor  # [B, T] 1 on tokens, 0 on padding
+    position_ids: torch.Tensor  # [B, T] 0 at the row's first token
+
+
+def hidden_states(model: nn.Module, prompts: EmbeddedPrompts) -> torch.Tensor:
     """The decoder's last hidden states [B, T, D], after its final norm, without the language-model head."""
-    return decoder_of(causal_lm(model))(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
+    return decoder_of(causal_lm(model))(**vars(prompts), use_cache=False).last_hidden_state
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

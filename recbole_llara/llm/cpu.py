@@ -1,7 +1,6 @@
 """What pays only for a small LLM on a CPU, as the embedded one: attention as two batched matrix products.
 
 In bf16 this is faster than the fused kernel at prompt lengths. The scores [B, heads, T, T] are held in memory; GPUs keep SDPA.
-The switches of the process (denormal numbers, allocator) are ``utils.process_setup.prepare_process``: stock recommenders need them too.
 """
 
 import torch
@@ -21,20 +20,12 @@ def bmm_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Softmax attention in the signature of transformers' attention functions.
+    """Softmax attention [B, T, H, d] in the signature of transformers' attention functions; None in the place of the weights.
 
-    Args:
-        query: [B, H, T, d].
-        key, value: [B, H, S, d].
-        attention_mask: [B, 1, T, S], True = may look or an additive mask; None = causal.
-
-    Returns:
-        [B, T, H, d], and None for the weights.
-
-    Raises:
-        ValueError: dropout or grouped key-value heads are asked for.
+    Queries are [B, H, T, d], keys and values [B, H, S, d]; the mask is [B, 1, T, S], True = may look or an additive mask, or
+    None = causal. A ValueError for dropout or grouped key-value heads.
     """
-    batch, heads, length, _width = query.shape
+    batch, heads, length, _ = query.shape
     if dropout or key.shape[1] != heads:
         raise ValueError(f"bmm attention: dropout {dropout}, {heads} query and {key.shape[1]} key heads; expected 0 and equal")
     source = key.shape[2]

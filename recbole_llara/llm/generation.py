@@ -1,17 +1,16 @@
-"""Answers out of the LLM: free generation, and generation constrained to the candidates.
+"""Free generation of answers, read off the LLM as texts.
 
-Both read prompts that are padded on the left, with positions counted from each row's first token, so that
-a row's answer does not depend on the rows beside it. Run them in float32 for that to hold to the last tie:
-under bfloat16 autocast the padding changes roundings of 1 part in 256, and near ties may turn.
+Prompts are padded on the left, with positions counted from each row's first token, so that a row's answer does not depend on
+the rows beside it. Run it in float32 for that to hold to the last tie: under bfloat16 autocast the padding changes roundings of
+1 part in 256, and near ties may turn.
 """
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from recbole_llara.llm.answer_tree import build_trie, walk
-from recbole_llara.llm.architecture import causal_lm
-from recbole_llara.llm.likelihood import AnswerReader, check_prompts, trie_log_probs
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm
+from recbole_llara.llm.likelihood import check_prompts
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.prompt.tokens import spell
 
@@ -30,31 +29,10 @@ PLAIN_GENERATION = {
 }
 
 
-def decode_constrained(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    answer_ids: torch.Tensor,
-    read: AnswerReader = trie_log_probs,
-) -> torch.Tensor:
-    """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid.
-
-    Every likelihood the walk could need is among those that score the candidates, so there is no
-    token-by-token loop over the LLM. See ``score_candidates`` for the arguments.
-
-    Returns:
-        [B] int64, the index of the chosen candidate; of candidates with equal answers, the first.
-    """
-    trie = build_trie(answer_ids)
-    return walk(trie, read(llm, inputs_embeds, attention_mask, position_ids, trie))
-
-
 @torch.no_grad()
 def decode_generate(
     llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
+    prompts: EmbeddedPrompts,
     answer_lengths: torch.Tensor,
     eos_token_id: int,
     pad_token_id: int,
@@ -64,8 +42,7 @@ def decode_generate(
 
     Args:
         llm: a causal LM in evaluation mode, wrapped by peft or not.
-        inputs_embeds: [B, T, D] prompts, padded on the left.
-        attention_mask: [B, T]; positions are counted from it.
+        prompts: padded on the left.
         answer_lengths: [B] the most tokens a row may generate, EOS included: its longest candidate's.
         eos_token_id, pad_token_id: what ends an answer and what fills rows that ended; may be the same.
         in_step: whether all processes go on until the last of them is done, as they must where weights are sharded.
@@ -76,15 +53,14 @@ def decode_generate(
     Raises:
         ValueError: prompts padded on the right, or an LLM in training mode.
     """
-    check_prompts(llm, attention_mask)
-    settings = GenerationConfig(
-        max_new_tokens=int(answer_lengths.max()),
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        **PLAIN_GENERATION,
-    )
-    generated = causal_lm(llm).generate(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=settings, synced_gpus=in_step
+    check_prompts(llm, prompts)
+    most = int(answer_lengths.max())
+    ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    generated = causal_lm(llm).generate(  # counts positions from the mask
+        inputs_embeds=prompts.inputs_embeds,
+        attention_mask=prompts.attention_mask,
+        generation_config=GenerationConfig(max_new_tokens=most, **ends, **PLAIN_GENERATION),
+        synced_gpus=in_step,
     )  # [B, M]
     # A batch runs until its longest row ends: a row keeps only what it would have generated alone.
     is_kept = (generated == eos_token_id).cumsum(1) == 0
@@ -94,5 +70,4 @@ def decode_generate(
 
 def answer_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
     """B texts of tokens [B, M], -100 on padding; special tokens inside them show, so that they match no title."""
-    sequences = [[token for token in row if token != IGNORED_LABEL] for row in token_ids.tolist()]
-    return spell(tokenizer, sequences)
+    return spell(tokenizer, [[token for token in row if token != IGNORED_LABEL] for row in token_ids.tolist()])

@@ -52,9 +52,6 @@ def merge_item_embeddings(
         slot_rows, slot_columns: [S] int64, where each slot is; no place may occur twice.
         item_embeds: [S, D] what each slot holds, cast to the type of ``inputs_embeds``.
 
-    Returns:
-        [B, T, D]
-
     Raises:
         ValueError: the number of slots is not the number of item embeddings, or their widths differ.
     """
@@ -73,21 +70,15 @@ def merge_item_embeddings(
 class ItemTokens(nn.Module):
     """What fills the slots of a prompt, one vector of the LLM's input space for each.
 
+    These are ``placeholder`` [D], the same for every item; ``projector`` from d_rec to D (LLaRA eq. 5); ``description`` [D]
+    and ``item_ids`` [N, D], [DSR] and [IIDn] (RSLLM example 4.1). A vector that no prompt of the run shows is None.
+
     Args:
         vocabulary: [V, D] the LLM's tokens as its embedding layer gives them out; every new vector starts around their centre.
         n_items: N, the padding item among them.
-        parts: what the prompts of the run show; a vector that none of them shows is not made.
+        parts: what the prompts of the run show.
         item_embeddings: [N, d_rec] what the projector reads; needed for ``Part.ITEM_EMBEDDING``.
         trains_item_embeddings: whether they learn with the projector; else they are frozen.
-
-    Attributes:
-        placeholder: [D] [PH], the same for every item.
-        projector: from d_rec to D (LLaRA eq. 5), or None.
-        description: [D] [DSR] (RSLLM example 4.1), or None.
-        item_ids: [N, D] the tokens [IIDn] (RSLLM example 4.1), or None.
-
-    Raises:
-        ValueError: behavioural tokens are shown, but there are no item embeddings.
     """
 
     def __init__(
@@ -121,45 +112,34 @@ class ItemTokens(nn.Module):
             self.item_ids = nn.Parameter(centre + spread * torch.randn(n_items, len(centre)))
 
     def forward(self, slot_parts: torch.Tensor, slot_items: torch.Tensor) -> torch.Tensor:
-        """The vectors of S slots.
-
-        Args:
-            slot_parts: [S] what each holds, as its place in ``SLOT_PARTS``.
-            slot_items: [S] the item of each.
-
-        Returns:
-            [S, D]
+        """The vectors [S, D] of slots that hold ``slot_parts`` [S], places in ``SLOT_PARTS``, of items [S].
 
         Raises:
             ValueError: a slot holds what was not among ``parts``.
         """
         vectors = self.placeholder.expand(len(slot_parts), -1)  # [S, D]
         for number in slot_parts.unique().tolist():
-            if SLOT_PARTS[number] is Part.PLACEHOLDER:
+            part = SLOT_PARTS[number]
+            if part is Part.PLACEHOLDER:
                 continue
             slots = (slot_parts == number).nonzero(as_tuple=True)[0]  # [s]
-            filled = self._vectors(SLOT_PARTS[number], slot_items[slots])
+            items = slot_items[slots]
+            if part is Part.ITEM_EMBEDDING and self.projector is not None:
+                filled = self.projector(self.item_embeddings[items])
+            elif part is Part.DESCRIPTION and self.description is not None:
+                filled = self.description.expand(len(items), -1)
+            elif part is Part.ITEM_ID and self.item_ids is not None:
+                filled = self.item_ids[items]
+            else:
+                raise ValueError(f"a slot of {part.value}, but these item tokens were made without it")
             vectors = vectors.index_put((slots,), filled.to(vectors.dtype))
         return vectors
 
-    def _vectors(self, part: Part, items: torch.Tensor) -> torch.Tensor:
-        """[s, D] what stands in slots of one kind, for items [s]."""
-        if part is Part.ITEM_EMBEDDING and self.projector is not None:
-            return self.projector(self.item_embeddings[items])
-        if part is Part.DESCRIPTION and self.description is not None:
-            return self.description.expand(len(items), -1)
-        if part is Part.ITEM_ID and self.item_ids is not None:
-            return self.item_ids[items]
-        raise ValueError(f"a slot of {part.value}, but these item tokens were made without it")
-
 
 def centred(table: torch.Tensor) -> torch.Tensor:
-    """A recommender's table, centred and at unit variance: one number for all of it, so that distances keep their order.
+    """A recommender's table [N, d_rec], centred and at unit variance, the padding item's row 0 counting for nothing.
 
-    Recommenders differ in the scale of their tables by an order of magnitude.
-
-    Args:
-        table: [N, d_rec], row 0 the padding item's, which counts for nothing.
+    Recommenders differ in the scale of their tables by an order of magnitude; one number for all keeps the order of distances.
     """
     moved = table - table[1:].mean(0)
     return moved / moved[1:].std()

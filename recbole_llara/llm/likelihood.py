@@ -1,8 +1,6 @@
 """Likelihoods of answers: of the targets' in training, and of all candidates' with or without gradient.
 
-Inputs have the same shapes throughout: ``inputs_embeds`` [B, T, D], ``attention_mask`` [B, T] with 1 on tokens and 0 on
-padding, ``position_ids`` [B, T] with 0 at the row's first token, ``answer_ids`` [B, C, A] with each answer's EOS, padded on the
-right with -100. Prompts of candidates are padded on the left.
+Answers are [B, C, A] token ids, each with its EOS, padded on the right with -100; prompts of candidates are padded on the left.
 """
 
 from collections.abc import Callable
@@ -13,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_llara.llm.answer_tree import AnswerTrie, build_trie, tree_masks
-from recbole_llara.llm.architecture import causal_lm, decoder_of, input_embeddings
+from recbole_llara.llm.answer_tree import build_trie, tree_masks
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, decoder_of, input_embeddings
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
@@ -26,17 +24,11 @@ BeforePass = Callable[[torch.Tensor], None]
 
 @dataclass(frozen=True)
 class AnswerPass:
-    """What one pass over prompts and answers gives.
+    """What one pass over prompts and answers gives."""
 
-    Args:
-        token_losses: [B, K] float32, the negative log-likelihood of each answer token in nats; 0 elsewhere.
-        counts: [B] int64, the number of tokens of each row's answer.
-        states: [B, T, D] the decoder's last states, what the head reads; None unless they were asked for.
-    """
-
-    token_losses: torch.Tensor
-    counts: torch.Tensor
-    states: torch.Tensor | None
+    token_losses: torch.Tensor  # [B, K] float32, the negative log-likelihood of each answer token in nats; 0 elsewhere
+    counts: torch.Tensor  # [B] int64, the number of tokens of each row's answer
+    states: torch.Tensor | None  # [B, T, D] the decoder's last states, what the head reads; None unless they were asked for
 
     @property
     def sums(self) -> torch.Tensor:
@@ -44,14 +36,7 @@ class AnswerPass:
         return self.token_losses.sum(1)
 
 
-def answer_pass(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    labels: torch.Tensor,
-    with_states: bool = False,
-) -> AnswerPass:
+def answer_pass(llm: nn.Module, prompts: EmbeddedPrompts, labels: torch.Tensor, with_states: bool = False) -> AnswerPass:
     """Negative log-likelihood of each row's answer tokens.
 
     The head runs on the columns from the first one that predicts a label of any row on, so that its cost is
@@ -60,6 +45,7 @@ def answer_pass(
 
     Args:
         llm: a causal LM, wrapped by peft or not.
+        prompts: with their answers.
         labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
         with_states: whether to return the decoder's states too.
 
@@ -74,52 +60,24 @@ def answer_pass(
     first = int(has_label.int().argmax())
     if first == 0:
         raise ValueError("an answer token in the first column: expected a prompt before every answer")
-    columns = torch.arange(first - 1, labels.shape[1] - 1, device=inputs_embeds.device)  # [K]
-    model, states = causal_lm(llm), []
+    columns = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)  # [K]
+    model, states = causal_lm(llm), []  # peft's own wrapper passes no inputs_embeds on to an MPT
     # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are sharded.
     hook = decoder_of(model).register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
     try:
-        output = model(  # peft's own wrapper passes no inputs_embeds on to an MPT
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=columns,
-            use_cache=False,
-        )
+        logits = model(**vars(prompts), logits_to_keep=columns, use_cache=False).logits
     finally:
         hook.remove()
     targets = labels[:, first:]  # [B, K]
     # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
     losses = F.cross_entropy(
-        output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     ).view_as(targets)  # [B, K]
     return AnswerPass(losses, (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
 
 
-def answer_loss(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    labels: torch.Tensor,
-) -> torch.Tensor:
-    """Mean negative log-likelihood over all answer tokens of the batch, as Hugging Face's ``labels=`` gives it.
-
-    ``L = - sum_b sum_j log p(y_bj | prompt_b, y_b,<j) / sum_b |y_b|`` (LLaRA eq. 7, RSLLM eq. 2). A scalar, float32.
-    """
-    answers = answer_pass(llm, inputs_embeds, attention_mask, position_ids, labels)
-    return answers.sums.sum() / answers.counts.sum()
-
-
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of the states that a mask keeps, in float32.
-
-    Args:
-        states: [B, T, D]
-        mask: [B, T] bool, at least one True a row.
-
-    Returns:
-        [B, D]
+    """The mean [B, D] of the states [B, T, D] that a mask [B, T] keeps, in float32.
 
     Raises:
         ValueError: a row keeps nothing.
@@ -133,31 +91,17 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return sums.index_add(0, rows, states[rows, columns].float()) / counts
 
 
-# --- all candidates' answers -------------------------------------------------------------------------
-
-
 class AnswerReader(Protocol):
-    """What reads the answers of a tree: ``trie_log_probs`` is the fast one, ``candidate_log_probs`` the plain one."""
+    """What reads candidates' answers: ``trie_log_probs`` is the fast one, ``candidate_log_probs`` the plain one."""
 
     def __call__(
-        self,
-        llm: nn.Module,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        trie: AnswerTrie,
-        before_pass: BeforePass | None = None,
+        self, llm: nn.Module, prompts: EmbeddedPrompts, answer_ids: torch.Tensor, before_pass: BeforePass | None = None
     ) -> torch.Tensor:
-        """[B, C, A] float32, the log-probability of each answer token given its prompt and the answer's beginning."""
+        """[B, C, A] float32, nats: the log-probability of each answer token given its prompt and the answer's beginning."""
 
 
 def trie_log_probs(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    trie: AnswerTrie,
-    before_pass: BeforePass | None = None,
+    llm: nn.Module, prompts: EmbeddedPrompts, answer_ids: torch.Tensor, before_pass: BeforePass | None = None
 ) -> torch.Tensor:
     """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
 
@@ -171,57 +115,44 @@ def trie_log_probs(
         [B, C, A] float32, nats, 0 on padding.
 
     Raises:
-        ValueError: prompts padded on the right, an LLM that is asked in training mode, or one whose layers cannot read a tree.
+        ValueError: prompts padded on the right, an LLM that is asked in training mode, one whose layers cannot read a tree, or
+            answers of which no tree can be built.
     """
-    check_prompts(llm, attention_mask)
-    model = causal_lm(llm)
-    n_nodes = trie.node_ids.shape[1]
-    nodes = input_embeddings(model)(trie.node_ids).to(inputs_embeds.dtype)  # [B, Q, D]
-    positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + trie.node_depth], 1)  # [B, T + Q]
-    if before_pass is not None:
-        before_pass(positions)
+    check_prompts(llm, prompts)
+    trie, model = build_trie(answer_ids), causal_lm(llm)
+    embeds, positions = _with_answers(model, prompts, trie.node_ids, trie.node_depth, before_pass)
     logits = model(
-        inputs_embeds=torch.cat([inputs_embeds, nodes], 1),
-        attention_mask=tree_masks(model, attention_mask, trie.visible, positions, inputs_embeds.dtype),
+        inputs_embeds=embeds,
+        attention_mask=tree_masks(model, prompts.attention_mask, trie.visible, positions, embeds.dtype),
         position_ids=positions,
         use_cache=False,
-        logits_to_keep=1 + n_nodes,
+        logits_to_keep=1 + trie.node_ids.shape[1],
     ).logits  # [B, 1 + Q, V]
     # An answer's first token is predicted by the prompt's end, each further one by the node of the one before it.
     places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
-    return _log_softmax_at(logits, places, trie.answer_ids)
+    return _log_softmax_at(logits, places, answer_ids)
 
 
 def candidate_log_probs(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    trie: AnswerTrie,
-    before_pass: BeforePass | None = None,
+    llm: nn.Module, prompts: EmbeddedPrompts, answer_ids: torch.Tensor, before_pass: BeforePass | None = None
 ) -> torch.Tensor:
     """``trie_log_probs`` without a tree, for LLMs that cannot read one: each candidate's answer behind the prompt, C passes.
 
     Every pass is what training makes: prompt and answer, a mask of tokens and padding, the LLM's own masks and positions.
     """
-    check_prompts(llm, attention_mask)
-    model, answer_ids = causal_lm(llm), trie.answer_ids
-    n_prompt, n_answer = attention_mask.shape[1], answer_ids.shape[2]
-    depth = torch.arange(n_answer, device=answer_ids.device)  # [A]
-    positions = torch.cat([position_ids, position_ids[:, -1:] + 1 + depth], 1)  # [B, T + A]
+    check_prompts(llm, prompts)
+    model, mask = causal_lm(llm), prompts.attention_mask
+    depth = torch.arange(answer_ids.shape[2], device=answer_ids.device)  # [A]
     places = depth.expand(len(answer_ids), 1, -1)  # [B, 1, A]
     found = []
     for tokens in answer_ids.unbind(1):  # C times [B, A]
-        is_token = tokens != IGNORED_LABEL
-        answers = input_embeddings(model)(tokens.clamp(min=0)).to(inputs_embeds.dtype)  # [B, A, D]
-        if before_pass is not None:
-            before_pass(positions)
+        embeds, positions = _with_answers(model, prompts, tokens.clamp(min=0), depth, before_pass)
         logits = model(
-            inputs_embeds=torch.cat([inputs_embeds, answers], 1),
-            attention_mask=torch.cat([attention_mask, is_token.to(attention_mask.dtype)], 1),
+            inputs_embeds=embeds,
+            attention_mask=torch.cat([mask, (tokens != IGNORED_LABEL).to(mask.dtype)], 1),
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=n_prompt - 1 + depth,
+            logits_to_keep=mask.shape[1] - 1 + depth,
         ).logits  # [B, A, V]
         found.append(_log_softmax_at(logits, places, tokens[:, None]))
     # Candidates of equal answers take the score of the first of them, whatever a kernel's roundings are.
@@ -229,24 +160,9 @@ def candidate_log_probs(
     return torch.cat(found, 1).gather(1, first[:, :, None].expand_as(answer_ids))
 
 
-def answer_log_probs(
-    llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    answer_ids: torch.Tensor,
-    read: AnswerReader = trie_log_probs,
-    before_pass: BeforePass | None = None,
-) -> torch.Tensor:
-    """[B, C, A] float32, what ``read`` finds for candidates' answers; raises what it and ``build_trie`` raise."""
-    return read(llm, inputs_embeds, attention_mask, position_ids, build_trie(answer_ids), before_pass)
-
-
 def score_candidates(
     llm: nn.Module,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
+    prompts: EmbeddedPrompts,
     answer_ids: torch.Tensor,
     read: AnswerReader = trie_log_probs,
     before_pass: BeforePass | None = None,
@@ -259,9 +175,19 @@ def score_candidates(
     Returns:
         [B, C] float32, nats; candidates of equal answers have exactly equal scores.
     """
-    log_probs = answer_log_probs(llm, inputs_embeds, attention_mask, position_ids, answer_ids, read, before_pass)
     # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
-    return log_probs.double().sum(2).float()
+    return read(llm, prompts, answer_ids, before_pass).double().sum(2).float()
+
+
+def _with_answers(
+    model: nn.Module, prompts: EmbeddedPrompts, tokens: torch.Tensor, depth: torch.Tensor, before_pass: BeforePass | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings [B, T + M, D] and positions [B, T + M] of prompts and tokens [B, M] that stand so deep behind them."""
+    positions = torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + 1 + depth], 1)
+    if before_pass is not None:
+        before_pass(positions)
+    embeds = prompts.inputs_embeds
+    return torch.cat([embeds, input_embeddings(model)(tokens).to(embeds.dtype)], 1), positions
 
 
 def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -278,9 +204,9 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
     return torch.where(is_asked, picked, 0.0)
 
 
-def check_prompts(llm: nn.Module, attention_mask: torch.Tensor) -> None:
+def check_prompts(llm: nn.Module, prompts: EmbeddedPrompts) -> None:
     """Raise where an answer would depend on chance or on the batch."""
     if llm.training and not torch.is_grad_enabled():
         raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
-    if not bool(attention_mask[:, -1].all()):
+    if not bool(prompts.attention_mask[:, -1].all()):
         raise ValueError("a prompt ends in padding: expected prompts padded on the left")

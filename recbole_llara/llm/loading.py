@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from recbole_llara.config.settings import TRUST
-from recbole_llara.llm.source import Source, describe_expected, resolve_llm_path
+from recbole_llara.llm.source import describe_expected, refused, resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
 NEEDS_CODE = "it needs code that does not come with transformers"
@@ -44,7 +44,6 @@ def load_llm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer, in evaluation mode, on the CPU; a quantised one on its device.
 
-    The tokenizer's padding id is its own or, without one, that of its EOS token: the vocabulary never grows.
     Sampling settings that come with the model are dropped, so that greedy decoding is greedy; so is its own dropout, see
     ``without_noise``.
 
@@ -58,44 +57,38 @@ def load_llm(
         quantization: none, 8bit or 4bit, see ``quantization_config``.
 
     Raises:
-        UserError: no such folder or model, weights or tokenizer missing, a tokenizer that does not fit, or a quantization
-            whose library is not installed.
+        UserError: what ``read_files`` refuses, unreadable or missing weights, or a quantization whose library is not installed.
     """
     source = resolve_llm_path(llm_path)
+    config, tokenizer = read_files(llm_path, trust_remote_code)
     compute_dtype = resolve_compute_dtype(dtype, device)
-    held_in = weight_dtype(compute_dtype, llm_tuning, device)
-    options = source.options(trust_remote_code)
-    config = without_noise(load_config(llm_path, source, options))
-    placed = {}
+    is_quantised, placed = hasattr(config, "quantization_config"), {}
     if (quantized := quantization_config(quantization, compute_dtype)) is not None:
-        if hasattr(config, "quantization_config"):
+        if is_quantised:
             raise UserError(
                 f"llm_quantization: found {quantization}, but the weights of {llm_path!r} are quantised already: set it to none"
             )
         placed["quantization_config"] = quantized
-    if quantized is not None or hasattr(config, "quantization_config"):
+    if quantized is not None or is_quantised:
         placed["device_map"] = {"": str(device)}
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source.where,
-            config=config,
-            dtype=held_in,
+            config=without_noise(config),
+            dtype=weight_dtype(compute_dtype, llm_tuning, device),
             attn_implementation=attn_implementation,
             output_loading_info=True,
             **placed,
-            **options,
+            **source.options(trust_remote_code),
         )
         if source.adapter is not None:
             model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, UnpicklingError) as error:
         found = "a folder without a readable causal LM" if source.is_local else "no folder here, nor a hub model within reach"
-        raise UserError(f"llm_path is {llm_path!r}: {found} ({why(error, TRUST)}). {describe_expected(llm_path)}") from error
+        raise refused(llm_path, f"{found} ({why(error, TRUST)}). {describe_expected(llm_path)}") from error
     if loaded["missing_keys"]:
-        raise UserError(
-            f"llm_path is {llm_path!r}: its weights lack {sorted(loaded['missing_keys'])[:3]}, "
-            "expected every tensor of the model"
-        )
-    tokenizer = load_tokenizer(llm_path, source, options)
+        lacking = sorted(loaded["missing_keys"])[:3]
+        raise refused(llm_path, f"its weights lack {lacking}, expected every tensor of the model")
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -107,33 +100,42 @@ def is_quantized(model: PreTrainedModel) -> bool:
     return hasattr(model.config, "quantization_config")
 
 
-def load_config(llm_path: str, source: Source, options: Mapping[str, Any]) -> PreTrainedConfig:
-    """An LLM's configuration; a UserError where there is none, or one that needs code that is not to be run."""
-    try:
-        check_no_code(source.where, options)
-        return AutoConfig.from_pretrained(source.where, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"llm_path is {llm_path!r}: no model's config.json can be read there ({why(error, TRUST)}). "
-            f"{describe_expected(llm_path)}"
-        ) from error
-
-
 def read_files(llm_path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """An LLM's configuration and tokenizer; a UserError where one of them, or the beginning of its weights, is no good."""
+    """An LLM's configuration and tokenizer.
+
+    The padding id is the tokenizer's own or, without one, that of its EOS token: the vocabulary never grows.
+
+    Raises:
+        UserError: one of them, or the beginning of its weights, cannot be read; code that is not to be run; no EOS token.
+    """
     source = resolve_llm_path(llm_path)
     options = source.options(trust_remote_code)
-    config = load_config(llm_path, source, options)
+    try:
+        check_no_code(source.where, options)
+        config = AutoConfig.from_pretrained(source.where, **options)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        found = f"no model's config.json can be read there ({why(error, TRUST)})"
+        raise refused(llm_path, f"{found}. {describe_expected(llm_path)}") from error
     for file in sorted(source.where.glob("*.safetensors")) if isinstance(source.where, Path) else ():
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"llm_path is {llm_path!r}: {file.name} cannot be read ({first_line(error)}), expected a whole safetensors file: "
-                "copy it again"
-            ) from error
-    return config, load_tokenizer(llm_path, source, options)
+            found = f"{file.name} cannot be read ({first_line(error)})"
+            raise refused(llm_path, f"{found}, expected a whole safetensors file: copy it again") from error
+    expected = "expected tokenizer.json or tokenizer.model beside the weights"
+    try:
+        tokenizer = read_tokenizer(source.where, options)
+    except (OSError, ValueError, ImportError) as error:
+        raise refused(llm_path, f"no tokenizer can be read there ({why(error, TRUST)}), {expected}") from error
+    # Without its files, some architectures' tokenizers come back empty instead of failing.
+    if tokenizer.decode(tokenizer.encode("title", add_special_tokens=False)).strip() != "title":
+        raise refused(llm_path, f"its tokenizer has no vocabulary, {expected}")
+    if tokenizer.eos_token_id is None:
+        raise refused(llm_path, "its tokenizer has no EOS token, expected one to end an answer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return config, tokenizer
 
 
 def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -142,33 +144,11 @@ def without_noise(config: PreTrainedConfig) -> PreTrainedConfig:
     They draw from the device's generator inside a pass, so a loss would depend on how a step is cut into passes, and on the
     device. The Llama family has none; GPT-2 and OPT drop 0.1, PhiMoE's router adds noise. ``lora_dropout`` is what remains.
     """
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+    for part in (config, config.get_text_config()):
         for name, value in part.to_dict().items():
             if isinstance(value, float) and value > 0 and any(word in name for word in NOISE):
                 setattr(part, name, 0.0)
     return config
-
-
-def load_tokenizer(llm_path: str, source: Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """An LLM's tokenizer, its padding id set; a UserError where there is none, an empty one, or one without EOS."""
-    try:
-        tokenizer = read_tokenizer(source.where, options)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"llm_path is {llm_path!r}: no tokenizer can be read there ({why(error, TRUST)}), "
-            "expected tokenizer.json or tokenizer.model beside the weights"
-        ) from error
-    # Without its files, some architectures' tokenizers come back empty instead of failing.
-    if tokenizer.decode(tokenizer.encode("title", add_special_tokens=False)).strip() != "title":
-        raise UserError(
-            f"llm_path is {llm_path!r}: its tokenizer has no vocabulary, "
-            "expected tokenizer.json or tokenizer.model beside the weights"
-        )
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"llm_path is {llm_path!r}: its tokenizer has no EOS token, expected one to end an answer")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -178,11 +158,7 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 
 def read_tokenizer(source: Path | str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """transformers' AutoTokenizer.
-
-    Raises:
-        OSError, ValueError, ImportError: no tokenizer can be read there; whatever a broken file leads to is a ValueError.
-    """
+    """transformers' AutoTokenizer; whatever a broken file leads to is an OSError, ValueError or ImportError."""
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except (KeyError, TypeError, AttributeError) as error:
@@ -204,7 +180,7 @@ def check_no_code(source: Path | str, options: Mapping[str, Any]) -> None:
         options: of ``from_pretrained``; with a true ``trust_remote_code`` nothing is refused.
 
     Raises:
-        ValueError: it does. OSError: there is no config.json that can be read.
+        ValueError, OSError: it does; there is no config.json that can be read.
     """
     if options["trust_remote_code"]:
         return
@@ -229,12 +205,7 @@ def _attention_names(config: Any) -> list[str]:
 
 
 def why(error: Exception, trust_key: str | None = None) -> str:
-    """Why a model cannot be read, in a line.
-
-    Args:
-        error: of transformers.
-        trust_key: the key by which the user lets code of the folder run; None = there is none.
-    """
+    """Why transformers cannot read a model, in a line; ``trust_key`` is the key by which the user lets code of the folder run."""
     text = str(error)
     if not any(sign in text for sign in (NEEDS_CODE, "trust_remote_code", "custom code")):
         return first_line(error)
@@ -248,38 +219,23 @@ def first_line(error: Exception) -> str:
 
 
 def resolve_compute_dtype(dtype: str, device: str | torch.device) -> torch.dtype:
-    """The type of the matrix products: for "auto", bfloat16 where the device multiplies it natively, else float32.
-
-    Args:
-        dtype: auto, float32, bfloat16 or float16.
-        device: where the model will run.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """The type of the matrix products: for "auto", bfloat16 where the device multiplies it natively, else float32."""
     if dtype != "auto":
         if dtype not in DTYPES:
             raise UserError(f"llm_dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
-    kind = torch.device(device).type
-    if kind == "cuda":
+    if torch.device(device).type == "cuda":
         # Emulated bfloat16 (cards before Ampere) is slower than float32.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = kind == "cpu" and _cpu_multiplies_bfloat16()
+        # Instructions for the products, not merely a library that emulates them; an older torch does not tell.
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = torch.device(device).type == "cpu" and any(capabilities.get(name, False) for name in BF16_CAPABILITIES)
     return torch.bfloat16 if native else torch.float32
 
 
 def evaluation_dtype(dtype: str, weights: torch.dtype) -> torch.dtype:
-    """The type of an evaluation's matrix products: for "auto" that of the weights, which is float32 on a CPU.
-
-    Args:
-        dtype: auto, float32, bfloat16 or float16.
-        weights: the type in which they are held.
-
-    Raises:
-        UserError: finer than the weights.
-    """
+    """The type of an evaluation's matrix products: for "auto" that of the weights; a UserError for a finer one than theirs."""
     if dtype == "auto":
         return weights
     if DTYPES[dtype].itemsize > weights.itemsize:
@@ -302,26 +258,11 @@ def weight_dtype(compute_dtype: torch.dtype, llm_tuning: str, device: str | torc
     return compute_dtype
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products, not merely a library that emulates them."""
-    try:
-        capabilities = torch.cpu.get_capabilities()
-    except AttributeError:  # an older torch does not tell: float32 is right everywhere
-        return False
-    return any(capabilities.get(name, False) for name in BF16_CAPABILITIES)
-
-
 def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What transformers wants to be told: LLM.int8 for 8bit, QLoRA's double-quantised NF4 for 4bit.
 
-    Linears of the decoder blocks are quantised, embeddings and head are not.
-
-    Args:
-        quantization: none, 8bit or 4bit.
-        compute_dtype: of the products, for 4bit; 8bit takes float16 for its outliers.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
+    Linears of the decoder blocks are quantised, embeddings and head are not. ``compute_dtype`` is that of the products, for
+    4bit; 8bit takes float16 for its outliers. A UserError where bitsandbytes is not installed.
     """
     if quantization == "none":
         return None

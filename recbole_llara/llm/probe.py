@@ -6,14 +6,16 @@ step of 64 such rows. RecBole-free.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from recbole_llara.llm.adapters import TokenKeys
-from recbole_llara.llm.answer_tree import build_trie
-from recbole_llara.llm.architecture import input_embeddings
+from recbole_llara.llm.architecture import EmbeddedPrompts, input_embeddings
 from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.likelihood import AnswerReader, answer_pass, candidate_log_probs, trie_log_probs
 from recbole_llara.llm.loading import first_line
@@ -68,15 +70,13 @@ class Probe:
         self.prompt, self.answer_ids = self.prompt.to(self.llm.device), self.answer_ids.to(self.llm.device)
         self.subject = f"llm_path is {self.llm_path!r}: {type(self.llm).__name__}"
         self.dtype = torch.bfloat16 if self.is_quantized else input_embeddings(self.llm).weight.dtype
-        count = self.answer_ids.shape[1]
-        self.compared = sorted({0, count // 2, count - 1})[:COMPARED]
-        self.few_answers = self.answer_ids[:, self.compared]  # [1, K, A]
         # The prompt as a row of a batch with a longer one.
-        ids = torch.nn.functional.pad(self.prompt.input_ids, (PADDING, 0), value=self.pad)
-        self.inputs_embeds = input_embeddings(self.llm)(ids).detach()  # [1, P + T, D]
-        self.attention_mask = torch.nn.functional.pad(self.prompt.attention_mask, (PADDING, 0))
-        self.position_ids = torch.nn.functional.pad(self.prompt.position_ids, (PADDING, 0))
+        left = (PADDING, 0)
+        mask, positions = pad(self.prompt.attention_mask, left), pad(self.prompt.position_ids, left)
+        embeds = input_embeddings(self.llm)(pad(self.prompt.input_ids, left, value=self.pad)).detach()  # [1, P + T, D]
+        self.padded = EmbeddedPrompts(embeds, mask, positions)
 
+    @torch.no_grad()
     def run(self, generates: bool) -> AnswerReader:
         """Refuse an LLM that is not causal or does not read prompts as this package writes them; choose how it reads answers.
 
@@ -90,29 +90,62 @@ class Probe:
             UserError: later tokens change earlier ones; the LLM takes no ``inputs_embeds``, or its answers change with them or
                 with padding; it cannot run as in training, or cannot generate where it is to.
         """
-        self.check_causal()
-        plain = self.plain_log_probs()
-        rounding = self.check_training(plain)
+        with self._asked("cannot read a row of tokens"):
+            self._check_causal()
+        count = self.answer_ids.shape[1]
+        compared = sorted({0, count // 2, count - 1})[:COMPARED]
+        few = self.answer_ids[:, compared]  # [1, K, A]
+        with self._asked(f"cannot read a row of {self.prompt.input_ids.shape[1]} tokens and an answer"):
+            plain = self._plain_log_probs(few)
+        # The pass of training and of ``candidate_log_probs``: embedded prompts, padded on the left.
+        with self._asked("does not read embedded prompts (inputs_embeds with attention_mask and position_ids)"):
+            rounding = self._gap(candidate_log_probs(self.llm, self.padded, few), plain)
+        if not rounding <= TOLERANCE[self.dtype]:
+            raise UserError(
+                f"{self.subject} answers otherwise where a prompt comes as inputs_embeds with padding on its left (likelihoods "
+                f"move by {rounding:.2g}), expected the same answers: choose another llm_path"
+            )
+        with self._asked("cannot make a pass of training"):
+            self._train_once()
         if generates:
-            self.check_generation()
-        return self.choose_reader(plain, rounding)
+            self._check_generation()
+        try:
+            found = trie_log_probs(self.llm, self.padded, self.answer_ids)[:, compared]
+        except _NOT_WRITTEN_FOR_IT as error:
+            reason = first_line(error)
+        else:
+            gap, tolerance = self._gap(found, plain), TREE_TOLERANCE[self.dtype]
+            if gap <= (tolerance if self.dtype == torch.float32 else max(tolerance, ROUNDINGS * rounding)):
+                return trie_log_probs
+            reason = f"likelihoods move by {gap:.2g}"
+        _logger.warning(
+            f"{self.subject} does not read all candidates' answers in one pass ({reason}): each is read by a pass of its own, "
+            f"which takes about {count} times as long. Training is as usual"
+        )
+        return candidate_log_probs
 
-    def gap(self, found: torch.Tensor, expected: torch.Tensor) -> float:
+    @contextmanager
+    def _asked(self, what: str, instead: str = "") -> Iterator[None]:
+        """The user's error of an LLM that raises within; out of memory stays what it is."""
+        try:
+            yield
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except _NOT_WRITTEN_FOR_IT as error:
+            raise UserError(f"{self.subject} {what} ({first_line(error)}): {instead}choose another llm_path") from error
+
+    def _gap(self, found: torch.Tensor, expected: torch.Tensor) -> float:
         """How far log-probabilities lie apart, as the tolerances are meant."""
         apart = (found - expected).abs() / expected.abs().clamp(min=1)
         return float(apart.max() if self.dtype == torch.float32 else apart.mean())
 
-    @torch.no_grad()
-    def check_causal(self) -> None:
+    def _check_causal(self) -> None:
         """Change the last quarter of a short row and look at the tokens before it."""
         ids = self.prompt.input_ids[:, -SHORT:]
         n_changed = max(1, ids.shape[1] // 4)
         changed = ids.clone()
         changed[:, -n_changed:] = torch.where(ids[:, -n_changed:] == self.end, self.answer_ids[0, 0, 0], self.end)
-        try:
-            before = self.llm(input_ids=torch.cat([ids, changed])).logits[:, :-n_changed].float().log_softmax(2)
-        except _NOT_WRITTEN_FOR_IT as error:
-            raise self.refused("cannot read a row of tokens", error) from error
+        before = self.llm(input_ids=torch.cat([ids, changed])).logits[:, :-n_changed].float().log_softmax(2)
         # Both are rows of one pass: where the LLM is causal, even their roundings are alike.
         gap = float((before[1] - before[0]).abs().mean(1).max())
         if not gap <= CAUSAL_TOLERANCE[self.dtype]:
@@ -121,96 +154,39 @@ class Probe:
                 f"tokens move by {gap:.2g}), expected a causal LM: choose another llm_path"
             )
 
-    @torch.no_grad()
-    def plain_log_probs(self) -> torch.Tensor:
+    def _plain_log_probs(self, few: torch.Tensor) -> torch.Tensor:
         """[1, K, A] prompt and answer of a few candidates, each alone and as tokens: what every other pass is measured by."""
-        found = torch.zeros(self.few_answers.shape, device=self.few_answers.device)
-        for number, padded in enumerate(self.few_answers[0]):
+        found = torch.zeros(few.shape, device=few.device)
+        for number, padded in enumerate(few[0]):
             answer = padded[padded != IGNORED_LABEL]
             ids = torch.cat([self.prompt.input_ids[0], answer])[None]
-            try:
-                logits = self.llm(input_ids=ids).logits[0, -len(answer) - 1 : -1].float()
-            except _NOT_WRITTEN_FOR_IT as error:
-                raise self.refused(f"cannot read a row of {ids.shape[1]} tokens", error) from error
-            found[0, number, : len(answer)] = logits.log_softmax(1).gather(1, answer[:, None])[:, 0]
+            log_probs = self.llm(input_ids=ids).logits[0, -len(answer) - 1 : -1].float().log_softmax(1)
+            found[0, number, : len(answer)] = log_probs.gather(1, answer[:, None])[:, 0]
         return found
 
-    def check_training(self, plain: torch.Tensor) -> float:
-        """The pass of training and of ``candidate_log_probs``: embedded prompts, padded on the left; returns how far it is off."""
-        try:
-            found = self.read(candidate_log_probs, self.few_answers)
-        except _NOT_WRITTEN_FOR_IT as error:
-            raise self.refused(
-                "does not read embedded prompts (inputs_embeds with attention_mask and position_ids)", error
-            ) from error
-        gap = self.gap(found, plain)
-        if not gap <= TOLERANCE[self.dtype]:
-            raise UserError(
-                f"{self.subject} answers otherwise where a prompt comes as inputs_embeds with padding on its left (likelihoods "
-                f"move by {gap:.2g}), expected the same answers: choose another llm_path"
-            )
-        try:
-            self.train_once()
-        except _NOT_WRITTEN_FOR_IT as error:
-            raise self.refused("cannot make a pass of training", error) from error
-        return gap
-
-    @torch.no_grad()
-    def train_once(self) -> None:
+    def _train_once(self) -> None:
         """A pass in training mode, which some models refuse without further inputs; nothing is learned, no draw is used up."""
-        embeds, mask = self.inputs_embeds[:, -SHORT:], self.attention_mask[:, -SHORT:]
+        mask = self.padded.attention_mask[:, -SHORT:]
+        short = EmbeddedPrompts(self.padded.inputs_embeds[:, -SHORT:], mask, (mask.cumsum(1) - 1).clamp(min=0))
         labels = torch.full(mask.shape, IGNORED_LABEL, device=mask.device)
         labels[:, -1] = self.end
         devices = [self.llm.device] if self.llm.device.type == "cuda" else []
         self.llm.train()
         try:
             with torch.random.fork_rng(devices), self.token_keys.reading(torch.zeros_like(mask)):
-                answer_pass(self.llm, embeds, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
+                answer_pass(self.llm, short, labels)
         finally:
             self.llm.eval()
 
-    @torch.no_grad()
-    def check_generation(self) -> None:
+    def _check_generation(self) -> None:
         """Let the LLM write one token behind the prompt: the likeliest one."""
         limit = torch.ones(1, dtype=torch.int64, device=self.llm.device)
-        try:
-            written = int(decode_generate(self.llm, self.inputs_embeds, self.attention_mask, limit, self.end, self.pad)[0, 0])
-        except _NOT_WRITTEN_FOR_IT as error:
-            raise self.refused("cannot generate from embedded prompts", error, "set decoding: score, or ") from error
+        with self._asked("cannot generate from embedded prompts", "set decoding: score, or "):
+            written = int(decode_generate(self.llm, self.padded, limit, self.end, self.pad)[0, 0])
         log_probs = self.llm(input_ids=self.prompt.input_ids).logits[0, -1].float().log_softmax(0)  # [V]
-        found = log_probs[self.end if written == IGNORED_LABEL else written]
-        gap = self.gap(found, log_probs.max())
+        gap = self._gap(log_probs[self.end if written == IGNORED_LABEL else written], log_probs.max())
         if not gap <= TOLERANCE[self.dtype]:
             raise UserError(
                 f"{self.subject} generates a token behind an embedded prompt that is less likely than another (by {gap:.2g}), "
                 "expected the likeliest: set decoding: score, or choose another llm_path"
             )
-
-    def choose_reader(self, plain: torch.Tensor, rounding: float) -> AnswerReader:
-        """The tree, if it gives what the plain passes gave; else candidate by candidate."""
-        try:
-            found = self.read(trie_log_probs, self.answer_ids)[:, self.compared]
-        except _NOT_WRITTEN_FOR_IT as error:
-            reason = first_line(error)
-        else:
-            gap = self.gap(found, plain)
-            tolerance = TREE_TOLERANCE[self.dtype]
-            if gap <= (tolerance if self.dtype == torch.float32 else max(tolerance, ROUNDINGS * rounding)):
-                return trie_log_probs
-            reason = f"likelihoods move by {gap:.2g}"
-        _logger.warning(
-            f"{self.subject} does not read all candidates' answers in one pass ({reason}): each is read by a pass of its own, "
-            f"which takes about {self.answer_ids.shape[1]} times as long. Training is as usual"
-        )
-        return candidate_log_probs
-
-    @torch.no_grad()
-    def read(self, reader: AnswerReader, answer_ids: torch.Tensor) -> torch.Tensor:
-        """What a reader makes of answers [1, C, A] behind the padded prompt."""
-        return reader(self.llm, self.inputs_embeds, self.attention_mask, self.position_ids, build_trie(answer_ids))
-
-    def refused(self, what: str, error: Exception, instead: str = "") -> Exception:
-        """The user's error of an LLM that raised; out of memory stays what it is."""
-        if isinstance(error, torch.OutOfMemoryError):
-            return error
-        return UserError(f"{self.subject} {what} ({first_line(error)}): {instead}choose another llm_path")

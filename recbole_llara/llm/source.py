@@ -44,17 +44,11 @@ _logger = logging.getLogger()
 
 @dataclass(frozen=True)
 class Source:
-    """What transformers is to read.
+    """What transformers is to read."""
 
-    Args:
-        where: a folder, or the id of a model of the hub.
-        revision: of a hub model; None = its main branch.
-        adapter: the folder of a PEFT adapter that is merged into the weights; None = none.
-    """
-
-    where: Path | str
-    revision: str | None = None
-    adapter: Path | None = None
+    where: Path | str  # a folder, or the id of a model of the hub
+    revision: str | None = None  # of a hub model; None = its main branch
+    adapter: Path | None = None  # the folder of a PEFT adapter that is merged into the weights
 
     @property
     def is_local(self) -> bool:
@@ -67,15 +61,16 @@ class Source:
         return {"local_files_only": self.is_local, "trust_remote_code": trust_remote_code, **revision}
 
 
-def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Source:
-    """Find the LLM that ``llm_path`` means; a GGUF file is dequantised, unless the cache holds it already.
+def refused(path: Path | str, found: str, key: str = "llm_path") -> UserError:
+    """The user's error of a path that ``key`` holds."""
+    return UserError(f"{key} is {str(path)!r}: {found}")
 
-    Args:
-        llm_path: see the table above.
-        key: that holds it, for the message.
+
+def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Source:
+    """Find the LLM that ``llm_path`` means, by the table above; a GGUF file is dequantised, unless the cache holds it already.
 
     Raises:
-        UserError: nothing is there, or something that cannot be read, with what to do about it.
+        UserError: nothing is there, or something that cannot be read, with what to do about it; ``key`` is named.
     """
     if llm_path == "tiny":
         if not (TINY_LLAMA_DIR / "config.json").is_file():
@@ -83,7 +78,15 @@ def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Source:
                 f"{key} is 'tiny', but the embedded LLM's weights are missing: run python -m recbole_llara.tiny_llama.pretrain"
             )
         return Source(TINY_LLAMA_DIR)
-    path = _smollm2(key) if llm_path == "smollm2" else Path(llm_path).expanduser()
+    if llm_path == "smollm2":
+        spec = find_spec(SMOLLM2_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise UserError(f"{key} is 'smollm2', but the package that holds it is not installed: {INSTALL_SMOLLM2}")
+        path = Path(spec.origin).parent / SMOLLM2_FILE
+        if not path.is_file():
+            raise UserError(f"{key} is 'smollm2', but {path} is missing: {INSTALL_SMOLLM2} --force-reinstall")
+    else:
+        path = Path(llm_path).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Source(dequantised(path, key))
     if path.is_dir():
@@ -106,12 +109,10 @@ def _of_folder(folder: Path, key: str) -> Source:
     if len(files) == 1:
         return Source(dequantised(files[0], key))
     if files:
-        raise UserError(f"{key} is {str(folder)!r}: it holds {len(files)} .gguf files, expected the path of one: {files[0]}")
+        raise refused(folder, f"it holds {len(files)} .gguf files, expected the path of one: {files[0]}", key)
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        raise UserError(
-            f"{key} is {str(folder)!r}: it holds Meta's original download, expected Hugging Face's format, into which "
-            f"{CONVERT_LLAMA} converts it"
-        )
+        found = "it holds Meta's original download, expected Hugging Face's format, into which"
+        raise refused(folder, f"{found} {CONVERT_LLAMA} converts it", key)
     return Source(folder)  # transformers says what it lacks
 
 
@@ -120,19 +121,15 @@ def _base_of(folder: Path, key: str) -> Source:
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{key} is {str(folder)!r}: its adapter_config.json names no base_model_name_or_path ({error})"
-        ) from error
+        raise refused(folder, f"its adapter_config.json names no base_model_name_or_path ({error})", key) from error
     beside = folder / str(base)
     try:
         source = resolve_llm_path(str(beside if beside.is_dir() else base), key)
     except UserError as error:
-        raise UserError(
-            f"{key} is {str(folder)!r}, an adapter whose base is not there: correct base_model_name_or_path in its "
-            f"adapter_config.json, {base!r} ({error})"
-        ) from error
+        found = "an adapter whose base is not there: correct base_model_name_or_path in its adapter_config.json"
+        raise refused(folder, f"{found}, {base!r} ({error})", key) from error
     if source.adapter is not None:
-        raise UserError(f"{key} is {str(folder)!r}: its base {base!r} is an adapter too, expected an LLM")
+        raise refused(folder, f"its base {base!r} is an adapter too, expected an LLM", key)
     return source
 
 
@@ -145,19 +142,7 @@ def _snapshot(folder: Path, key: str) -> Path:
     if len(snapshots) == 1:
         return snapshots[0]
     names = ", ".join(path.name for path in snapshots) or "none"
-    raise UserError(
-        f"{key} is {str(folder)!r}: found the snapshots {names}, expected refs/main to name one; give the path of one"
-    )
-
-
-def _smollm2(key: str) -> Path:
-    spec = find_spec(SMOLLM2_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{key} is 'smollm2', but the package that holds it is not installed: {INSTALL_SMOLLM2}")
-    file = Path(spec.origin).parent / SMOLLM2_FILE
-    if not file.is_file():
-        raise UserError(f"{key} is 'smollm2', but {file} is missing: {INSTALL_SMOLLM2} --force-reinstall")
-    return file
+    raise refused(folder, f"found the snapshots {names}, expected refs/main to name one; give the path of one", key)
 
 
 def cache_folder() -> Path:
@@ -174,18 +159,15 @@ def dequantised(file: Path, key: str) -> Path:
         UserError: no library gguf, or an old one; a file that is cut short, without tokenizer or of an unknown architecture.
     """
     if not is_gguf_available():
-        raise UserError(
-            f"{key} is {str(file)!r}: reading it needs the package gguf {GGUF_MIN_VERSION} or later: pip install -U gguf"
-        )
+        needed = f"reading it needs the package gguf {GGUF_MIN_VERSION} or later: pip install -U gguf"
+        raise refused(file, needed, key)
     told = file.stat()
     folder = cache_folder() / f"{file.stem}-{_digest(file, told.st_size, told.st_mtime_ns)}"
-    if folder.is_dir():
-        return folder
-    dtype = _check_gguf(file, key)
-    with sole_writer(folder):
-        if not folder.is_dir():
-            _logger.info(f"{key}: {file.name} is dequantised once, into {folder}")
-            write_folder(folder, lambda empty: _dequantise(file, empty, dtype, key))
+    if not folder.is_dir():
+        with sole_writer(folder):
+            if not folder.is_dir():
+                _logger.info(f"{key}: {file.name} is dequantised once, into {folder}")
+                write_folder(folder, lambda empty: _dequantise(file, empty, key))
     return folder
 
 
@@ -195,35 +177,26 @@ def _digest(file: Path, size: int, changed: int) -> str:
     return file_sha256(file)[:DIGITS]
 
 
-def _check_gguf(file: Path, key: str) -> torch.dtype:
-    """Refuse a file that cannot be a whole LLM; returns the type to keep its weights in."""
+def _dequantise(file: Path, folder: Path, key: str) -> None:
     from gguf import GGMLQuantizationType, GGUFReader
 
     try:
         reader = GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{key} is {str(file)!r}: it is no whole GGUF file ({error}), expected one: copy it again") from error
+        raise refused(file, f"it is no whole GGUF file ({error}), expected one: copy it again", key) from error
     if "tokenizer.ggml.tokens" not in reader.fields:
-        raise UserError(f"{key} is {str(file)!r}: it holds no tokenizer, expected a GGUF file with one")
+        raise refused(file, "it holds no tokenizer, expected a GGUF file with one", key)
     kinds = {tensor.tensor_type for tensor in reader.tensors if len(tensor.shape) > 1}
-    if GGMLQuantizationType.F32 in kinds:
-        return torch.float32
-    return torch.bfloat16 if GGMLQuantizationType.BF16 in kinds else torch.float16
-
-
-def _dequantise(file: Path, folder: Path, dtype: torch.dtype, key: str) -> None:
-    from gguf import GGUFReader
-
+    wide = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.BF16: torch.bfloat16}
+    dtype = next((dtype for kind, dtype in wide.items() if kind in kinds), torch.float16)
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
-        field = GGUFReader(file).fields.get("general.architecture")
-        architecture = "none named" if field is None else field.contents()
-        raise UserError(
-            f"{key} is {str(file)!r}: transformers cannot read it, of the architecture {architecture} ({error}), expected a causal LM "
-            "of an architecture that it reads from GGUF"
-        ) from error
+        field = reader.fields.get("general.architecture")
+        found = f"transformers cannot read it, of the architecture {'none named' if field is None else field.contents()}"
+        expected = "expected a causal LM of an architecture that it reads from GGUF"
+        raise refused(file, f"{found} ({error}), {expected}", key) from error
     # The weights are whole again: what says that they are quantised would forbid to keep them.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
-from recbole_llara.llm.architecture import uncompiled
-from recbole_llara.llm.generation import answer_texts, decode_constrained, decode_generate
-from recbole_llara.llm.likelihood import answer_log_probs, score_candidates
+from recbole_llara.llm.answer_tree import walk
+from recbole_llara.llm.architecture import EmbeddedPrompts, uncompiled
+from recbole_llara.llm.generation import answer_texts, decode_generate
+from recbole_llara.llm.likelihood import score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.hashing import numbers, row_keys
@@ -44,9 +46,12 @@ def score(model: Any, questions: Questions) -> CandidateAnswers:
 
 
 def constrained(model: Any, questions: Questions) -> CandidateAnswers:
-    """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid."""
-    context = answer_context(model, evaluation_prompts(model, questions), questions.candidates, model.representation)
-    chosen, answer_ids = decode_constrained(*context, model.read_answers).cpu(), context[-1].cpu()  # [B], [B, C, A]
+    """Greedy decoding in which only tokens may follow that continue a candidate's answer: always valid.
+
+    Every likelihood that it could need is among those that score the candidates: no token-by-token loop over the LLM.
+    """
+    answer_ids, log_probs = answer_likelihoods(model, evaluation_prompts(model, questions), questions.candidates)
+    chosen, answer_ids = walk(answer_ids, log_probs).cpu(), answer_ids.cpu()  # [B], [B, C, A]
     is_chosen = (answer_ids == answer_ids[torch.arange(len(chosen)), chosen][:, None]).all(2)  # [B, C]
     return replace(ranked_answers(model, questions, is_chosen.float()), scores=None)
 
@@ -54,12 +59,12 @@ def constrained(model: Any, questions: Questions) -> CandidateAnswers:
 def generate(model: Any, questions: Questions) -> CandidateAnswers:
     """Let the LLM write, greedily, and see which of the candidates each text names."""
     prompts, candidates = evaluation_prompts(model, questions), questions.candidates
-    llm, inputs, attention_mask, _, answer_ids = answer_context(model, prompts, candidates, model.representation)
+    llm, embedded, answer_ids = answer_context(model, prompts, candidates, model.representation)
     lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
     tokenizer = model.tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     with uncompiled(model.is_compiled):  # with a cache, every block would be compiled by itself
-        tokens = decode_generate(llm, inputs, attention_mask, lengths, end, pad, in_step=model.is_sharded)
+        tokens = decode_generate(llm, embedded, lengths, end, pad, in_step=model.is_sharded)
     texts = answer_texts(tokenizer, tokens)
     # Compared with what the tokenizer makes of the candidates' answers: some lose a character, and no text that they spell would
     # be such a title.
@@ -82,7 +87,7 @@ def evaluation_prompts(model: Any, questions: Questions) -> EncodedPrompts:
 def answer_likelihoods(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens of the candidates' answers [B, C, A], -100 on padding, and their log-probabilities [B, C, A], 0 there."""
     context = answer_context(model, prompts, candidates, model.representation)
-    return context[-1], answer_log_probs(*context, model.read_answers)
+    return context[-1], model.read_answers(*context)
 
 
 def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
@@ -113,10 +118,11 @@ def ranked_answers(model: Any, questions: Questions, scores: torch.Tensor) -> Ca
     return CandidateAnswers(items=items, scores=scores, texts=texts)
 
 
-def answer_context(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, representation: Representation) -> tuple:
-    """What is read: the LLM, embedded prompts, their mask and positions, and the candidates' answers [B, C, A]."""
-    answer_ids = model.encoder.answer_ids(candidates, representation).to(model.device)
-    return model.llm, model.embed(prompts), prompts.attention_mask, prompts.position_ids, answer_ids
+def answer_context(
+    model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, representation: Representation
+) -> tuple[nn.Module, EmbeddedPrompts, torch.Tensor]:
+    """What is read: the LLM, embedded prompts and the candidates' answers [B, C, A]."""
+    return model.llm, model.embed(prompts), model.encoder.answer_ids(candidates, representation).to(model.device)
 
 
 def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, 
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
-from recbole_llara.llm.architecture import causal_lm, embedded_vocabulary, input_embeddings
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
 from recbole_llara.llm.likelihood import answer_pass
@@ -162,13 +162,13 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         templates, places = self.template_index(rows, "train", epoch), torch.arange(len(rows))
         return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places, rows)
 
-    def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
-        """Input embeddings [B, T, D], behavioural tokens and placeholders in their slots (LLaRA eq. 6)."""
-        inputs = input_embeddings(self.llm)(prompts.input_ids)
-        if not len(prompts.slot_items):
-            return inputs
-        slots = self.item_tokens(prompts.slot_parts, prompts.slot_items)  # [S, D]
-        return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+    def embed(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
+        """What the decoder reads: behavioural tokens and placeholders stand in their slots (LLaRA eq. 6)."""
+        inputs = input_embeddings(self.llm)(prompts.input_ids)  # [B, T, D]
+        if len(prompts.slot_items):
+            slots = self.item_tokens(prompts.slot_parts, prompts.slot_items)  # [S, D]
+            inputs = merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+        return EmbeddedPrompts(inputs, prompts.attention_mask, prompts.position_ids)
 
     def training_arithmetic(self) -> torch.autocast:
         """The arithmetic of ``llm_dtype``, as a context."""
@@ -220,8 +220,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         """What one forward pass over rows adds to the losses of its optimiser step, by name; their sum is what is minimised."""
         prompts = self.encode_training(rows, step.representation)
         self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
-        read = (self.embed(prompts), prompts.attention_mask, prompts.position_ids, prompts.labels)
-        return self.losses(ForwardPass(self, step, rows, prompts, answer_pass(self.llm, *read, self.needs_states)))
+        answers = answer_pass(self.llm, self.embed(prompts), prompts.labels, self.needs_states)
+        return self.losses(ForwardPass(self, step, rows, prompts, answers))
 
     def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
         """The losses of a forward pass: ``answer_loss``, to which a model may add its own."""

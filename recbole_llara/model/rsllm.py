@@ -133,7 +133,7 @@ class RSLLM(LLMRecommender):
 
     def _states(self, prompts: EncodedPrompts) -> torch.Tensor:
         """[B, T, D] the decoder's last states."""
-        return hidden_states(self.llm, self.embed(prompts), prompts.attention_mask, prompts.position_ids)
+        return hidden_states(self.llm, self.embed(prompts))
 
 
 def in_batch_contrast(

@@ -5,9 +5,8 @@ whole text: where a tokenizer reads the end of a title together with the mark be
 found by its place in the row, never by searching text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,22 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
-from recbole_llara.prompt.tokens import (
-    NOTHING,
-    ChatFrame,
-    PieceBank,
-    Pieces,
-    Texts,
-    tokenise,
-    tokenise_followed,
-    tokenise_inside,
-)
+from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, tokenise, tokenise_followed, tokenise_inside
 from recbole_llara.utils.errors import UserError
 
 SEPARATOR = ","
-
-
 IGNORED_LABEL = -100
+_LISTS = (HISTORY, CANDIDATES)
 
 
 @dataclass(frozen=True)
@@ -92,18 +81,18 @@ class PromptEncoder:
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
-        self.tokenizer = tokenizer
-        self.templates = list(templates)
+        self.tokenizer, self.templates, self.budget, self.n_items = tokenizer, list(templates), budget, len(titles)
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
-        self.budget = budget
-        self.n_items = len(titles)
-        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        end = tokenizer.eos_token_id
+        self.pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # BOS where the tokenizer puts one before a text, else nothing.
-        opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+        opening = [token for token in tokenizer("")["input_ids"] if token != end]
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
-        layouts = [self._split(template) for template in self.templates]
+        layouts = [_split(template) for template in self.templates]
         tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]
-        texts = {Part.TITLE: list(titles)} | self._numbers()
+        texts = {Part.TITLE: list(titles)}
+        if any(Part.INDEX in representation.texts for representation in self.representations):
+            texts[Part.INDEX] = [str(number) for number in range(self.n_items)]
         whole = {part: tokenise_items(tokenizer, of_part, max_title_tokens) for part, of_part in texts.items()}
         self.max_title_tokens = max_title_tokens
         if budget is not None:
@@ -116,55 +105,32 @@ class PromptEncoder:
         cut, self.titles = cut_titles(tokenizer, titles, whole[Part.TITLE], self.max_title_tokens)
         self._refuse_one_answer(titles)
         self._bank = bank = PieceBank()
-        self._first = {part: bank.add(*([cut] if part is Part.TITLE else parts)) for part, parts in whole.items()}
-        self.separator_piece = bank.add(Texts.of([separator]))
-        self.eos_piece = bank.add(Texts.of([[tokenizer.eos_token_id]]))
-        self.first_slot = bank.add(Texts.of([[tokenizer.eos_token_id]] * len(SLOT_PARTS)))
-        self.opening_piece = bank.add(Texts.of([opening]))
-        self.layouts = [[text if isinstance(text, str) else bank.add(Texts.of([text])) for text in layout] for layout in tokens]
-        # A title that was cut does not end as its text does: it is joined with nothing.
-        texts[Part.TITLE] = [title if title == kept else "" for title, kept in zip(titles, self.titles, strict=True)]
+        self._first = {part: bank.add_texts(*([cut] if part is Part.TITLE else parts)) for part, parts in whole.items()}
+        self.separator_piece, self.eos_piece = bank.add([separator]), bank.add([[end]])
+        self.first_slot, self.opening_piece = bank.add([[end]] * len(SLOT_PARTS)), bank.add([opening])
+        self.layouts = [[text if isinstance(text, str) else bank.add([text]) for text in layout] for layout in tokens]
+        # What is cut ends otherwise.
+        texts[Part.TITLE] = [kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)]
         marks = {SEPARATOR: [self.separator_piece]}
         for layout, pieces in zip(layouts, self.layouts, strict=True):
-            for (text, mark), piece in zip(pairwise(layout), pieces[1:], strict=True):
-                if text in (HISTORY, CANDIDATES):
+            for text, mark, piece in zip(layout, layout[1:], pieces[1:], strict=False):
+                if text in _LISTS:
                     marks.setdefault(mark, []).append(piece)
-        self._followed = {
-            (part, piece): joined
-            for mark, pieces in marks.items()
-            for part, joined in self._join(texts, mark).items()
-            for piece in pieces
-        }
+        # By part and piece of a mark: [N] the piece of an item together with the mark, NOTHING where it is two.
+        self._followed: dict[tuple[Part, int], torch.Tensor] = {}
+        for mark, pieces in marks.items():
+            for part, of_part in texts.items():
+                if followed := tokenise_followed(tokenizer, of_part, mark):
+                    joined = torch.full((self.n_items,), NOTHING)
+                    first = bank.add(list(followed.values()))
+                    joined[list(followed)] = torch.arange(first, first + len(followed))
+                    self._followed |= {(part, piece): joined for piece in pieces}
         self._answers = self._first
         if chat is not None and not chat.has_space:
-            answers = texts | {Part.TITLE: self.titles}
-            self._answers = {part: bank.add(Texts.of(tokenise_inside(tokenizer, of))) for part, of in answers.items()}
+            answers = {**texts, Part.TITLE: self.titles}
+            self._answers = {part: bank.add(tokenise_inside(tokenizer, of_part)) for part, of_part in answers.items()}
         bank.freeze()
         self.highest_token = int(bank.tokens.max())
-
-    @staticmethod
-    def _split(template: PromptTemplate) -> list[str]:
-        """A template's segments; what follows a list at once, as a full stop does, is one of its own, even if it is empty."""
-        layout: list[str] = []
-        for segment in template.segments:
-            if layout and layout[-1] in (HISTORY, CANDIDATES):
-                mark, space, rest = segment.partition(" ")
-                layout += [mark, space + rest]
-            else:
-                layout.append(segment)
-        return layout
-
-    def _join(self, texts: Mapping[Part, Sequence[str]], mark: str) -> dict[Part, torch.Tensor]:
-        """Of the items' titles and numbers, [N] each: the piece of an item together with ``mark``, NOTHING where it is two."""
-        of_mark = tokenise_inside(self.tokenizer, [mark])[0]
-        found = {}
-        for part, of_part in texts.items():
-            followed = tokenise_followed(self.tokenizer, of_part, mark, of_mark)
-            if followed:
-                joined = found[part] = torch.full((len(of_part),), NOTHING)
-                first = self._bank.add(Texts.of(list(followed.values())))
-                joined[list(followed)] = torch.arange(first, first + len(followed))
-        return found
 
     def _refuse_one_answer(self, titles: Sequence[str]) -> None:
         """Raise where every item has the same answer: no likelihood and no text names one of them."""
@@ -176,16 +142,10 @@ class PromptEncoder:
                 "titles that tell candidates apart: choose another title_field or a larger max_title_tokens"
             )
 
-    def _numbers(self) -> dict[Part, list[str]]:
-        """The items' numbers, where a prompt or an answer is going to hold them."""
-        if not any(Part.INDEX in representation.texts for representation in self.representations):
-            return {}
-        return {Part.INDEX: [str(number) for number in range(self.n_items)]}
-
     def _tokenise_layout(self, layout: list[str], opening: list[int], chat: ChatFrame | None) -> list[list[int] | str]:
         """A template as the tokens of its texts and the two list marks."""
-        inside = tokenise_inside(self.tokenizer, ["" if text in (HISTORY, CANDIDATES) else text for text in layout])
-        tokens = [text if text in (HISTORY, CANDIDATES) else of_text for text, of_text in zip(layout, inside, strict=True)]
+        inside = tokenise_inside(self.tokenizer, ["" if text in _LISTS else text for text in layout])
+        tokens = [text if text in _LISTS else of_text for text, of_text in zip(layout, inside, strict=True)]
         if chat is None:
             tokens[0] = opening + tokenise(self.tokenizer, layout[:1])[0]
         else:
@@ -202,11 +162,7 @@ class PromptEncoder:
         return self._first[Part.TITLE]
 
     def _text_pieces(self, items: torch.Tensor, part: Part, in_answer: bool = False) -> torch.Tensor:
-        """Piece numbers of the items' titles or numbers, of the shape of ``items``.
-
-        Raises:
-            ValueError: numbers, which ``representations`` did not announce.
-        """
+        """Piece numbers of the items' titles or numbers, of the shape of ``items``; a ValueError for numbers not announced."""
         if part not in self._first:
             announced = ", ".join(representation.name for representation in self.representations)
             raise ValueError(
@@ -246,30 +202,27 @@ class PromptEncoder:
         longest, representation = max(prompts, key=lambda entry: entry[0].input_ids.shape[1])
         return longest, self.answer_ids(shown, representation)
 
-    def _item_list(self, items: torch.Tensor, representation: Representation, mark: int) -> Pieces:
-        """A list of items [B, M], 0-padded on the right, as M * (P + 1) pieces a row for P parts.
+    def _item_list(self, items: torch.Tensor, representation: Representation, mark: int) -> torch.Tensor:
+        """A list of items [B, M], 0-padded on the right, as [3, B, M * (P + 1)] for P parts; see ``_pieces``.
 
         Behind each item stands a comma, behind the row's last one the piece ``mark``: where the tokenizer reads it together with
         the item's text, both are one piece.
         """
-        present = items > 0
-        nothing = torch.zeros_like(items)
-        pieces, slot_items, pooled = [], [], []
+        present, nothing = items > 0, torch.zeros_like(items)
+        listed = []
         for part in representation.parts:
             of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
-            pieces.append(torch.where(present, of_items, NOTHING))
-            slot_items.append(items if part in ITEM_SLOT_PARTS else nothing)
-            pooled.append(present)
+            slot_items = items if part in ITEM_SLOT_PARTS else nothing
+            listed.append(torch.stack([torch.where(present, of_items, NOTHING), slot_items, present.long()]))
         is_last = present & ~nn.functional.pad(present, (0, 1))[:, 1:]
         marks = torch.where(present, torch.where(is_last, mark, self.separator_piece), NOTHING)
         marks[~present.any(1), :1] = mark  # what follows an empty list
         for piece, where in ((self.separator_piece, present & ~is_last), (mark, is_last)):
             if (joined := self._followed.get((representation.parts[-1], piece))) is not None:
                 is_joined = where & (joined[items] != NOTHING)
-                pieces[-1] = torch.where(is_joined, joined[items], pieces[-1])
+                listed[-1][0] = torch.where(is_joined, joined[items], listed[-1][0])
                 marks = marks.masked_fill(is_joined, NOTHING)
-        columns = ([*pieces, marks], [*slot_items, nothing], [*pooled, torch.zeros_like(present)])
-        return Pieces(*(torch.stack(column, 2).flatten(1) for column in columns))
+        return torch.stack([*listed, torch.stack([marks, nothing, nothing])], 3).flatten(2)
 
     def encode(
         self,
@@ -294,29 +247,32 @@ class PromptEncoder:
         """
         lists = {HISTORY: history, CANDIDATES: candidates}
         width = (history.shape[1] + candidates.shape[1]) * (1 + len(representation.parts)) + max(map(len, self.layouts))
-        prompts = Pieces.filled(history.shape[0], width + 2, NOTHING)
+        prompts = _pieces(len(history), width + 2, NOTHING)
         for number in template_index.unique().tolist():
             rows = (template_index == number).nonzero(as_tuple=True)[0]
             layout, parts = iter(self.layouts[number]), []
             for element in layout:
                 if isinstance(element, int):
-                    parts.append(Pieces.filled(len(rows), 1, element))
+                    parts.append(_pieces(len(rows), 1, element))
                     continue
-                listed = self._item_list(lists[element][rows], representation, next(layout))
-                parts.append(listed if element == HISTORY else replace(listed, pooled=torch.zeros_like(listed.pooled)))
-            prompts.put(rows, Pieces.side_by_side(parts))
-        in_answer = torch.zeros_like(prompts.pieces, dtype=torch.bool)
+                parts.append(self._item_list(lists[element][rows], representation, next(layout)))
+                if element == CANDIDATES:
+                    parts[-1][2] = 0
+            of_rows = torch.cat(parts, 2)
+            prompts[:, rows, : of_rows.shape[2]] = of_rows
+        pieces, slot_items, is_pooled = prompts
+        in_answer = torch.zeros_like(pieces, dtype=torch.bool)
         if targets is not None:
-            prompts.pieces[:, -2] = self._text_pieces(targets, representation.answer, in_answer=True)
-            prompts.pieces[:, -1] = self.eos_piece
+            pieces[:, -2] = self._text_pieces(targets, representation.answer, in_answer=True)
+            pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
-        return self.assemble(prompts.pieces, prompts.slot_items, in_answer, padding_side, prompts.pooled)
+        return self.assemble(pieces, slot_items, in_answer, padding_side, is_pooled)
 
     def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
         """Each item [B] alone, as the prompts write it: what RSLLM's item tower reads."""
-        opening = Pieces.filled(len(items), 1, self.opening_piece)
-        row = Pieces.side_by_side([opening, self._item_list(items[:, None], representation, NOTHING)])
-        return self.assemble(row.pieces, row.slot_items, torch.zeros_like(row.pooled), padding_side, row.pooled)
+        opening = _pieces(len(items), 1, self.opening_piece)
+        pieces, slot_items, is_pooled = torch.cat([opening, self._item_list(items[:, None], representation, NOTHING)], 2)
+        return self.assemble(pieces, slot_items, torch.zeros_like(pieces), padding_side, is_pooled)
 
     def assemble(
         self,
@@ -331,39 +287,53 @@ class PromptEncoder:
         Args:
             pieces: [B, W] piece numbers, -1 = nothing.
             slot_items: [B, W] the item of each slot piece.
-            in_answer: [B, W] bool, the pieces whose tokens are labels.
-            pooled: [B, W] bool, see ``EncodedPrompts``; None = nothing.
+            in_answer: [B, W] whether tokens of the piece are labels.
+            pooled: [B, W] whether they are pooled, see ``EncodedPrompts``; None = nothing is.
 
         Raises:
             UserError: a prompt is longer than the LLM can hold.
         """
-        tokens, rows, columns, flat_pieces, length = self._bank.gather(pieces, padding_side)
+        tokens, rows, columns, of_pieces, length = self._bank.gather(pieces, padding_side)
         if self.budget is not None and length > self.budget.tokens:
             raise UserError(
                 f"a prompt of {length} tokens, but the LLM holds {self.budget.tokens}: lower max_title_tokens, "
                 "MAX_ITEM_LIST_LENGTH or candidate_num"
             )
-        shape = (pieces.shape[0], length)
-        input_ids = torch.full(shape, self.pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros(shape, dtype=torch.int64)
-        labels = torch.full(shape, IGNORED_LABEL, dtype=torch.int64)
-        input_ids[rows, columns] = tokens
-        attention_mask[rows, columns] = 1
-        is_pooled = torch.zeros(shape, dtype=torch.bool)
-        if pooled is not None:
-            is_pooled[rows, columns] = pooled.flatten()[flat_pieces]
-        is_label = in_answer.flatten()[flat_pieces]
-        labels[rows[is_label], columns[is_label]] = tokens[is_label]
-        slot_parts = pieces.flatten()[flat_pieces] - self.first_slot
+
+        def laid_out(fill: int, values: torch.Tensor | int) -> torch.Tensor:
+            table = torch.full((len(pieces), length), fill, dtype=torch.int64)
+            table[rows, columns] = values
+            return table
+
+        attention_mask = laid_out(0, 1)
+        is_label = in_answer.flatten()[of_pieces].bool()
+        slot_parts = pieces.flatten()[of_pieces] - self.first_slot
         is_slot = (slot_parts >= 0) & (slot_parts < len(SLOT_PARTS))
         return EncodedPrompts(
-            input_ids=input_ids,
+            input_ids=laid_out(self.pad_id, tokens),
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-            labels=labels,
+            labels=laid_out(IGNORED_LABEL, torch.where(is_label, tokens, IGNORED_LABEL)),
             slot_rows=rows[is_slot],
             slot_columns=columns[is_slot],
             slot_parts=slot_parts[is_slot],
-            slot_items=slot_items.flatten()[flat_pieces[is_slot]],
-            pooled=is_pooled,
+            slot_items=slot_items.flatten()[of_pieces[is_slot]],
+            pooled=laid_out(0, 0 if pooled is None else pooled.flatten()[of_pieces].long()).bool(),
         )
+
+
+def _pieces(rows: int, width: int, piece: int) -> torch.Tensor:
+    """[3, B, W] rows of one piece: its number, the item of a slot that has one, and whether its tokens are pooled."""
+    return torch.tensor([piece, 0, 0])[:, None, None].repeat(1, rows, width)
+
+
+def _split(template: PromptTemplate) -> list[str]:
+    """A template's segments; what follows a list at once, as a full stop does, is one of its own, even if it is empty."""
+    layout: list[str] = []
+    for segment in template.segments:
+        if layout and layout[-1] in _LISTS:
+            mark, space, rest = segment.partition(" ")
+            layout += [mark, space + rest]
+        else:
+            layout.append(segment)
+    return layout

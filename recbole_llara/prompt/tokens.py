@@ -51,9 +51,7 @@ def tokenise_inside(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) ->
     return inside
 
 
-def tokenise_followed(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mark: str, of_mark: list[int]
-) -> dict[int, list[int]]:
+def tokenise_followed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mark: str) -> dict[int, list[int]]:
     """Tokens of " text" + mark, for the places in ``texts`` where these are not the tokens of both, one after the other.
 
     Byte-level tokenizers read "Heat (1995)," with one token for "),". Only a text's last word can be read together with what
@@ -61,6 +59,7 @@ def tokenise_followed(
     """
     if not mark:
         return {}
+    of_mark = tokenise_inside(tokenizer, [mark])[0]
     words = list({text.rpartition(" ")[2] for text in texts})
     alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in words]) for end in ("", mark))
     merged = {word for word, apart, whole in zip(words, alone, followed, strict=True) if [*apart, *of_mark] != whole and word}
@@ -85,11 +84,7 @@ class ChatFrame:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatFrame":
-        """The frame of a tokenizer's template, with thinking switched off where it can be.
-
-        Raises:
-            UserError: the tokenizer has no chat template, or one that does not show the user's words once.
-        """
+        """The frame of a tokenizer's template, with thinking switched off; a UserError where it does not show a user's turn once."""
         marker = "PROMPT"
         try:
             text = tokenizer.apply_chat_template(
@@ -152,8 +147,12 @@ class PieceBank:
     starts: torch.Tensor = field(init=False)
     lengths: torch.Tensor = field(init=False)
 
-    def add(self, *parts: Texts) -> int:
-        """Append pieces; returns the number of the first."""
+    def add(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Append pieces of these tokens; returns the number of the first."""
+        return self.add_texts(Texts.of(sequences))
+
+    def add_texts(self, *parts: Texts) -> int:
+        """``add`` of pieces that lie one after another already."""
         first, self.count = self.count, self.count + sum(len(part.lengths) for part in parts)
         self.added += parts
         return first
@@ -168,12 +167,9 @@ class PieceBank:
     def gather(
         self, pieces: torch.Tensor, padding_side: str
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Tokens of rows of pieces.
+        """Tokens of rows of pieces: tokens [n], their rows, columns and places in ``pieces.flatten()`` [n] each, and T.
 
         Example, lengths of pieces 0, 1, 2 being 2, 1, 3: the rows [0, 1], [2, -1], [1, 0] have 3, 3, 3 tokens.
-
-        Returns:
-            tokens [n], their rows [n], columns [n], flat piece numbers [n] (into ``pieces.flatten()``), and T.
         """
         present = pieces >= 0
         lengths = torch.where(present, self.lengths[pieces.clamp(min=0)], 0)
@@ -189,28 +185,3 @@ class PieceBank:
         if padding_side == "left":
             columns = columns + (longest - row_lengths)[rows]
         return tokens, rows, columns, flat_pieces, longest
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Rows of pieces."""
-
-    pieces: torch.Tensor  # [B, W] piece numbers, or NOTHING
-    slot_items: torch.Tensor  # [B, W] the item of each slot that has one, 0 elsewhere
-    pooled: torch.Tensor  # [B, W] bool, see ``encoding.EncodedPrompts``
-
-    @classmethod
-    def filled(cls, rows: int, width: int, piece: int) -> "Pieces":
-        """Rows of one piece, or of ``NOTHING``."""
-        zeros = torch.zeros(rows, width, dtype=torch.int64)
-        return cls(zeros + piece, zeros, zeros.bool())
-
-    @classmethod
-    def side_by_side(cls, parts: list["Pieces"]) -> "Pieces":
-        """The same rows' pieces, one after another."""
-        return cls(*(torch.cat(columns, 1) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
-
-    def put(self, rows: torch.Tensor, others: "Pieces") -> None:
-        """Write other rows' pieces over the beginning of these rows."""
-        for mine, theirs in zip(vars(self).values(), vars(others).values(), strict=True):
-            mine[rows, : theirs.shape[1]] = theirs

@@ -28,10 +28,11 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recbole_llara.llm.adapters import tune
-from recbole_llara.llm.architecture import causal_lm, embedded_vocabulary, input_embeddings
-from recbole_llara.llm.generation import decode_constrained, decode_generate
+from recbole_llara.llm.answer_tree import walk
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings
+from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.item_tokens import ItemTokens, merge_item_embeddings
-from recbole_llara.llm.likelihood import answer_pass, score_candidates
+from recbole_llara.llm.likelihood import answer_pass, score_candidates, trie_log_probs
 from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
@@ -112,11 +113,12 @@ class Engine:
         first = torch.zeros(len(history), dtype=torch.int64)
         return self.encoder.encode(history, candidates, targets, self.representation, first).to(self.device)
 
-    def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
-        """Input embeddings [B, T, D]."""
+    def embed(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
+        """What the decoder reads."""
         inputs = input_embeddings(self.llm)(prompts.input_ids)
         slots = self.tokens(prompts.slot_parts, prompts.slot_items)
-        return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+        inputs = merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+        return EmbeddedPrompts(inputs, prompts.attention_mask, prompts.position_ids)
 
     def plain_rows(self, history: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> list[PlainRow]:
         """The recipe's."""
@@ -132,8 +134,7 @@ class Engine:
         """The mean over all answer tokens of a pass."""
         prompts = self.prompts(history, candidates, targets)
         with self.autocast():
-            inputs, mask = self.embed(prompts), prompts.attention_mask
-            answers = answer_pass(self.llm, inputs, mask, prompts.position_ids, prompts.labels)
+            answers = answer_pass(self.llm, self.embed(prompts), prompts.labels)
             return answers.sums.sum() / answers.counts.sum()
 
     def plain_loss(self, history: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -157,13 +158,14 @@ class Engine:
                 return self.plain.answers(self.plain_rows(history, candidates, targets))
             prompts = self.prompts(history, candidates, None)
             answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)
-            inputs, mask = self.embed(prompts), prompts.attention_mask
+            inputs = self.embed(prompts)
             if decoding == "generate":
                 lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)
                 end, pad = self.tokenizer.eos_token_id, self.encoder.pad_id
-                return decode_generate(self.llm, inputs, mask, lengths, end, pad)
-            decode = score_candidates if decoding == "score" else decode_constrained
-            return decode(self.llm, inputs, mask, prompts.position_ids, answer_ids)
+                return decode_generate(self.llm, inputs, lengths, end, pad)
+            if decoding == "score":
+                return score_candidates(self.llm, inputs, answer_ids)
+            return walk(answer_ids, trie_log_probs(self.llm, inputs, answer_ids))
 
 
 def quantise(blocks: nn.Module, compute_dtype: torch.dtype) -> None:

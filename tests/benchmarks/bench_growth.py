@@ -109,7 +109,7 @@ def catalogue_point(items: int) -> dict[str, float]:
 
 def prompt_point(candidates: int, history: int, words: int) -> dict[str, float]:
     """Milliseconds a row: prompts put together, and answers of the embedded LLM by scores."""
-    from recbole_llara.llm.architecture import input_embeddings
+    from recbole_llara.llm.architecture import EmbeddedPrompts, input_embeddings
     from recbole_llara.llm.likelihood import score_candidates
     from recbole_llara.llm.loading import load_llm
     from recbole_llara.prompt.encoding import PromptEncoder
@@ -129,8 +129,8 @@ def prompt_point(candidates: int, history: int, words: int) -> dict[str, float]:
         answers = encoder.answer_ids(shown, representation)
         middle = perf_counter()
         with torch.no_grad():
-            inputs = input_embeddings(llm)(prompts.input_ids)
-        score_candidates(llm, inputs, prompts.attention_mask, prompts.position_ids, answers)
+            inputs = EmbeddedPrompts(input_embeddings(llm)(prompts.input_ids), prompts.attention_mask, prompts.position_ids)
+        score_candidates(llm, inputs, answers)
         if number:  # the first warms up
             encoding.append(middle - start), scoring.append(perf_counter() - middle)
     tokens = float(prompts.attention_mask.sum()) / BATCH

@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
+from recbole_llara.llm.answer_tree import walk
 from recbole_llara.llm.architecture import causal_lm, input_embeddings
-from recbole_llara.llm.generation import answer_texts, decode_constrained, decode_generate
-from recbole_llara.llm.likelihood import answer_log_probs, candidate_log_probs, score_candidates
+from recbole_llara.llm.generation import answer_texts, decode_generate
+from recbole_llara.llm.likelihood import candidate_log_probs, score_candidates, trie_log_probs
 
 EOS = 1
 LENGTHS = [9, 21, 5, 14, 12]
@@ -55,14 +57,14 @@ def prompts(llm, make_prompts):
 
 def test_scores_equal_a_plain_loop(llm, prompts):
     answers = draw_answers()
-    scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
+    scores = score_candidates(llm, prompts, answers)
     assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
 
 
 def test_scores_under_eager_attention_equal_a_plain_loop(make_llm, make_prompts, architecture):
     llm = make_llm(architecture, attention="eager")
     prompts, answers = make_prompts(llm, LENGTHS), draw_answers()
-    scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
+    scores = score_candidates(llm, prompts, answers)
     assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
 
 
@@ -70,7 +72,7 @@ def test_scores_under_autocast_stay_near(make_llm, make_prompts, architecture):
     llm = make_llm(architecture)
     prompts, answers = make_prompts(llm, LENGTHS), draw_answers()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
+        scores = score_candidates(llm, prompts, answers)
         assert generate(llm, prompts, answers).shape[0] == len(LENGTHS)
     assert scores.dtype == torch.float32
     assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=0.05)
@@ -78,20 +80,25 @@ def test_scores_under_autocast_stay_near(make_llm, make_prompts, architecture):
 
 def test_token_log_probs_sum_to_the_scores_and_are_0_on_padding(llm, prompts):
     answers = draw_answers()
-    log_probs = answer_log_probs(llm, **prompts.as_dict(), answer_ids=answers)
+    log_probs = trie_log_probs(llm, prompts, answers)
     assert (log_probs[answers < 0] == 0).all() and (log_probs[answers >= 0] < 0).all()
-    assert torch.allclose(log_probs.sum(2), score_candidates(llm, **prompts.as_dict(), answer_ids=answers))
+    assert torch.allclose(log_probs.sum(2), score_candidates(llm, prompts, answers))
 
 
 def test_equal_answers_have_exactly_equal_scores(llm, prompts):
-    scores = score_candidates(llm, **prompts.as_dict(), answer_ids=draw_answers())
+    scores = score_candidates(llm, prompts, draw_answers())
     assert scores[0, 3] == scores[0, 4]
 
 
 def test_one_token_answers_have_no_tree(llm, prompts):
     answers = torch.arange(2, 2 + len(LENGTHS) * 4).reshape(len(LENGTHS), 4, 1)
-    scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
+    scores = score_candidates(llm, prompts, answers)
     assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def decode_constrained(llm, prompts, answers, read=trie_log_probs):
+    return walk(answers, read(llm, prompts, answers))
 
 
 def constrained_by_hugging_face(llm, prompts, answers):
@@ -123,13 +130,13 @@ def constrained_by_hugging_face(llm, prompts, answers):
 @pytest.mark.parametrize("seed", [5, 6])
 def test_constrained_equals_generate_with_a_prefix_function(llm, prompts, seed):
     answers = draw_answers(seed=seed)
-    chosen = decode_constrained(llm, **prompts.as_dict(), answer_ids=answers)
+    chosen = decode_constrained(llm, prompts, answers)
     assert chosen.tolist() == constrained_by_hugging_face(llm, prompts, answers)
 
 
 def generate(llm, prompts, answers):
     lengths = (answers >= 0).sum(2).amax(1)
-    return decode_generate(llm, prompts.inputs_embeds, prompts.attention_mask, lengths, eos_token_id=EOS, pad_token_id=EOS)
+    return decode_generate(llm, prompts, lengths, eos_token_id=EOS, pad_token_id=EOS)
 
 
 def test_generate_equals_a_plain_greedy_loop(llm, prompts):
@@ -151,24 +158,22 @@ def test_generate_stops_behind_eos(llm, prompts):
     answers = draw_answers()
     first = generate(llm, prompts, answers)[1, 0].item()
     lengths = (answers >= 0).sum(2).amax(1)
-    stopped = decode_generate(
-        llm, prompts.inputs_embeds, prompts.attention_mask, lengths, eos_token_id=first, pad_token_id=first
-    )
+    stopped = decode_generate(llm, prompts, lengths, eos_token_id=first, pad_token_id=first)
     assert (stopped[1] == -100).all()
 
 
 @pytest.mark.parametrize("padding", [0, 3, 30])
 def test_a_row_answers_alone_as_in_any_batch(llm, prompts, padding):
     answers = draw_answers()
-    scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
-    constrained = decode_constrained(llm, **prompts.as_dict(), answer_ids=answers)
+    scores = score_candidates(llm, prompts, answers)
+    constrained = decode_constrained(llm, prompts, answers)
     generated = generate(llm, prompts, answers)
     for row in range(len(LENGTHS)):
         alone, own = prompts.row(row, padding), answers[row : row + 1]
-        alone_scores = score_candidates(llm, **alone.as_dict(), answer_ids=own)
+        alone_scores = score_candidates(llm, alone, own)
         assert alone_scores[0].argsort(stable=True).tolist() == scores[row].argsort(stable=True).tolist()
         assert torch.allclose(alone_scores[0], scores[row], rtol=1e-5, atol=1e-5)
-        assert decode_constrained(llm, **alone.as_dict(), answer_ids=own).item() == constrained[row].item()
+        assert decode_constrained(llm, alone, own).item() == constrained[row].item()
         words = [
             [token for token in tokens if token >= 0]
             for tokens in (generate(llm, alone, own)[0].tolist(), generated[row].tolist())
@@ -179,11 +184,11 @@ def test_a_row_answers_alone_as_in_any_batch(llm, prompts, padding):
 def test_more_padding_of_answers_changes_nothing(llm, prompts):
     answers = draw_answers()
     wider = F.pad(answers, (0, 4), value=-100)
-    expected = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
-    assert torch.equal(score_candidates(llm, **prompts.as_dict(), answer_ids=wider), expected)
+    expected = score_candidates(llm, prompts, answers)
+    assert torch.equal(score_candidates(llm, prompts, wider), expected)
     assert torch.equal(
-        decode_constrained(llm, **prompts.as_dict(), answer_ids=wider),
-        decode_constrained(llm, **prompts.as_dict(), answer_ids=answers),
+        decode_constrained(llm, prompts, wider),
+        decode_constrained(llm, prompts, answers),
     )
 
 
@@ -207,9 +212,9 @@ def test_sampling_settings_of_the_model_neither_change_nor_warn(llm, prompts, ca
 def test_refuses_right_padding_and_training_mode(make_llm, make_prompts):
     llm = make_llm("llama")
     prompts, answers = make_prompts(llm, LENGTHS), draw_answers()
-    right = {**prompts.as_dict(), "attention_mask": prompts.attention_mask.flip(1)}
+    right = replace(prompts, attention_mask=prompts.attention_mask.flip(1))
     with pytest.raises(ValueError, match="padded on the left"):
-        score_candidates(llm, **right, answer_ids=answers)
+        score_candidates(llm, right, answers)
     llm.train()
     with pytest.raises(ValueError, match="training mode"):
         generate(llm, prompts, answers)
@@ -234,19 +239,19 @@ def test_a_sliding_window_ends_where_a_plain_loop_ends_it(make_prompts, window):
     answers = draw_answers()
     for lengths in (LENGTHS, [40] * len(LENGTHS)):
         prompts = make_prompts(llm, lengths)
-        scores = score_candidates(llm, **prompts.as_dict(), answer_ids=answers)
+        scores = score_candidates(llm, prompts, answers)
         assert torch.allclose(scores, score_by_loop(llm, prompts, answers), rtol=1e-5, atol=1e-5)
-        by_hand = score_candidates(llm, **prompts.as_dict(), answer_ids=answers, read=candidate_log_probs)
+        by_hand = score_candidates(llm, prompts, answers, read=candidate_log_probs)
         assert torch.allclose(scores, by_hand, rtol=1e-5, atol=1e-5)
         assert by_hand[0, 3] == by_hand[0, 4]
 
 
 def test_candidates_read_one_by_one_are_those_of_the_tree(llm, prompts):
     answers = draw_answers()
-    one_by_one = answer_log_probs(llm, **prompts.as_dict(), answer_ids=answers, read=candidate_log_probs)
-    assert torch.allclose(one_by_one, answer_log_probs(llm, **prompts.as_dict(), answer_ids=answers), rtol=1e-5, atol=1e-5)
-    chosen = decode_constrained(llm, **prompts.as_dict(), answer_ids=answers, read=candidate_log_probs)
-    assert torch.equal(chosen, decode_constrained(llm, **prompts.as_dict(), answer_ids=answers))
+    one_by_one = candidate_log_probs(llm, prompts, answers)
+    assert torch.allclose(one_by_one, trie_log_probs(llm, prompts, answers), rtol=1e-5, atol=1e-5)
+    chosen = decode_constrained(llm, prompts, answers, read=candidate_log_probs)
+    assert torch.equal(chosen, decode_constrained(llm, prompts, answers))
 
 
 def test_texts_of_answers_show_special_tokens_and_keep_every_space(make_tokenizer):

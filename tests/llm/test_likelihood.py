@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from recbole_llara.llm.adapters import tune
-from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm
 from recbole_llara.llm.item_tokens import merge_item_embeddings
-from recbole_llara.llm.likelihood import answer_loss, answer_pass, candidate_log_probs, score_candidates, trie_log_probs
+from recbole_llara.llm.likelihood import answer_pass, candidate_log_probs, score_candidates, trie_log_probs
 
 
 def labelled(prompts, answer_lengths, seed=3):
@@ -16,6 +18,12 @@ def labelled(prompts, answer_lengths, seed=3):
     return labels.masked_fill(torch.arange(n_tokens) < n_tokens - torch.tensor(answer_lengths)[:, None], -100)
 
 
+def answer_loss(llm, prompts, labels):
+    """Mean over all answer tokens of the batch."""
+    answers = answer_pass(llm, prompts, labels)
+    return answers.sums.sum() / answers.counts.sum()
+
+
 def to_right_padding(prompts, labels):
     """The same rows with their padding moved to the right."""
     shifts = (prompts.attention_mask == 0).sum(1).tolist()
@@ -23,7 +31,7 @@ def to_right_padding(prompts, labels):
         name: torch.stack([row.roll(-shift, 0) for row, shift in zip(tensor, shifts, strict=True)])
         for name, tensor in prompts.as_dict().items()
     }
-    return rolled, torch.stack([row.roll(-shift, 0) for row, shift in zip(labels, shifts, strict=True)])
+    return EmbeddedPrompts(**rolled), torch.stack([row.roll(-shift, 0) for row, shift in zip(labels, shifts, strict=True)])
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -32,14 +40,14 @@ def test_equals_the_loss_of_hugging_face(make_llm, make_prompts, architecture, l
     prompts = make_prompts(llm, [9, 14, 6])
     labels = labelled(prompts, [3, 5, 2])
     expected = llm(**prompts.as_dict(), labels=labels).loss
-    assert answer_loss(llm, **prompts.as_dict(), labels=labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert answer_loss(llm, prompts, labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_row_sums_equal_a_plain_loop_over_rows_and_tokens(make_llm, make_prompts, architecture):
     llm = make_llm(architecture)
     prompts = make_prompts(llm, [9, 14, 6])
     labels = labelled(prompts, [3, 5, 2])
-    answers = answer_pass(llm, **prompts.as_dict(), labels=labels)
+    answers = answer_pass(llm, prompts, labels)
     sums, counts = answers.sums, answers.counts
     assert counts.tolist() == [3, 5, 2]
     for row in range(3):
@@ -55,12 +63,12 @@ def test_padding_amount_and_side_do_not_change_it(make_llm, make_prompts, archit
     llm = make_llm(architecture)
     prompts = make_prompts(llm, [9, 14, 6])
     labels = labelled(prompts, [3, 5, 2])
-    expected = answer_loss(llm, **prompts.as_dict(), labels=labels).item()
+    expected = answer_loss(llm, prompts, labels).item()
     padded = {name: F.pad(tensor, (0, 0, 7, 0) if tensor.dim() == 3 else (7, 0)) for name, tensor in prompts.as_dict().items()}
-    more = answer_loss(llm, **padded, labels=F.pad(labels, (7, 0), value=-100)).item()
+    more = answer_loss(llm, EmbeddedPrompts(**padded), F.pad(labels, (7, 0), value=-100)).item()
     right, right_labels = to_right_padding(prompts, labels)
     assert more == pytest.approx(expected, rel=1e-6)
-    assert answer_loss(llm, **right, labels=right_labels).item() == pytest.approx(expected, rel=1e-6)
+    assert answer_loss(llm, right, right_labels).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_head_runs_on_the_answers_columns_only(make_llm, make_prompts):
@@ -68,7 +76,7 @@ def test_head_runs_on_the_answers_columns_only(make_llm, make_prompts):
     prompts = make_prompts(llm, [9, 14, 6])
     seen = []
     llm.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[:2])))
-    answer_pass(llm, **prompts.as_dict(), labels=labelled(prompts, [3, 5, 2]))
+    answer_pass(llm, prompts, labelled(prompts, [3, 5, 2]))
     assert seen == [(3, 5)]
 
 
@@ -78,9 +86,8 @@ def test_gradients_flow_to_slots_and_tuned_weights_alone(make_llm, make_prompts,
     prompts = make_prompts(llm, [9, 14, 6])
     llm = tune(llm, llm_tuning, lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="auto")
     items = torch.randn(2, 32, requires_grad=True)
-    inputs = prompts.as_dict()
-    inputs["inputs_embeds"] = merge_item_embeddings(prompts.inputs_embeds, torch.tensor([0, 2]), torch.tensor([6, 9]), items)
-    answer_loss(llm, **inputs, labels=labelled(prompts, [3, 5, 2])).backward()
+    embeds = merge_item_embeddings(prompts.inputs_embeds, torch.tensor([0, 2]), torch.tensor([6, 9]), items)
+    answer_loss(llm, replace(prompts, inputs_embeds=embeds), labelled(prompts, [3, 5, 2])).backward()
     assert torch.isfinite(items.grad).all() and (items.grad.abs().sum(1) > 0).all()
     with_gradient = {name for name, parameter in llm.named_parameters() if parameter.grad is not None}
     assert with_gradient == {name for name, parameter in llm.named_parameters() if parameter.requires_grad} - unused(llm)
@@ -98,18 +105,18 @@ def test_refuses_labels_that_nothing_predicts(make_llm, make_prompts):
     llm = make_llm("llama")
     prompts = make_prompts(llm, [4, 4])
     with pytest.raises(ValueError, match="no answer token"):
-        answer_loss(llm, **prompts.as_dict(), labels=torch.full((2, 4), -100))
+        answer_loss(llm, prompts, torch.full((2, 4), -100))
     with pytest.raises(ValueError, match="first column"):
-        answer_loss(llm, **prompts.as_dict(), labels=labelled(prompts, [4, 2]))
+        answer_loss(llm, prompts, labelled(prompts, [4, 2]))
 
 
 def test_under_autocast_the_softmax_stays_in_float32(make_llm, make_prompts, architecture):
     llm = make_llm(architecture)
     prompts = make_prompts(llm, [9, 14, 6])
     labels = labelled(prompts, [3, 5, 2])
-    expected = answer_loss(llm, **prompts.as_dict(), labels=labels)
+    expected = answer_loss(llm, prompts, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = answer_loss(llm, **prompts.as_dict(), labels=labels)
+        loss = answer_loss(llm, prompts, labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=0.03)
 
@@ -123,9 +130,9 @@ def test_gradients_of_the_tree_are_those_of_candidates_one_by_one(make_llm, make
     found = []
     for read in (trie_log_probs, candidate_log_probs):
         llm = make_llm("llama", lora=True)
-        prompts = make_prompts(llm, [9, 6]).as_dict()
+        prompts = make_prompts(llm, [9, 6])
         llm.double()
-        prompts["inputs_embeds"] = prompts["inputs_embeds"].double().requires_grad_()
+        prompts = replace(prompts, inputs_embeds=prompts.inputs_embeds.double().requires_grad_())
         if checkpointing:
             causal_lm(llm).gradient_checkpointing_enable({"use_reentrant": False})
             llm.train()
@@ -133,11 +140,11 @@ def test_gradients_of_the_tree_are_those_of_candidates_one_by_one(make_llm, make
                 if isinstance(layer, torch.nn.Dropout):
                     layer.p = 0.0
         passes = []
-        scores = score_candidates(llm, **prompts, answer_ids=answers, read=read, before_pass=passes.append)
+        scores = score_candidates(llm, prompts, answers, read, passes.append)
         assert len(passes) == (1 if read is trie_log_probs else 3)
         F.cross_entropy(scores, torch.tensor([1, 2])).backward()
         reached = {name: p.grad for name, p in llm.named_parameters() if p.grad is not None}
-        found.append({**reached, "prompts": prompts["inputs_embeds"].grad})
+        found.append({**reached, "prompts": prompts.inputs_embeds.grad})
     tree, plain = found
     assert tree.keys() == plain.keys() and any("lora_A" in name for name in tree)
     for name, gradient in plain.items():

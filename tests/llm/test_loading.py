@@ -73,11 +73,7 @@ def test_weights_are_held_in_the_type_that_tuning_and_device_ask_for(saved_llm):
     assert (on_cpu.dtype, on_cuda.dtype) == (torch.float32, torch.bfloat16)
 
 
-def test_missing_tokenizer_weights_and_tensors_are_told(saved_llm):
-    for file in saved_llm.glob("*token*"):
-        file.unlink()
-    with pytest.raises(UserError, match="no tokenizer|no vocabulary"):
-        load_llm(str(saved_llm))
+def test_missing_tensors_weights_and_tokenizer_are_told(saved_llm):
     config = json.loads((saved_llm / "config.json").read_text())
     layers = "n_layer" if "n_layer" in config else "num_hidden_layers"
     config.pop("layer_types", None)
@@ -86,6 +82,10 @@ def test_missing_tokenizer_weights_and_tensors_are_told(saved_llm):
         load_llm(str(saved_llm))
     (saved_llm / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights|without a readable causal LM"):
+        load_llm(str(saved_llm))
+    for file in saved_llm.glob("*token*"):
+        file.unlink()
+    with pytest.raises(UserError, match="no tokenizer|no vocabulary"):
         load_llm(str(saved_llm))
 
 
@@ -188,9 +188,9 @@ def test_frozen_trains_nothing_and_full_everything(make_llm, architecture):
 @pytest.mark.parametrize("lora", [False, True])
 def test_hidden_states_are_what_the_head_reads(make_llm, make_prompts, architecture, lora):
     llm = make_llm(architecture, lora=lora)
-    prompts = make_prompts(llm, [5, 8]).as_dict()
-    hidden = hidden_states(llm, **prompts)
-    assert torch.allclose(causal_lm(llm).get_output_embeddings()(hidden), llm(**prompts).logits, atol=1e-5)
+    prompts = make_prompts(llm, [5, 8])
+    hidden = hidden_states(llm, prompts)
+    assert torch.allclose(causal_lm(llm).get_output_embeddings()(hidden), llm(**prompts.as_dict()).logits, atol=1e-5)
     assert input_embeddings(llm).weight.shape[1] == hidden.shape[2]
 
 

@@ -7,8 +7,8 @@ import torch
 from llm_families import FAMILIES, ONE_BY_ONE, REFUSED, TREE, WINDOW, make_family
 
 from recbole_llara.llm.adapters import tune
-from recbole_llara.llm.architecture import causal_lm, input_embeddings
-from recbole_llara.llm.likelihood import answer_log_probs, answer_pass, candidate_log_probs, trie_log_probs
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, input_embeddings
+from recbole_llara.llm.likelihood import answer_pass, candidate_log_probs, trie_log_probs
 from recbole_llara.llm.probe import Probe
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
@@ -41,6 +41,10 @@ def a_batch(encoder):
     return prompts, encoder.answer_ids(candidates, TEXTUAL)
 
 
+def embedded(llm, prompts):
+    return EmbeddedPrompts(input_embeddings(llm)(prompts.input_ids).detach(), prompts.attention_mask, prompts.position_ids)
+
+
 @torch.no_grad()
 def by_plain_passes(llm, prompts, answer_ids):
     """[B, C, A] each row and candidate alone, as tokens, without mask or positions."""
@@ -69,8 +73,7 @@ def test_scores_are_those_of_plain_passes(family, encoder, caplog):
         assert read is candidate_log_probs
         assert len(told) == 1 and type(llm).__name__ in told[0] and "6 times as long" in told[0]
     prompts, answer_ids = a_batch(encoder)
-    embeds = input_embeddings(llm)(prompts.input_ids).detach()
-    found = answer_log_probs(llm, embeds, prompts.attention_mask, prompts.position_ids, answer_ids, read)
+    found = read(llm, embedded(llm, prompts), answer_ids)
     assert torch.allclose(found, by_plain_passes(llm, prompts, answer_ids), rtol=0, atol=1e-4)
     # Asking has changed nothing: no weight, no draw, no mode.
     assert all(torch.equal(tensor, before[name]) for name, tensor in llm.state_dict().items())
@@ -93,8 +96,7 @@ def test_lora_trains_what_the_probe_lets_through(family, encoder):
             torch.nn.init.normal_(parameter, std=0.3)
     history, items = torch.tensor([[30, 31, 0, 0, 0], [1, 2, 3, 4, 5]]), torch.tensor([[1, 2, 3, 4, 5, 6]]).expand(2, -1)
     prompts = encoder.encode(history, items, items[:, 0], TEXTUAL, torch.zeros(2, dtype=torch.int64))
-    embeds = input_embeddings(llm)(prompts.input_ids)
-    answers = answer_pass(llm, embeds, prompts.attention_mask, prompts.position_ids, prompts.labels)
+    answers = answer_pass(llm, embedded(llm, prompts), prompts.labels)
     asked = encoder.encode(history, items, None, TEXTUAL, torch.zeros(2, dtype=torch.int64))
     plain = by_plain_passes(llm, asked, encoder.answer_ids(items[:, :1], TEXTUAL)).sum((1, 2))
     assert torch.allclose(-answers.sums, plain, rtol=1e-5, atol=1e-4)

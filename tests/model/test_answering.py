@@ -7,6 +7,7 @@ import torch
 from tokenizers import normalizers
 
 from recbole_llara.evaluator.answer import DECODINGS
+from recbole_llara.llm.architecture import EmbeddedPrompts
 from recbole_llara.llm.likelihood import trie_log_probs
 from recbole_llara.model import answering
 from recbole_llara.model.answering import Questions
@@ -32,7 +33,9 @@ def make_model(make_llm, make_tokenizer):
             tokenizer=tokenizer,
             encoder=PromptEncoder(tokenizer, TITLES, [template], max_title_tokens),
             representation=REPRESENTATIONS["textual"],
-            embed=lambda prompts: llm.get_input_embeddings()(prompts.input_ids),
+            embed=lambda prompts: EmbeddedPrompts(
+                llm.get_input_embeddings()(prompts.input_ids), prompts.attention_mask, prompts.position_ids
+            ),
             read_answers=trie_log_probs,
             decoding=decoding,
             eval_template="first",

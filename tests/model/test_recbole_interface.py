@@ -108,7 +108,7 @@ def test_equal_likelihoods_are_ranked_as_ours_are(keys, make_trainer, flushing):
     trainer, data = make_trainer(keys)
     model = trainer.model.eval()
     interaction = next(iter(data.test_data))[0]
-    model.read_answers = lambda llm, inputs, mask, positions, trie, before_pass=None: torch.zeros(trie.answer_ids.shape)
+    model.read_answers = lambda llm, prompts, answer_ids, before_pass=None: torch.zeros(answer_ids.shape)
     scores = model.full_sort_predict(interaction)
     finite = scores[torch.isfinite(scores)].view(len(interaction), -1)
     assert all(len(row.unique()) == finite.shape[1] for row in finite)
