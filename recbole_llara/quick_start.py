@@ -23,7 +23,6 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
 from recbole_llara.serving.loaded import LoadedRun
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped
 from recbole_llara.utils.process_setup import own_environment
@@ -88,7 +87,7 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
         data = prepare_data(config, None if resumed is None else TrainingStates(resumed.path).numbering())
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
-        model = build_model(config, data, train_stock)
+        model = build_model(config, data)
     logger.info(str(model))
     with _opened(resumed, config, processes) as folder:
         trainer = get_trainer(config, model)

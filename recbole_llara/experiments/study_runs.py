@@ -24,7 +24,6 @@ from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.source import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.atomic import write_text
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_digest, json_ready
@@ -231,7 +230,7 @@ class StudyRuns(Plan):
                 return {}
             own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": study.candidate_seed, "rec_model": model}
             config = RunConfig("LLaRA", config_dict={**study.settings, **own})
-            return {"checkpoint": str(prepare_recommender(config, prepare_data(config), train_stock).weights)}
+            return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).weights)}
         trained = self._outcomes.get(source)
         if not isinstance(trained, FinishedArm):
             raise UserError(f"{arm} evaluates what {source} trains, which failed")
