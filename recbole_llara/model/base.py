@@ -13,6 +13,7 @@ from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import check_titles
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
+from recbole_llara.data.rows import Rows
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
@@ -153,13 +154,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def training_rows(self, interaction: Interaction, epoch: int) -> TrainingRows:
         """Histories and targets of training rows with this epoch's candidates and templates."""
-        rows, users = interaction[ROW_FIELD].cpu(), interaction[self.USER_ID].cpu()
-        history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
-        places = interaction[PLACE_FIELD].cpu().numpy() if PLACE_FIELD in interaction else None
-        drawn_for = (rows.numpy(), users.numpy(), targets.numpy())
-        candidates = self.sampler.draw(*drawn_for, "train", epoch, history=history.numpy(), places=places)
-        templates, places = self.template_index(rows, "train", epoch), torch.arange(len(rows))
-        return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places, rows)
+        row_ids, fields = interaction[ROW_FIELD].cpu(), (self.USER_ID, self.POS_ITEM_ID, self.ITEM_SEQ, PLACE_FIELD)
+        users, targets, history, places = (interaction[field].cpu() for field in fields)
+        rows = Rows(users.numpy(), targets.numpy(), history.numpy(), places.numpy())
+        candidates = torch.from_numpy(self.sampler.draw(row_ids.numpy(), rows, "train", epoch))
+        templates = self.template_index(row_ids, "train", epoch)
+        return TrainingRows(history, candidates, targets, templates, torch.arange(len(row_ids)), row_ids)
 
     def embed(self, prompts: EncodedPrompts) -> torch.Tensor:
         """Input embeddings [B, T, D], behavioural tokens and placeholders in their slots (LLaRA eq. 6)."""
