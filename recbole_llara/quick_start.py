@@ -1,7 +1,6 @@
 """One run from configuration to result: data, model, training, evaluation, and the files that tell about it."""
 
 import logging
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +23,7 @@ from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
 from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.trainer.trainer import get_trainer
-from recbole_llara.utils.errors import Stopped
+from recbole_llara.utils.errors import Stopped, signal_of
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
 from recbole_llara.utils.protocols import HasResultFields
@@ -135,9 +134,8 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
         except KeyboardInterrupt as stop:
             if str(stop) or not is_llm_recommender(config["model"]):
                 raise
-            number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
             command = resume_command(folder.path, config.external_config_dict)
-            raise Stopped(number, f"stopped; {command} goes on from the last state") from None
+            raise Stopped(signal_of(stop), f"stopped; {command} goes on from the last state") from None
 
 
 def _note_speed(timings: dict[str, float], trainer: Any) -> None:

@@ -24,7 +24,7 @@ from recbole_llara.checkpoint.recbole_pickle import read_recbole_pickle
 from recbole_llara.data import numbering
 from recbole_llara.data.numbering import PREFIX, Numbering
 from recbole_llara.utils.atomic import run_errors, write_file, write_folder
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import file_sha256
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
@@ -70,7 +70,7 @@ class Checkpoint:
         """Refuse, by a ``UserError`` that names every difference, weights that fit something else than this run's."""
         if differing := differences(self.facts.get("belongs_to", {}), here):
             raise UserError(
-                f"checkpoint {self.path} does not fit this {model}: {differing}. Give the keys and the data that it was "
+                f"checkpoint {self.path} does not fit this {model}: {'; '.join(differing)}. Give the keys and the data that it was "
                 "trained with (of a recommender under an LLM with the prefix rec_), or train again."
             )
 
@@ -95,10 +95,9 @@ class Weights:
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The entries in which two tables differ, as a text; empty where they are equal."""
-    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    return "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys)
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    """The shape of each tensor, as JSON has it."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

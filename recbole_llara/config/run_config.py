@@ -109,7 +109,7 @@ class RunConfig(Config):
         prefix; everything else is the stock model's own.
         """
         rec_model, given = self["rec_model"], self.external_config_dict
-        shared, own = keys.shared_keys(), keys.recommender_keys(rec_model)
+        shared, own = keys.SHARED_KEYS, keys.recommender_keys(rec_model)
         values = {key: value for key, value in given.items() if key in shared}
         prefixed = {key.removeprefix(keys.REC_PREFIX): value for key, value in given.items() if key.startswith(keys.REC_PREFIX)}
         values |= {key: value for key, value in prefixed.items() if key in own}

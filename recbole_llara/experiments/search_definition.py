@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from recbole_llara.config.keys import WITHOUT_EFFECT, question_keys
+from recbole_llara.config.keys import QUESTION_KEYS, WITHOUT_EFFECT
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.validation import check_name
@@ -277,7 +277,7 @@ def values_text(values: Mapping[str, Any]) -> str:
 def _check_keys(parameters: Sequence[Parameter], given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     """Refuse keys under which scores are no comparison, keys that are searched and given, and keys of single runs."""
     for parameter in parameters:
-        if parameter.key in question_keys():
+        if parameter.key in QUESTION_KEYS:
             raise UserError(
                 f"params_file: {parameter.key} says what is asked, how it is measured or where files lie: trials under two "
                 "values of it cannot be compared; leave it out, or run two searches"

@@ -33,7 +33,7 @@ from recbole_llara.data.numbering import Numbering
 from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered, train_stock
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import file_sha256, json_ready
+from recbole_llara.utils.hashing import facts_sha256, file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
 WEIGHTS, META = "model.safetensors", "meta.json"
@@ -182,7 +182,7 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
     }
     if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
-    return _facts_sha256(json_ready(facts))
+    return facts_sha256(json_ready(facts))
 
 
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
@@ -214,7 +214,7 @@ class DamagedEntry(ValueError):
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write facts that JSON can hold beside a folder's weights, with digests of the weights and of the facts."""
     meta = json_ready({**facts, "weights_sha256": file_sha256(folder / WEIGHTS)})
-    sealed = {**meta, "meta_sha256": _facts_sha256(meta)}
+    sealed = {**meta, "meta_sha256": facts_sha256(meta)}
     (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
 
@@ -229,17 +229,13 @@ def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
         weights_sha256 = file_sha256(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise DamagedEntry(f"{META} or {WEIGHTS} cannot be read: {error}") from error
-    if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != _facts_sha256(meta):
+    if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != facts_sha256(meta):
         raise DamagedEntry(f"{META} is not as it was written")
     if meta["weights_sha256"] != weights_sha256:
         raise DamagedEntry(f"{WEIGHTS} is not as it was written")
     if sha256 is not None and meta["sha256"] != sha256:
         raise DamagedEntry(f"{META} is that of another recommender")
     return meta
-
-
-def _facts_sha256(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def vectors_sha256(path: Path) -> str:

@@ -19,13 +19,13 @@ from torch import nn
 
 from recbole_llara.checkpoint.identity import training_digest
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
-from recbole_llara.checkpoint.weights import Checkpoint, Format, Weights, read_checkpoint, write_stock_checkpoint
+from recbole_llara.checkpoint.weights import Checkpoint, Format, Weights, read_checkpoint, shapes, write_stock_checkpoint
 from recbole_llara.config.keys import answering_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.evaluation import CandidateTrainer
-from recbole_llara.utils.errors import Diverged, UserError
+from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.protocols import TellsIdentity
 
@@ -124,12 +124,10 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
         checkpoint.check_belongs_to(model.belongs_to, model_name)
     tensors = checkpoint.read_tensors()
     weights = {name: value for name, value in tensors.items() if not name.startswith(OTHER_PREFIX)}
-    there, here = ({name: list(value.shape) for name, value in state.items()} for state in (weights, model.state_dict()))
-    if differing := [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]:
-        first = "; ".join(f"{name}: {there.get(name, 'none')} there, {here.get(name, 'none')} here" for name in differing[:3])
+    if differing := differences(shapes(weights), shapes(model.state_dict())):
         users = f" It knows {len(ids.users)} users, this run's data with them has {len(model.numbering.users)}." if ids else ""
         raise UserError(
-            f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({first}). Give "
+            f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({'; '.join(differing[:3])}). Give "
             "the data and the keys that it was trained with: MAX_ITEM_LIST_LENGTH, widths, layers and the like, of a recommender under "
             f"an LLM with the prefix rec_.{users}"
         )
