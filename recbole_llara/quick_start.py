@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
@@ -26,10 +26,17 @@ from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped, signal_of
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
-from recbole_llara.utils.protocols import HasResultFields
 from recbole_llara.utils.random_state import own_random_state
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
+
+
+@runtime_checkable
+class HasResultFields(Protocol):
+    """A model that adds fields of its own to ``result.json``."""
+
+    def result_fields(self) -> dict[str, Any]:
+        """``llm``, ``rec_model`` and ``decoding`` where it has them, and whatever else belongs there."""
 
 
 @own_environment()

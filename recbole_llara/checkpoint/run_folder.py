@@ -25,10 +25,10 @@ from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
 from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
+from recbole_llara.utils import __version__
 from recbole_llara.utils.atomic import take_lock, write_text
 from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import json_ready
-from recbole_llara.utils.version import __version__
 
 CONFIG, REQUEST, RESULT, LOCK = "config.yaml", "request.yaml", "result.json", ".lock"
 AUTO = "auto"  # of the key ``resume``

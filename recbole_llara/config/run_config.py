@@ -33,7 +33,6 @@ from recbole_llara.config.yaml_files import (
 from recbole_llara.utils.compat import name_numpy_types
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.processes import launched, local_count, local_index
-from recbole_llara.utils.protocols import ChecksConfig
 
 _CALLER = ("config_dict", "command line")
 _PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package
@@ -273,3 +272,11 @@ def check_titles(config: Any) -> None:
             f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
             f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
         )
+
+
+class ChecksConfig:
+    """Put before a model's base class; ``RunConfig`` calls ``check`` as soon as all keys are settled."""
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse, by a ``UserError``, keys that do not fit together; single values are checked already."""

@@ -15,7 +15,7 @@ import yaml
 
 from recbole_llara.config.secrets import MASK, is_secret, redacted
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text import is_text
+from recbole_llara.utils.process_setup import is_text
 
 # Beside the code in an installed package, beside the package in a checkout.
 _PACKAGE = Path(__file__).resolve().parent.parent

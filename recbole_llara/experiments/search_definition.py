@@ -28,9 +28,9 @@ from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import PROPERTIES, PlainText, parse_arguments, parse_value, read_yaml
 from recbole_llara.data.numbering import data_digest
+from recbole_llara.utils import __version__
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.hashing import facts_digest, json_ready
-from recbole_llara.utils.version import __version__
 
 FILES = PROPERTIES / "search"
 CHOICE, UNIFORM, QUNIFORM, LOGUNIFORM = KINDS = "choice", "uniform", "quniform", "loguniform"

@@ -24,10 +24,10 @@ from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.source import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
+from recbole_llara.utils import __version__
 from recbole_llara.utils.atomic import take_lock, write_text
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_digest, json_ready
-from recbole_llara.utils.version import __version__
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself

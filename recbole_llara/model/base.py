@@ -8,9 +8,9 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
+from recbole_llara.checkpoint.weights import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.models import Kind
-from recbole_llara.config.run_config import check_titles
+from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.data.rows import Rows
@@ -32,7 +32,6 @@ from recbole_llara.prompt.template import draw_templates, load_templates, prompt
 from recbole_llara.recommender.frozen import Recommender, prepare_recommender
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
-from recbole_llara.utils.protocols import ChecksConfig
 
 # RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
 REPLACED_KEYS = {

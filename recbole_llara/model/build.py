@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_llara.checkpoint.identity import llm_digest
-from recbole_llara.checkpoint.weights import Format, given_checkpoint
+from recbole_llara.checkpoint.weights import Format, given_checkpoint, llm_digest
 from recbole_llara.config.models import is_llm_recommender, resolve_model
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData

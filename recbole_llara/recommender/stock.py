@@ -17,9 +17,16 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType, get_trainer
 from torch import nn
 
-from recbole_llara.checkpoint.identity import training_digest
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
-from recbole_llara.checkpoint.weights import Checkpoint, Format, Weights, read_checkpoint, shapes, write_stock_checkpoint
+from recbole_llara.checkpoint.weights import (
+    Checkpoint,
+    Format,
+    Weights,
+    read_checkpoint,
+    shapes,
+    training_digest,
+    write_stock_checkpoint,
+)
 from recbole_llara.config.keys import answering_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
 from recbole_llara.data.dataset import PreparedData
@@ -27,7 +34,6 @@ from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.evaluation import CandidateTrainer
 from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
-from recbole_llara.utils.protocols import TellsIdentity
 
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
 
@@ -56,6 +62,14 @@ def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
             f"the {len(sizes)} sizes of reranker_CAN_NUM + n_facet_emb"
         )
     return model_class(config, dataset)
+
+
+@runtime_checkable
+class TellsIdentity(Protocol):
+    """A stock model whose answers depend on more than its weights and its keys."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where its checkpoint is loaded, as JSON has it."""
 
 
 def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
