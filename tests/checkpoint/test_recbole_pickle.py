@@ -104,7 +104,7 @@ def test_another_model_catalogue_or_shape_is_refused(build, write):
         UserError, match=r"does not fit this SASRec: \d+ weights .*\[61, 64\] there, \[61, 32\] here.*prefix rec_"
     ):
         load_recommender(build(hidden_size=32)[0], path, "SASRec")
-    with pytest.raises(UserError, match=r"16 weights .*layer\.2.*: none there, \[64\] here"):
+    with pytest.raises(UserError, match=r"16 weights .*layer\.2.*: None there, \[64\] here"):
         load_recommender(build(n_layers=3)[0], path, "SASRec")
     model = build()[0]
     model.n_items = 7
