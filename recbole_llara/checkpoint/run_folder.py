@@ -19,12 +19,12 @@ from typing import Any
 import yaml
 from filelock import AcquireReturnProxy
 
-from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
+from recbole_llara.config.keys import from_run, with_effect
 from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
-from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
+from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, plain, read_yaml
 from recbole_llara.utils import __version__
 from recbole_llara.utils.atomic import take_lock, write_text
 from recbole_llara.utils.errors import UserError, differences
@@ -191,13 +191,8 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
             "these keys run code, reach the network or write files. If you want them so, give them yourself: "
             f"{_arguments(refused)}; else give others"
         )
-    taken = {
-        # Values were parsed once; a quoted "1" of a config file must not become a number now.
-        key: PlainText(value) if isinstance(value, str) else value
-        for key, value in {**keys, **placed}.items()
-        if from_run(key) is not FromRun.NEVER
-    }
-    return Request(asked["model"], asked["dataset"], taken)
+    taken = {key: value for key, value in {**keys, **placed}.items() if from_run(key) is not FromRun.NEVER}
+    return Request(asked["model"], asked["dataset"], plain(taken))
 
 
 def model_of(run: Path) -> str:
@@ -305,8 +300,7 @@ def _obstacle(run: Path, here: Mapping[str, Any]) -> str:
         return f"is finished, its result stands in {run / RESULT}; to run it anew leave resume out"
     if (version := _read(run / REQUEST).get("version")) != __version__:
         return f"was begun by recbole-llara {version}, expected {__version__}: go on with that version, or start a new run"
-    there, here = ({key: keys[key] for key in keys.keys() - WITHOUT_EFFECT} for keys in (_read(run / CONFIG), here))
-    if differing := differences(there, here):
+    if differing := differences(with_effect(_read(run / CONFIG)), with_effect(here)):
         return f"was begun with other keys: {'; '.join(differing)}; leave them as they were, or start a new run"
     return ""
 

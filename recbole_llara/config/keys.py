@@ -48,6 +48,11 @@ _OLD_VALUES = {
 }
 
 
+def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values on which a result depends."""
+    return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+
+
 @cache
 def _stock_keys(model: str) -> frozenset[str]:
     """Keys that RecBole's file of a model names."""

@@ -22,10 +22,10 @@ from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import (
-    PlainText,
     ValueLoader,
     parse_arguments,
     parse_value,
+    plain,
     property_files,
     read_properties,
     read_yaml,
@@ -112,10 +112,8 @@ class RunConfig(Config):
         values = {key: value for key, value in given.items() if key in shared}
         prefixed = {key.removeprefix(keys.REC_PREFIX): value for key, value in given.items() if key.startswith(keys.REC_PREFIX)}
         values |= {key: value for key, value in prefixed.items() if key in own}
-        # Values were parsed once; a quoted "1" of a config file must not become a number now.
-        values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
-            return RunConfig(rec_model, self.dataset, config_dict=values)
+            return RunConfig(rec_model, self.dataset, config_dict=plain(values))
         except UserError as error:
             is_own = str(error).partition(":")[0] in own
             raise UserError(f"{keys.REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error

@@ -22,11 +22,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from recbole_llara.config.keys import QUESTION_KEYS, WITHOUT_EFFECT
+from recbole_llara.config.keys import QUESTION_KEYS, with_effect
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.validation import check_name
-from recbole_llara.config.yaml_files import PROPERTIES, PlainText, parse_arguments, parse_value, read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, parse_arguments, parse_value, plain, read_yaml
 from recbole_llara.data.numbering import data_digest
 from recbole_llara.utils import __version__
 from recbole_llara.utils.errors import UserError, nearest
@@ -240,7 +240,7 @@ def read_command(arguments: argparse.Namespace, keys: Sequence[str], defaults: M
     config = configs[0]
     fixed = {key: value for key, value in fixed.items() if key not in {"model", "dataset", *first}}
     facts = {"model": config["model"], "dataset": config["dataset"], "data": data_digest(config)}
-    facts["keys"] = {key: value for key, value in without_secrets(fixed).items() if key not in WITHOUT_EFFECT}
+    facts["keys"] = with_effect(without_secrets(fixed))
     facts["parameters"] = [f"{parameter.key} {parameter.distribution}" for parameter in parameters]
     facts = json_ready({**facts, "algo": algo, "version": __version__})
     name = f"{config['model']}-{config['dataset']}-{algo}-{facts_digest(facts)[:8]}"
@@ -257,11 +257,6 @@ def read_command(arguments: argparse.Namespace, keys: Sequence[str], defaults: M
         seed=config["seed"],
         facts=facts,
     )
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that were parsed once: a quoted "1" must not become a number now."""
-    return {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 def value_text(value: Any) -> str:

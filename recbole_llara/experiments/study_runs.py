@@ -14,7 +14,7 @@ from typing import Any
 from filelock import AcquireReturnProxy
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, WITHOUT_EFFECT, recommender_keys
+from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, recommender_keys, with_effect
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
@@ -263,9 +263,7 @@ class StudyRuns(Plan):
         configs = {"run": config.final_config_dict, "recommender": {}}
         if is_llm_recommender(model):
             configs["recommender"] = config.for_recommender().final_config_dict
-        facts: dict[str, Any] = {
-            kind: {key: value for key, value in keys.items() if key not in WITHOUT_EFFECT} for kind, keys in configs.items()
-        }
+        facts: dict[str, Any] = {kind: with_effect(values) for kind, values in configs.items()}
         if is_local:
             facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
         files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
