@@ -5,7 +5,7 @@ Importing the package imports neither RecBole nor torch: what is named here is i
 
 from importlib import import_module
 
-from recbole_llara.utils.version import __version__
+from recbole_llara.utils import __version__
 
 _LAZY = {
     "run_recbole_llara": "recbole_llara.quick_start",

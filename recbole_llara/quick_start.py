@@ -1,13 +1,12 @@
 """One run from configuration to result: data, model, training, evaluation, and the files that tell about it."""
 
 import logging
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
@@ -23,16 +22,22 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
 from recbole_llara.serving.loaded import LoadedRun
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
-from recbole_llara.utils.errors import Stopped
+from recbole_llara.utils.errors import Stopped, signal_of
 from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
-from recbole_llara.utils.protocols import HasResultFields
 from recbole_llara.utils.random_state import own_random_state
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
+
+
+@runtime_checkable
+class HasResultFields(Protocol):
+    """A model that adds fields of its own to ``result.json``."""
+
+    def result_fields(self) -> dict[str, Any]:
+        """``llm``, ``rec_model`` and ``decoding`` where it has them, and whatever else belongs there."""
 
 
 @own_environment()
@@ -89,7 +94,7 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
         data = prepare_data(config, None if resumed is None else TrainingStates(resumed.path).numbering())
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
-        model = build_model(config, data, train_stock)
+        model = build_model(config, data)
     logger.info(str(model))
     with _opened(resumed, config, processes) as folder:
         trainer = get_trainer(config, model)
@@ -137,9 +142,8 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
         except KeyboardInterrupt as stop:
             if str(stop) or not is_llm_recommender(config["model"]):
                 raise
-            number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
             command = resume_command(folder.path, config.external_config_dict)
-            raise Stopped(number, f"stopped; {command} goes on from the last state") from None
+            raise Stopped(signal_of(stop), f"stopped; {command} goes on from the last state") from None
 
 
 def _note_speed(timings: dict[str, float], trainer: Any) -> None:

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
+from recbole_llara.config.yaml_files import property_files
 from recbole_llara.experiments.command import search_parser
 from recbole_llara.experiments.search_definition import read_command as read_search_command
-from recbole_llara.experiments.study_definition import STUDIES
 from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
 
@@ -76,7 +76,7 @@ def _first_cells(heading):
 
 def test_the_tables_of_representations_and_studies_are_whole():
     assert _first_cells("### Representations") == set(REPRESENTATIONS)
-    assert _first_cells("### Studies") == {path.stem for path in STUDIES.glob("*.yaml")}
+    assert _first_cells("### Studies") == set(property_files("study"))
     assert set(MODELS) <= set(re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0]))
 
 

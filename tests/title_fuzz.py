@@ -30,7 +30,7 @@ from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text import is_text
+from recbole_llara.utils.process_setup import is_text
 
 LLAMA_2 = Path(__file__).parents[2] / "shared" / "tokenizers" / "llama-2"
 L = 4

@@ -7,7 +7,6 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 
 # Of a toy run's keys those that a stock model takes too.
@@ -62,6 +61,6 @@ def make_trainer():
         config = RunConfig(model, "toy", config_dict=keys)
         data = prepare_data(config)
         torch.manual_seed(0)
-        return get_trainer(config, build_model(config, data, train_stock)), data
+        return get_trainer(config, build_model(config, data)), data
 
     return make

@@ -8,8 +8,7 @@ reaches the network or names where files are written the caller gives.
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from logging import getLogger
@@ -18,19 +17,18 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy
 
-from recbole_llara.checkpoint.weights import differences
-from recbole_llara.config.keys import WITHOUT_EFFECT, from_run
+from recbole_llara.config.keys import from_run, with_effect
 from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.secrets import redacted, without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import FromRun
-from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, read_yaml
-from recbole_llara.utils.atomic import write_text
-from recbole_llara.utils.errors import UserError
+from recbole_llara.config.yaml_files import PlainText, parse_arguments, parse_value, plain, read_yaml
+from recbole_llara.utils import __version__
+from recbole_llara.utils.atomic import take_lock, write_text
+from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import json_ready
-from recbole_llara.utils.version import __version__
 
 CONFIG, REQUEST, RESULT, LOCK = "config.yaml", "request.yaml", "result.json", ".lock"
 AUTO = "auto"  # of the key ``resume``
@@ -59,23 +57,18 @@ class RunFolder:
                 attempt += 1
                 path = path.with_name(f"{name}-{attempt}")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from writing here, or raise a ``UserError``; the lock ends with its process."""
-        try:
-            lock = FileLock(self.path / LOCK).acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"resume: another process is writing {self.path}; wait for it, or start a new run") from None
-        with lock:
-            yield
+    def held(self) -> AcquireReturnProxy:
+        """A context in which no other process writes here; ``UserError`` where one does."""
+        if (lock := take_lock(self.path / LOCK)) is None:
+            raise UserError(f"resume: another process is writing {self.path}; wait for it, or start a new run")
+        return lock
 
     def is_held(self) -> bool:
         """Whether a process is writing here."""
-        try:
-            with self.held():
-                return False
-        except UserError:
+        if (lock := take_lock(self.path / LOCK)) is None:
             return True
+        with lock:
+            return False
 
     def write_records(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write one record a line, such as the test rows of ``cases.jsonl``. Returns the path."""
@@ -198,13 +191,8 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
             "these keys run code, reach the network or write files. If you want them so, give them yourself: "
             f"{_arguments(refused)}; else give others"
         )
-    taken = {
-        # Values were parsed once; a quoted "1" of a config file must not become a number now.
-        key: PlainText(value) if isinstance(value, str) else value
-        for key, value in {**keys, **placed}.items()
-        if from_run(key) is not FromRun.NEVER
-    }
-    return Request(asked["model"], asked["dataset"], taken)
+    taken = {key: value for key, value in {**keys, **placed}.items() if from_run(key) is not FromRun.NEVER}
+    return Request(asked["model"], asked["dataset"], plain(taken))
 
 
 def model_of(run: Path) -> str:
@@ -312,9 +300,8 @@ def _obstacle(run: Path, here: Mapping[str, Any]) -> str:
         return f"is finished, its result stands in {run / RESULT}; to run it anew leave resume out"
     if (version := _read(run / REQUEST).get("version")) != __version__:
         return f"was begun by recbole-llara {version}, expected {__version__}: go on with that version, or start a new run"
-    there, here = ({key: keys[key] for key in keys.keys() - WITHOUT_EFFECT} for keys in (_read(run / CONFIG), here))
-    if differing := differences(there, here):
-        return f"was begun with other keys: {differing}; leave them as they were, or start a new run"
+    if differing := differences(with_effect(_read(run / CONFIG)), with_effect(here)):
+        return f"was begun with other keys: {'; '.join(differing)}; leave them as they were, or start a new run"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of three formats, read by one function; and the writers of the two that are ours.
+"""Checkpoints of three formats, read by one function; the writers of the two that are ours; and what a checkpoint belongs to.
 
 - A folder, of an LLM recommender: ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``numbering.safetensors``
   (the ids of the items by their numbers), ``item_tokens.safetensors`` (projector, placeholder and the like) and ``adapter/``
@@ -6,9 +6,11 @@
 - A ``.safetensors`` file, of a stock recommender: what it belongs to is JSON in its header, the ids are among its tensors.
 - A ``.pth`` file that RecBole's trainer wrote, read without running what it holds (``checkpoint.recbole_pickle``).
 
-Nothing here knows a model: weights are tensors by name. ``model.weights`` and ``recommender.stock`` put them into one.
+What a checkpoint belongs to (data, LLM, tokenizer) is told by short digests. Nothing here knows a model: weights are tensors by
+name, and ``model.weights`` and ``recommender.stock`` put them into one.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,16 +18,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.checkpoint.recbole_pickle import read_recbole_pickle
+from recbole_llara.checkpoint.recbole_pickle import FILTERS, read_recbole_pickle
 from recbole_llara.data import numbering
+from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import PREFIX, Numbering
 from recbole_llara.utils.atomic import run_errors, write_file, write_folder
-from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import file_sha256
+from recbole_llara.utils.errors import UserError, differences
+from recbole_llara.utils.hashing import DIGITS, facts_digest, file_sha256, mix
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 3  # of the folder
@@ -70,7 +76,7 @@ class Checkpoint:
         """Refuse, by a ``UserError`` that names every difference, weights that fit something else than this run's."""
         if differing := differences(self.facts.get("belongs_to", {}), here):
             raise UserError(
-                f"checkpoint {self.path} does not fit this {model}: {differing}. Give the keys and the data that it was "
+                f"checkpoint {self.path} does not fit this {model}: {'; '.join(differing)}. Give the keys and the data that it was "
                 "trained with (of a recommender under an LLM with the prefix rec_), or train again."
             )
 
@@ -95,10 +101,9 @@ class Weights:
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The entries in which two tables differ, as a text; empty where they are equal."""
-    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    return "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys)
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    """The shape of each tensor, as JSON has it."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -222,3 +227,63 @@ def _read_stock(path: Path) -> Checkpoint:
     if ids.sha256 != facts["numbering_sha256"]:
         raise UserError(f"{path}: its ids of items and users were altered since it was written; train it again.")
     return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)
+
+
+# What decides, beside the filters, which rows are training rows.
+SPLIT_KEYS = ("split", "split_ratio", "min_train_history", "min_eval_history", "repeated_targets")
+SAMPLED = 1024  # numbers of each tensor
+
+
+def llm_digest(model: PreTrainedModel) -> str:
+    """Digest of an LLM's weights before adapters are added: of every tensor name, shape and up to 1,024 evenly spread numbers.
+
+    The numbers are rounded to bfloat16, so that an LLM is the same one in whichever floating type it was loaded. It tells
+    models apart, fine-tuned ones from their base too; it is no checksum of a file.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        flat = tensor.detach().flatten()
+        places = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()
+        numbers = flat[places.to(flat.device)].cpu()
+        rounded = numbers.to(torch.bfloat16).float() if numbers.is_floating_point() else numbers
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(rounded.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of a tokenizer's vocabulary and special tokens."""
+    return facts_digest({"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map})
+
+
+def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
+    """Which items a model knows, and by which split: a row it learned from may be a test row of another."""
+    protocol = data.dataset.protocol
+    split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTERS}
+    return {
+        "dataset": config["dataset"],
+        "split": protocol.split,
+        "split_digest": facts_digest(split),
+        "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
+        "n_items": data.dataset.item_num,
+    }
+
+
+def training_digest(dataset: Any) -> str:
+    """Digest of the interactions that training rows rest on, by external ids and in no order: of all rows, not of a sample.
+
+    Where it differs, a test row of one split of ``prepare_data`` may have been a training row of the other.
+    """
+    known = dataset.knowledge.known["train"]
+    user, item = np.divmod(known.keys, known.n_items)
+    items = pd.util.hash_array(np.array(dataset.field2id_token[dataset.iid_field], dtype=object), categorize=False)
+    pairs = mix(mix(dataset.user_hashes[user - 1].view(np.uint64)) ^ items[item])
+    return hashlib.sha256(np.sort(pairs).tobytes()).hexdigest()[:DIGITS]
+
+
+def rows_digest(data: PreparedData) -> str:
+    """Digest of the training rows and of the candidates of validation and test: what a training may not change under way."""
+    digest = hashlib.sha256(facts_digest(data.candidate_sha256).encode())
+    for field in (data.dataset.uid_field, data.dataset.iid_field):
+        digest.update(data.dataset.inter_feat[field].numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]

@@ -24,6 +24,10 @@ REC_PREFIX = "rec_"
 DECLARED = declared(*RECBOLES, *OURS)
 # Keys that say where a run computes and writes, what is shown of it and how often it is saved.
 WITHOUT_EFFECT = frozenset({"device", *(key for key, facts in DECLARED.items() if not facts.has_effect)})
+# Keys whose values hold for an LLM and for its frozen recommender: data, candidates, folders, device, seed.
+SHARED_KEYS = frozenset(key for key, facts in DECLARED.items() if facts.scope is Scope.SHARED)
+# Keys that say what is asked, how answers are measured and where: scores under two values of one are no comparison.
+QUESTION_KEYS = WITHOUT_EFFECT | {key for key, facts in DECLARED.items() if facts.is_question}
 # Hyper-parameters of RecBole's models that only training reads.
 _OF_LEARNING = {
     *("loss_type", "initializer_range", "reg_weight", "reg_loss_ratio", "joint_train", "lmd", "lmd_sem"),
@@ -42,6 +46,11 @@ _OLD_VALUES = {
     "described_behavioural": "called behavioural_with_dsr now",
     "full_rank": "a key now: give --protocol=leave_one_out --full_rank=True",
 }
+
+
+def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values on which a result depends."""
+    return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
 
 
 @cache
@@ -74,16 +83,6 @@ def answering_keys(model: str, inner: str | None = None) -> frozenset[str]:
     # How an endpoint is reached is the caller's, and may hold secrets.
     left_out = {key for key, facts in DECLARED.items() if not facts.is_answering or facts.from_run is FromRun.NEVER}
     return model_keys(model, inner) - _OF_LEARNING - left_out
-
-
-def shared_keys() -> frozenset[str]:
-    """Keys whose values hold for an LLM and for its frozen recommender: data, candidates, folders, device, seed."""
-    return frozenset(key for key, facts in DECLARED.items() if facts.scope is Scope.SHARED)
-
-
-def question_keys() -> frozenset[str]:
-    """Keys that say what is asked, how answers are measured and where: scores under two values of one are no comparison."""
-    return WITHOUT_EFFECT | {key for key, facts in DECLARED.items() if facts.is_question}
 
 
 def recommender_keys(rec_model: str) -> frozenset[str]:

@@ -22,10 +22,10 @@ from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import (
-    PlainText,
     ValueLoader,
     parse_arguments,
     parse_value,
+    plain,
     property_files,
     read_properties,
     read_yaml,
@@ -33,7 +33,6 @@ from recbole_llara.config.yaml_files import (
 from recbole_llara.utils.compat import name_numpy_types
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.processes import launched, local_count, local_index
-from recbole_llara.utils.protocols import ChecksConfig
 
 _CALLER = ("config_dict", "command line")
 _PACKAGED_DATASET = "ml-100k"  # lies in the RecBole package
@@ -109,14 +108,12 @@ class RunConfig(Config):
         prefix; everything else is the stock model's own.
         """
         rec_model, given = self["rec_model"], self.external_config_dict
-        shared, own = keys.shared_keys(), keys.recommender_keys(rec_model)
+        shared, own = keys.SHARED_KEYS, keys.recommender_keys(rec_model)
         values = {key: value for key, value in given.items() if key in shared}
         prefixed = {key.removeprefix(keys.REC_PREFIX): value for key, value in given.items() if key.startswith(keys.REC_PREFIX)}
         values |= {key: value for key, value in prefixed.items() if key in own}
-        # Values were parsed once; a quoted "1" of a config file must not become a number now.
-        values = {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
-            return RunConfig(rec_model, self.dataset, config_dict=values)
+            return RunConfig(rec_model, self.dataset, config_dict=plain(values))
         except UserError as error:
             is_own = str(error).partition(":")[0] in own
             raise UserError(f"{keys.REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
@@ -273,3 +270,11 @@ def check_titles(config: Any) -> None:
             f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
             f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
         )
+
+
+class ChecksConfig:
+    """Put before a model's base class; ``RunConfig`` calls ``check`` as soon as all keys are settled."""
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse, by a ``UserError``, keys that do not fit together; single values are checked already."""

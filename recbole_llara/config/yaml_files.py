@@ -7,7 +7,7 @@ and base-60 numbers. ``None`` is null as well as ``~``, since RecBole's users wr
 
 import re
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 
 from recbole_llara.config.secrets import MASK, is_secret, redacted
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text import is_text
+from recbole_llara.utils.process_setup import is_text
 
 # Beside the code in an installed package, beside the package in a checkout.
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -61,6 +61,11 @@ for _tag, _pattern, _first in (
 
 class PlainText(str):
     """A text that is a value already, and not to be parsed."""
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that were parsed once, to be given on: a quoted "1" must not become a number now."""
+    return {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 def parse_value(text: str) -> Any:

@@ -51,7 +51,7 @@ class CandidateSampler:
     seed: int
     exclude: str = "user"  # negatives are items that `seen` lacks for the user; "window": items outside the row's history
     past: Callable[[Rows], tuple[np.ndarray, np.ndarray]] | None = (
-        None  # what some negatives are drawn from, as ``Knowledge.past``
+        None  # as ``Knowledge.past``: some negatives are drawn from it
     )
     past_share: float = 0.0  # of the rows, those whose target the user had before: as often, a negative is such an item
 
@@ -60,48 +60,35 @@ class CandidateSampler:
         """N, the padding item counted."""
         return self.seen.n_items
 
-    def draw(
-        self,
-        rows: np.ndarray,
-        users: np.ndarray,
-        targets: np.ndarray,
-        purpose: str,
-        epoch: int = 0,
-        history: np.ndarray | None = None,
-        places: np.ndarray | None = None,
-    ) -> np.ndarray:
+    def draw(self, row_ids: np.ndarray, rows: Rows, purpose: str, epoch: int = 0) -> np.ndarray:
         """The candidate sets [B, C] of rows.
 
         Negatives are distinct, uniform over the eligible items; the target's column is uniform over C. With C = 4, a
         row whose numbers give negatives 7, 3, 9 and column 1 has the candidates [7, target, 3, 9].
 
         Args:
-            rows: [B] their numbers within `purpose`; equal rows get equal sets.
-            users, targets, history, places: as ``Rows`` has them; the rule "window" needs the history, `past` the places too.
+            row_ids: [B] numbers within `purpose`; rows of equal numbers, users and targets get equal sets.
             purpose: "train", "valid" or "test".
             epoch: raises new sets for training; 0 for what is drawn once.
 
         Raises:
             UserError: fewer than C - 1 items are eligible for some row.
         """
-        rows, users, targets = (np.asarray(values, dtype=np.int64) for values in (rows, users, targets))
-        if history is None and (self.exclude == "window" or self.past is not None):
-            raise ValueError("candidate_exclude 'window' and negatives of the user's own past need the history of the rows.")
-        refused = targets[:, None]
+        refused = rows.targets[:, None]
         if self.exclude == "window":
-            refused = np.concatenate([np.asarray(history, dtype=np.int64), refused], axis=1)  # [B, L + 1]
-        keys = row_keys(self.seed, purpose, epoch, rows)  # [B]
+            refused = np.concatenate([rows.history, refused], axis=1)  # [B, L + 1]
+        keys = row_keys(self.seed, purpose, epoch, row_ids)  # [B]
 
         # Users in order make the look-ups among the seen items walk through memory instead of jumping.
-        order = np.argsort(users, kind="stable")
-        candidates = np.empty((len(rows), self.candidate_num), dtype=np.int64)
+        order = np.argsort(rows.users, kind="stable")
+        candidates = np.empty((len(order), self.candidate_num), dtype=np.int64)
         step = max(1, _CHUNK_CELLS // (self.candidate_num * refused.shape[1]))
-        for start in range(0, len(rows), step):
+        for start in range(0, len(order), step):
             part = order[start : start + step]
-            negatives = self._draw_negatives(keys[part], users[part], refused[part])
+            negatives = self._draw_negatives(keys[part], rows.users[part], refused[part])
             if self.past is not None:
-                self._put_own(keys[part], Rows(users[part], targets[part], history[part], places[part]), negatives)
-            candidates[part] = self._place(keys[part], negatives, targets[part])
+                self._put_own(keys[part], rows.take(part), negatives)
+            candidates[part] = self._place(keys[part], negatives, rows.targets[part])
         return candidates
 
     def check_eligible(self, users: np.ndarray) -> None:

@@ -6,7 +6,6 @@ Stock models and ours take the same loaders from `prepare_data`; the candidates 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,15 +204,14 @@ class CandidateDataset(CheckedFiles):
             ids = self.field2token_id[self.uid_field], self.field2token_id[self.iid_field]
             candidates = read_candidates(Path(protocol.candidate_file), rows, split, protocol.candidate_num, *ids)
         else:
-            draw = self.candidate_sampler(split, seed).draw
-            candidates = draw(numbers, rows.users, rows.targets, split, history=rows.history, places=rows.places)
+            candidates = self.candidate_sampler(split, seed).draw(numbers, rows, split)
         inter_feat[CANDIDATE_FIELD] = torch.from_numpy(candidates)
         return inter_feat
 
     def candidate_sampler(self, split: str, seed: int) -> CandidateSampler:
         """A sampler for the rows of a split, over the items that have interactions; only after `build`."""
         protocol, known, share = self.protocol, self.knowledge.known[split], self.repeat_share[split]
-        past = partial(self.knowledge.past, split) if protocol.repeated_targets == "match" else None
+        past = self.knowledge.past if protocol.repeated_targets == "match" else None
         return CandidateSampler(known, protocol.candidate_num, seed, protocol.candidate_exclude, past, share)
 
     def order_by_text(self, catalogue: Catalogue) -> None:

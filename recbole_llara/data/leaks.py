@@ -48,12 +48,11 @@ class Evidence:
     """All that a rule may look at: the rows asked, [B] of them with candidates [B, C], and what a system meets before them.
 
     Args:
-        split: "valid" or "test".
         dataset: of the split.
         before: rows whose candidates and targets a system has met: the training draws, and for test the validation rows.
     """
 
-    def __init__(self, split: str, dataset: CandidateDataset, before: Mapping[str, Draws]) -> None:
+    def __init__(self, dataset: CandidateDataset, before: Mapping[str, Draws]) -> None:
         self.rows, self.before = dataset.rows_of(dataset.inter_feat), before
         self.candidates = dataset.inter_feat[CANDIDATE_FIELD].numpy()
         self.known = dataset.knowledge.known["train"]
@@ -61,7 +60,7 @@ class Evidence:
         self.n_items = self.known.n_items  # N, the padding item counted
         self.keys = self.rows.users[:, None] * self.n_items + self.candidates  # [B, C] of user and candidate
         self.columns = np.arange(self.candidates.shape[1])
-        row, item = dataset.knowledge.past(split, self.rows)
+        row, item = dataset.knowledge.past(self.rows)
         asked = np.arange(len(self.keys))[:, None] * self.n_items + self.candidates
         self.in_past = np.isin(asked, row * self.n_items + item)  # [B, C] whether the user had each candidate before
 
@@ -182,7 +181,7 @@ def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
     found = []
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
-        evidence, reasons = Evidence(split, dataset, before), _reasons(dataset, split)
+        evidence, reasons = Evidence(dataset, before), _reasons(dataset, split)
         rows, candidates = evidence.rows, evidence.candidates
         for rule, (score, reason) in RULES.items():
             credit = credits(score(evidence), candidates, rows.targets)
@@ -200,9 +199,7 @@ def _training_draws(data: PreparedData, epochs: int) -> Draws:
     for epoch in range(epochs):
         for first in range(0, len(numbers), _DRAWN_AT_ONCE):
             part = slice(first, first + _DRAWN_AT_ONCE)
-            places = None if rows.places is None else rows.places[part]
-            users, targets, history = rows.users[part], rows.targets[part], rows.history[part]
-            drawn.append(data.sampler.draw(numbers[part], users, targets, "train", epoch, history=history, places=places))
+            drawn.append(data.sampler.draw(numbers[part], rows.take(part), "train", epoch))
     return Draws(np.tile(rows.users, epochs), np.tile(rows.targets, epochs), np.concatenate(drawn))
 
 

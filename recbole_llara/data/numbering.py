@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from recbole_llara.data.atomic_files import PADDING
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import file_sha256
+from recbole_llara.utils.hashing import DIGITS, facts_sha256, file_sha256
 
 FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
 PREFIX = "numbering/"  # of its tensors, among those of other things
@@ -49,7 +49,7 @@ class Numbering:
     @property
     def items_sha256(self) -> str:
         """Digest of the items in their order."""
-        return sha256(json.dumps([PADDING, *self.items]).encode()).hexdigest()
+        return facts_sha256([PADDING, *self.items])
 
     @property
     def sha256(self) -> str:
@@ -140,7 +140,7 @@ def data_digest(config: Any) -> str:
     files = sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*"))
     files += [Path(config["candidate_file"])] if config["candidate_file"] else []
     told = "".join(f"{path.name} {file_sha256(path)}\n" for path in files if path.is_file())
-    return sha256(told.encode()).hexdigest()[:16]
+    return sha256(told.encode()).hexdigest()[:DIGITS]
 
 
 def read_numbering(path: Path, key: str) -> Numbering | None:

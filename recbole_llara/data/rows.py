@@ -25,6 +25,10 @@ class Rows:
     history: np.ndarray  # [B, L], 0-padded on the right
     places: np.ndarray  # [B] of the targets among the interactions by user and time; of ready-made rows the split's, from 0
 
+    def take(self, part: np.ndarray | slice) -> "Rows":
+        """Some of the rows."""
+        return Rows(*(values[part] for values in vars(self).values()))
+
 
 def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -> tuple[np.ndarray, ...]:
     """Cut users [U] into train, valid and test by shares, which need not add up to 1; 943 users and 8:1:1 give 754, 94 and 95."""
@@ -91,7 +95,7 @@ class Knowledge:
             places += [rows.places[row], rows.places]
         return cls(np.concatenate(users), np.concatenate(items), np.concatenate(places), splits)
 
-    def past(self, split: str, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    def past(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """The distinct items that each row's user had before its target: pairs of (position in ``rows``, item), ascending."""
         everything = self.known["test"]
         position, place = everything.places(rows.users)

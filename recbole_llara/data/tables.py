@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text import BYTE_ORDER_MARK, with_mark
+from recbole_llara.utils.process_setup import BYTE_ORDER_MARK, with_mark
 
 SHOWN = 5  # malformed lines that a message repeats
 

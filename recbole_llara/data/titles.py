@@ -22,7 +22,7 @@ import numpy as np
 
 from recbole_llara.data.tables import read_rows
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.text import is_text
+from recbole_llara.utils.process_setup import is_text
 
 # Articles that catalogues put behind the title, in the languages of MovieLens; "L'" binds without a space.
 _ARTICLES = "The|An|A|Les|Le|La|L'|Los|Las|El|Il|Lo|Gli|Der|Die|Das|Det|Den|O"

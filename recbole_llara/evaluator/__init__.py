@@ -1,1 +1,1 @@
-"""The last stage of the data's way: answers, their metrics, and reports. Imports nothing by itself."""
+"""The last stage of the data's way: evaluation over candidates, answers, their metrics, and reports."""

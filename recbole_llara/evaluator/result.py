@@ -13,8 +13,8 @@ from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_s
 from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.significance import wilson_interval
+from recbole_llara.utils import __version__
 from recbole_llara.utils.hashing import json_ready
-from recbole_llara.utils.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")  # on which a number depends
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from recbole_llara.experiments.study_definition import known_studies
+from recbole_llara.config.yaml_files import property_files
 from recbole_llara.experiments.study_definition import read_command as read_study
 from recbole_llara.utils.errors import UserError, exit_status
 
@@ -29,7 +29,7 @@ def study_parser() -> argparse.ArgumentParser:
         prog="recbole-llara study",
         usage="%(prog)s NAME [--dataset=...] [--seeds=...] [--candidate_seeds=...] [--key=value ...] [--fresh] [--processes=N]",
         description="Run several systems on the same rows and candidates, compare them, and write tables, figures and a page.",
-        epilog=f"NAME: {', '.join(known_studies())}, or a YAML file. --key=value: any key of properties/, for all systems. "
+        epilog=f"NAME: {', '.join(property_files('study'))}, or a YAML file. --key=value: any key of properties/, for all systems. "
         "The same command resumes a study that was stopped or killed.",
         allow_abbrev=False,
     )

@@ -10,16 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import AcquireReturnProxy
 
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.utils.errors import Stopped
+from recbole_llara.utils.errors import Stopped, signal_of
 
 BAR_WIDTH = 20
 RETRY = 0.5  # seconds, while other processes perform all runs that are left
@@ -80,25 +79,13 @@ def execute(plan: Plan) -> None:
             say("other processes have finished the rest")
     except KeyboardInterrupt as stop:
         done = f"{len(plan.finished())} of {plan.count} runs are finished and kept"
-        raise Stopped(_signal_of(stop), f"stopped; {done}, the same command goes on with the rest") from None
-
-
-def _signal_of(stop: KeyboardInterrupt) -> int:
-    return stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+        raise Stopped(signal_of(stop), f"stopped; {done}, the same command goes on with the rest") from None
 
 
 def run_model(model: str, dataset: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """``run_recbole_llara``, which resumes the training of an LLM that a killed call began."""
     resume = {"resume": "auto"} if is_llm_recommender(model) and not keys.get("checkpoint") else {}
     return run_recbole_llara(model=model, dataset=dataset, config_dict={**keys, **resume})
-
-
-def take_lock(path: Path) -> AcquireReturnProxy | None:
-    """Take a lock, which ends with the context; None where another process has it."""
-    try:
-        return FileLock(path).acquire(timeout=0)
-    except Timeout:
-        return None
 
 
 def duration(seconds: float) -> str:
@@ -139,7 +126,7 @@ def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, st
         failed = next(filter(None, statuses), 0)
         return failed if failed >= 0 else 128 - failed
     except KeyboardInterrupt as stop:
-        ending = _signal_of(stop)
+        ending = signal_of(stop)
         raise Stopped(ending, "stopped; the same command goes on with the runs that are left") from None
     finally:
         try:

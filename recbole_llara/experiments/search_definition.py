@@ -22,15 +22,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from recbole_llara.config.keys import WITHOUT_EFFECT, question_keys
+from recbole_llara.config.keys import QUESTION_KEYS, with_effect
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.validation import check_name
-from recbole_llara.config.yaml_files import PROPERTIES, PlainText, parse_arguments, parse_value, read_yaml
+from recbole_llara.config.yaml_files import PROPERTIES, parse_arguments, parse_value, plain, read_yaml
 from recbole_llara.data.numbering import data_digest
+from recbole_llara.utils import __version__
 from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.hashing import facts_digest, json_ready
-from recbole_llara.utils.version import __version__
 
 FILES = PROPERTIES / "search"
 CHOICE, UNIFORM, QUNIFORM, LOGUNIFORM = KINDS = "choice", "uniform", "quniform", "loguniform"
@@ -240,7 +240,7 @@ def read_command(arguments: argparse.Namespace, keys: Sequence[str], defaults: M
     config = configs[0]
     fixed = {key: value for key, value in fixed.items() if key not in {"model", "dataset", *first}}
     facts = {"model": config["model"], "dataset": config["dataset"], "data": data_digest(config)}
-    facts["keys"] = {key: value for key, value in without_secrets(fixed).items() if key not in WITHOUT_EFFECT}
+    facts["keys"] = with_effect(without_secrets(fixed))
     facts["parameters"] = [f"{parameter.key} {parameter.distribution}" for parameter in parameters]
     facts = json_ready({**facts, "algo": algo, "version": __version__})
     name = f"{config['model']}-{config['dataset']}-{algo}-{facts_digest(facts)[:8]}"
@@ -259,11 +259,6 @@ def read_command(arguments: argparse.Namespace, keys: Sequence[str], defaults: M
     )
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that were parsed once: a quoted "1" must not become a number now."""
-    return {key: PlainText(value) if isinstance(value, str) else value for key, value in values.items()}
-
-
 def value_text(value: Any) -> str:
     """A searched value, to be read."""
     return f"{value:.4g}" if type(value) is float else str(value)
@@ -277,7 +272,7 @@ def values_text(values: Mapping[str, Any]) -> str:
 def _check_keys(parameters: Sequence[Parameter], given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     """Refuse keys under which scores are no comparison, keys that are searched and given, and keys of single runs."""
     for parameter in parameters:
-        if parameter.key in question_keys():
+        if parameter.key in QUESTION_KEYS:
             raise UserError(
                 f"params_file: {parameter.key} says what is asked, how it is measured or where files lie: trials under two "
                 "values of it cannot be compared; leave it out, or run two searches"

@@ -27,13 +27,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import plot_optimization_history, plot_slice
 
 from recbole_llara.checkpoint.run_folder import check_writable
-from recbole_llara.config.keys import WITHOUT_EFFECT
+from recbole_llara.config.keys import with_effect
 from recbole_llara.config.secrets import without_secrets
+from recbole_llara.config.yaml_files import plain
 from recbole_llara.experiments.report import Report, csv_text, styled, write_report
-from recbole_llara.experiments.runner import Plan, run_model, take_lock
-from recbole_llara.experiments.search_definition import Search, plain, propose, space_of, value_text, values_of, values_text
-from recbole_llara.utils.atomic import write_text
-from recbole_llara.utils.errors import Diverged, UserError
+from recbole_llara.experiments.runner import Plan, run_model
+from recbole_llara.experiments.search_definition import Search, propose, space_of, value_text, values_of, values_text
+from recbole_llara.utils.atomic import take_lock, write_text
+from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
 
 FILE, NAME, FACTS = "trials.sqlite", "search", "facts"
@@ -205,8 +206,8 @@ class SearchTrials(Plan):
         files, search = {"trials.csv": csv_text(rows)}, self.search
         if (best := self.best()) is not None:
             head = f"# Trial {best.number} of {len(trials)}: {search.valid_metric} {best.score} on the validation rows.\n"
-            keys = {key: value for key, value in {**search.fixed, **best.values}.items() if key not in WITHOUT_EFFECT}
-            content = json_ready(without_secrets({"model": search.model, "dataset": search.dataset, **keys}))
+            keys = {"model": search.model, "dataset": search.dataset, **with_effect({**search.fixed, **best.values})}
+            content = json_ready(without_secrets(keys))
             files[BEST] = head + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
         return files
 
@@ -228,6 +229,5 @@ class SearchTrials(Plan):
             self._study.set_user_attr(FACTS, here)
             self._study.set_user_attr("began", datetime.now().isoformat(timespec="seconds"))
         elif there != here:
-            differing = [key for key in here if here[key] != there.get(key)]
-            lines = "; ".join(f"{key}: {there.get(key)} there, {here[key]} here" for key in differing)
-            raise UserError(f"output: {self.search.folder} holds another search: {lines}; choose another folder")
+            differing = "; ".join(differences(there, here))
+            raise UserError(f"output: {self.search.folder} holds another search: {differing}; choose another folder")

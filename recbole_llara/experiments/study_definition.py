@@ -10,10 +10,9 @@ from pydantic.dataclasses import dataclass
 
 from recbole_llara.config.secrets import redacted
 from recbole_llara.config.validation import check_name
-from recbole_llara.config.yaml_files import PROPERTIES, parse_arguments, read_yaml
+from recbole_llara.config.yaml_files import parse_arguments, property_files, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
-STUDIES = PROPERTIES / "study"
 FIGURES = ("bars", "validity", "curves", "radar", "cases")
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 EVALUATES = "evaluates"  # in a system's keys: the system whose checkpoint it evaluates, trained no further
@@ -97,16 +96,11 @@ class Study:
         return Path(str(self.settings["checkpoint_dir"])) / "studies" / "-".join(part for part in parts if part)
 
 
-def known_studies() -> list[str]:
-    """The names of the shipped studies."""
-    return sorted(file.stem for file in STUDIES.glob("*.yaml"))
-
-
 def read_command(arguments: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Study:
     """The study that a command line asks for: its name, and ``--key=value`` over its settings, which are over defaults."""
     names = [argument for argument in arguments if not argument.startswith("-")]
     if len(names) != 1:
-        known = ", ".join(known_studies())
+        known = ", ".join(property_files("study"))
         raise UserError(f"found {len(names)} studies ({', '.join(names)}), expected one of {known} or a YAML file")
     study = load_study(names[0], defaults)
     return study.with_arguments(parse_arguments([argument for argument in arguments if argument != names[0]]))
@@ -119,9 +113,9 @@ def load_study(name: str, defaults: Mapping[str, Any] | None = None) -> Study:
         name: of a file in ``properties/study``, or a path that ends in ``.yaml``.
         defaults: keys under its settings.
     """
-    path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    known = property_files("study")
+    path = Path(name) if name.endswith(".yaml") else known.get(name, Path())
     if not path.is_file():
-        known = known_studies()
         raise UserError(f"study: found {name!r}, expected one of {', '.join(known)} or a YAML file; {nearest(name, known)}")
     content = {key: value for key, value in read_yaml(path).items() if value is not None}
     for key in content:

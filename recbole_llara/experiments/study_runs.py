@@ -14,21 +14,20 @@ from typing import Any
 from filelock import AcquireReturnProxy
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.config.keys import REC_PREFIX, WITHOUT_EFFECT, recommender_keys, shared_keys
+from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, recommender_keys, with_effect
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.experiments.runner import Plan, run_model, take_lock
+from recbole_llara.experiments.runner import Plan, run_model
 from recbole_llara.experiments.study_definition import EVALUATES, Study
 from recbole_llara.llm.source import embedded_llm_sha256
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
-from recbole_llara.trainer.stock import train_stock
-from recbole_llara.utils.atomic import write_text
+from recbole_llara.utils import __version__
+from recbole_llara.utils.atomic import take_lock, write_text
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_digest, json_ready
-from recbole_llara.utils.version import __version__
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
@@ -207,7 +206,7 @@ class StudyRuns(Plan):
         own = self.study.keys_of(arm.system)
         if is_llm_recommender(model):
             return {**settings, **own}
-        values = {key: value for key, value in settings.items() if key in shared_keys() | {"dataset", "max_eval_rows"}}
+        values = {key: value for key, value in settings.items() if key in SHARED_KEYS | {"dataset", "max_eval_rows"}}
         if model in stock_models() or replaces_item_table(model):
             names = {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}
             values |= {names[key]: value for key, value in settings.items() if key in names}
@@ -231,7 +230,7 @@ class StudyRuns(Plan):
                 return {}
             own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": study.candidate_seed, "rec_model": model}
             config = RunConfig("LLaRA", config_dict={**study.settings, **own})
-            return {"checkpoint": str(prepare_recommender(config, prepare_data(config), train_stock).weights)}
+            return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).weights)}
         trained = self._outcomes.get(source)
         if not isinstance(trained, FinishedArm):
             raise UserError(f"{arm} evaluates what {source} trains, which failed")
@@ -264,9 +263,7 @@ class StudyRuns(Plan):
         configs = {"run": config.final_config_dict, "recommender": {}}
         if is_llm_recommender(model):
             configs["recommender"] = config.for_recommender().final_config_dict
-        facts: dict[str, Any] = {
-            kind: {key: value for key, value in keys.items() if key not in WITHOUT_EFFECT} for kind, keys in configs.items()
-        }
+        facts: dict[str, Any] = {kind: with_effect(values) for kind, values in configs.items()}
         if is_local:
             facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
         files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())

@@ -8,11 +8,12 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llara.checkpoint.identity import data_facts, rows_digest, tokenizer_digest
+from recbole_llara.checkpoint.weights import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.models import Kind
-from recbole_llara.config.run_config import check_titles
+from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
+from recbole_llara.data.rows import Rows
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
@@ -28,10 +29,9 @@ from recbole_llara.prompt.curriculum import shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
-from recbole_llara.recommender.frozen import Recommender, TrainStock, prepare_recommender
+from recbole_llara.recommender.frozen import Recommender, prepare_recommender
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
-from recbole_llara.utils.protocols import ChecksConfig
 
 # RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
 REPLACED_KEYS = {
@@ -48,7 +48,6 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     Args:
         config: the run's RunConfig.
         data: what ``prepare_data`` returned.
-        train: trains the frozen recommender, where one is needed and the cache has none.
 
     Attributes:
         reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
@@ -67,7 +66,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     reads_words_only, is_trained = False, True
     needs_previews = needs_states = False
 
-    def __init__(self, config: Any, data: PreparedData, train: TrainStock) -> None:
+    def __init__(self, config: Any, data: PreparedData) -> None:
         super().__init__(config, data.dataset)
         settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
         self.seed, self.sampler = config["seed"], data.sampler
@@ -89,7 +88,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         attention = settings.attn_implementation or training_attention(llm, self.compute_dtype, self.device)
         self._attention = {True: attention, False: llm.config._attn_implementation}
         self.recommender: Recommender | None = None
-        self.item_tokens = self._item_tokens(config, data, train)
+        self.item_tokens = self._item_tokens(config, data)
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
@@ -97,13 +96,13 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.steps_taken = 0  # by ``calculate_loss``
         self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
 
-    def _item_tokens(self, config: Any, data: PreparedData, train: TrainStock) -> ItemTokens:
+    def _item_tokens(self, config: Any, data: PreparedData) -> ItemTokens:
         """What fills the slots, over the frozen recommender's table, one that is drawn and learned, or none."""
         settings, shown, table = RecommenderSettings.from_config(config), shown_parts(config), None
         if Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random":
             table = torch.randn(self.n_items, settings.item_embedding_size)
         elif Part.ITEM_EMBEDDING in shown:
-            self.recommender = prepare_recommender(config, data, train)
+            self.recommender = prepare_recommender(config, data)
             table = self.recommender.item_embeddings
             table = centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
         vocabulary = embedded_vocabulary(self.llm)
@@ -154,13 +153,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def training_rows(self, interaction: Interaction, epoch: int) -> TrainingRows:
         """Histories and targets of training rows with this epoch's candidates and templates."""
-        rows, users = interaction[ROW_FIELD].cpu(), interaction[self.USER_ID].cpu()
-        history, targets = interaction[self.ITEM_SEQ].cpu(), interaction[self.POS_ITEM_ID].cpu()
-        places = interaction[PLACE_FIELD].cpu().numpy() if PLACE_FIELD in interaction else None
-        drawn_for = (rows.numpy(), users.numpy(), targets.numpy())
-        candidates = self.sampler.draw(*drawn_for, "train", epoch, history=history.numpy(), places=places)
-        templates, places = self.template_index(rows, "train", epoch), torch.arange(len(rows))
-        return TrainingRows(history, torch.from_numpy(candidates), targets, templates, places, rows)
+        row_ids, fields = interaction[ROW_FIELD].cpu(), (self.USER_ID, self.POS_ITEM_ID, self.ITEM_SEQ, PLACE_FIELD)
+        users, targets, history, places = (interaction[field].cpu() for field in fields)
+        rows = Rows(users.numpy(), targets.numpy(), history.numpy(), places.numpy())
+        candidates = torch.from_numpy(self.sampler.draw(row_ids.numpy(), rows, "train", epoch))
+        templates = self.template_index(row_ids, "train", epoch)
+        return TrainingRows(history, candidates, targets, templates, torch.arange(len(row_ids)), row_ids)
 
     def embed(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
         """What the decoder reads: behavioural tokens and placeholders stand in their slots (LLaRA eq. 6)."""

@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_llara.checkpoint.identity import llm_digest
-from recbole_llara.checkpoint.weights import Format, given_checkpoint
+from recbole_llara.checkpoint.weights import Format, given_checkpoint, llm_digest
 from recbole_llara.config.models import is_llm_recommender, resolve_model
 from recbole_llara.config.settings import EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
@@ -20,25 +19,21 @@ from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.prompt.tokens import ChatFrame
-from recbole_llara.recommender.frozen import TrainStock
 from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
 
-def build_model(config: Any, data: PreparedData, train: TrainStock) -> nn.Module:
+def build_model(config: Any, data: PreparedData) -> nn.Module:
     """Make the model of a run, on its device: ours as ``LLMRecommender``, a stock one as RecBole makes it.
 
     Raises:
         UserError: ``checkpoint`` cannot be this model's, or what the model itself or ``make_recommender`` refuses.
     """
-    is_llm = is_llm_recommender(config["model"])
+    name, is_llm = config["model"], is_llm_recommender(config["model"])
     if config["checkpoint"] is not None:
-        given_checkpoint(config["checkpoint"], config["model"], Format.LLM if is_llm else Format.STOCK)
-    if is_llm:
-        model = resolve_model(config["model"])(config, data, train)
-    else:
-        model = make_recommender(config["model"], config, data.dataset)
+        given_checkpoint(config["checkpoint"], name, Format.LLM if is_llm else Format.STOCK)
+    model = resolve_model(name)(config, data) if is_llm else make_recommender(name, config, data.dataset)
     return numbered(model, config, data.dataset).to(config["device"])
 
 

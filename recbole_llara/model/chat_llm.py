@@ -22,7 +22,7 @@ from recbole.utils import InputType
 from torch import nn
 from transformers import AutoTokenizer
 
-from recbole_llara.config.run_config import check_titles
+from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import ChatSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
@@ -33,7 +33,6 @@ from recbole_llara.model.chat_client import CUT, AnswerCache, ChatClient, check_
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.protocols import ChecksConfig
 
 _AROUND = (*((mark, mark) for mark in "\"'`*_"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"))
 _FULL_STOPS = (".", "。")

@@ -8,10 +8,10 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, Weights, read_checkpoint
+from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, Weights, read_checkpoint, shapes
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.model.base import LLMRecommender
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, differences
 
 
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
-        "item_tokens": {name: list(value.shape) for name, value in model.item_tokens.state_dict().items()},
+        "item_tokens": shapes(model.item_tokens.state_dict()),
     }
 
 
@@ -82,14 +82,10 @@ def load_adapter(llm: PeftModel, folder: Path) -> None:
         UserError: the file's tensors are others.
     """
     saved = load_file(folder / "adapter_model.safetensors")
-    there = {name: list(tensor.shape) for name, tensor in saved.items()}
-    here = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(llm).items()}
-    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if differing:
-        name = differing[0]
+    if differing := differences(shapes(saved), shapes(get_peft_model_state_dict(llm))):
         raise UserError(
-            f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {name}: found "
-            f"{there.get(name, 'none')}, expected {here.get(name, 'none')}; change lora_r, lora_target_modules or lora_layers"
+            f"adapter {folder}: {len(differing)} tensors differ from this run's lora keys, such as {differing[0]}; change lora_r, "
+            "lora_target_modules or lora_layers"
         )
     set_peft_model_state_dict(llm, saved)
 

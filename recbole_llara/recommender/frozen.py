@@ -7,7 +7,7 @@ holds is sealed by digests when it is written, and checked when it is taken.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -30,16 +30,14 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import ids_file, vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered
+from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered, train_stock
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import file_sha256, json_ready
+from recbole_llara.utils.hashing import facts_sha256, file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
 WEIGHTS, META = "model.safetensors", "meta.json"
 FORMAT = 2  # raise it when the meaning of a cached folder changes
-# Trains a model by its own keys and rows into a file; returns ``best_epoch`` and ``metrics``. It stands above: ``trainer.stock``.
-TrainStock = Callable[[RunConfig, nn.Module, PreparedData, Path], dict[str, Any]]
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
 
@@ -72,7 +70,7 @@ def weights_file(path: Path) -> Path:
     return path / WEIGHTS if path.is_dir() else path
 
 
-def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainStock) -> Recommender:
+def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:
     """Get the frozen recommender of a run: the user's own vectors, from ``rec_checkpoint``, from the cache, or by training it now.
 
     It learns from all training rows and stops early on the run's own validation candidates. The caller's random
@@ -82,15 +80,15 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData, train: TrainS
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
-    return _prepare(config, prepared, train)[0]
+    return _prepare(config, prepared)[0]
 
 
-def recommender_model(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[nn.Module, RunConfig]:
+def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[nn.Module, RunConfig]:
     """The whole recommender of a run (over the user's own vectors ``NearestVectors``), and its own configuration."""
-    return _prepare(config, prepared, train)[1].to(config["device"]).eval(), config.for_recommender()
+    return _prepare(config, prepared)[1].to(config["device"]).eval(), config.for_recommender()
 
 
-def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tuple[Recommender, nn.Module]:
+def _prepare(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
     """What an LLM sees of its recommender, and the recommender."""
     if vectors := vectors_file(config["item_embeddings"]):
         table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
@@ -98,7 +96,7 @@ def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tu
         return Recommender(vectors.name, vectors_sha256(vectors), table, vectors), model
     rec_config, metrics, seconds = config.for_recommender(), {}, 0.0
     if not config["rec_checkpoint"]:
-        path, metrics, seconds = _cached(config, rec_config, prepared, train)
+        path, metrics, seconds = _cached(config, rec_config, prepared)
     else:
         path = Path(config["rec_checkpoint"])
         folder = weights_file(path).parent
@@ -115,9 +113,7 @@ def _prepare(config: RunConfig, prepared: PreparedData, train: TrainStock) -> tu
     return Recommender(rec_config["model"], sha256, table, path, metrics, seconds, model.trained_on), model
 
 
-def _cached(
-    config: RunConfig, rec_config: RunConfig, prepared: PreparedData, train: TrainStock
-) -> tuple[Path, dict[str, Any], float]:
+def _cached(config: RunConfig, rec_config: RunConfig, prepared: PreparedData) -> tuple[Path, dict[str, Any], float]:
     """The folder of the cached recommender, trained now where there is none; its metrics, and the seconds spent on training."""
     # The run's rows may be a sample of what the recommender learns from and is measured on.
     sampled = any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
@@ -136,18 +132,18 @@ def _cached(
                 return path, metrics, 0.0
         logger.info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
         started = perf_counter()
-        write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256, train))
+        write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256))
         return path, unseal(path, sha256)["metrics"], perf_counter() - started
 
 
-def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str, train: TrainStock) -> None:
+def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str) -> None:
     """Train a recommender into an empty folder."""
     started = perf_counter()
     # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
     data = prepare_data(rec_config, numbering)
     model = _build_model(rec_config, data)
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
-        trained = train(rec_config, model, data, folder / WEIGHTS)
+        trained = train_stock(rec_config, model, data, folder / WEIGHTS)
     seconds = perf_counter() - started
     facts = {"model": rec_config["model"], "dataset": rec_config["dataset"], "sha256": sha256, **trained}
     seal(folder, {**facts, "candidate_sha256": data.candidate_sha256, "training_seconds": round(seconds, 1)})
@@ -186,7 +182,7 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
     }
     if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
-    return _facts_sha256(json_ready(facts))
+    return facts_sha256(json_ready(facts))
 
 
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
@@ -218,7 +214,7 @@ class DamagedEntry(ValueError):
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write facts that JSON can hold beside a folder's weights, with digests of the weights and of the facts."""
     meta = json_ready({**facts, "weights_sha256": file_sha256(folder / WEIGHTS)})
-    sealed = {**meta, "meta_sha256": _facts_sha256(meta)}
+    sealed = {**meta, "meta_sha256": facts_sha256(meta)}
     (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
 
@@ -233,17 +229,13 @@ def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
         weights_sha256 = file_sha256(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise DamagedEntry(f"{META} or {WEIGHTS} cannot be read: {error}") from error
-    if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != _facts_sha256(meta):
+    if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != facts_sha256(meta):
         raise DamagedEntry(f"{META} is not as it was written")
     if meta["weights_sha256"] != weights_sha256:
         raise DamagedEntry(f"{WEIGHTS} is not as it was written")
     if sha256 is not None and meta["sha256"] != sha256:
         raise DamagedEntry(f"{META} is that of another recommender")
     return meta
-
-
-def _facts_sha256(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def vectors_sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.config.run_config import check_titles
+from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.llm.item_tokens import Projector
@@ -29,7 +29,6 @@ from recbole_llara.recommender.frozen import has_mask_token, item_embedding_tabl
 from recbole_llara.recommender.stock import make_recommender
 from recbole_llara.utils.atomic import sole_writer, write_file
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.protocols import ChecksConfig
 
 POOLINGS = ("mean", "cls")
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes

@@ -1,4 +1,4 @@
-"""Stock recommenders: made as RecBole makes them, their weights saved as plain values and loaded strictly; and Popularity.
+"""Stock recommenders: made and trained as RecBole does, their weights saved as plain values and loaded strictly; and Popularity.
 
 The ``.safetensors`` file replaces RecBole's pickled ``.pth``, which current torch refuses to load and which would run whatever
 code a stranger put into it. It is for evaluation, not for resuming: the optimiser is not kept.
@@ -7,25 +7,33 @@ code a stranger put into it. It is for evaluation, not for resuming: the optimis
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
+from recbole.utils import InputType, get_trainer
 from torch import nn
 
-from recbole_llara.checkpoint.identity import training_digest
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
-from recbole_llara.checkpoint.weights import Checkpoint, Format, Weights, read_checkpoint, write_stock_checkpoint
+from recbole_llara.checkpoint.weights import (
+    Checkpoint,
+    Format,
+    Weights,
+    read_checkpoint,
+    shapes,
+    training_digest,
+    write_stock_checkpoint,
+)
 from recbole_llara.config.keys import answering_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
+from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import Numbering
-from recbole_llara.utils.errors import UserError
+from recbole_llara.evaluator.evaluation import CandidateTrainer
+from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
-from recbole_llara.utils.protocols import TellsIdentity
 
 OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their state_dict, such as Pop's counts
 
@@ -54,6 +62,14 @@ def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
             f"the {len(sizes)} sizes of reranker_CAN_NUM + n_facet_emb"
         )
     return model_class(config, dataset)
+
+
+@runtime_checkable
+class TellsIdentity(Protocol):
+    """A stock model whose answers depend on more than its weights and its keys."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where its checkpoint is loaded, as JSON has it."""
 
 
 def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
@@ -122,12 +138,10 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
         checkpoint.check_belongs_to(model.belongs_to, model_name)
     tensors = checkpoint.read_tensors()
     weights = {name: value for name, value in tensors.items() if not name.startswith(OTHER_PREFIX)}
-    there, here = ({name: list(value.shape) for name, value in state.items()} for state in (weights, model.state_dict()))
-    if differing := [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]:
-        first = "; ".join(f"{name}: {there.get(name, 'none')} there, {here.get(name, 'none')} here" for name in differing[:3])
+    if differing := differences(shapes(weights), shapes(model.state_dict())):
         users = f" It knows {len(ids.users)} users, this run's data with them has {len(model.numbering.users)}." if ids else ""
         raise UserError(
-            f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({first}). Give "
+            f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({'; '.join(differing[:3])}). Give "
             "the data and the keys that it was trained with: MAX_ITEM_LIST_LENGTH, widths, layers and the like, of a recommender under "
             f"an LLM with the prefix rec_.{users}"
         )
@@ -198,3 +212,57 @@ class Popularity(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """The counts of all items, [B, N]."""
         return self.counts.repeat(len(interaction), 1)
+
+
+@runtime_checkable
+class GroupsParameters(Protocol):
+    """A model whose parts learn at different rates."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups as torch's optimisers take them; a group without ``lr`` learns at ``learning_rate``."""
+
+
+def stock_trainer(config: Any, model: torch.nn.Module) -> CandidateTrainer:
+    """RecBole's own trainer of a model, evaluating over candidates; its ``saved_model_file`` is a ``.safetensors`` file."""
+
+    class StockTrainer(CandidateTrainer, get_trainer(config["MODEL_TYPE"], config["model"])):
+        def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
+            """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
+            try:
+                return super().fit(train_data, *args, **kwargs)
+            except KeyboardInterrupt:
+                kept = "no checkpoint yet" if self.best_epoch is None else f"best checkpoint kept: {self.saved_model_file}"
+                self.logger.info(f"Training interrupted; {kept}")
+                raise
+
+        def write_weights(self, path: Path, facts: Mapping[str, Any]) -> None:
+            save_recommender(self.model, path, facts)
+
+        def read_weights(self, path: str | Path) -> Checkpoint:
+            return load_recommender(self.model, path, self.config["model"])
+
+        def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+            if isinstance(self.model, GroupsParameters):
+                kwargs.setdefault("params", self.model.parameter_groups())
+            return super()._build_optimizer(**kwargs)
+
+        def _check_nan(self, loss: torch.Tensor) -> None:
+            if torch.isnan(loss):
+                raise Diverged(f"training: the loss is {loss.item()}, expected a number; try a smaller learning_rate")
+
+    trainer = StockTrainer(config.redacted(), model)  # it tells TensorBoard and Weights & Biases all keys; no secrets
+    trainer.saved_model_file = str(Path(trainer.saved_model_file).with_suffix(".safetensors"))
+    return trainer
+
+
+def train_stock(config: Any, model: torch.nn.Module, data: PreparedData, weights: Path) -> dict[str, Any]:
+    """Train a stock recommender by its own configuration, write its best epoch's weights, and measure those on the test rows.
+
+    Returns:
+        ``best_epoch``, counted from 0, and ``metrics``: RecBole's, of ``valid`` and ``test``.
+    """
+    trainer = stock_trainer(config, model)
+    trainer.saved_model_file, show_progress = str(weights), bool(config["show_progress"])
+    _, valid = trainer.fit(data.train_data, data.valid_data, show_progress=show_progress)
+    test = trainer.evaluate(data.test_data, show_progress=show_progress)
+    return {"best_epoch": trainer.best_epoch, "metrics": {"valid": valid or {}, "test": test}}

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 from recbole_llara.utils.errors import UserError, exit_status
-from recbole_llara.utils.text import BYTE_ORDER_MARK, is_text, read_json, write_json
+from recbole_llara.utils.process_setup import BYTE_ORDER_MARK, is_text, read_json, write_json
 
 if TYPE_CHECKING:
     from recbole_llara.serving.loaded import LoadedRun

@@ -16,9 +16,8 @@ import yaml
 from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.checkpoint.identity import llm_digest, tokenizer_digest
 from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, read_result
-from recbole_llara.checkpoint.weights import ADAPTER, ITEM_TOKENS, META, read_checkpoint
+from recbole_llara.checkpoint.weights import ADAPTER, ITEM_TOKENS, META, llm_digest, read_checkpoint, tokenizer_digest
 from recbole_llara.config.keys import from_run
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (

@@ -102,7 +102,7 @@ def _past_but_target(run: LoadedRun) -> list[np.ndarray]:
     rows = dataset.rows_of(dataset.inter_feat)
     if dataset.protocol.repeated_targets == "match":
         return [np.empty(0, np.int64)] * len(rows.users)
-    position, items = dataset.knowledge.past("test", rows)
+    position, items = dataset.knowledge.past(rows)
     keep = items != rows.targets[position]
     bounds = np.searchsorted(position[keep], np.arange(1, len(rows.users)))
     return np.split(items[keep], bounds)

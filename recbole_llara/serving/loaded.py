@@ -25,7 +25,6 @@ from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.frozen import recommender_model, weights_file
 from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.catalogue import ItemNames, Retriever, padded
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import file_sha256
 from recbole_llara.utils.process_setup import own_environment
@@ -61,7 +60,7 @@ class LoadedRun:
     def __init__(self, config: Any, data: PreparedData, model: nn.Module) -> None:
         self.config, self.data, self.model = config, data, model.eval()
         self.is_llm = is_llm_recommender(config["model"])
-        proposing = recommender_model(config, data, train_stock) if self.is_llm else (model, config)
+        proposing = recommender_model(config, data) if self.is_llm else (model, config)
         self.retriever = Retriever(*proposing, data.sampler.n_items)
         ids = data.dataset.field2id_token[data.dataset.iid_field]
         self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
@@ -238,7 +237,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
     checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_llm else "checkpoint.safetensors"))
     data = prepare_data(config, read_numbering(checkpoint, "run"))
-    model = build_model(config, data, train_stock)
+    model = build_model(config, data)
     if is_llm:
         load_llm_recommender(model, checkpoint)
     else:

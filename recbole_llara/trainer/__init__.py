@@ -1,1 +1,1 @@
-"""Trainers: RecBole's own for stock models, ours for LLM recommenders; both evaluate over candidates."""
+"""The trainer of LLM recommenders; that of stock models stands in ``recommender.stock``."""

@@ -16,10 +16,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_llara.config.settings import OptimSettings
+from recbole_llara.evaluator.evaluation import in_memory
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.losses import Step, TrainingRows
 from recbole_llara.prompt.representation import Representation
-from recbole_llara.trainer.evaluation import in_memory
 from recbole_llara.utils.errors import Diverged, StopRequest
 from recbole_llara.utils.processes import Processes
 

@@ -24,14 +24,14 @@ from recbole_llara.checkpoint.training_state import Progress, TrainingState, Tra
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.settings import OptimSettings
+from recbole_llara.evaluator.evaluation import CandidateTrainer
 from recbole_llara.llm.architecture import held_here
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.losses import TrainingRows
 from recbole_llara.model.weights import has_other_prompts, load_llm_recommender, weights_of
 from recbole_llara.prompt.curriculum import stages_of
-from recbole_llara.trainer.evaluation import CandidateTrainer
+from recbole_llara.recommender.stock import stock_trainer
 from recbole_llara.trainer.step import OptimiserSteps
-from recbole_llara.trainer.stock import stock_trainer
 from recbole_llara.utils.atomic import sweep
 from recbole_llara.utils.errors import Diverged, RunError, Stopped, StopRequest, UserError
 from recbole_llara.utils.processes import processes_of

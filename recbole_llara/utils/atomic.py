@@ -15,7 +15,7 @@ from glob import escape
 from logging import getLogger
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
 
 from recbole_llara.utils.errors import RunError
@@ -87,20 +87,26 @@ def run_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def take_lock(path: Path) -> AcquireReturnProxy | None:
+    """Take a lock, which ends with the context, and with its process however that ends; None where another process has it."""
+    try:
+        return FileLock(path).acquire(timeout=0)
+    except Timeout:
+        return None
+
+
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
     """Hold the lock beside ``path``; other processes wait at this line, and find what was written meanwhile.
 
-    The operating system ends a lock with its process, however that ends. What killed writers left is swept.
+    What killed writers left is swept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
+    place = path.with_name(f".{path.name}.lock")
+    if (lock := take_lock(place)) is None:
         getLogger().info(f"Waiting for another process that writes {path}")
-        held = lock.acquire()
-    with held:
+        lock = FileLock(place).acquire()
+    with lock:
         sweep(path)
         yield
 

@@ -5,11 +5,12 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-from recbole_llara.utils.text import escape_output
+from recbole_llara.utils.process_setup import escape_output
 
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
@@ -49,6 +50,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The entries in which two tables differ, each as a text; an absent one is None."""
+    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    return [f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+
+
+def signal_of(stop: KeyboardInterrupt) -> int:
+    """The number of the signal by which a program was stopped."""
+    return stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+
+
 def exit_status(program: str, action: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Run a program's work; what a user can mend, and being stopped, end it with one line and no traceback.
 
@@ -76,7 +88,7 @@ def exit_status(program: str, action: Callable[[], object], interrupted: str = "
         return 1
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{program}: {str(stop) or interrupted}\n")
-        return 128 + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
+        return 128 + signal_of(stop)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

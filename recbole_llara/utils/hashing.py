@@ -41,9 +41,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def facts_sha256(facts: Any) -> str:
+    """SHA-256 of what JSON can hold; anything else counts by its text."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def facts_digest(facts: Any) -> str:
-    """Short digest of what JSON can hold; anything else counts by its text."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
+    """The first digits of ``facts_sha256``."""
+    return facts_sha256(facts)[:DIGITS]
 
 
 def mix(state: np.ndarray) -> np.ndarray:

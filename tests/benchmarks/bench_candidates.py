@@ -14,7 +14,7 @@ import tracemalloc
 import numpy as np
 
 from recbole_llara.data.candidates import CandidateSampler
-from recbole_llara.data.rows import SeenItems
+from recbole_llara.data.rows import Rows, SeenItems
 
 
 def main() -> None:
@@ -44,14 +44,15 @@ def main() -> None:
     for exclude in ("user", "window"):
         sampler = CandidateSampler(seen, arguments.candidate_num, seed=0, exclude=exclude)
         history = rng.integers(0, arguments.items + 1, (arguments.rows, 10))
+        asked = Rows(users, items, history, np.zeros_like(users))
         start, cpu = time.perf_counter(), time.process_time()
-        drawn = sampler.draw(numbers, users, items, "train", history=history)
+        drawn = sampler.draw(numbers, asked, "train")
         logging.info(
             f"{exclude}: {drawn.shape[0]:,} rows of {drawn.shape[1]} candidates over {arguments.items:,} items: "
             f"{time.perf_counter() - start:.2f} s ({time.process_time() - cpu:.2f} s of processor)"
         )
         tracemalloc.start()  # slows the allocations down, so memory is measured in a second draw
-        sampler.draw(numbers, users, items, "train", history=history)
+        sampler.draw(numbers, asked, "train")
         logging.info(
             f"{exclude}: {tracemalloc.get_traced_memory()[1] / 2**20:.0f} MiB more at the peak, "
             f"{drawn.nbytes / 2**20:.0f} of them the result"

@@ -22,7 +22,6 @@ from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
 from recbole_llara.prompt.representation import REPRESENTATIONS
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 
 STEPS = {  # representation, gamma, beta
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
     keys = {"protocol": "leave_one_out", "item_embeddings": "random", "max_train_rows": 4096, **parse_arguments(words)}
     config = RunConfig("RSLLM", "ml-100k", config_dict=keys)
     data = prepare_data(config)
-    trainer = get_trainer(config, build_model(config, data, train_stock))
+    trainer = get_trainer(config, build_model(config, data))
     model = trainer.model
     trainer._enter(len(trainer.stages) - 1, len(data.train_data))
     model.train()

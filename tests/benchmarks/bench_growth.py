@@ -72,9 +72,7 @@ def data_point(items: int, rows: int, folder: str) -> dict[str, float]:
     after = peak()
     rows_in = data.dataset.inter_feat
     start = perf_counter()
-    history = rows_in["item_id_list"].numpy()
-    users, targets = rows_in["user_id"].numpy(), rows_in["item_id"].numpy()
-    data.sampler.draw(rows_in["row_id"].numpy(), users, targets, "train", 0, history=history)
+    data.sampler.draw(rows_in["row_id"].numpy(), data.dataset.rows_of(rows_in), "train")
     drawn = perf_counter() - start
     return {
         "written_s": written,

@@ -34,7 +34,6 @@ from recbole_llara.llm.architecture import causal_lm, decoder_blocks, uncompiled
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.model.losses import TrainingRows
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.process_setup import prepare_process
 
@@ -75,7 +74,7 @@ def set_up(keys: dict[str, Any]) -> Setup:
     common = {"protocol": "leave_one_out", "item_embeddings": "random", "strategy": "direct", "lora_dropout": 0.0}
     config = RunConfig("LLaRA", "ml-100k", config_dict={**common, "max_train_rows": 8192, "max_eval_rows": 256, **keys})
     data = prepare_data(config)
-    model = build_model(config, data, train_stock)
+    model = build_model(config, data)
     model.item_tokens.item_embeddings.requires_grad_(False)
     trainer = get_trainer(config, model)
     trainer._enter(0, len(data.train_data))

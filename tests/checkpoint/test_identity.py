@@ -23,7 +23,6 @@ from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.serving.loaded import load
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import Stopped, UserError
 
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{16,64}(?![0-9a-f])")
@@ -183,7 +182,7 @@ def resume(saved, keys, file=None):
 
 def take_recommender(saved, keys, file=None):
     config = RunConfig("LLaRA", "toy", config_dict=keys)
-    return prepare_recommender(config, prepare_data(config), train_stock)
+    return prepare_recommender(config, prepare_data(config))
 
 
 def compare_results(saved, keys, file=None):
@@ -193,7 +192,7 @@ def compare_results(saved, keys, file=None):
 def build_morec(saved, keys, file=None):
     values = {**{key: keys[key] for key in SHARED}, "text_encoder_path": "tiny"}
     config = RunConfig("MoRec", "toy", config_dict=values)
-    build_model(config, prepare_data(config), train_stock)
+    build_model(config, prepare_data(config))
 
 
 def load_run(saved, keys, file):

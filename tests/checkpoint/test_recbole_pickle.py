@@ -15,7 +15,6 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.recommender.stock import load_recommender
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 
 
@@ -90,9 +89,9 @@ def test_stock_recbole_itself_writes_the_same_kind(toy, tmp_path, monkeypatch):
     keys = {**toy, "rec_checkpoint": str(tmp_path / "stock.pth")}
     run = RunConfig("LLaRA", "toy", config_dict=keys)
     with pytest.raises(UserError, match=r"position_embedding.weight: \[50, 64\] there, \[10, 64\] here.*MAX_ITEM_LIST_LENGTH"):
-        prepare_recommender(run, prepare_data(run), train_stock)
+        prepare_recommender(run, prepare_data(run))
     run = RunConfig("LLaRA", "toy", config_dict={**keys, "MAX_ITEM_LIST_LENGTH": 50})
-    recommender = prepare_recommender(run, prepare_data(run), train_stock)
+    recommender = prepare_recommender(run, prepare_data(run))
     assert torch.equal(recommender.item_embeddings, trainer.model.item_embedding.weight)
     assert recommender.metrics == {}
 
@@ -105,7 +104,7 @@ def test_another_model_catalogue_or_shape_is_refused(build, write):
         UserError, match=r"does not fit this SASRec: \d+ weights .*\[61, 64\] there, \[61, 32\] here.*prefix rec_"
     ):
         load_recommender(build(hidden_size=32)[0], path, "SASRec")
-    with pytest.raises(UserError, match=r"16 weights .*layer\.2.*: none there, \[64\] here"):
+    with pytest.raises(UserError, match=r"16 weights .*layer\.2.*: None there, \[64\] here"):
         load_recommender(build(n_layers=3)[0], path, "SASRec")
     model = build()[0]
     model.n_items = 7
@@ -126,10 +125,10 @@ def test_other_filters_are_refused(toy, write, key, value):
     path, _ = write(**{key: value})
     run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
     with pytest.raises(UserError, match=f"was trained with {key} .*set {key} as it was"):
-        prepare_recommender(run, prepare_data(run), train_stock)
+        prepare_recommender(run, prepare_data(run))
     told = value.replace(" ", "") if isinstance(value, str) else value
     run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path), key: told})
-    assert prepare_recommender(run, prepare_data(run), train_stock).path == path
+    assert prepare_recommender(run, prepare_data(run)).path == path
 
 
 class _Calls:

@@ -26,7 +26,6 @@ from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.serving import command as recommend
 from recbole_llara.serving.export import export
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped, UserError
 
@@ -439,7 +438,7 @@ def test_rec_checkpoint_takes_a_stranger_s_recommender_without_its_attributes(pl
     )
     config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(given)})
     with pytest.raises(UserError, match="rec_checkpoint: .* is damaged"):
-        prepare_recommender(config, prepare_data(config), train_stock)
+        prepare_recommender(config, prepare_data(config))
     with pytest.raises(UserError, match="checkpoint"):
         planted = RunConfig("LLaRA", "toy", config_dict={**toy, "checkpoint": str(given)})
-        build_model(planted, prepare_data(planted), train_stock)
+        build_model(planted, prepare_data(planted))

@@ -13,7 +13,6 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.recommender.frozen import prepare_recommender
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 
 
@@ -128,10 +127,10 @@ def test_odd_safetensors_are_a_user_s_error(toy, tmp_path):
 def test_a_checkpoint_sets_no_attribute_that_its_model_does_not_keep(toy, tmp_path):
     """RecBole sets whatever a checkpoint keeps beside its weights, ``forward`` as well."""
     config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_epochs": 1})
-    trained = prepare_recommender(config, prepare_data(config), train_stock)
+    trained = prepare_recommender(config, prepare_data(config))
     facts, tensors = read_checkpoint(trained.path / "model.safetensors").facts, load_file(trained.path / "model.safetensors")
     path = tmp_path / "model.safetensors"
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps({**facts, "other_parameter": {"forward": "canary"}})})
     run = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_checkpoint": str(path)})
     with pytest.raises(UserError, match="keeps no forward beside its weights"):
-        prepare_recommender(run, prepare_data(run), train_stock)
+        prepare_recommender(run, prepare_data(run))

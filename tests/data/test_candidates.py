@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest, chisquare
 
 from recbole_llara.data.candidates import CandidateSampler
-from recbole_llara.data.rows import SeenItems
+from recbole_llara.data.rows import Rows, SeenItems
 from recbole_llara.utils.errors import UserError
 
 N_ITEMS, N_USERS, C = 300, 400, 20
@@ -13,6 +13,11 @@ N_ITEMS, N_USERS, C = 300, 400, 20
 
 def seen_items(users, items, n_items):
     return SeenItems(np.unique(users * n_items + items), n_items)
+
+
+def rows_of(users, targets, history=None):
+    """Rows whose place nothing reads, and whose history neither, unless it is given."""
+    return Rows(users, targets, np.zeros((len(users), 1), np.int64) if history is None else history, np.zeros_like(users))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def sampler_of(world, **keys):
 @pytest.fixture(scope="module")
 def drawn(world):
     _, users, targets, _ = world
-    return sampler_of(world).draw(np.arange(len(users)), users, targets, "test")
+    return sampler_of(world).draw(np.arange(len(users)), rows_of(users, targets), "test")
 
 
 def test_seen_items_answers_as_sets_do(world):
@@ -59,9 +64,9 @@ def test_a_set_is_the_target_and_distinct_items_the_user_never_saw(world, drawn)
 def test_a_row_does_not_depend_on_its_batch_or_order(world, drawn):
     _, users, targets, _ = world
     rows = np.random.default_rng(0).permutation(len(users))[:500]
-    again = sampler_of(world).draw(rows, users[rows], targets[rows], "test")
+    again = sampler_of(world).draw(rows, rows_of(users[rows], targets[rows]), "test")
     assert (again == drawn[rows]).all()
-    alone = sampler_of(world).draw(rows[:1], users[rows[:1]], targets[rows[:1]], "test")
+    alone = sampler_of(world).draw(rows[:1], rows_of(users[rows[:1]], targets[rows[:1]]), "test")
     assert (alone == drawn[rows[:1]]).all()
 
 
@@ -70,7 +75,7 @@ def test_a_row_does_not_depend_on_its_target(world):
     _, users, targets, by_user = world
     rows = np.arange(len(users))
     others = np.array([max(by_user[user]) for user in users])
-    first, second = (sampler_of(world).draw(rows, users, chosen, "test") for chosen in (targets, others))
+    first, second = (sampler_of(world).draw(rows, rows_of(users, chosen), "test") for chosen in (targets, others))
     column = (first == targets[:, None]).argmax(axis=1)
     assert (second[rows, column] == others).all()
     first[rows, column] = second[rows, column] = 0
@@ -81,9 +86,9 @@ def test_draws_differ_by_epoch_purpose_and_seed(world, drawn):
     _, users, targets, _ = world
     rows = np.arange(len(users))
     draws = [
-        sampler_of(world).draw(rows, users, targets, "test", epoch=1),
-        sampler_of(world).draw(rows, users, targets, "valid"),
-        sampler_of(world, seed=2).draw(rows, users, targets, "test"),
+        sampler_of(world).draw(rows, rows_of(users, targets), "test", epoch=1),
+        sampler_of(world).draw(rows, rows_of(users, targets), "valid"),
+        sampler_of(world, seed=2).draw(rows, rows_of(users, targets), "test"),
     ]
     for other in draws:
         assert (np.sort(other) == np.sort(drawn)).all(axis=1).mean() < 0.001
@@ -118,7 +123,7 @@ def test_rules_that_see_only_candidates_and_columns_score_chance(world):
     targets = rng.integers(1, N_ITEMS, len(users))
     seen = seen_items(users, targets, N_ITEMS)
     rows = np.arange(len(users))
-    drawn = CandidateSampler(seen, C, seed=1).draw(rows, users, targets, "test")
+    drawn = CandidateSampler(seen, C, seed=1).draw(rows, rows_of(users, targets), "test")
     known, asked = rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
     columns = (drawn[known] == targets[known, None]).argmax(axis=1)
@@ -147,7 +152,7 @@ def test_negatives_are_uniform_over_the_eligible_items(n_seen):
     sampler = CandidateSampler(seen_items(1, np.arange(1, n_seen + 1), 30), 5, seed=3)
     rows = np.arange(20_000)
     ones = np.ones_like(rows)
-    drawn = sampler.draw(rows, ones, ones, "test")
+    drawn = sampler.draw(rows, rows_of(ones, ones), "test")
     negatives = drawn[drawn != 1].reshape(len(rows), 4)
     counts = np.bincount(negatives.ravel(), minlength=30)
     assert counts[: n_seen + 1].sum() == 0
@@ -160,7 +165,7 @@ def test_negatives_are_uniform_over_the_eligible_items(n_seen):
 
 def test_the_last_eligible_items_are_all_taken():
     sampler = CandidateSampler(seen_items(1, np.arange(1, 12), 31), 20, seed=3)
-    drawn = sampler.draw(np.arange(50), np.ones(50), np.full(50, 4), "test")
+    drawn = sampler.draw(np.arange(50), rows_of(np.ones(50, np.int64), np.full(50, 4)), "test")
     assert (np.sort(drawn) == [4, *range(12, 31)]).all()
     assert len(np.unique(drawn, axis=0)) == 50
 
@@ -168,14 +173,14 @@ def test_the_last_eligible_items_are_all_taken():
 def test_too_few_eligible_items_name_the_user_and_the_keys():
     sampler = CandidateSampler(seen_items(7, np.arange(1, 13), 31), 20, seed=3)
     with pytest.raises(UserError, match=r"Only 18 of 30 .* user 7 .* at least 19.*candidate_num.*candidate_exclude"):
-        sampler.draw(np.arange(2), np.array([7, 1]), np.array([4, 4]), "test")
+        sampler.draw(np.arange(2), rows_of(np.array([7, 1]), np.array([4, 4])), "test")
 
 
 def test_window_excludes_the_history_and_not_the_rest(world):
     _, users, targets, by_user = world
     rows = np.arange(len(users))
     history = np.array([(sorted(by_user[user]) + [0] * 10)[:10] for user in users])
-    drawn = sampler_of(world, exclude="window").draw(rows, users, targets, "test", history=history)
+    drawn = sampler_of(world, exclude="window").draw(rows, rows_of(users, targets, history), "test")
     for target, before, candidates in zip(targets, history, drawn.tolist(), strict=True):
         assert len(set(candidates)) == C and target in candidates
         assert set(candidates) & (set(before.tolist()) | {0}) <= {target}

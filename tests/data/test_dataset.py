@@ -145,11 +145,11 @@ def test_positions_of_real_targets_are_uniform_and_tell_nothing(prepared):
 def test_training_draws_are_valid_and_change_with_the_epoch(prepared):
     data = prepared["llara"]
     rows = data.dataset.inter_feat[:2000]
-    arguments = [rows[field].numpy() for field in (ROW_FIELD, "user_id", "item_id")]
-    draws = [data.sampler.draw(*arguments, "train", epoch) for epoch in range(2)]
+    asked = data.dataset.rows_of(rows)
+    draws = [data.sampler.draw(rows[ROW_FIELD].numpy(), asked, "train", epoch) for epoch in range(2)]
     for drawn in draws:
-        is_seen = data.dataset.knowledge.known["test"].contains(arguments[1][:, None], drawn)
-        assert (is_seen.sum(axis=1) == 1).all() and ((drawn == arguments[2][:, None]) == is_seen).all()
+        is_seen = data.dataset.knowledge.known["test"].contains(asked.users[:, None], drawn)
+        assert (is_seen.sum(axis=1) == 1).all() and ((drawn == asked.targets[:, None]) == is_seen).all()
     shared = [len(set(one) & set(two)) - 1 for one, two in zip(*(drawn.tolist() for drawn in draws), strict=True)]
     assert np.mean(shared) < 1  # 19 of about 1,400 meet 19 others: 0.26 expected
 

@@ -69,8 +69,8 @@ def test_a_column_that_tells_is_found(prepared):
     class SeededByTarget(CandidateSampler):
         """Stands the target at a column of its own."""
 
-        def draw(self, rows, users, targets, *arguments, **keys):
-            return _moved(super().draw(rows, users, targets, *arguments, **keys), targets, targets % 20)
+        def draw(self, row_ids, rows, *arguments):
+            return _moved(super().draw(row_ids, rows, *arguments), rows.targets, rows.targets % 20)
 
     sampler = SeededByTarget(data.sampler.seen, 20, seed=1)
     feat = data.test_data.dataset.inter_feat

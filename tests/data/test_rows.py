@@ -49,7 +49,7 @@ def test_a_split_knows_its_own_rows_and_those_before_by_hand(ready_made):
         "valid": [*train, (1, 6), (2, 7), (2, 8)],
         "test": [*train, (1, 6), (2, 7), (2, 8), (2, 9)],
     }
-    assert list(zip(*(values.tolist() for values in knowledge.past("test", splits[2])), strict=True)) == [
+    assert list(zip(*(values.tolist() for values in knowledge.past(splits[2])), strict=True)) == [
         *((0, item) for item in (3, 4, 5, 6)),
         *((1, item) for item in (7, 8)),
     ]
@@ -105,9 +105,7 @@ def test_negatives_exclude_what_the_split_knows_and_nothing_more(repeats):
     train_rows = data.train_data.dataset.rows_of(data.train_data.dataset.inter_feat)
     numbers = data.dataset.inter_feat[ROW_FIELD].numpy()
     draws = {
-        "train": [
-            data.sampler.draw(numbers, train_rows.users, train_rows.targets, "train", epoch).tolist() for epoch in range(12)
-        ]
+        "train": [data.sampler.draw(numbers, train_rows, "train", epoch).tolist() for epoch in range(12)],
     }
     for name in ("valid", "test"):
         draws[name] = [getattr(data, f"{name}_data").dataset.inter_feat[CANDIDATE_FIELD].tolist()]
@@ -140,7 +138,7 @@ def test_past_and_repeats_are_those_of_a_plain_loop(repeats):
     for name in SPLITS:
         dataset = getattr(data, f"{name}_data").dataset
         rows = dataset.rows_of(dataset.inter_feat)
-        position, item = data.dataset.knowledge.past(name, rows)
+        position, item = data.dataset.knowledge.past(rows)
         found = [[] for _ in told[name]]
         for row, number in zip(position.tolist(), item.tolist(), strict=True):
             found[row].append(number)
@@ -170,8 +168,7 @@ def test_matched_negatives_come_from_the_past_as_often_as_targets_do(repeats):
     told, _ = _loop(data)
     train = data.dataset.rows_of(data.dataset.inter_feat)
     numbers = data.dataset.inter_feat[ROW_FIELD].numpy()
-    keys = {"history": train.history, "places": train.places}
-    drawn = {"train": data.sampler.draw(numbers, train.users, train.targets, "train", 0, **keys)}
+    drawn = {"train": data.sampler.draw(numbers, train, "train", 0)}
     for name in ("valid", "test"):
         drawn[name] = getattr(data, f"{name}_data").dataset.inter_feat[CANDIDATE_FIELD].numpy()
     for name in SPLITS:
@@ -185,9 +182,7 @@ def test_matched_negatives_come_from_the_past_as_often_as_targets_do(repeats):
         assert abs(own / slots - share) < 4 * (share * (1 - share) / slots) ** 0.5
     # Rows are drawn for one by one: another company changes nothing.
     some = np.array([5, 900, 3])
-    alone = data.sampler.draw(
-        numbers[some], train.users[some], train.targets[some], "train", 0, train.history[some], train.places[some]
-    )
+    alone = data.sampler.draw(numbers[some], train.take(some), "train", 0)
     assert (alone == drawn["train"][some]).all()
 
 
@@ -199,7 +194,7 @@ def test_a_past_of_one_item_fills_one_slot():
     rows = np.arange(200)
     ones = np.ones_like(rows)
     sampler = CandidateSampler(seen, 6, seed=1, past=past, past_share=1.0)
-    drawn = sampler.draw(rows, ones, ones, "test", history=ones[:, None] * 2, places=ones)
+    drawn = sampler.draw(rows, Rows(ones, ones, ones[:, None] * 2, ones), "test")
     assert ((drawn == 2).sum(axis=1) == 1).all() and ((drawn == 1).sum(axis=1) == 1).all()
     assert (np.sort(drawn)[:, 1:] != np.sort(drawn)[:, :-1]).all()
 

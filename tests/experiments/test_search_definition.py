@@ -75,7 +75,7 @@ def test_other_data_is_another_search(make_search, runs):
     (file,) = Path().glob("**/toy.inter")
     file.write_text(file.read_text(encoding="utf-8") + "u0\ti1\t99\n", encoding="utf-8")
     assert make_search().folder != first.folder
-    with pytest.raises(UserError, match=r"output: mine holds another search: data: \w{16} there, \w{16} here"):
+    with pytest.raises(UserError, match=r"output: mine holds another search: data: '\w{16}' there, '\w{16}' here"):
         SearchTrials(make_search(output="mine"))
 
 

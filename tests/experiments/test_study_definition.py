@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llara.experiments.study_definition import STUDIES, known_studies, load_study
+from recbole_llara.config.yaml_files import property_files
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.experiments.study_runs import StudyRuns, arms_of
 from recbole_llara.utils.errors import UserError
 
 
-@pytest.mark.parametrize("name", known_studies())
+@pytest.mark.parametrize("name", property_files("study"))
 def test_every_system_of_a_shipped_study_is_a_configuration(name, tmp_path, monkeypatch):
     """The keys of each are known and fit together, and what the papers report stands under names that the study has."""
     monkeypatch.chdir(tmp_path)
@@ -32,7 +33,7 @@ def test_the_later_run_of_llaras_authors_stands_beside_the_papers_column():
 
 def test_the_papers_six_studies_are_there():
     papers = {"main_results", "item_representation", "learning_strategy", "rsllm_ablation", "efficiency", "case_study"}
-    assert papers <= set(known_studies())
+    assert papers <= property_files("study").keys()
 
 
 def test_studies_of_one_budget_share_their_systems(tmp_path, monkeypatch):
@@ -103,4 +104,4 @@ def test_what_is_no_study_is_refused(tmp_path, content, message):
 def test_an_unknown_study_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         load_study("quikstart")
-    assert (STUDIES / "quickstart.yaml").is_file()
+    assert "quickstart" in property_files("study")

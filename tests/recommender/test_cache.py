@@ -11,7 +11,6 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.recommender.frozen import META, WEIGHTS, DamagedEntry, prepare_recommender, seal, unseal
-from recbole_llara.trainer.stock import train_stock
 
 
 def _truncate(folder):
@@ -65,7 +64,7 @@ def trained(tmp_path_factory):
         patch.chdir(folder)
         config = RunConfig("LLaRA", "toy", config_dict={**write_toy_dataset(folder), "rec_epochs": 1})
         data = prepare_data(config)
-        yield config, data, prepare_recommender(config, data, train_stock)
+        yield config, data, prepare_recommender(config, data)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -73,13 +72,13 @@ def test_what_is_damaged_is_trained_again_with_a_warning(trained, damage, caplog
     config, data, first = trained
     DAMAGES[damage](first.path)
     with caplog.at_level(logging.WARNING):
-        again = prepare_recommender(config, data, train_stock)
+        again = prepare_recommender(config, data)
     assert f"The cached recommender {first.path} is damaged" in caplog.text and "it is trained again" in caplog.text
     assert again.seconds > 0 and again.metrics == first.metrics
     assert torch.equal(again.item_embeddings, first.item_embeddings)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert prepare_recommender(config, data, train_stock).seconds == 0
+        assert prepare_recommender(config, data).seconds == 0
     assert not caplog.text
     assert sorted(path.name for path in first.path.iterdir()) == [META, WEIGHTS]
 

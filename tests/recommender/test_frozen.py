@@ -10,9 +10,9 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.models import resolve_model
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
+from recbole_llara.evaluator.evaluation import CandidateTrainer
 from recbole_llara.recommender import frozen
 from recbole_llara.recommender.frozen import WEIGHTS, item_embedding_table, prepare_recommender
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 
 
@@ -36,15 +36,15 @@ def make_run(tmp_path):
 @pytest.fixture
 def no_training(monkeypatch):
     def fail(*args, **kwargs):
-        raise AssertionError("trained although the cache has it")
+        raise AssertionError("a recommender is trained")
 
-    return lambda: monkeypatch.setattr(frozen, "_train_into", fail)
+    return lambda: monkeypatch.setattr(CandidateTrainer, "__init__", fail)
 
 
 def test_a_second_call_takes_the_same_embeddings_from_the_cache(make_run, no_training):
-    first = prepare_recommender(*make_run(), train_stock)
+    first = prepare_recommender(*make_run())
     no_training()
-    second = prepare_recommender(*make_run(), train_stock)
+    second = prepare_recommender(*make_run())
     assert torch.equal(first.item_embeddings, second.item_embeddings)
     assert (first.sha256, first.path, first.metrics) == (second.sha256, second.path, second.metrics)
     assert first.seconds > 0 == second.seconds
@@ -55,7 +55,7 @@ def test_a_second_call_takes_the_same_embeddings_from_the_cache(make_run, no_tra
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "Caser"])
 def test_embeddings_are_detached_float32_of_the_models_own_width(make_run, model):
     config, data = make_run(rec_model=model, rec_epochs=1)
-    recommender = prepare_recommender(config, data, train_stock)
+    recommender = prepare_recommender(config, data)
     assert recommender.item_embeddings.shape == (data.dataset.item_num, 64)
     assert recommender.item_embeddings.dtype is torch.float32
     assert not recommender.item_embeddings.requires_grad
@@ -74,10 +74,10 @@ def test_the_hash_changes_with_what_matters(make_run, keys):
 
 
 def test_the_hash_knows_nothing_of_the_llm(make_run, no_training):
-    first = prepare_recommender(*make_run(), train_stock)
+    first = prepare_recommender(*make_run())
     no_training()
     config, data = make_run(learning_rate=0.1, epochs=1, train_batch_size=8, decoding="generate", max_train_rows=20)
-    assert prepare_recommender(config, data, train_stock).sha256 == first.sha256
+    assert prepare_recommender(config, data).sha256 == first.sha256
 
 
 def test_other_interactions_are_another_recommender(make_run, tmp_path):
@@ -97,7 +97,7 @@ def test_the_callers_random_numbers_are_the_same_with_and_without_training(make_
     seen = []
     for _ in range(2):  # the first trains, the second takes the cache
         random.seed(5), np.random.seed(5), torch.manual_seed(5)
-        prepare_recommender(config, data, train_stock)
+        prepare_recommender(config, data)
         seen.append(draws())
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     assert seen[0] == seen[1] == draws()
@@ -107,51 +107,53 @@ def test_training_does_not_depend_on_the_callers_random_state(make_run, tmp_path
     tables = []
     for number in range(2):
         torch.manual_seed(number)
-        tables.append(
-            prepare_recommender(*make_run(checkpoint_dir=str(tmp_path / f"saved{number}")), train_stock).item_embeddings
-        )
+        tables.append(prepare_recommender(*make_run(checkpoint_dir=str(tmp_path / f"saved{number}"))).item_embeddings)
     assert torch.equal(*tables)
 
 
-def test_an_interrupted_training_caches_nothing(make_run):
+def test_an_interrupted_training_caches_nothing(make_run, monkeypatch):
     config, data = make_run()
 
-    def interrupted(*arguments):
-        train_stock(*arguments)
-        raise KeyboardInterrupt
+    def interrupted(trainer, *arguments, **options):
+        result = evaluate(trainer, *arguments, **options)
+        if trainer.best_epoch is not None:
+            raise KeyboardInterrupt
+        return result
 
-    with pytest.raises(KeyboardInterrupt):
-        prepare_recommender(config, data, interrupted)
+    evaluate = CandidateTrainer.evaluate
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CandidateTrainer, "evaluate", interrupted)
+        prepare_recommender(config, data)
     assert not [path for path in (Path(config["checkpoint_dir"]) / "recommenders").iterdir() if path.is_dir()]
-    assert prepare_recommender(config, data, train_stock).seconds > 0
+    assert prepare_recommender(config, data).seconds > 0
 
 
 def test_a_given_checkpoint_is_used(make_run, no_training):
-    trained = prepare_recommender(*make_run(), train_stock)
+    trained = prepare_recommender(*make_run())
     no_training()
-    given = prepare_recommender(*make_run(rec_checkpoint=str(trained.path), candidate_seed=5), train_stock)
+    given = prepare_recommender(*make_run(rec_checkpoint=str(trained.path), candidate_seed=5))
     assert given.sha256 == trained.sha256  # the same weights, whatever the questions
     assert torch.equal(given.item_embeddings, trained.item_embeddings)
 
 
 def test_a_given_checkpoint_must_fit(make_run, tmp_path):
-    trained = prepare_recommender(*make_run(), train_stock)
+    trained = prepare_recommender(*make_run())
     with pytest.raises(UserError, match="does not fit"):
-        prepare_recommender(*make_run(rec_checkpoint=str(trained.path), rec_hidden_size=32), train_stock)
+        prepare_recommender(*make_run(rec_checkpoint=str(trained.path), rec_hidden_size=32))
     with pytest.raises(UserError, match="holds a SASRec"):
-        prepare_recommender(*make_run(rec_checkpoint=str(trained.path), rec_model="GRU4Rec"), train_stock)
+        prepare_recommender(*make_run(rec_checkpoint=str(trained.path), rec_model="GRU4Rec"))
     fewer = {"item_inter_num_interval": "[5,inf)"}
     with pytest.raises(UserError, match="knows 60 items, this run has 53"):
-        prepare_recommender(*make_run(rec_checkpoint=str(trained.path), **fewer), train_stock)
+        prepare_recommender(*make_run(rec_checkpoint=str(trained.path), **fewer))
     with pytest.raises(UserError, match="pickle"):
-        prepare_recommender(*make_run(rec_checkpoint=str(tmp_path / "SASRec.pth")), train_stock)
+        prepare_recommender(*make_run(rec_checkpoint=str(tmp_path / "SASRec.pth")))
     with pytest.raises(UserError, match="No checkpoint"):
-        prepare_recommender(*make_run(rec_checkpoint=str(tmp_path / "nowhere")), train_stock)
+        prepare_recommender(*make_run(rec_checkpoint=str(tmp_path / "nowhere")))
 
 
 def test_a_recommender_without_an_item_table_is_refused_before_training(make_run, no_training):
     with pytest.raises(UserError, match="FPMC has no item embedding table"):
-        prepare_recommender(*make_run(rec_model="FPMC"), train_stock)
+        prepare_recommender(*make_run(rec_model="FPMC"))
 
 
 def test_the_table_is_a_copy(make_run):
@@ -165,18 +167,19 @@ def test_the_table_is_a_copy(make_run):
 
 def test_a_mask_token_s_row_is_none_of_the_items(make_run, no_training):
     config, data = make_run(rec_model="BERT4Rec", rec_epochs=1)
-    first = prepare_recommender(config, data, train_stock)
+    first = prepare_recommender(config, data)
     assert first.item_embeddings.shape == (data.dataset.item_num, 64)
     weights = load_file(first.path / WEIGHTS)["item_embedding.weight"]
     assert len(weights) == data.dataset.item_num + 1 and torch.equal(weights[:-1], first.item_embeddings)
     no_training()
     assert torch.equal(
-        prepare_recommender(*make_run(rec_model="BERT4Rec", rec_epochs=1), train_stock).item_embeddings, first.item_embeddings
+        prepare_recommender(*make_run(rec_model="BERT4Rec", rec_epochs=1)).item_embeddings, first.item_embeddings
     )
 
 
 @pytest.mark.parametrize("model", ["SASRecCPR", "GRU4RecCPR"])
-def test_partitions_larger_than_the_catalogue_are_refused_before_training(make_run, model):
+def test_partitions_larger_than_the_catalogue_are_refused_before_training(make_run, no_training, model):
     config, data = make_run(rec_model=model)
+    no_training()
     with pytest.raises(UserError, match=r"rec_reranker_CAN_NUM: found '100', expected whole numbers from 1 to 61"):
-        prepare_recommender(config, data, lambda *arguments: pytest.fail("it was trained"))
+        prepare_recommender(config, data)

@@ -12,7 +12,6 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.morec import TextEncoder
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import UserError
 
@@ -27,7 +26,7 @@ def _trainer(keys):
     config = RunConfig("MoRec", "toy", config_dict=keys)
     data = prepare_data(config)
     torch.manual_seed(0)
-    return get_trainer(config, build_model(config, data, train_stock)), data
+    return get_trainer(config, build_model(config, data)), data
 
 
 @pytest.mark.parametrize("rec_model", ["SASRec", "GRU4Rec", "Caser"])
@@ -114,7 +113,7 @@ def test_the_catalogue_is_encoded_on_the_device_of_the_run(toy, tuning, monkeypa
     )
     config = RunConfig("MoRec", "toy", config_dict={**toy, "use_gpu": True, "text_encoder_tuning": tuning, "epochs": 1})
     data = prepare_data(config)
-    trainer = get_trainer(config, build_model(config, data, train_stock))
+    trainer = get_trainer(config, build_model(config, data))
     trainer.fit(data.train_data, data.valid_data)
     assert devices[0] == "cpu" and set(devices[1:]) == {"cuda"}  # the first pass is a look at one title
 

@@ -16,7 +16,6 @@ from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.serving.export import export
 from recbole_llara.serving.loaded import load
-from recbole_llara.trainer.stock import train_stock
 from recbole_llara.utils.errors import UserError
 
 STOCK = ("SASRec", "GRU4Rec", "Caser", "Popularity", "MoRec", "SASRecF")
@@ -119,7 +118,7 @@ def test_a_recommender_under_an_llm_keeps_its_items(moved):
     def embeddings(**changes):
         config = RunConfig("LLaRA", "toy", config_dict={**keys, "rec_checkpoint": str(checkpoint), **changes})
         data = prepare_data(config)
-        table = prepare_recommender(config, data, train_stock).item_embeddings
+        table = prepare_recommender(config, data).item_embeddings
         return dict(zip(map(str, data.dataset.field2id_token["item_id"]), table.tolist(), strict=True)), table
 
     before, table = embeddings()

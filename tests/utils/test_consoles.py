@@ -41,7 +41,7 @@ def test_text_for_people_is_escaped_where_the_console_lacks_it(console):
 @pytest.mark.parametrize("console", CONSOLES)
 def test_json_is_utf_8_on_every_console(console):
     program = (
-        "import sys; from recbole_llara.utils.text import escape_output, read_json, write_json\n"
+        "import sys; from recbole_llara.utils.process_setup import escape_output, read_json, write_json\n"
         "escape_output(); write_json(); read_json()\n"
         "for line in sys.stdin: sys.stdout.write(line.replace('\\udcff', '?'))"
     )

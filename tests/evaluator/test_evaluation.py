@@ -12,8 +12,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.build import build_model
-from recbole_llara.recommender.stock import load_recommender
-from recbole_llara.trainer.stock import stock_trainer, train_stock
+from recbole_llara.recommender.stock import load_recommender, stock_trainer
 from recbole_llara.utils.errors import Diverged, UserError
 
 
@@ -31,7 +30,7 @@ def make_trainer(tmp_path):
         config = RunConfig(model, "toy", config_dict={**toy, "epochs": 2, **keys})
         data = prepare_data(config)
         init_seed(config["seed"], True)
-        return stock_trainer(config, build_model(config, data, train_stock)), data
+        return stock_trainer(config, build_model(config, data)), data
 
     return make
 
@@ -221,10 +220,8 @@ def test_keys_that_make_other_answers_of_the_same_weights_are_refused(make_train
     trainer, data = make_trainer(model, epochs=1)
     trainer.fit(data.train_data, data.valid_data)
     weights = trainer.saved_model_file
-    other = build_model(
-        RunConfig(model, "toy", config_dict={**trainer.config.external_config_dict, key: value}), data, train_stock
-    )
+    other = build_model(RunConfig(model, "toy", config_dict={**trainer.config.external_config_dict, key: value}), data)
     with pytest.raises(UserError, match=rf"does not fit this {model}: {key}: .* there, {value!r} here"):
         load_recommender(other, weights, model)
     learned_otherwise = {**trainer.config.external_config_dict, "learning_rate": 0.5, "loss_type": "BPR"}
-    load_recommender(build_model(RunConfig(model, "toy", config_dict=learned_otherwise), data, train_stock), weights, model)
+    load_recommender(build_model(RunConfig(model, "toy", config_dict=learned_otherwise), data), weights, model)
