@@ -31,6 +31,7 @@ from recbole_llara.llm.architecture import decoder_blocks
 from recbole_llara.llm.loading import first_line
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers, row_keys
+from recbole_llara.utils.transfer import send
 
 LLM_TUNINGS = ("lora", "frozen", "full")
 
@@ -183,7 +184,7 @@ def token_keys(seed: int, purpose: str, step: int, rows: torch.Tensor, position_
     """
     keys = row_keys(seed, f"dropout of {purpose}", step, rows.numpy())
     drawn = numbers(keys[:, None], np.arange(position_ids.shape[1])) >> np.uint64(64 - _KEY_BITS)  # [B, T], by position
-    return torch.from_numpy(drawn.astype(np.int64)).to(position_ids.device).gather(1, position_ids)
+    return send(torch.from_numpy(drawn.astype(np.int64)), position_ids.device).gather(1, position_ids)
 
 
 class RowDropout(nn.Module):

@@ -1,12 +1,15 @@
 """The candidates' answers as one packed token tree per row, so that one pass of the LLM scores them all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm
 from recbole_llara.llm.cpu import BMM_ATTENTION
 from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class AnswerTrie:
     node_depth: torch.Tensor  # [B, Q] 0 for first tokens of answers
     visible: torch.Tensor  # [B, Q, Q] bool, whether a node (second axis) reads another (third): itself and its ancestors
     path: torch.Tensor  # [B, C, A] the node of each token of each answer; meaningless for last tokens and padding
+
+    def to(self, device: torch.device) -> "AnswerTrie":
+        """The same tree on another device."""
+        return AnswerTrie(*(send(tensor, device) for tensor in vars(self).values()))
 
 
 def build_trie(answer_ids: torch.Tensor) -> AnswerTrie:
@@ -148,6 +155,14 @@ def tree_masks(
     limits = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
     limited = (name for name, limit in limits.items() if getattr(config, limit, None) is not None)
     return mask_of(next(limited, "full_attention"))
+
+
+def with_mask_of_pairs(llm: nn.Module, prompts: EmbeddedPrompts) -> EmbeddedPrompts:
+    """The same prompts [B, T], their mask one of pairs of tokens: transformers looks into a mask of tokens, and waits for the GPU."""
+    model, positions = causal_lm(llm), prompts.position_ids
+    no_nodes = torch.zeros(len(positions), 0, 0, dtype=torch.bool, device=positions.device)
+    masks = tree_masks(model, prompts.attention_mask, no_nodes, positions, prompts.inputs_embeds.dtype)
+    return replace(prompts, attention_mask=masks)
 
 
 def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:

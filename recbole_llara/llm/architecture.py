@@ -38,7 +38,7 @@ class EmbeddedPrompts:
     """Prompts as a decoder reads them, by the names of its arguments."""
 
     inputs_embeds: torch.Tensor  # [B, T, D]
-    attention_mask: torch.Tensor  # [B, T] 1 on tokens, 0 on padding
+    attention_mask: torch.Tensor  # [B, T] 1 on tokens, 0 on padding; or what ``answer_tree.tree_masks`` returns
     position_ids: torch.Tensor  # [B, T] 0 at the row's first token
 
 

@@ -13,6 +13,7 @@ from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm
 from recbole_llara.llm.likelihood import check_prompts
 from recbole_llara.prompt.encoding import IGNORED_LABEL
 from recbole_llara.prompt.tokens import spell
+from recbole_llara.utils.transfer import send
 
 # Everything of a model's own generation settings that would bend the likelihoods, switched off.
 PLAIN_GENERATION = {
@@ -54,7 +55,7 @@ def decode_generate(
         ValueError: prompts padded on the right, or an LLM in training mode.
     """
     check_prompts(llm, prompts)
-    most = int(answer_lengths.max())
+    most, answer_lengths = int(answer_lengths.max()), send(answer_lengths, prompts.attention_mask.device)
     ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     generated = causal_lm(llm).generate(  # counts positions from the mask
         inputs_embeds=prompts.inputs_embeds,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
+from recbole_llara.utils.transfer import send
 
 
 class Projector(nn.Module):
@@ -112,7 +113,7 @@ class ItemTokens(nn.Module):
             self.item_ids = nn.Parameter(centre + spread * torch.randn(n_items, len(centre)))
 
     def forward(self, slot_parts: torch.Tensor, slot_items: torch.Tensor) -> torch.Tensor:
-        """The vectors [S, D] of slots that hold ``slot_parts`` [S], places in ``SLOT_PARTS``, of items [S].
+        """The vectors [S, D] of slots that hold ``slot_parts`` [S] on the CPU, places in ``SLOT_PARTS``, of items [S].
 
         Raises:
             ValueError: a slot holds what was not among ``parts``.
@@ -122,7 +123,7 @@ class ItemTokens(nn.Module):
             part = SLOT_PARTS[number]
             if part is Part.PLACEHOLDER:
                 continue
-            slots = (slot_parts == number).nonzero(as_tuple=True)[0]  # [s]
+            slots = send((slot_parts == number).nonzero(as_tuple=True)[0], slot_items.device)  # [s]
             items = slot_items[slots]
             if part is Part.ITEM_EMBEDDING and self.projector is not None:
                 filled = self.projector(self.item_embeddings[items])

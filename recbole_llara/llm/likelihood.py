@@ -1,6 +1,7 @@
 """Likelihoods of answers: of the targets' in training, and of all candidates' with or without gradient.
 
-Answers are [B, C, A] token ids, each with its EOS, padded on the right with -100; prompts of candidates are padded on the left.
+Answers are [B, C, A] token ids on the CPU, each with its EOS, padded on the right with -100; prompts of candidates are padded on
+the left.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import nn
 from recbole_llara.llm.answer_tree import build_trie, tree_masks
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, decoder_of, input_embeddings
 from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.utils.transfer import send
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.
 _LOGITS_AT_ONCE = 1 << 24
@@ -46,7 +48,7 @@ def answer_pass(llm: nn.Module, prompts: EmbeddedPrompts, labels: torch.Tensor, 
     Args:
         llm: a causal LM, wrapped by peft or not.
         prompts: with their answers.
-        labels: [B, T] the answer's tokens in their places, -100 elsewhere; the shift happens here.
+        labels: [B, T] the answer's tokens in their places, -100 elsewhere, on the CPU; the shift happens here.
         with_states: whether to return the decoder's states too.
 
     Raises:
@@ -60,7 +62,8 @@ def answer_pass(llm: nn.Module, prompts: EmbeddedPrompts, labels: torch.Tensor, 
     first = int(has_label.int().argmax())
     if first == 0:
         raise ValueError("an answer token in the first column: expected a prompt before every answer")
-    columns = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)  # [K]
+    device = prompts.inputs_embeds.device
+    columns = torch.arange(first - 1, labels.shape[1] - 1, device=device)  # [K]
     model, states = causal_lm(llm), []  # peft's own wrapper passes no inputs_embeds on to an MPT
     # Read off the decoder itself: output_hidden_states gives none of blocks whose weights are sharded.
     hook = decoder_of(model).register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
@@ -68,7 +71,7 @@ def answer_pass(llm: nn.Module, prompts: EmbeddedPrompts, labels: torch.Tensor, 
         logits = model(**vars(prompts), logits_to_keep=columns, use_cache=False).logits
     finally:
         hook.remove()
-    targets = labels[:, first:]  # [B, K]
+    targets = send(labels[:, first:], device)  # [B, K]
     # In fp32 whatever the arithmetic of the decoder: the sum over V exponentials needs the digits.
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
@@ -77,7 +80,7 @@ def answer_pass(llm: nn.Module, prompts: EmbeddedPrompts, labels: torch.Tensor, 
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean [B, D] of the states [B, T, D] that a mask [B, T] keeps, in float32.
+    """The mean [B, D] of the states [B, T, D] that a mask [B, T] keeps, in float32; best on the CPU, where it is looked into.
 
     Raises:
         ValueError: a row keeps nothing.
@@ -86,7 +89,8 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if bool((counts == 0).any()):
         row = int((counts[:, 0] == 0).nonzero()[0])
         raise ValueError(f"row {row} has no token to average: expected at least one in a mask of shape {tuple(mask.shape)}")
-    rows, columns = mask.nonzero(as_tuple=True)  # few of the T: only these are read, and only these get a gradient
+    # Few of the T: only these are read, and only these get a gradient.
+    rows, columns, counts = (send(found, states.device) for found in (*mask.nonzero(as_tuple=True), counts))
     sums = torch.zeros(mask.shape[0], states.shape[2], device=states.device)
     return sums.index_add(0, rows, states[rows, columns].float()) / counts
 
@@ -119,7 +123,10 @@ def trie_log_probs(
             answers of which no tree can be built.
     """
     check_prompts(llm, prompts)
-    trie, model = build_trie(answer_ids), causal_lm(llm)
+    trie, model, device = build_trie(answer_ids), causal_lm(llm), prompts.inputs_embeds.device
+    # An answer's first token is predicted by the prompt's end, each further one by the node of the one before it.
+    places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
+    trie, places = trie.to(device), send(places, device)
     embeds, positions = _with_answers(model, prompts, trie.node_ids, trie.node_depth, before_pass)
     logits = model(
         inputs_embeds=embeds,
@@ -128,9 +135,7 @@ def trie_log_probs(
         use_cache=False,
         logits_to_keep=1 + trie.node_ids.shape[1],
     ).logits  # [B, 1 + Q, V]
-    # An answer's first token is predicted by the prompt's end, each further one by the node of the one before it.
-    places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
-    return _log_softmax_at(logits, places, answer_ids)
+    return _log_softmax_at(logits, places, send(answer_ids, device))
 
 
 def candidate_log_probs(
@@ -142,6 +147,7 @@ def candidate_log_probs(
     """
     check_prompts(llm, prompts)
     model, mask = causal_lm(llm), prompts.attention_mask
+    answer_ids = send(answer_ids, mask.device)
     depth = torch.arange(answer_ids.shape[2], device=answer_ids.device)  # [A]
     places = depth.expand(len(answer_ids), 1, -1)  # [B, 1, A]
     found = []

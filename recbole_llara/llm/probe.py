@@ -51,7 +51,7 @@ class Probe:
         llm: in evaluation mode, on its device.
         llm_path: for messages.
         prompt: of one row, without padding, as long as any of the run; slots count as the tokens that stand in for them.
-        answer_ids: [1, C, A] its candidates' answers.
+        answer_ids: [1, C, A] its candidates' answers, on the CPU.
         end, pad: ids of the tokens that end an answer and fill a row.
         is_quantized: whether its weights are, so that a token's roundings depend on the tokens beside it.
         token_keys: where its dropout reads which tokens a pass holds.
@@ -67,7 +67,7 @@ class Probe:
     token_keys: TokenKeys = field(default_factory=TokenKeys)
 
     def __post_init__(self) -> None:
-        self.prompt, self.answer_ids = self.prompt.to(self.llm.device), self.answer_ids.to(self.llm.device)
+        self.prompt = self.prompt.to(self.llm.device)
         self.subject = f"llm_path is {self.llm_path!r}: {type(self.llm).__name__}"
         self.dtype = torch.bfloat16 if self.is_quantized else input_embeddings(self.llm).weight.dtype
         # The prompt as a row of a batch with a longer one.
@@ -144,7 +144,7 @@ class Probe:
         ids = self.prompt.input_ids[:, -SHORT:]
         n_changed = max(1, ids.shape[1] // 4)
         changed = ids.clone()
-        changed[:, -n_changed:] = torch.where(ids[:, -n_changed:] == self.end, self.answer_ids[0, 0, 0], self.end)
+        changed[:, -n_changed:] = torch.where(ids[:, -n_changed:] == self.end, int(self.answer_ids[0, 0, 0]), self.end)
         before = self.llm(input_ids=torch.cat([ids, changed])).logits[:, :-n_changed].float().log_softmax(2)
         # Both are rows of one pass: where the LLM is causal, even their roundings are alike.
         gap = float((before[1] - before[0]).abs().mean(1).max())
@@ -156,9 +156,9 @@ class Probe:
 
     def _plain_log_probs(self, few: torch.Tensor) -> torch.Tensor:
         """[1, K, A] prompt and answer of a few candidates, each alone and as tokens: what every other pass is measured by."""
-        found = torch.zeros(few.shape, device=few.device)
+        found = torch.zeros(few.shape, device=self.llm.device)
         for number, padded in enumerate(few[0]):
-            answer = padded[padded != IGNORED_LABEL]
+            answer = padded[padded != IGNORED_LABEL].to(self.llm.device)
             ids = torch.cat([self.prompt.input_ids[0], answer])[None]
             log_probs = self.llm(input_ids=ids).logits[0, -len(answer) - 1 : -1].float().log_softmax(1)
             found[0, number, : len(answer)] = log_probs.gather(1, answer[:, None])[:, 0]
@@ -168,7 +168,7 @@ class Probe:
         """A pass in training mode, which some models refuse without further inputs; nothing is learned, no draw is used up."""
         mask = self.padded.attention_mask[:, -SHORT:]
         short = EmbeddedPrompts(self.padded.inputs_embeds[:, -SHORT:], mask, (mask.cumsum(1) - 1).clamp(min=0))
-        labels = torch.full(mask.shape, IGNORED_LABEL, device=mask.device)
+        labels = torch.full(mask.shape, IGNORED_LABEL)
         labels[:, -1] = self.end
         devices = [self.llm.device] if self.llm.device.type == "cuda" else []
         self.llm.train()

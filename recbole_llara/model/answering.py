@@ -51,7 +51,7 @@ def constrained(model: Any, questions: Questions) -> CandidateAnswers:
     Every likelihood that it could need is among those that score the candidates: no token-by-token loop over the LLM.
     """
     answer_ids, log_probs = answer_likelihoods(model, evaluation_prompts(model, questions), questions.candidates)
-    chosen, answer_ids = walk(answer_ids, log_probs).cpu(), answer_ids.cpu()  # [B], [B, C, A]
+    chosen = walk(answer_ids, log_probs.cpu())  # [B]
     is_chosen = (answer_ids == answer_ids[torch.arange(len(chosen)), chosen][:, None]).all(2)  # [B, C]
     return replace(ranked_answers(model, questions, is_chosen.float()), scores=None)
 
@@ -121,8 +121,8 @@ def ranked_answers(model: Any, questions: Questions, scores: torch.Tensor) -> Ca
 def answer_context(
     model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, representation: Representation
 ) -> tuple[nn.Module, EmbeddedPrompts, torch.Tensor]:
-    """What is read: the LLM, embedded prompts and the candidates' answers [B, C, A]."""
-    return model.llm, model.embed(prompts), model.encoder.answer_ids(candidates, representation).to(model.device)
+    """What is read: the LLM, embedded prompts and, on the CPU, the candidates' answers [B, C, A]."""
+    return model.llm, model.embed(prompts), model.encoder.answer_ids(candidates, representation)
 
 
 def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> torch.Tensor:

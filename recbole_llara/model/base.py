@@ -17,10 +17,11 @@ from recbole_llara.data.rows import Rows
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
+from recbole_llara.llm.answer_tree import with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
-from recbole_llara.llm.likelihood import answer_pass
+from recbole_llara.llm.likelihood import answer_pass, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import Questions, score
 from recbole_llara.model.build import prepare_llm
@@ -168,6 +169,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             inputs = merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
         return EmbeddedPrompts(inputs, prompts.attention_mask, prompts.position_ids)
 
+    def training_inputs(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
+        """What the decoder reads in training: on a GPU, where the LLM can, under a mask into which nobody has to look."""
+        embedded, attention = self.embed(prompts), causal_lm(self.llm).config._attn_implementation
+        reads_pairs = self.read_answers is trie_log_probs and attention == "sdpa"
+        return with_mask_of_pairs(self.llm, embedded) if reads_pairs and self.device.type == "cuda" else embedded
+
     def training_arithmetic(self) -> torch.autocast:
         """The arithmetic of ``llm_dtype``, as a context."""
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
@@ -218,7 +225,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         """What one forward pass over rows adds to the losses of its optimiser step, by name; their sum is what is minimised."""
         prompts = self.encode_training(rows, step.representation)
         self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
-        answers = answer_pass(self.llm, self.embed(prompts), prompts.labels, self.needs_states)
+        answers = answer_pass(self.llm, self.training_inputs(prompts), prompts.labels, self.needs_states)
         return self.losses(ForwardPass(self, step, rows, prompts, answers))
 
     def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from recbole_llara.model.answering import answer_context
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.transfer import send
 
 CANDIDATES = "candidates"  # what dropout calls passes over prompts and the answers of all candidates
 
@@ -71,7 +72,7 @@ class Step:
             previews: [B, D].
         """
         given = torch.zeros_like(self.views, requires_grad=False)
-        given[places.to(given.device)] = previews.to(given)
+        given[send(places, given.device)] = send(previews, given.device).to(given)
         return replace(self, given=given)
 
     def as_one_pass(self) -> "Step":

@@ -15,6 +15,7 @@ from recbole_llara.model.losses import ForwardPass, Step, TrainingRows
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.transfer import send
 
 ITEMS = "item tower"  # what dropout calls its passes
 
@@ -70,7 +71,7 @@ class RSLLM(LLMRecommender):
             checkpoint(self._item_tower, part, representation, number, use_reentrant=False)
             for part in distinct.split(items_at_once)
         ]
-        items = torch.cat(towers)[places.to(self.device)]
+        items = torch.cat(towers)[send(places, self.device)]
         return replace(step, items=items, views=items.detach().requires_grad_())
 
     def _item_tower(self, items: torch.Tensor, representation: Representation, step: int) -> torch.Tensor:
@@ -96,7 +97,7 @@ class RSLLM(LLMRecommender):
             ValueError: other passes hold rows that were not previewed.
         """
         losses, step, states = self.answer_loss(forward), forward.step, forward.answers.states
-        targets, places = step.targets.to(self.device), forward.rows.places.to(self.device)
+        targets, places = (send(each, self.device) for each in (step.targets, forward.rows.places))
         if self.item_item_weight:  # eq. 3
             contrasted = self._item_item(step, places, self._given(states, forward.prompts), targets)
             losses["item_item"] = self.item_item_weight * contrasted / step.n_rows
@@ -133,7 +134,7 @@ class RSLLM(LLMRecommender):
 
     def _states(self, prompts: EncodedPrompts) -> torch.Tensor:
         """[B, T, D] the decoder's last states."""
-        return hidden_states(self.llm, self.embed(prompts))
+        return hidden_states(self.llm, self.training_inputs(prompts))
 
 
 def in_batch_contrast(

@@ -6,7 +6,7 @@ found by its place in the row, never by searching text, so a title that reads "[
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
 from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, tokenise, tokenise_followed, tokenise_inside
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.transfer import send
 
 SEPARATOR = ","
 IGNORED_LABEL = -100
@@ -26,6 +27,8 @@ _LISTS = (HISTORY, CANDIDATES)
 @dataclass(frozen=True)
 class EncodedPrompts:
     """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
+
+    What the host decides by (``labels``, ``slot_parts``, ``pooled``) stays on the CPU, wherever the rest is sent.
 
     ``pooled`` are the tokens whose states stand for the history (``encode``: all parts of its items) or for the item
     (``encode_items``: all parts of it). RSLLM's two towers average them.
@@ -42,8 +45,9 @@ class EncodedPrompts:
     pooled: torch.Tensor  # [B, T] bool
 
     def to(self, device: torch.device) -> "EncodedPrompts":
-        """The same prompts on another device."""
-        return EncodedPrompts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        """The same prompts, what the LLM reads being on another device."""
+        stay = ("labels", "slot_parts", "pooled")
+        return replace(self, **{name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay})
 
 
 class PromptEncoder:

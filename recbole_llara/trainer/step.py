@@ -122,16 +122,17 @@ class OptimiserSteps:
 
     def _run_passes(self, step: Step, passes: Sequence[WeightedPass]) -> dict[str, float]:
         """Each pass forward and backward; returns the sums of their losses by name."""
-        each: list[dict[str, float]] = []
+        each: list[dict[str, torch.Tensor]] = []
         for part, weight in passes:
             with self.model.training_arithmetic():
                 losses = {name: weight * value for name, value in self.model.step_losses(part, step).items()}
-            loss = torch.stack(list(losses.values())).sum()
-            self._check_finite("loss", loss, step.number, part)
-            self.scaler.scale(loss).backward()
-            each.append({name: value.item() for name, value in losses.items()})
+            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            each.append({name: value.detach() for name, value in losses.items()})
         step.finish()
-        return _summed(each)
+        # Looked at once all passes are under way: each look waits for the GPU.
+        for (part, _), losses in zip(passes, each, strict=True):
+            self._check_finite("loss", torch.stack(list(losses.values())).sum(), step.number, part)
+        return _summed([{name: value.item() for name, value in losses.items()} for losses in each])
 
     def _in_memory(self, compute: Callable[..., T], *arguments: object) -> T | None:
         # Where weights are dealt out the other processes wait inside a pass, and cannot begin again.
