@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_gpu.py [--tokenizer FOLDER] [--titles FILE] [--out benchmark-gpu.json]
 
-Weights are random, in the shape of Llama-2-7B; nothing is downloaded, and RecBole is not needed. Give the folder of the real
+Weights are random, in the shape of Llama-2-7B (--shape=smollm2: of SmolLM2-135M); nothing is downloaded, and RecBole is not needed. Give the folder of the real
 tokenizer and a file of titles, one a line, for prompts of their real length; without them the embedded LLM's tokenizer reads
 made-up titles. Ours and the recipe (plain_recipe.py) take turns over the same rows. Training is counted as 4 N operations a
 token, N the weights of the decoder's linears; the machine's rate is that of a large bf16 product in the same run. A last part
@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recbole_llara.llm.adapters import tune
-from recbole_llara.llm.answer_tree import walk
+from recbole_llara.llm.answer_tree import walk, with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings
 from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.item_tokens import ItemTokens, merge_item_embeddings
@@ -38,9 +38,10 @@ from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptE
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
 
-SHAPES = {  # hidden, intermediate, layers, heads
-    "7b": (4096, 11008, 32, 32),
-    "small": (64, 128, 2, 2),
+SHAPES = {  # hidden, intermediate, layers, heads, heads of keys and values
+    "7b": (4096, 11008, 32, 32, 32),
+    "smollm2": (576, 1536, 30, 9, 3),
+    "small": (64, 128, 2, 2, 2),
 }
 HISTORY, CANDIDATES, D_REC = 10, 20, 64
 LORA = {"lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": "auto"}
@@ -68,13 +69,14 @@ class Engine:
         in_4_bits: bool = False,
     ) -> None:
         self.device, self.tokenizer = torch.device(device), tokenizer
-        hidden, intermediate, layers, heads = SHAPES[shape]
+        hidden, intermediate, layers, heads, pairs = SHAPES[shape]
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=hidden,
             intermediate_size=intermediate,
             num_hidden_layers=layers,
             num_attention_heads=heads,
+            num_key_value_heads=pairs,
             max_position_embeddings=4096,
         )
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -134,7 +136,9 @@ class Engine:
         """The mean over all answer tokens of a pass."""
         prompts = self.prompts(history, candidates, targets)
         with self.autocast():
-            answers = answer_pass(self.llm, self.embed(prompts), prompts.labels)
+            inputs = self.embed(prompts)
+            inputs = with_mask_of_pairs(self.llm, inputs) if self.device.type == "cuda" else inputs  # as in training
+            answers = answer_pass(self.llm, inputs, prompts.labels)
             return answers.sums.sum() / answers.counts.sum()
 
     def plain_loss(self, history: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -157,7 +161,7 @@ class Engine:
             if decoding == "plain":
                 return self.plain.answers(self.plain_rows(history, candidates, targets))
             prompts = self.prompts(history, candidates, None)
-            answer_ids = self.encoder.answer_ids(candidates, self.representation).to(self.device)
+            answer_ids = self.encoder.answer_ids(candidates, self.representation)
             inputs = self.embed(prompts)
             if decoding == "generate":
                 lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)
