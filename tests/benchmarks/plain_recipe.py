@@ -83,9 +83,10 @@ class PlainRecipe:
             labels.append([IGNORED] * len(prompt) + answer)
         longest = max(map(len, sequences))
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([sequence + [pad] * (longest - len(sequence)) for sequence in sequences])
-        mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
-        targets = torch.tensor([label + [IGNORED] * (longest - len(label)) for label in labels])
+        device = self.item_embeddings.device
+        ids = torch.tensor([sequence + [pad] * (longest - len(sequence)) for sequence in sequences], device=device)
+        mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences], device=device)
+        targets = torch.tensor([label + [IGNORED] * (longest - len(label)) for label in labels], device=device)
         is_slot = ids == self.slot_id
         inputs = self.llm.get_input_embeddings()(ids.masked_fill(is_slot, pad)).clone()
         for number, row in enumerate(rows):

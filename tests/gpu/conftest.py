@@ -10,10 +10,3 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason="no GPU with CUDA here"))
-
-
-@pytest.fixture
-def plain_float32(monkeypatch):
-    """Products in whole float32, as a CPU makes them, whatever the process allowed before."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

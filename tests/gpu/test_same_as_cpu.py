@@ -11,7 +11,6 @@ from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped
 
-pytestmark = pytest.mark.usefixtures("plain_float32")
 LLMS = [
     "toy",
     "tiny",
