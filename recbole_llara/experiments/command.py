@@ -45,7 +45,9 @@ def study_main(argv: Sequence[str]) -> int:
     def make(defaults: Mapping[str, Any], is_first: bool) -> Any:
         from recbole_llara.experiments.study_runs import StudyRuns
 
-        return StudyRuns(read_study(words, defaults), arguments.fresh and is_first)
+        runs = StudyRuns(read_study(words, defaults), arguments.fresh and is_first)
+        runs.check_llms()
+        return runs
 
     def report(runs: Any) -> tuple[str, bool]:
         from recbole_llara.experiments.study_report import write_study_report

@@ -21,7 +21,7 @@ from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments.runner import Plan, run_model
 from recbole_llara.experiments.study_definition import EVALUATES, Study
-from recbole_llara.llm.source import embedded_llm_sha256
+from recbole_llara.llm.source import embedded_llm_sha256, resolve_llm_path
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
 from recbole_llara.utils import __version__
@@ -111,6 +111,12 @@ class StudyRuns(Plan):
     def outcomes(self) -> dict[Arm, Outcome]:
         """The outcomes so far, in the order of the arms."""
         return {arm: outcome for arm, outcome in self._outcomes.items() if outcome is not None}
+
+    def check_llms(self) -> None:
+        """Refuse an LLM that is not there, before any system is trained; a GGUF file is dequantised here."""
+        for arm in self._wanted():
+            if is_llm_recommender(self.study.model_of(arm.system)):
+                resolve_llm_path(str(self._values(arm).get("llm_path", "tiny")))
 
     def claim(self) -> tuple[Arm, AcquireReturnProxy] | None:
         wanted = self._wanted()

@@ -123,6 +123,8 @@ def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
     assert "nowhere" in capsys.readouterr().err
     assert main([]) == 2
     assert "found 0 studies" in capsys.readouterr().err
+    assert main(["quickstart", "--llm_path=./nothing"]) == 2
+    assert "llm_path is './nothing'" in capsys.readouterr().err
     assert not Path("saved/recommenders").exists()
 
 

@@ -24,7 +24,12 @@ def test_columns_of_sequences_aggregate_as_recbole_asks():
 
 
 def test_holes_are_filled_in_the_table_itself():
-    kinds = {"token": FeatureType.TOKEN, "float": FeatureType.FLOAT, "tokens": FeatureType.TOKEN_SEQ, "floats": FeatureType.FLOAT_SEQ}
+    kinds = {
+        "token": FeatureType.TOKEN,
+        "float": FeatureType.FLOAT,
+        "tokens": FeatureType.TOKEN_SEQ,
+        "floats": FeatureType.FLOAT_SEQ,
+    }
     table = Table(
         {
             "token": pd.Series([4.0, np.nan]),
