@@ -1,5 +1,7 @@
 """LLM families of transformers at toy width, drawn from a seed: windows, biases and layers of every kind."""
 
+from typing import Any
+
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -77,11 +79,13 @@ REFUSED = {
     "RWKV": ("RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}),
 }
 FAMILIES = {**TREE, **ONE_BY_ONE, **REFUSED}
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as their configs call the number of blocks
 
 
-def family_config(family: str, vocab_size: int) -> PretrainedConfig:
-    """A family's config; weights are drawn so wide that answers differ by more than rounding."""
+def family_config(family: str, vocab_size: int, **changes: Any) -> PretrainedConfig:
+    """A family's config, but for some values; weights are drawn so wide that answers differ by more than rounding."""
     name, values = FAMILIES[family]
+    values = {**values, **changes}
     common = {"vocab_size": vocab_size, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
     if "init_std" not in values:
         common["initializer_range"] = 0.4
@@ -91,7 +95,13 @@ def family_config(family: str, vocab_size: int) -> PretrainedConfig:
     return config(**values, **common)
 
 
-def make_family(family: str, vocab_size: int) -> PreTrainedModel:
+def make_family(family: str, vocab_size: int, **changes: Any) -> PreTrainedModel:
     """A causal LM of a family, in evaluation mode."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(family_config(family, vocab_size)).eval()
+    return AutoModelForCausalLM.from_config(family_config(family, vocab_size, **changes)).eval()
+
+
+def twice_as_deep(family: str) -> dict[str, Any]:
+    """The values of a family's config that say how many blocks there are and of which kinds, for twice as many."""
+    values = FAMILIES[family][1]
+    return {key: value * 2 for key, value in values.items() if key in LAYERS or isinstance(value, list)}

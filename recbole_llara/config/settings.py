@@ -236,6 +236,7 @@ class LLMSettings(Settings):
     """The LLM and what of it learns."""
 
     llm_path: str = key(PATH)
+    llm_layers: Count | tuple[int, ...] | None = key(VALUE)
     llm_dtype: str = key(VALUE, names=DTYPES)
     eval_dtype: str = key(VALUE, names=DTYPES)
     llm_quantization: str = key(VALUE, names=one_of("none", "8bit", "4bit"))

@@ -1,19 +1,25 @@
-"""The parts of any causal LM, wrapped by peft or not, and what is done to its decoder blocks: compiling and sharding."""
+"""The parts of any causal LM, wrapped by peft or not, and what is done to its decoder blocks: left out, compiled, sharded."""
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, differences
 
 _COMPILERS = ("g++", "clang++", "c++")
+_OWN_NUMBER = {"layer_idx", "layer_id"}  # attributes of a block's parts
+_BLOCK_NUMBERS = ("moe_layers", "mlp_only_layers", "attn_layer_indices")  # lists of a configuration that hold numbers of blocks
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -63,8 +69,91 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return module
     raise UserError(
-        f"{type(model).__name__} has no list of {n_layers} decoder blocks, which lora and fsdp need: use llm_tuning frozen or full"
+        f"{type(model).__name__} has no list of {n_layers} decoder blocks, which lora, fsdp and llm_layers need: use llm_tuning frozen or full"
     )
+
+
+def keep_blocks(model: PreTrainedModel, llm_layers: int | Sequence[int] | None) -> None:
+    """Leave all but some decoder blocks out of an LLM and of its configuration, in place.
+
+    Most middle blocks are of little use to recommendation (SLMRec, Xu et al. 2025). Saved and loaded by transformers alone, the
+    LLM is the same; its configuration tells the blocks that were kept as ``llm_layers``.
+
+    Args:
+        llm_layers: how many, half of them from each end, an odd one from the beginning: 3 of 6 are 0, 1, 5; or their numbers,
+            ascending; None = all.
+
+    Raises:
+        UserError: the LLM has no such blocks, or its architecture builds others from the configuration of those that are kept.
+    """
+    if llm_layers is None:
+        return
+    name, count = type(model).__name__, len(decoder_blocks(model))
+    if isinstance(llm_layers, int):
+        kept = [*range(llm_layers - llm_layers // 2), *range(count - llm_layers // 2, count)]
+    else:
+        kept = list(llm_layers)
+    found = f"llm_layers: found {llm_layers if isinstance(llm_layers, int) else kept}"
+    if not kept or kept != sorted(set(kept) & set(range(count))):
+        raise UserError(
+            f"{found}, expected 1 to {count}, or a list of ascending block numbers from 0 to {count - 1}: {name} has {count} blocks"
+        )
+    if len(kept) == count:
+        return
+    # Some blocks depend on their number, or on other blocks, by what no list of the configuration says.
+    try:
+        whole = _without_weights(model, deepcopy(model.config))
+        for each in (model, whole):
+            _leave_out(each, kept)
+        built = _without_weights(model, type(model.config).from_dict(model.config.to_dict()))
+        differing = differences(_structure(built), _structure(whole))
+    except (ArithmeticError, LookupError, StrictDataclassError, TypeError, ValueError) as error:
+        differing = [str(error).partition("\n")[0]]
+    if differing:
+        raise UserError(
+            f"{found}, but {name} cannot be built of these blocks alone ({differing[0]}): expected other blocks, or None"
+        )
+
+
+def kept_layers(model: nn.Module) -> list[int] | None:
+    """Which decoder blocks of its LLM a model holds, by ``keep_blocks``; None = all."""
+    return getattr(causal_lm(model).config.get_text_config(), "llm_layers", None)
+
+
+def _without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """What the architecture of a model builds from a configuration."""
+    with torch.device("meta"):
+        return type(model)._from_config(config, attn_implementation=model.config._attn_implementation)
+
+
+def _leave_out(model: PreTrainedModel, kept: list[int]) -> None:
+    """Leave out the other blocks, and number those that are kept from 0, as the cache of generation does."""
+    blocks, text = decoder_blocks(model), model.config.get_text_config()
+    count = len(blocks)
+    for number in sorted(set(range(count)) - set(kept), reverse=True):
+        del blocks[number]
+    for number, block in enumerate(blocks):
+        for module in block.modules():
+            for name in _OWN_NUMBER & vars(module).keys():
+                setattr(module, name, number)
+    for key, value in list(vars(text).items()):
+        if key in _BLOCK_NUMBERS and value is not None:
+            setattr(text, key, [kept.index(number) for number in value if number in kept])
+        elif isinstance(value, list) and len(value) == count and not key.endswith("_id"):
+            setattr(text, key, [value[number] for number in kept])
+    if text.model_type == "gpt_neo":  # it makes attention_layers anew
+        text.attention_types = [[text.attention_layers, 1]]
+    text.num_hidden_layers, text.llm_layers = len(kept), kept
+
+
+def _structure(model: PreTrainedModel) -> dict[str, Any]:
+    """The class of every part of a model, the shapes of its tensors, and the numbers and texts that the parts of its blocks hold."""
+    facts: dict[str, Any] = {path: type(module).__name__ for path, module in model.named_modules()}
+    facts |= {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for path, module in decoder_blocks(model).named_modules():
+        values = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
+        facts |= {f"values of block {path}.{name}": value for name, value in values.items()}
+    return facts
 
 
 def compile_blocks(llm: nn.Module, device: str | torch.device) -> None:

@@ -1,6 +1,6 @@
 """Loading a causal language model with its tokenizer: in which types it computes, and what is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from recbole_llara.config.settings import TRUST
+from recbole_llara.llm.architecture import keep_blocks
 from recbole_llara.llm.source import describe_expected, refused, resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
@@ -41,6 +42,7 @@ def load_llm(
     llm_tuning: str = "lora",
     device: str | torch.device = "cpu",
     quantization: str = "none",
+    llm_layers: int | Sequence[int] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer, in evaluation mode, on the CPU; a quantised one on its device.
 
@@ -55,9 +57,10 @@ def load_llm(
         llm_tuning: lora, frozen or full; decides with ``device`` in which type weights are held.
         device: where the model is going to run.
         quantization: none, 8bit or 4bit, see ``quantization_config``.
+        llm_layers: the decoder blocks that are kept, see ``architecture.keep_blocks``.
 
     Raises:
-        UserError: what ``read_files`` refuses, unreadable or missing weights, or a quantization whose library is not installed.
+        UserError: what ``read_files`` or ``keep_blocks`` refuses, unreadable or missing weights, or a quantization whose library is not installed.
     """
     source = resolve_llm_path(llm_path)
     config, tokenizer = read_files(llm_path, trust_remote_code)
@@ -89,6 +92,7 @@ def load_llm(
     if loaded["missing_keys"]:
         lacking = sorted(loaded["missing_keys"])[:3]
         raise refused(llm_path, f"its weights lack {lacking}, expected every tensor of the model")
+    keep_blocks(model, llm_layers)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

@@ -76,7 +76,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.stages = stages_of(config)
         self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
         self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
-        self.llm_quantization = settings.llm_quantization
+        self.llm_quantization, self.llm_layers = settings.llm_quantization, settings.llm_layers
         self.is_sharded, self.is_compiled = settings.fsdp and processes_of(config).count > 1, settings.torch_compile
         prepared = prepare_llm(config, data, self.is_sharded)
         self.llm, self.llm_digest, self.encoder, self._token_keys, self.read_answers = prepared

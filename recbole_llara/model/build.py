@@ -85,6 +85,7 @@ def prepare_llm(
         llm_tuning=settings.llm_tuning,
         device=device,
         quantization=settings.llm_quantization,
+        llm_layers=settings.llm_layers,
     )
     digest, token_keys = llm_digest(llm), TokenKeys()
     if settings.gradient_checkpointing:

@@ -9,7 +9,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, Weights, read_checkpoint, shapes
-from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.llm.architecture import causal_lm, kept_layers
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.utils.errors import UserError, differences
 
@@ -22,6 +22,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         **model.data_facts,
         "llm_architecture": type(llm).__name__,
         "llm_shape": [text.num_hidden_layers, text.hidden_size, text.vocab_size],
+        "llm_layers": kept_layers(model.llm),
         "llm_digest": model.llm_digest,
         "tokenizer_digest": model.tokenizer_digest,
         "llm_tuning": model.llm_tuning,

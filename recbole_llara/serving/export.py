@@ -101,12 +101,13 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         items = [f"{item}\t{title}\n" for item, title in zip(loaded.names.ids, loaded.names.titles, strict=True)]
         (folder / "items.tsv").write_text("".join(["item_id\ttitle\n", *items[1:]]), encoding="utf-8")
         head = {"model": config["model"], "dataset": config["dataset"]}
-        settled = _settled(config) | ({"llm_tuning": "frozen"} if is_whole else {})
+        settled = _settled(config) | ({"llm_tuning": "frozen", "llm_layers": None} if is_whole else {})
         settled = {key: value for key, value in settled.items() if key not in relative}
         version = {"version": result["versions"]["recbole_llara"]}
         _write_yaml(folder / REQUEST, {**version, **head, "keys": settled, "relative": relative})
         _write_yaml(folder / KEYS, {**head, **settled, **{key: str(output.resolve() / name) for key, name in relative.items()}})
         weights = f"adapter merged, {dtype}" if merges else f"tuned whole, {dtype}" if is_whole else "as it is"
+        weights += "" if model.llm_layers is None else f", llm_layers {json_ready(model.llm_layers)}"
         card = _model_card(result, model.llm_path, weights, settled.get("candidate_num", 20))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -117,7 +118,9 @@ def _write_llm(model: LLMRecommender, source: Path, folder: Path, dtype: str, tr
     """The tuned LLM as a plain Hugging Face folder."""
     llm = model.llm
     if model.llm_tuning != "full":
-        base, _ = load_llm(model.llm_path, dtype="float32", trust_remote_code=trusts, llm_tuning="full")
+        base, _ = load_llm(
+            model.llm_path, dtype="float32", trust_remote_code=trusts, llm_tuning="full", llm_layers=model.llm_layers
+        )
         llm = get_peft_model(base, deepcopy(model.llm.peft_config["default"]))
         load_adapter(llm, source / ADAPTER)
         llm = llm.merge_and_unload()
