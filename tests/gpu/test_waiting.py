@@ -16,7 +16,7 @@ def waits(action):
             action()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sorted({f"{found.filename}:{found.lineno}" for found in caught if "synchroniz" in str(found.message)})
+    return sorted({f"{found.filename}:{found.lineno}" for found in caught if "called a synchronizing" in str(found.message)})
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
