@@ -1,6 +1,7 @@
 # quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
 # test: the tests but the slow ones, test ALL=1: all of them, what CI runs. lint: what it says. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
+# BENCH_LLM=smollm2: with another LLM, half an hour.
 # bench-gpu: the same at Llama-2-7B's size.
 # bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
@@ -70,7 +71,8 @@ accuracy: $(STAMP)
 	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022
 
 bench: $(STAMP)
-	$(RUN) tests/benchmarks/bench_speed.py
+	$(RUN) tests/benchmarks/bench_speed.py $(if $(BENCH_LLM),--llm_path=$(BENCH_LLM) --columns=lora,lora_compiled --rounds=2 \
+		--train_batch_size=32 --micro_batch_size=16 --max_eval_rows=32)
 
 bench-gpu: $(STAMP)
 	$(RUN) tests/benchmarks/bench_gpu.py

@@ -17,7 +17,6 @@ from time import perf_counter
 import torch
 
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import ContrastSettings
 from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
@@ -55,7 +54,8 @@ def main(argv: list[str]) -> None:
         tokens["RSLLM"] += int(model.encode_training(rows, described).attention_mask.sum())
         tokens["RSLLM"] += int(model.encoder.encode_items(rows.targets, described).attention_mask.sum())
         for name, (representation, item_item, user_item) in STEPS.items():
-            model.contrast = ContrastSettings(item_item, user_item, model.contrast.contrast_temperature)
+            model.item_item_weight, model.user_item_weight = item_item, user_item
+            model.needs_previews, model.needs_states = item_item > 0, item_item + user_item > 0
             shown = REPRESENTATIONS[representation]
             trainer.stage = replace(trainer.stage, easy=shown, hard=shown)
             started = perf_counter()

@@ -1,6 +1,6 @@
 """How fast an LLM recommender trains and answers here, against the floor and against a plain recipe: ``make bench``.
 
-    python tests/benchmarks/bench_speed.py [--rounds 5] [--out benchmark.json] [--key=value ...]
+    python tests/benchmarks/bench_speed.py [--rounds 5] [--out benchmark.json] [--columns lora,full] [--key=value ...]
 
 LLaRA's hybrid prompts over MovieLens-100K and the embedded LLM. Ours and the plain recipe (plain_recipe.py) take turns in one
 process on the same rows, so that a busy machine is busy for both; what counts is the median of their ratios. Where ours is
@@ -106,7 +106,7 @@ def plain_step(setup: Setup, rows: TrainingRows, is_compiled: bool = False) -> f
     listed = plain_rows(model, rows.history, rows.candidates, rows.targets, rows.template_index)
     tokens, size, total = setup.plain.step_tokens(listed), trainer.settings.micro_batch_size, 0.0
     for start in range(0, len(listed), size):
-        with trainer._autocast():
+        with model.training_arithmetic():
             loss = setup.plain.loss(listed[start : start + size], tokens, is_compiled)
         loss.backward()
         total += loss.item()
@@ -125,7 +125,7 @@ def check_losses(setup: Setup, rows: TrainingRows) -> float:
     model, size = setup.model, setup.trainer.settings.micro_batch_size
     with torch.no_grad():
         step = model.begin_step(rows, model.representation)
-        parts = list(setup.trainer._micro_batches(rows))
+        parts = list(setup.trainer.steps._cut(rows))
         ours = sum(sum(model.step_losses(part, step).values()).item() for part in parts)
         listed = plain_rows(model, rows.history, rows.candidates, rows.targets, rows.template_index)
         tokens = setup.plain.step_tokens(listed)
@@ -278,27 +278,24 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
+    parser.add_argument("--columns", default=",".join(VARIANTS), help="of the table, separated by commas")
     arguments, words = parser.parse_known_args(argv)
+    variants = {name: VARIANTS[name] for name in arguments.columns.split(",")}
     torch.manual_seed(0)
     prepare_process()  # as every command does; the recipe gains by it too
     keys = parse_arguments(words)
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": arguments.rounds}
-    for name, changes in VARIANTS.items():
+    for name, changes in variants.items():
         setup = set_up({**changes, **keys})
         found[name] = train(setup, arguments.rounds)
         for prefix, dtype in EVAL_DTYPES.items():
             answered = evaluate(setup, max(1, arguments.rounds // 2), dtype)
             found[name] |= {f"eval_{prefix}{key}": value for key, value in answered.items()}
-    for suffix, of in (("", found["lora"]), ("_compiled", found["lora_compiled"])):
-        found |= {f"train_ratio{suffix}": of["ratio"], f"train_of_floor{suffix}": of["of_floor"]}
-    for prefix in EVAL_DTYPES:
-        for name in ("score_ratio", "generate_ratio", "score_ratio_64", "generate_ratio_64"):
-            found[f"eval_{prefix}{name}"] = found["lora"][f"eval_{prefix}{name}"]
     arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    head = "".join(f"{name:>16}" for name in VARIANTS)
+    head = "".join(f"{name:>16}" for name in variants)
     sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{head}\n")
-    for row in dict.fromkeys(row for name in VARIANTS for row in found[name]):
-        cells = "".join(f"{found[name][row]:16.4g}" if row in found[name] else f"{'':16}" for name in VARIANTS)
+    for row in dict.fromkeys(row for name in variants for row in found[name]):
+        cells = "".join(f"{found[name][row]:16.4g}" if row in found[name] else f"{'':16}" for name in variants)
         sys.stdout.write(f"{row:32}{cells}\n")
     sys.stdout.write(f"written: {arguments.out}\n")
 

@@ -1,4 +1,4 @@
-"""The GPU's benchmark, on a CPU and without RecBole: it must run the day a GPU is there."""
+"""The benchmarks run; the GPU's on a CPU and without RecBole, so that it does the day a GPU is there."""
 
 import json
 import subprocess
@@ -41,3 +41,25 @@ def test_without_a_gpu_the_large_shape_is_refused(tmp_path):
         check=False,
     )
     assert done.returncode == 2 and "--shape=small" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("bench_speed.py", ["--columns=lora", "--max_eval_rows=8", "--out=found.json"], "score_of_floor"),
+        ("bench_contrast.py", [], "RSLLM, both, stage 1"),
+    ],
+)
+def test_runs_on_few_rows(tmp_path, name, words, told):
+    keys = ["--rounds=1", "--max_train_rows=48", "--train_batch_size=8", "--micro_batch_size=4", "--max_title_tokens=4"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *keys, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
