@@ -23,7 +23,7 @@ from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
 from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.trainer.trainer import get_trainer
-from recbole_llara.utils.errors import Stopped, signal_of
+from recbole_llara.utils.errors import Stopped, UserError, signal_of
 from recbole_llara.utils.hashing import json_ready
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.processes import Processes, processes_of
@@ -243,7 +243,14 @@ def _logging(config: RunConfig, processes: Processes) -> Iterator[None]:
     root = logging.getLogger()
     handlers, level, streams = list(root.handlers), root.level, (sys.stdout, sys.stderr)
     if processes.is_main:
-        Path("log", config["model"]).mkdir(parents=True, exist_ok=True)  # RecBole itself fails where two runs make it at once
+        for folder in (Path("log", config["model"]), Path("log_tensorboard")):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)  # RecBole itself fails where two runs make it at once
+            except OSError as error:
+                raise UserError(
+                    f"{folder.parts[0]}: RecBole writes into this folder of the working folder {Path.cwd()}, but it cannot be made "
+                    f"({error.strerror}); move away what is in its place, or run elsewhere"
+                ) from error
         init_logger(config)
         for handler in root.handlers:
             if isinstance(handler, logging.FileHandler) and handler not in handlers:

@@ -8,6 +8,9 @@ import pytest
 from bad_inputs import assert_refused, run
 from synthetic_data import write_toy_dataset
 
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.utils.errors import UserError
+
 Change = Callable[[Path], object]
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 
@@ -258,6 +261,16 @@ def test_a_broken_config_file_is_refused(
 
 def test_a_config_file_that_is_a_folder_is_refused(toy: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(capsys, run("SASRec", toy, ["--config_files=toy"]), ["config file 'toy' cannot be read"])
+
+
+@pytest.mark.parametrize("name", ["log", "log_tensorboard"])
+def test_a_file_in_the_place_of_recboles_logs_is_refused(
+    name: str, toy: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    with pytest.raises(UserError, match=f"{name}: .* move away what is in its place"):
+        run_recbole_llara("Popularity", "toy", config_dict=toy)
 
 
 WINDOWS = "user_id:token\titem_id_list:token_seq\titem_id:token\n"

@@ -161,7 +161,7 @@ class SearchTrials(Plan):
                 test = json.loads(file.read_text(encoding="utf-8"))["metrics"]["test"]
                 metrics = ", ".join(f"{name} {value}" for name, value in test.items())
                 blocks.append(f"On the test rows, read for this trial alone and after it was chosen: {metrics}")
-            blocks.append(f"`python run_recbole_llara.py --config_files={search.folder / BEST}` runs it again.")
+            blocks.append(f"`recbole-llara --config_files={search.folder / BEST}` runs it again.")
         rows = []
         for trial in self._ranked():
             score = f"failed: {trial.error}" if trial.score is None else f"{trial.score:.4f}"
