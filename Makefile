@@ -72,7 +72,7 @@ accuracy: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) tests/benchmarks/bench_speed.py $(if $(BENCH_LLM),--llm_path=$(BENCH_LLM) --columns=lora,lora_compiled --rounds=2 \
-		--train_batch_size=32 --micro_batch_size=16 --max_eval_rows=32)
+		--train_batch_size=32 --micro_batch_size=16 --max_eval_rows=16)
 
 bench-gpu: $(STAMP)
 	$(RUN) tests/benchmarks/bench_gpu.py

@@ -288,10 +288,12 @@ def main(argv: list[str]) -> None:
     for name, changes in variants.items():
         setup = set_up({**changes, **keys})
         found[name] = train(setup, arguments.rounds)
+        sys.stdout.write(f"{name}: {json.dumps(found[name])}\n")
+        sys.stdout.flush()
         for prefix, dtype in EVAL_DTYPES.items():
             answered = evaluate(setup, max(1, arguments.rounds // 2), dtype)
             found[name] |= {f"eval_{prefix}{key}": value for key, value in answered.items()}
-    arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
+            arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")  # as far as it has come
     head = "".join(f"{name:>16}" for name in variants)
     sys.stdout.write(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds\n{'':32}{head}\n")
     for row in dict.fromkeys(row for name in variants for row in found[name]):
