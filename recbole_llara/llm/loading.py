@@ -24,7 +24,7 @@ from transformers import (
 
 from recbole_llara.config.settings import TRUST
 from recbole_llara.llm.architecture import keep_blocks
-from recbole_llara.llm.quantized import check_quantized, choose_trainable, quantized_by, settle_dequantized
+from recbole_llara.llm.quantized import check_quantized, choose_trainable, keep_differentiable, quantized_by, settle_dequantized
 from recbole_llara.llm.source import describe_expected, refused, resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
@@ -107,6 +107,7 @@ def load_llm(
     if is_quantized(model) and llm_tuning == "full":
         found = f"llm_tuning: found full, but the weights of {llm_path!r} are quantised by {quantized_by(model.config)}"
         raise UserError(f"{found} and cannot be trained: expected lora or frozen")
+    keep_differentiable(model)
     keep_blocks(model, llm_layers)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

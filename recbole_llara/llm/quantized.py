@@ -84,6 +84,16 @@ def settle_dequantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
     vars(model).pop("_weight_conversions", None)
 
 
+def keep_differentiable(model: PreTrainedModel) -> None:
+    """Forbid bitsandbytes to repack weights of 4 bits on a CPU with AVX-512 BF16, in place.
+
+    It does so in a first evaluation, and no gradient passes what is repacked: adapters below would silently learn nothing.
+    """
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            module.support_avx512bf16_for_cpu = False
+
+
 def _is_installed(package: str) -> bool:
     try:
         return bool(version(package))
