@@ -39,7 +39,12 @@ LLM_TUNINGS = ("lora", "frozen", "full")
 def block_linears(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers inside the decoder blocks, as ``self_attn.q_proj``; a UserError where there are none."""
     named = (entry for block in decoder_blocks(model) for entry in block.named_modules())
-    names = {name for name, layer in named if isinstance(layer, (nn.Linear, Conv1D))}
+    # The layers of GPTQ and AWQ are no nn.Linear.
+    names = {
+        name
+        for name, layer in named
+        if isinstance(layer, (nn.Linear, Conv1D)) or "qweight" in dict(layer.named_buffers(recurse=False))
+    }
     if not names:
         raise UserError(f"llm_tuning is 'lora', but the blocks of {type(model).__name__} hold no linears: use frozen or full")
     return sorted(names)

@@ -24,6 +24,7 @@ from transformers import (
 
 from recbole_llara.config.settings import TRUST
 from recbole_llara.llm.architecture import keep_blocks
+from recbole_llara.llm.quantized import check_quantized, choose_trainable, keep_differentiable, quantized_by, settle_dequantized
 from recbole_llara.llm.source import describe_expected, refused, resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
@@ -31,6 +32,7 @@ NEEDS_CODE = "it needs code that does not come with transformers"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Capabilities as torch.cpu names them: x86 with AVX-512 or AMX, ARM with NEON or SVE.
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError)  # of a broken folder
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # in the names by which LLMs' configurations call what they draw
 
 
@@ -60,25 +62,28 @@ def load_llm(
         llm_layers: the decoder blocks that are kept, see ``architecture.keep_blocks``.
 
     Raises:
-        UserError: what ``read_files`` or ``keep_blocks`` refuses, unreadable or missing weights, or a quantization whose library is not installed.
+        UserError: what ``read_files`` or ``keep_blocks`` refuses, unreadable or missing weights, quantised weights that were to be
+            trained, or a quantization whose library is not installed.
     """
     source = resolve_llm_path(llm_path)
     config, tokenizer = read_files(llm_path, trust_remote_code)
     compute_dtype = resolve_compute_dtype(dtype, device)
-    is_quantised, placed = hasattr(config, "quantization_config"), {}
+    held_dtype = weight_dtype(compute_dtype, llm_tuning, device)
+    method, placed = quantized_by(config), {}
     if (quantized := quantization_config(quantization, compute_dtype)) is not None:
-        if is_quantised:
+        if method is not None:
             raise UserError(
                 f"llm_quantization: found {quantization}, but the weights of {llm_path!r} are quantised already: set it to none"
             )
         placed["quantization_config"] = quantized
-    if quantized is not None or is_quantised:
+    if quantized is not None or method is not None:
         placed["device_map"] = {"": str(device)}
+    choose_trainable(config)
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source.where,
             config=without_noise(config),
-            dtype=weight_dtype(compute_dtype, llm_tuning, device),
+            dtype=held_dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
             **placed,
@@ -86,12 +91,23 @@ def load_llm(
         )
         if source.adapter is not None:
             model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, UnpicklingError) as error:
+    except (*UNREADABLE, SafetensorError, UnpicklingError) as error:
+        if method is not None:
+            found = f"its weights are quantised by {method}, and transformers cannot read them here ({why(error, TRUST)})"
+            raise refused(
+                llm_path, f"{found}, expected whole weights, a .gguf file, or a machine with what it asks for"
+            ) from error
         found = "a folder without a readable causal LM" if source.is_local else "no folder here, nor a hub model within reach"
         raise refused(llm_path, f"{found} ({why(error, TRUST)}). {describe_expected(llm_path)}") from error
     if loaded["missing_keys"]:
         lacking = sorted(loaded["missing_keys"])[:3]
         raise refused(llm_path, f"its weights lack {lacking}, expected every tensor of the model")
+    if method is not None and not is_quantized(model):
+        settle_dequantized(model, held_dtype)
+    if is_quantized(model) and llm_tuning == "full":
+        found = f"llm_tuning: found full, but the weights of {llm_path!r} are quantised by {quantized_by(model.config)}"
+        raise UserError(f"{found} and cannot be trained: expected lora or frozen")
+    keep_differentiable(model)
     keep_blocks(model, llm_layers)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -101,7 +117,7 @@ def load_llm(
 
 def is_quantized(model: PreTrainedModel) -> bool:
     """Whether an LLM's weights are held quantised."""
-    return hasattr(model.config, "quantization_config")
+    return quantized_by(model.config) is not None
 
 
 def read_files(llm_path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -110,7 +126,8 @@ def read_files(llm_path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig
     The padding id is the tokenizer's own or, without one, that of its EOS token: the vocabulary never grows.
 
     Raises:
-        UserError: one of them, or the beginning of its weights, cannot be read; code that is not to be run; no EOS token.
+        UserError: one of them, or the beginning of its weights, cannot be read; code that is not to be run; no EOS token; weights
+            quantised by what is not installed.
     """
     source = resolve_llm_path(llm_path)
     options = source.options(trust_remote_code)
@@ -120,6 +137,7 @@ def read_files(llm_path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         found = f"no model's config.json can be read there ({why(error, TRUST)})"
         raise refused(llm_path, f"{found}. {describe_expected(llm_path)}") from error
+    check_quantized(llm_path, config)
     for file in sorted(source.where.glob("*.safetensors")) if isinstance(source.where, Path) else ():
         try:
             with safe_open(file, framework="pt"):

@@ -95,6 +95,10 @@ def prepare_llm(
     tuned = tune(llm, settings.llm_tuning, *lora)
     key_dropout(tuned, config["seed"], token_keys)
     if is_sharded:
+        if is_quantized(llm):
+            raise UserError(
+                f"fsdp: True needs whole weights, but those of {settings.llm_path!r} are quantised: set fsdp to False"
+            )
         shard_frozen(tuned, device, processes_of(config).count)
     if not (is_held_quantized := is_quantized(llm)):  # else the weights are there already
         tuned.to(device)

@@ -157,6 +157,8 @@ def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[s
 def _settled(config: Any) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
     keys = config.external_config_dict | {name: config[name] for name in declared(*_MEASURED)}
+    if "topk" not in config.external_config_dict:  # as a default it may be beyond candidate_num, as a given key not
+        del keys["topk"]
     keys = json_ready(without_secrets(keys))
     return {key: value for key, value in keys.items() if key not in _PLACES and from_run(key) is not FromRun.NEVER}
 
