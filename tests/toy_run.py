@@ -1,5 +1,7 @@
 """Fixtures of a small run: toy data, a two-block LLM in a folder, few rows. The folders that need them import them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from synthetic_data import write_toy_dataset
@@ -7,7 +9,9 @@ from synthetic_data import write_toy_dataset
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
-from recbole_llara.trainer.trainer import get_trainer
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.trainer.trainer import LLMTrainer, get_trainer
+from recbole_llara.utils.errors import Stopped
 
 # Of a toy run's keys those that a stock model takes too.
 STOCK_KEYS = (
@@ -64,3 +68,20 @@ def make_trainer():
         return get_trainer(config, build_model(config, data)), data
 
     return make
+
+
+def stopped_run(keys, step, monkeypatch):
+    """The folder of a run of LLaRA that a signal stopped in an optimiser step, counted from 0."""
+    take = LLMTrainer._train_step
+
+    def stopped(self, rows):
+        if self.progress.all_steps == step:
+            self.stop.asked = 2
+        return take(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LLMTrainer, "_train_step", stopped)
+        with pytest.raises(Stopped, match="--resume"):
+            run_recbole_llara("LLaRA", "toy", config_dict=keys)
+    (run,) = Path(keys["checkpoint_dir"]).glob("LLaRA-*")
+    return run

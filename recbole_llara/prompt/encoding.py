@@ -7,6 +7,7 @@ found by its place in the row, never by searching text, so a title that reads "[
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -117,7 +118,7 @@ class PromptEncoder:
         texts[Part.TITLE] = [kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)]
         marks = {SEPARATOR: [self.separator_piece]}
         for layout, pieces in zip(layouts, self.layouts, strict=True):
-            for text, mark, piece in zip(layout, layout[1:], pieces[1:], strict=False):
+            for (text, mark), piece in zip(pairwise(layout), pieces[1:], strict=True):
                 if text in _LISTS:
                     marks.setdefault(mark, []).append(piece)
         # By part and piece of a mark: [N] the piece of an item together with the mark, NOTHING where it is two.

@@ -1,15 +1,13 @@
 """A GPU computes what a CPU does: losses, gradients, answers, whole runs."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from toy_run import stopped_run
 
 import recbole_llara
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.trainer.trainer import LLMTrainer
-from recbole_llara.utils.errors import Stopped
 
 LLMS = [
     "toy",
@@ -110,17 +108,6 @@ def test_an_interrupted_run_goes_on_to_the_same_end(keys, monkeypatch):
     """Stopped after its second step and resumed: the losses of a run that nothing happened to."""
     keys = {**keys, "use_gpu": True, "save_steps": 1, "lora_dropout": 0.1, "micro_batch_size": 16}
     whole = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint_dir": "whole"})
-    take = LLMTrainer._train_step
-
-    def stopped(self, rows):
-        if self.progress.all_steps == 2:
-            self.stop.asked = 2
-        return take(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LLMTrainer, "_train_step", stopped)
-        with pytest.raises(Stopped):
-            run_recbole_llara("LLaRA", "toy", config_dict=keys)
-    (run,) = Path(keys["checkpoint_dir"]).glob("LLaRA-*")
+    run = stopped_run(keys, 2, monkeypatch)
     again = run_recbole_llara(argv=[f"--resume={run}"])
     assert again["test_result"] == whole["test_result"]

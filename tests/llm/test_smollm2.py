@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from synthetic_data import write_toy_dataset
+from toy_run import stopped_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recbole_llara
@@ -18,8 +19,6 @@ from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.source import SMOLLM2_FILE, SMOLLM2_PACKAGE
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.command import export_main
-from recbole_llara.trainer.trainer import LLMTrainer
-from recbole_llara.utils.errors import Stopped
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,18 +82,7 @@ def test_it_scores_every_row(trained):
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(trained, tmp_path, monkeypatch):
-    take = LLMTrainer._train_step
-
-    def stopped(self, rows):
-        if self.progress.all_steps == 1:
-            self.stop.asked = 2
-        return take(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LLMTrainer, "_train_step", stopped)
-        with pytest.raises(Stopped, match="--resume"):
-            run_recbole_llara("LLaRA", "toy", config_dict={**trained.keys, "checkpoint_dir": str(tmp_path)})
-    (run,) = tmp_path.glob("LLaRA-*")
+    run = stopped_run({**trained.keys, "checkpoint_dir": str(tmp_path)}, 1, monkeypatch)
     assert not (run / "result.json").exists()
     run_recbole_llara(argv=[f"--resume={run}"])
     assert_same(run, trained.folder)
