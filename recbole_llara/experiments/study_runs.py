@@ -27,7 +27,7 @@ from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
 from recbole_llara.utils import __version__
 from recbole_llara.utils.atomic import take_lock, write_text
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import facts_digest, json_ready
+from recbole_llara.utils.hashing import facts_digest, file_sha256, json_ready
 
 PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
@@ -98,6 +98,7 @@ class StudyRuns(Plan):
     def __init__(self, study: Study, fresh: bool = False) -> None:
         self.study = study
         self.places: dict[Arm, Path] = {}  # where an arm's outcome is kept
+        self._sha256_of: dict[Path, str] = {}  # of the data's files
         for arm in arms_of(study):  # refuses wrong keys before any training time is spent
             self.places[arm] = self._place(arm)
         self.count = len(self.places)
@@ -273,7 +274,8 @@ class StudyRuns(Plan):
         if is_local:
             facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
         files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
-        facts["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        self._sha256_of |= {path: file_sha256(path) for path in files if path not in self._sha256_of}
+        facts["files"] = [(path.name, self._sha256_of[path]) for path in files]
         facts["prompts"] = template_texts(config["domain"], config["prompt_file"])
         vectors = vectors_file(config["item_embeddings"])
         facts["vectors"] = None if vectors is None else vectors_sha256(vectors)

@@ -169,7 +169,7 @@ class Engine:
                 return decode_generate(self.llm, inputs, lengths, end, pad)
             if decoding == "score":
                 return score_candidates(self.llm, inputs, answer_ids)
-            return walk(answer_ids, trie_log_probs(self.llm, inputs, answer_ids))
+            return walk(answer_ids, trie_log_probs(self.llm, inputs, answer_ids).cpu())
 
 
 def quantise(blocks: nn.Module, compute_dtype: torch.dtype) -> None:
