@@ -121,8 +121,8 @@ class LeanLoraLinear(Linear):
     """peft's ``lora.Linear`` with less memory traffic; whatever is not one plain active adapter is left to peft.
 
     For each linear peft casts the input to float32 and makes three tensors as wide as the output; on a width-192 model that
-    cost more than full tuning. Here the input stays in the type of the arithmetic, the scale falls on the [..., r] tensor in
-    the middle, and the last product is added to the linear's output.
+    cost more than full tuning. Here the input stays in the type of the arithmetic, the scales of the adapter and of its dropout
+    fall on the [..., r] tensor in the middle, and the last product is added to the linear's output.
     """
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
@@ -136,10 +136,14 @@ class LeanLoraLinear(Linear):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # once for both products
         output = self.base_layer(x)
-        dropped = self.lora_dropout[name](x)
+        dropout, scale = self.lora_dropout[name], self.scaling[name]
+        if isinstance(dropout, RowDropout):
+            dropped, scale = dropout.drop(x), scale * dropout.scale
+        else:
+            dropped = dropout(x)
         if not torch.is_autocast_enabled(x.device.type):
             dropped = dropped.to(down.dtype)
-        middle = nn.functional.linear(dropped, down) * self.scaling[name]  # [..., r]
+        middle = nn.functional.linear(dropped, down) * scale  # [..., r]
         rows, middle, up = output.flatten(0, -2), middle.flatten(0, -2).to(output.dtype), up.t().to(output.dtype)
         summed = torch.addmm(rows, middle, up) if torch.is_grad_enabled() else rows.addmm_(middle, up)  # [n, out]
         return summed.view_as(output)
@@ -195,22 +199,34 @@ def token_keys(seed: int, purpose: str, step: int, rows: torch.Tensor, position_
 class RowDropout(nn.Module):
     """Dropout of a share p of the features of tokens, by the tokens' keys; p is rounded to a multiple of 1 / 65,536.
 
-    Layers of unlike numbers ``layer`` have unlike masks.
+    Layers of unlike numbers ``layer`` have unlike masks. ``scale`` is what is left to do after ``drop``.
     """
 
     def __init__(self, p: float, width: int, seed: int, layer: int, keys: TokenKeys) -> None:
         super().__init__()
         dropped = min(round(p * RING), RING - 1)
         self.p, self.width, self.keys = dropped / RING, width, keys
+        self._scale = 1 / (1 - self.p)
         state = np.random.SeedSequence((seed, layer)).generate_state(2, np.uint64)
         order = torch.randperm(RING, generator=torch.Generator().manual_seed(int(state[0])))
-        ring = (order < dropped).repeat(2 + width // RING)[: RING + width]
+        ring = (order >= dropped).float().repeat(2 + width // RING)[: RING + width]  # 1 where a feature is kept
         # Tensors, not numbers: one compiled block serves all layers.
         self.register_buffer("ring", ring, persistent=False)
         self.register_buffer("multiplier", torch.tensor(int(state[1]) % (1 << _KEY_BITS) | 1), persistent=False)
 
+    @property
+    def scale(self) -> float:
+        """1 / (1 - p); 1 in evaluation."""
+        return self._scale if self.training else 1.0
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, T, in] or [B * T, in], the tokens of the pass, some features 0, the others divided by 1 - p; x itself in evaluation.
+        """x, some features 0, the others divided by 1 - p; x itself in evaluation."""
+        return self.drop(x) * self.scale if self.training else x
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, T, in] or [B * T, in], the tokens of the pass, some features 0.
+
+        A product with zeros and ones: a fourth of the time of a masked fill on a CPU, forward and backward.
 
         Raises:
             ValueError: other tokens than those of the pass.
@@ -225,8 +241,7 @@ class RowDropout(nn.Module):
                 "lora_dropout to 0, or lora_target_modules to layers that read every token of the prompt"
             )
         begins = (keys * self.multiplier >> _KEY_BITS - _RING_BITS) & (RING - 1)  # [B, T]
-        is_dropped = self.ring.unfold(0, self.width, 1).index_select(0, begins.flatten()).view(x.shape)
-        return x.masked_fill(is_dropped, 0.0) * (1 / (1 - self.p))
+        return x * self.ring.to(x.dtype).unfold(0, self.width, 1).index_select(0, begins.flatten()).view(x.shape)
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"

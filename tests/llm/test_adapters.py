@@ -24,14 +24,14 @@ def test_a_mask_is_the_part_of_the_ring_that_begins_at_the_token_s_place():
     layer = _layer()
     x = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
     found = layer(x)
-    kept = round(0.3 * RING)
-    assert int(layer.ring[:RING].sum()) == kept
+    dropped = round(0.3 * RING)
+    assert int((layer.ring[:RING] == 0).sum()) == dropped
     begins = (layer.keys.values * layer.multiplier >> 15) % RING
     for row in range(3):
         for token in range(6):
             for feature in range(5):
-                dropped = bool(layer.ring[(int(begins[row, token]) + feature) % RING])
-                expected = 0.0 if dropped else x[row, token, feature].item() / (1 - kept / RING)
+                kept = bool(layer.ring[(int(begins[row, token]) + feature) % RING])
+                expected = x[row, token, feature].item() / (1 - dropped / RING) if kept else 0.0
                 assert found[row, token, feature].item() == pytest.approx(expected, rel=1e-6)
 
 
