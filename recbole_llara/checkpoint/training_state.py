@@ -21,7 +21,7 @@ from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.random_state import Generators
 
 FOLDER, TENSORS, STATE = "training_state", "training.safetensors", "training.json"
-OPTIMIZER, ORDER = "optimizer/", "order"  # names among the tensors
+OPTIMIZER, REFERENCE, ORDER = "optimizer/", "reference/", "order"  # names among the tensors
 
 
 @dataclass
@@ -58,12 +58,14 @@ class TrainingState:
     facts: dict[str, Any]  # what JSON can hold of the rest that the trainer needs
     optimizer: dict[str, Any]  # its ``state_dict``
     generators: Generators
+    reference: dict[str, torch.Tensor]  # the weights with which the stage began, where a loss reads them; else nothing
 
     def write(self, folder: Path) -> None:
         """Write it into a folder, as ``read`` reads it."""
         tensors = dict(self.generators.tensors)
         for number, values in self.optimizer["state"].items():
             tensors |= {f"{OPTIMIZER}{number}/{name}": value.detach().cpu().contiguous() for name, value in values.items()}
+        tensors |= {f"{REFERENCE}{name}": value.detach().cpu().contiguous() for name, value in self.reference.items()}
         progress = {**vars(self.progress)}
         save_file({**tensors, ORDER: progress.pop("order_state")}, folder / TENSORS)
         groups, generators = self.optimizer["param_groups"], self.generators.plain
@@ -80,7 +82,9 @@ class TrainingState:
             _, number, key = name.split("/")
             values.setdefault(int(number), {})[key] = tensors.pop(name)
         optimizer = {"state": values, "param_groups": told["param_groups"]}
-        return cls(progress, told["trainer"], optimizer, Generators(tensors, told["generators"]))
+        names = [name for name in tensors if name.startswith(REFERENCE)]
+        reference = {name.removeprefix(REFERENCE): tensors.pop(name) for name in names}
+        return cls(progress, told["trainer"], optimizer, Generators(tensors, told["generators"]), reference)
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,7 @@ class RunConfig(Config):
                 f"are passed on, and whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
             )
         is_llm = models.is_llm_recommender(self.model)
-        ours = (settings.RecommenderSettings, settings.LLMSettings, settings.PromptSettings, settings.OptimSettings)
-        for kind in (settings.DataSettings, *(ours if is_llm else (settings.TrainingSettings,))):
+        for kind in settings.COMMON if is_llm else (settings.DataSettings, settings.TrainingSettings):
             kind.from_config(self)
         if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)

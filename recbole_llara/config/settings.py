@@ -288,7 +288,16 @@ class PromptSettings(AskingSettings, TitleSettings):
     strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
     prompt_format: str = key(VALUE, names=one_of("plain", "chat"))
+
+
+class LossSettings(Settings):
+    """What is minimised."""
+
     answer_loss: str = key(VALUE, names=named_in("model.losses:LOSSES"))
+    stage_1_answer_loss: str | None = key(VALUE, names=named_in("model.losses:LOSSES"))
+    token_loss_weight: NotNegative = key(VALUE)
+    listwise_temperature: Positive = key(VALUE)
+    sdpo_beta: Positive = key(VALUE)
 
 
 class ContrastSettings(Settings):
@@ -370,7 +379,16 @@ class OptimSettings(TrainingSettings):
 
 # Where each key of ours is declared: those that every run may be given, and those of single models.
 COMMON: tuple[type[Settings], ...] = (
-    *(DataSettings, DataProtocol, EvaluationSettings, RecommenderSettings, LLMSettings, PromptSettings, OptimSettings),
+    *(
+        DataSettings,
+        DataProtocol,
+        EvaluationSettings,
+        RecommenderSettings,
+        LLMSettings,
+        PromptSettings,
+        LossSettings,
+        OptimSettings,
+    ),
 )
 OURS = (*COMMON, ContrastSettings, ChatSettings, TextEncoderSettings)
 

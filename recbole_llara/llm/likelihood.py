@@ -79,6 +79,20 @@ def answer_pass(llm: nn.Module, prompts: EmbeddedPrompts, labels: torch.Tensor, 
     return AnswerPass(losses, (targets != IGNORED_LABEL).sum(1), states[0] if with_states else None)
 
 
+def answers_among(log_probs: torch.Tensor, answer_ids: torch.Tensor, columns: torch.Tensor) -> AnswerPass:
+    """The answers of one candidate a row, out of a pass that read those of all.
+
+    Args:
+        log_probs: [B, C, A] as an ``AnswerReader`` gives them.
+        answer_ids: [B, C, A], on the CPU.
+        columns: [B] which candidate, on the CPU.
+    """
+    rows = torch.arange(len(columns))
+    counts = (answer_ids[rows, columns] != IGNORED_LABEL).sum(1)  # [B]
+    own = log_probs[send(rows, log_probs.device), send(columns, log_probs.device)]  # [B, A]
+    return AnswerPass(-own, send(counts, log_probs.device), None)
+
+
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The mean [B, D] of the states [B, T, D] that a mask [B, T] keeps, in float32; best on the CPU, where it is looked into.
 
@@ -181,8 +195,13 @@ def score_candidates(
     Returns:
         [B, C] float32, nats; candidates of equal answers have exactly equal scores.
     """
+    return answer_scores(read(llm, prompts, answer_ids, before_pass))
+
+
+def answer_scores(log_probs: torch.Tensor) -> torch.Tensor:
+    """[B, C] float32 sums of log-probabilities [B, C, A]."""
     # In float64 the sum is exact, so that it does not depend on how far the batch pads its answers.
-    return read(llm, prompts, answer_ids, before_pass).double().sum(2).float()
+    return log_probs.double().sum(2).float()
 
 
 def _with_answers(
@@ -211,8 +230,8 @@ def _log_softmax_at(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Te
 
 
 def check_prompts(llm: nn.Module, prompts: EmbeddedPrompts) -> None:
-    """Raise where an answer would depend on chance or on the batch."""
+    """Raise where an answer would depend on chance or on the batch. What lies on a GPU is not looked into: training would wait."""
     if llm.training and not torch.is_grad_enabled():
         raise ValueError("the LLM is in training mode, so dropout would change its answers: call eval() first")
-    if not bool(prompts.attention_mask[:, -1].all()):
+    if prompts.attention_mask.device.type == "cpu" and not bool(prompts.attention_mask[:, -1].all()):
         raise ValueError("a prompt ends in padding: expected prompts padded on the left")

@@ -1,6 +1,7 @@
 """Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,22 +12,22 @@ from recbole.utils import InputType
 from recbole_llara.checkpoint.weights import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
-from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
+from recbole_llara.config.settings import EvaluationSettings, LLMSettings, LossSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.data.rows import Rows
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
 from recbole_llara.llm.answer_tree import with_mask_of_pairs
-from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings
+from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings, uncompiled
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
-from recbole_llara.llm.likelihood import answer_pass, trie_log_probs
+from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
-from recbole_llara.model.answering import Questions, score
+from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
-from recbole_llara.prompt.curriculum import shown_parts, stages_of
+from recbole_llara.prompt.curriculum import Stage, shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
@@ -40,7 +41,8 @@ REPLACED_KEYS = {
     "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
     "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
 }
-ROWS = "training rows"  # what dropout calls the passes over prompts and answers
+# What dropout calls the passes over prompts and their answers, and over prompts and the answers of all candidates.
+ROWS, CANDIDATES = "training rows", "candidates"
 
 
 class LLMRecommender(ChecksConfig, SequentialRecommender):
@@ -72,9 +74,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
         self.seed, self.sampler = config["seed"], data.sampler
         self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
-        self.answer_loss = LOSSES[prompt.answer_loss]
-        self.stages = stages_of(config)
-        self.representation = self.stages[-1].hard  # what is evaluated; the trainer sets that of an earlier stage
+        self.loss_settings, self.stages = LossSettings.from_config(config), stages_of(config)
+        self.reference: dict[str, torch.Tensor] | None = None
+        self.enter(self.stages[-1])
         self.llm_path, self.llm_tuning = settings.llm_path, settings.llm_tuning
         self.llm_quantization, self.llm_layers = settings.llm_quantization, settings.llm_layers
         self.is_sharded, self.is_compiled = settings.fsdp and processes_of(config).count > 1, settings.torch_compile
@@ -116,7 +118,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         for key, (value, instead) in REPLACED_KEYS.items():
             if config[key] != value:
                 raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
-        stages_of(config)
+        stages = stages_of(config)
+        if config["fsdp"] and any(LOSSES[stage.answer_loss].reads_reference for stage in stages):
+            raise UserError(f"answer_loss: found {config['answer_loss']} with fsdp, expected another loss, or fsdp False")
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
         load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
         if prompt.eval_template == "all" and names_one_item(decoding):
@@ -147,6 +151,32 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         super().train(mode)
         causal_lm(self.llm).set_attn_implementation(self._attention[mode])
         return self
+
+    def enter(self, stage: Stage) -> None:
+        """Answer as the stage's hard task asks, and learn by its loss. What is evaluated is that of the stage entered last."""
+        self.representation, self.answer_loss = stage.hard, LOSSES[stage.answer_loss]
+
+    def take_reference(self) -> None:
+        """Keep a copy of what is trained, as it is now, for ``as_reference``."""
+        self.reference = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Have the weights of ``reference`` within, no dropout and no gradients."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        own, was_training = {name: p.data for name, p in trained.items()}, self.llm.training
+        torch.clear_autocast_cache()  # it would hand out the one's rounded weights as the other's
+        try:
+            for name, parameter in trained.items():
+                parameter.data = self.reference[name]
+            self.llm.eval()
+            with torch.no_grad(), uncompiled(self.is_compiled):
+                yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.data = own[name]
+            self.llm.train(was_training)
+            torch.clear_autocast_cache()
 
     def template_index(self, rows: torch.Tensor, purpose: str, epoch: int) -> torch.Tensor:
         """[B] a template for each row, drawn by (seed, purpose, epoch, row)."""
@@ -190,7 +220,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             begins, ends = ends, ends + stage.epochs
             if epoch < ends:
                 break
-        self.representation = stage.hard
+        self.enter(stage)
+        if self.answer_loss.reads_reference and (self.reference is None or number == begins * self.steps_an_epoch):
+            self.take_reference()
         representation = stage.representation(number - begins * self.steps_an_epoch, stage.epochs * self.steps_an_epoch)
         self.steps_taken += 1
         with self.training_arithmetic():
@@ -223,14 +255,32 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:
         """What one forward pass over rows adds to the losses of its optimiser step, by name; their sum is what is minimised."""
+        if self.answer_loss.reads_candidates and not self.needs_states:
+            prompts, answer_ids, log_probs = self.candidates_pass(rows, step)
+            answers = answers_among(log_probs, answer_ids, rows.target_columns)
+            return self.losses(ForwardPass(self, step, rows, prompts, answers, log_probs))
         prompts = self.encode_training(rows, step.representation)
         self.key_dropout(ROWS, step.number, rows.row_ids, prompts.position_ids)
         answers = answer_pass(self.llm, self.training_inputs(prompts), prompts.labels, self.needs_states)
         return self.losses(ForwardPass(self, step, rows, prompts, answers))
 
+    def candidates_pass(self, rows: TrainingRows, step: Step) -> tuple[EncodedPrompts, torch.Tensor, torch.Tensor]:
+        """One pass over prompts and the answers of all candidates.
+
+        Returns:
+            the prompts; on the CPU, the answers' tokens [B, C, A]; and their log-probabilities [B, C, A], with gradient.
+        """
+        prompts = self.encode_training(rows, step.representation, with_answers=False)
+        context = answer_context(self, prompts, rows.candidates, step.representation)
+
+        def key_dropout(position_ids: torch.Tensor) -> None:
+            self.key_dropout(CANDIDATES, step.number, rows.row_ids, position_ids)
+
+        return prompts, context[-1], self.read_answers(*context, key_dropout)
+
     def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
         """The losses of a forward pass: ``answer_loss``, to which a model may add its own."""
-        return self.answer_loss(forward)
+        return self.answer_loss.function(forward)
 
     def evaluation_arithmetic(self) -> torch.autocast:
         """The arithmetic of ``eval_dtype``, as a context."""

@@ -1,6 +1,6 @@
 """What an optimiser step minimises: one table of losses by name, chosen by ``answer_loss``.
 
-A loss is a function of one forward pass. A step reads ``train_batch_size`` rows in several passes, so a loss gives its share
+``token`` looks at the target's answer alone, ``listwise`` and ``sdpo`` at what ``score`` ranks by. A loss is a function of one forward pass. A step reads ``train_batch_size`` rows in several passes, so a loss gives its share
 of the loss of the whole step: it divides by numbers of the step (``forward.step``), never by those of the pass.
 """
 
@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
-from recbole_llara.llm.likelihood import AnswerPass, score_candidates
-from recbole_llara.model.answering import answer_context
+from recbole_llara.llm.likelihood import AnswerPass, answer_scores
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.transfer import send
-
-CANDIDATES = "candidates"  # what dropout calls passes over prompts and the answers of all candidates
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,11 @@ class TrainingRows:
     def take(self, rows: torch.Tensor) -> "TrainingRows":
         """Some of the rows."""
         return TrainingRows(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+    @property
+    def target_columns(self) -> torch.Tensor:
+        """[B] where each row's target stands among its candidates."""
+        return (self.candidates == self.targets[:, None]).int().argmax(1)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class ForwardPass:
         rows: [B] of this pass.
         prompts: what the LLM read, on its device.
         answers: the likelihood of the targets' answers, with gradient.
+        log_probs: [B, C, A] of the tokens of all candidates' answers, with gradient, where the pass read them.
     """
 
     model: Any
@@ -102,17 +106,34 @@ class ForwardPass:
     rows: TrainingRows
     prompts: EncodedPrompts
     answers: AnswerPass
+    log_probs: torch.Tensor | None = None
 
     def candidate_scores(self) -> torch.Tensor:
-        """[B, C] log-likelihood of every candidate's answer in nats, with gradient, at the cost of one more pass of the LLM."""
-        model, rows, representation = self.model, self.rows, self.step.representation
-        prompts = model.encode_training(rows, representation, with_answers=False)
+        """[B, C] log-likelihood of every candidate's answer in nats, with gradient: exactly what ``score`` ranks by.
 
-        def key_dropout(position_ids: torch.Tensor) -> None:
-            model.key_dropout(CANDIDATES, self.step.number, rows.row_ids, position_ids)
+        Of a loss registered with ``reads_candidates`` the pass has read them; else they cost one more pass of the LLM.
+        """
+        log_probs = self.log_probs
+        if log_probs is None:
+            log_probs = self.model.candidates_pass(self.rows, self.step)[2]
+        return answer_scores(log_probs)
 
-        context = answer_context(model, prompts, rows.candidates, representation)
-        return score_candidates(*context, model.read_answers, key_dropout)
+    def reference_scores(self) -> torch.Tensor:
+        """``candidate_scores`` of the weights with which the stage began, without gradient and dropout; see ``reads_reference``."""
+        with self.model.as_reference():
+            return answer_scores(self.model.candidates_pass(self.rows, self.step)[2])
+
+    def ranking_loss(self, scores: torch.Tensor) -> torch.Tensor:
+        """[] the targets' mean negative log-likelihood in nats under a softmax over scores [B, C], as a share of the step's.
+
+        Candidates whose answer is the target's very text are no negatives: no score could tell them apart.
+        """
+        answer_ids = self.model.encoder.answer_ids(self.rows.candidates, self.step.representation)  # [B, C, A]
+        columns = self.rows.target_columns
+        same = (answer_ids == answer_ids[torch.arange(len(columns)), columns][:, None]).all(2)  # [B, C]
+        same.scatter_(1, columns[:, None], False)
+        same, columns = send(same, scores.device), send(columns, scores.device)
+        return cross_entropy(scores.masked_fill(same, -torch.inf), columns, reduction="sum") / self.step.n_rows
 
 
 # Named losses [] of a pass, as shares of the step's; their sum is minimised, each is logged by its name.
@@ -124,16 +145,53 @@ def token(forward: ForwardPass) -> dict[str, torch.Tensor]:
     return {"answer": forward.answers.sums.sum() / forward.step.tokens}
 
 
-LOSSES: dict[str, Loss] = {"token": token}
+def listwise(forward: ForwardPass) -> dict[str, torch.Tensor]:
+    """A softmax over the likelihoods of all candidates' answers (ListNet's top-one loss, Cao et al., ICML 2007), beside ``token``."""
+    settings = forward.model.loss_settings
+    ranking = forward.ranking_loss(forward.candidate_scores() / settings.listwise_temperature)
+    return {"listwise": ranking, **_weighted_token(forward)}
+
+
+def sdpo(forward: ForwardPass) -> dict[str, torch.Tensor]:
+    """Softmax direct preference optimisation (S-DPO, Chen et al., NeurIPS 2024, eq. 9), beside ``token``.
+
+    ``-log sigma(-log sum_d exp(m_d - m_p))`` over the negatives d of the target p is a softmax over the margins
+    ``m = beta (log pi - log pi_ref)`` of all candidates. pi_ref are the weights with which the stage began.
+    """
+    reference = forward.reference_scores()
+    margins = forward.model.loss_settings.sdpo_beta * (forward.candidate_scores() - reference)
+    return {"sdpo": forward.ranking_loss(margins), **_weighted_token(forward)}
+
+
+def _weighted_token(forward: ForwardPass) -> dict[str, torch.Tensor]:
+    weight = forward.model.loss_settings.token_loss_weight
+    return {name: weight * value for name, value in token(forward).items()} if weight else {}
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """A loss of the table."""
+
+    function: Loss
+    # Whether it reads ``candidate_scores``: one pass over the prompts and all candidates' answers then serves it and ``answers``.
+    reads_candidates: bool = False
+    reads_reference: bool = False  # whether it reads ``reference_scores``
+
+
+LOSSES: dict[str, AnswerLoss] = {
+    "token": AnswerLoss(token),
+    "listwise": AnswerLoss(listwise, reads_candidates=True),
+    "sdpo": AnswerLoss(sdpo, reads_candidates=True, reads_reference=True),
+}
 _BUILT_IN = frozenset(LOSSES)
 
 
-def register_loss(name: str, loss: Loss) -> None:
-    """Add a loss to the table, so that ``answer_loss: name`` chooses it; one of your own may be registered again.
+def register_loss(name: str, loss: Loss, reads_candidates: bool = False, reads_reference: bool = False) -> None:
+    """Add an ``AnswerLoss`` to the table, so that ``answer_loss: name`` chooses it; one of your own may be registered again.
 
     Raises:
         UserError: a loss of this package has this name.
     """
     if name in _BUILT_IN:
         raise UserError(f"answer_loss: {name!r} is built in; register yours under another name")
-    LOSSES[name] = loss
+    LOSSES[name] = AnswerLoss(loss, reads_candidates, reads_reference)

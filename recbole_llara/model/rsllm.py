@@ -96,7 +96,7 @@ class RSLLM(LLMRecommender):
         Raises:
             ValueError: other passes hold rows that were not previewed.
         """
-        losses, step, states = self.answer_loss(forward), forward.step, forward.answers.states
+        losses, step, states = self.answer_loss.function(forward), forward.step, forward.answers.states
         targets, places = (send(each, self.device) for each in (step.targets, forward.rows.places))
         if self.item_item_weight:  # eq. 3
             contrasted = self._item_item(step, places, self._given(states, forward.prompts), targets)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recbole_llara.config.settings import OptimSettings, PromptSettings
+from recbole_llara.config.settings import LossSettings, OptimSettings, PromptSettings
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.utils.errors import UserError
 
@@ -36,6 +36,7 @@ class Stage:
     epochs: int  # at most
     learning_rate: float  # its maximum
     seed: int  # of the draws
+    answer_loss: str = "token"  # what it minimises
 
     def hard_probability(self, step: int, total_steps: int) -> float:
         """p at an optimiser step, counted from 0."""
@@ -107,7 +108,10 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
             f"expected a representation with one, such as hybrid, a {key} without [PH], such as text_id, or "
             "--strategy=direct"
         )
-    return make_stages(prompt, optim, config["seed"])
+    losses = LossSettings.from_config(config)
+    *earlier, last = make_stages(prompt, optim, config["seed"])
+    first = losses.stage_1_answer_loss or losses.answer_loss
+    return (*(replace(stage, answer_loss=first) for stage in earlier), replace(last, answer_loss=losses.answer_loss))
 
 
 def shown_representations(config: Any) -> tuple[Representation, ...]:

@@ -24,6 +24,7 @@ from recbole_llara.config.settings import (
     DataSettings,
     EvaluationSettings,
     LLMSettings,
+    LossSettings,
     OptimSettings,
     PromptSettings,
     RecommenderSettings,
@@ -47,7 +48,7 @@ COPIED = (RESULT, CONFIG)
 DTYPES = ("float32", "bfloat16", "float16")
 LLM, CHECKPOINT, RECOMMENDER, KEYS, PROMPTS = "llm", "checkpoint", "recommender", "run.yaml", "prompts.yaml"
 # A measurement depends on the keys of these and on those given, less the folder's own places and what concerns one machine.
-_MEASURED = (DataSettings, EvaluationSettings, LLMSettings, OptimSettings, PromptSettings, RecommenderSettings)
+_MEASURED = (DataSettings, EvaluationSettings, LLMSettings, LossSettings, OptimSettings, PromptSettings, RecommenderSettings)
 _PLACES = frozenset({"resume", "result_file", "state", "checkpoint", "rec_checkpoint", "show_progress"})
 
 

@@ -142,8 +142,10 @@ class LLMTrainer(CandidateTrainer, Trainer):
         first = sum(earlier.epochs for earlier in self.stages[:number])
         self.epochs = first + stage.epochs
         self.total_steps = stage.epochs * steps_an_epoch
-        self.model.representation = stage.hard
+        self.model.enter(stage)
         if not self._resumed:
+            if self.model.answer_loss.reads_reference:
+                self.model.take_reference()
             done = self.progress
             self.progress = replace(
                 done, stage=number, epoch=first, batches=0, step=0, steps_before=done.all_steps, epoch_losses=[]
@@ -267,7 +269,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
             "scaler": self.steps.scaler.state_dict(),
             "rows_digest": self.model.rows_digest,
         }
-        state = TrainingState(progress, facts, self.optimizer.state_dict(), Generators.now())
+        state = TrainingState(progress, facts, self.optimizer.state_dict(), Generators.now(), self.model.reference or {})
         states = TrainingStates(self.run_folder, self.settings.save_total_limit)
         self._write(lambda: states.save(weights_of(self.model), state))
 
@@ -280,7 +282,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
         sweep(Path(self.saved_model_file))
 
         def load_weights(checkpoint: Checkpoint) -> None:
-            self.model.representation = self.stages[checkpoint.facts["stage"]].hard
+            self.model.enter(self.stages[checkpoint.facts["stage"]])
             load_llm_recommender(self.model, checkpoint)
             if has_other_prompts(self.model):
                 raise UserError(
@@ -303,6 +305,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
         self.steps.micro_batch_size = facts["micro_batch_size"]
         self.steps.scaler.load_state_dict(facts["scaler"])
         self.optimizer.load_state_dict(state.optimizer)
+        self.model.reference = {name: value.to(self.device) for name, value in state.reference.items()} or None
         state.generators.restore()
 
     def _stop_if_asked(self) -> None:

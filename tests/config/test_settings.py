@@ -7,6 +7,7 @@ from recbole_llara.config.settings import (
     DataSettings,
     EvaluationSettings,
     LLMSettings,
+    LossSettings,
     OptimSettings,
     PromptSettings,
     RecommenderSettings,
@@ -17,7 +18,9 @@ from recbole_llara.config.validation import Settings, annotation, range_text, ty
 from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError
 
-LLM_CLASSES = (RecommenderSettings, LLMSettings, PromptSettings, OptimSettings, EvaluationSettings, DataSettings)
+LLM_CLASSES = (
+    *(RecommenderSettings, LLMSettings, PromptSettings, LossSettings, OptimSettings, EvaluationSettings, DataSettings),
+)
 
 
 @pytest.fixture

@@ -19,13 +19,14 @@ def waits(action):
     return sorted({f"{found.filename}:{found.lineno}" for found in caught if "called a synchronizing" in str(found.message)})
 
 
+@pytest.mark.parametrize("loss", ["token", "listwise", "sdpo"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("model", ["LLaRA", "RSLLM", "TALLRec"])
-def test_no_wait_inside_a_micro_batch(keys, make_trainer, model, dropout):
-    trainer, data = make_trainer(
-        {**keys, "use_gpu": True, "llm_path": "tiny", "llm_dtype": "bfloat16", "lora_dropout": dropout}, model
-    )
+def test_no_wait_inside_a_micro_batch(keys, make_trainer, model, dropout, loss):
+    changes = {"use_gpu": True, "llm_path": "tiny", "llm_dtype": "bfloat16", "lora_dropout": dropout, "answer_loss": loss}
+    trainer, data = make_trainer({**keys, **changes}, model)
     trained = trainer.model.train()
+    trained.take_reference()
     rows = trained.training_rows(next(iter(data.train_data)), 0)
     with trained.training_arithmetic():
         step = trained.begin_step(rows, trained.representation)

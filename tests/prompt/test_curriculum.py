@@ -26,7 +26,6 @@ def stages():
             curriculum=curriculum,
             max_title_tokens=64,
             eval_template="first",
-            answer_loss="token",
             prompt_file=None,
             prompt_format="plain",
         )
