@@ -288,6 +288,8 @@ class PromptSettings(AskingSettings, TitleSettings):
     strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
     prompt_format: str = key(VALUE, names=one_of("plain", "chat"))
+    user_token: bool = key(VALUE)
+    recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
 
 
 class LossSettings(Settings):

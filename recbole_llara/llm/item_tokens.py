@@ -1,8 +1,11 @@
-"""The vectors that stand in a prompt's slots: behavioural tokens, item-id tokens, [DSR] and the placeholder [PH].
+"""The vectors that stand in a prompt's slots: behavioural tokens, item-id tokens, [DSR], the placeholder [PH], and what the
+recommender concluded from a history.
 
 They lie beside the LLM's vocabulary, never in it, so that a catalogue of any size leaves its embedding and its head
 as they are.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -68,11 +71,28 @@ def merge_item_embeddings(
     return inputs_embeds.index_put((slot_rows, slot_columns), item_embeds.to(inputs_embeds.dtype))
 
 
+@dataclass(frozen=True)
+class Conclusions:
+    """What a recommender concludes from the histories of B rows, and of which candidates."""
+
+    outputs: torch.Tensor | None  # [B, d_rec] its sequence output, at unit variance; None where nobody reads it
+    log_probs: torch.Tensor  # [B, C] the log-softmax of its scores over the candidates, in nats
+    candidates: torch.Tensor  # [B, C] their items
+
+    def features(self, rows: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of candidates [S] of rows [S]: the rank [S], 0 = best, and [S, 3] log-probability, probability and 1 / (1 + rank)."""
+        columns = (self.candidates[rows] == items[:, None]).int().argmax(1)
+        own = self.log_probs[rows, columns]  # [S]
+        ranks = (self.log_probs[rows] > own[:, None]).sum(1)  # equals share the better rank
+        return ranks, torch.stack([own, own.exp(), 1 / (1 + ranks)], 1)
+
+
 class ItemTokens(nn.Module):
     """What fills the slots of a prompt, one vector of the LLM's input space for each.
 
     These are ``placeholder`` [D], the same for every item; ``projector`` from d_rec to D (LLaRA eq. 5); ``description`` [D]
-    and ``item_ids`` [N, D], [DSR] and [IIDn] (RSLLM example 4.1). A vector that no prompt of the run shows is None.
+    and ``item_ids`` [N, D], [DSR] and [IIDn] (RSLLM example 4.1); ``user_projector`` from d_rec to D; and ``score_projector`` from the
+    3 features of ``Conclusions`` to D, or ``ranks`` [C, D]. What no prompt of the run shows is None.
 
     Args:
         vocabulary: [V, D] the LLM's tokens as its embedding layer gives them out; every new vector starts around their centre.
@@ -80,6 +100,8 @@ class ItemTokens(nn.Module):
         parts: what the prompts of the run show.
         item_embeddings: [N, d_rec] what the projector reads; needed for ``Part.ITEM_EMBEDDING``.
         trains_item_embeddings: whether they learn with the projector; else they are frozen.
+        output_size: d_rec of the recommender's sequence output; needed for ``Part.USER``.
+        n_ranks: C, to tell ``Part.SCORE`` by a vector for each rank; None = by the projected features.
     """
 
     def __init__(
@@ -89,6 +111,8 @@ class ItemTokens(nn.Module):
         parts: frozenset[Part],
         item_embeddings: torch.Tensor | None,
         trains_item_embeddings: bool = False,
+        output_size: int | None = None,
+        n_ranks: int | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -106,14 +130,34 @@ class ItemTokens(nn.Module):
             # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
             self.projector.linear_2.bias.data.copy_(centre)
         self.description = nn.Parameter(centre.clone()) if Part.DESCRIPTION in parts else None
-        self.item_ids = None
-        if Part.ITEM_ID in parts:
-            spread = vocabulary.std(0).cpu()  # [D]
-            # As a word that joins the vocabulary would be drawn.
-            self.item_ids = nn.Parameter(centre + spread * torch.randn(n_items, len(centre)))
+        spread = vocabulary.std(0).cpu()  # [D]
+        # As words that join the vocabulary would be drawn.
+        self.item_ids = nn.Parameter(centre + spread * torch.randn(n_items, len(centre))) if Part.ITEM_ID in parts else None
+        self.user_projector = self.score_projector = self.ranks = None
+        if Part.USER in parts:
+            if output_size is None:
+                raise ValueError(
+                    "prompts with a user token, but no output_size: expected that of the recommender's sequence output"
+                )
+            self.user_projector = Projector(output_size, len(centre))
+            self.user_projector.linear_2.bias.data.copy_(centre)
+        if Part.SCORE in parts and n_ranks is None:
+            self.score_projector = Projector(3, len(centre))
+            self.score_projector.linear_2.bias.data.copy_(centre)
+        elif Part.SCORE in parts:
+            self.ranks = nn.Parameter(centre + spread * torch.randn(n_ranks, len(centre)))
 
-    def forward(self, slot_parts: torch.Tensor, slot_items: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        slot_parts: torch.Tensor,
+        slot_items: torch.Tensor,
+        slot_rows: torch.Tensor | None = None,
+        conclusions: Conclusions | None = None,
+    ) -> torch.Tensor:
         """The vectors [S, D] of slots that hold ``slot_parts`` [S] on the CPU, places in ``SLOT_PARTS``, of items [S].
+
+        Args:
+            slot_rows: [S] whose slots they are; read for ``Part.USER`` and ``Part.SCORE``, as are ``conclusions``.
 
         Raises:
             ValueError: a slot holds what was not among ``parts``.
@@ -131,6 +175,12 @@ class ItemTokens(nn.Module):
                 filled = self.description.expand(len(items), -1)
             elif part is Part.ITEM_ID and self.item_ids is not None:
                 filled = self.item_ids[items]
+            elif part is Part.USER and self.user_projector is not None:
+                filled = self.user_projector(conclusions.outputs[slot_rows[slots]])
+            elif part is Part.SCORE and self.ranks is not None:
+                filled = self.ranks[conclusions.features(slot_rows[slots], items)[0]]
+            elif part is Part.SCORE and self.score_projector is not None:
+                filled = self.score_projector(conclusions.features(slot_rows[slots], items)[1])
             else:
                 raise ValueError(f"a slot of {part.value}, but these item tokens were made without it")
             vectors = vectors.index_put((slots,), filled.to(vectors.dtype))

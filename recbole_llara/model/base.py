@@ -31,7 +31,8 @@ from recbole_llara.prompt.curriculum import Stage, shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
-from recbole_llara.recommender.frozen import Recommender, prepare_recommender
+from recbole_llara.recommender.conclusions import Concluding
+from recbole_llara.recommender.frozen import Recommender, prepare_recommender, recommender_model
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -91,6 +92,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         attention = settings.attn_implementation or training_attention(llm, self.compute_dtype, self.device)
         self._attention = {True: attention, False: llm.config._attn_implementation}
         self.recommender: Recommender | None = None
+        self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded
         self.item_tokens = self._item_tokens(config, data)
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
@@ -108,8 +110,15 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             self.recommender = prepare_recommender(config, data)
             table = self.recommender.item_embeddings
             table = centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
+        prompt, output_size, n_ranks = PromptSettings.from_config(config), None, None
+        if shown & {Part.USER, Part.SCORE}:
+            self.recommender = self.recommender or prepare_recommender(config, data)
+            self.conclude = Concluding(*recommender_model(config, data), with_outputs=Part.USER in shown)
+            output_size = self.conclude.output_size
+            n_ranks = config["candidate_num"] if prompt.recommender_score_token == "rank" else None
+        is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
         vocabulary = embedded_vocabulary(self.llm)
-        return ItemTokens(vocabulary, self.n_items, shown, table, trains_item_embeddings=self.recommender is None)
+        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, n_ranks)
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -122,6 +131,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         if config["fsdp"] and any(LOSSES[stage.answer_loss].reads_reference for stage in stages):
             raise UserError(f"answer_loss: found {config['answer_loss']} with fsdp, expected another loss, or fsdp False")
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
+        if config["item_embeddings"] == "random" and stages[-1].hard.conclusions:
+            raise UserError(
+                "item_embeddings: found random with user_token or recommender_score_token, which tell what a trained recommender concluded; "
+                "expected recommender, or user_token False and recommender_score_token none"
+            )
         load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
         if prompt.eval_template == "all" and names_one_item(decoding):
             raise UserError(
@@ -195,7 +209,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         """What the decoder reads: behavioural tokens and placeholders stand in their slots (LLaRA eq. 6)."""
         inputs = input_embeddings(self.llm)(prompts.input_ids)  # [B, T, D]
         if len(prompts.slot_items):
-            slots = self.item_tokens(prompts.slot_parts, prompts.slot_items)  # [S, D]
+            concluded = None if prompts.asked is None else self.conclude(*prompts.asked)
+            slots = self.item_tokens(prompts.slot_parts, prompts.slot_items, prompts.slot_rows, concluded)  # [S, D]
             inputs = merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
         return EmbeddedPrompts(inputs, prompts.attention_mask, prompts.position_ids)
 
@@ -330,6 +345,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
 def check_words_only(model: type, config: Any, shown: Iterable[Part]) -> None:
     """Refuse prompts that show more parts of an item than words, for a model that reads no vectors."""
+    if set(shown) & {Part.USER, Part.SCORE}:
+        raise UserError(
+            f"user_token and recommender_score_token: found one of them with {model.__name__}, which reads words, no vectors; expected "
+            "False and none, or LLaRA or RSLLM, with representation textual if need be"
+        )
     worded = [name for name, representation in REPRESENTATIONS.items() if not representation.has_slot]
     if not any(set(shown) <= set(REPRESENTATIONS[name].parts) for name in worded):
         raise UserError(

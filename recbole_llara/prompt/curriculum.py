@@ -63,6 +63,9 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
         UserError: stage 1 would take all epochs.
     """
     hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[_easy_task(prompt)[1]]
+    told = {"has_user_token": prompt.user_token, "has_score_tokens": prompt.recommender_score_token != "none"}
+    # The easy task has none of the recommender's vectors.
+    hard, easy = replace(hard, **told), replace(easy, **told) if easy.has_item_embedding else easy
     direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)
     strategy = "direct" if lacks_easy_task(prompt) else prompt.strategy
     if strategy == "direct" or optim.epochs == 0:
@@ -121,4 +124,4 @@ def shown_representations(config: Any) -> tuple[Representation, ...]:
 
 def shown_parts(config: Any) -> frozenset[Part]:
     """Every part that a prompt of the run may show, in training or evaluation."""
-    return frozenset(part for representation in shown_representations(config) for part in representation.parts)
+    return frozenset(part for representation in shown_representations(config) for part in representation.shown)

@@ -44,11 +44,15 @@ class EncodedPrompts:
     slot_parts: torch.Tensor  # [S] what each slot holds, as its place in SLOT_PARTS
     slot_items: torch.Tensor  # [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is
     pooled: torch.Tensor  # [B, T] bool
+    # What the recommender is asked, where the prompts show its conclusions: histories [B, L] and candidates [B, C].
+    asked: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "EncodedPrompts":
         """The same prompts, what the LLM reads being on another device."""
-        stay = ("labels", "slot_parts", "pooled")
-        return replace(self, **{name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay})
+        stay = ("labels", "slot_parts", "pooled", "asked")
+        moved = {name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay}
+        asked = None if self.asked is None else tuple(send(tensor, device) for tensor in self.asked)
+        return replace(self, **moved, asked=asked)
 
 
 class PromptEncoder:
@@ -207,25 +211,28 @@ class PromptEncoder:
         longest, representation = max(prompts, key=lambda entry: entry[0].input_ids.shape[1])
         return longest, self.answer_ids(shown, representation)
 
-    def _item_list(self, items: torch.Tensor, representation: Representation, mark: int) -> torch.Tensor:
+    def _item_list(self, items: torch.Tensor, parts: Sequence[Part], mark: int, closing: Part | None = None) -> torch.Tensor:
         """A list of items [B, M], 0-padded on the right, as [3, B, M * (P + 1)] for P parts; see ``_pieces``.
 
-        Behind each item stands a comma, behind the row's last one the piece ``mark``: where the tokenizer reads it together with
+        A slot of the part ``closing`` may stand behind the last item, in M more pieces. Behind each item stands a comma, behind the row's last one the piece ``mark``: where the tokenizer reads it together with
         the item's text, both are one piece.
         """
         present, nothing = items > 0, torch.zeros_like(items)
         listed = []
-        for part in representation.parts:
+        for part in parts:
             of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
             slot_items = items if part in ITEM_SLOT_PARTS else nothing
             listed.append(torch.stack([torch.where(present, of_items, NOTHING), slot_items, present.long()]))
         is_last = present & ~nn.functional.pad(present, (0, 1))[:, 1:]
+        if closing is not None:
+            listed.append(torch.stack([torch.where(is_last, self.slot_piece(closing), NOTHING), nothing, nothing]))
         marks = torch.where(present, torch.where(is_last, mark, self.separator_piece), NOTHING)
         marks[~present.any(1), :1] = mark  # what follows an empty list
-        for piece, where in ((self.separator_piece, present & ~is_last), (mark, is_last)):
-            if (joined := self._followed.get((representation.parts[-1], piece))) is not None:
+        last_part = listed[len(parts) - 1]
+        for piece, where in ((self.separator_piece, present & ~is_last), (mark, is_last & (closing is None))):
+            if (joined := self._followed.get((parts[-1], piece))) is not None:
                 is_joined = where & (joined[items] != NOTHING)
-                listed[-1][0] = torch.where(is_joined, joined[items], listed[-1][0])
+                last_part[0] = torch.where(is_joined, joined[items], last_part[0])
                 marks = marks.masked_fill(is_joined, NOTHING)
         return torch.stack([*listed, torch.stack([marks, nothing, nothing])], 3).flatten(2)
 
@@ -251,7 +258,15 @@ class PromptEncoder:
             UserError: a prompt is longer than the LLM can hold.
         """
         lists = {HISTORY: history, CANDIDATES: candidates}
-        width = (history.shape[1] + candidates.shape[1]) * (1 + len(representation.parts)) + max(map(len, self.layouts))
+        # By list: the parts of an item, and what closes the list.
+        written = {
+            HISTORY: (representation.parts, Part.USER if representation.has_user_token else None),
+            CANDIDATES: (
+                (*representation.parts, Part.SCORE) if representation.has_score_tokens else representation.parts,
+                None,
+            ),
+        }
+        width = (history.shape[1] + candidates.shape[1]) * (2 + len(representation.parts)) + max(map(len, self.layouts))
         prompts = _pieces(len(history), width + 2, NOTHING)
         for number in template_index.unique().tolist():
             rows = (template_index == number).nonzero(as_tuple=True)[0]
@@ -260,7 +275,8 @@ class PromptEncoder:
                 if isinstance(element, int):
                     parts.append(_pieces(len(rows), 1, element))
                     continue
-                parts.append(self._item_list(lists[element][rows], representation, next(layout)))
+                of_item, closing = written[element]
+                parts.append(self._item_list(lists[element][rows], of_item, next(layout), closing))
                 if element == CANDIDATES:
                     parts[-1][2] = 0
             of_rows = torch.cat(parts, 2)
@@ -271,12 +287,13 @@ class PromptEncoder:
             pieces[:, -2] = self._text_pieces(targets, representation.answer, in_answer=True)
             pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
-        return self.assemble(pieces, slot_items, in_answer, padding_side, is_pooled)
+        prompts = self.assemble(pieces, slot_items, in_answer, padding_side, is_pooled)
+        return replace(prompts, asked=(history, candidates)) if representation.conclusions else prompts
 
     def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
         """Each item [B] alone, as the prompts write it: what RSLLM's item tower reads."""
         opening = _pieces(len(items), 1, self.opening_piece)
-        pieces, slot_items, is_pooled = torch.cat([opening, self._item_list(items[:, None], representation, NOTHING)], 2)
+        pieces, slot_items, is_pooled = torch.cat([opening, self._item_list(items[:, None], representation.parts, NOTHING)], 2)
         return self.assemble(pieces, slot_items, torch.zeros_like(pieces), padding_side, is_pooled)
 
     def assemble(

@@ -13,11 +13,13 @@ class Part(Enum):
     PLACEHOLDER = "placeholder"  # one slot: the placeholder token [PH] of the text-only task
     DESCRIPTION = "description"  # one slot: the description token [DSR], before what identifies the item
     ITEM_ID = "item_id"  # one slot: the item's own token [IIDn]
+    USER = "user_token"  # one slot behind the history: what the recommender made of it
+    SCORE = "recommender_score"  # one slot beside a candidate: how the recommender ranks it
 
 
 # Parts that are vectors, not tokens of the LLM's vocabulary; a slot's part is told by its place in here.
-SLOT_PARTS = (Part.PLACEHOLDER, Part.ITEM_EMBEDDING, Part.DESCRIPTION, Part.ITEM_ID)
-ITEM_SLOT_PARTS = (Part.ITEM_EMBEDDING, Part.ITEM_ID)  # those that differ from item to item
+SLOT_PARTS = (Part.PLACEHOLDER, Part.ITEM_EMBEDDING, Part.DESCRIPTION, Part.ITEM_ID, Part.USER, Part.SCORE)
+ITEM_SLOT_PARTS = (Part.ITEM_EMBEDDING, Part.ITEM_ID, Part.SCORE)  # those that differ from item to item
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,30 @@ class Representation:
         name: the key of ``REPRESENTATIONS``.
         parts: the pieces in order.
         answer: ``Part.TITLE`` or ``Part.INDEX``, the text that names an item in the answer.
+        has_user_token: whether ``Part.USER`` stands behind the history.
+        has_score_tokens: whether ``Part.SCORE`` stands behind each candidate.
     """
 
     name: str
     parts: tuple[Part, ...]
     answer: Part = Part.TITLE
+    has_user_token: bool = False
+    has_score_tokens: bool = False
+
+    @property
+    def conclusions(self) -> tuple[Part, ...]:
+        """The parts that tell what the recommender concluded."""
+        return (Part.USER,) * self.has_user_token + (Part.SCORE,) * self.has_score_tokens
+
+    @property
+    def shown(self) -> tuple[Part, ...]:
+        """Every part that its prompts show."""
+        return (*self.parts, *self.conclusions)
 
     @property
     def has_slot(self) -> bool:
-        """Whether an item holds a slot that is filled with a vector instead of a token's embedding."""
-        return any(part in SLOT_PARTS for part in self.parts)
+        """Whether a prompt holds a slot that is filled with a vector instead of a token's embedding."""
+        return any(part in SLOT_PARTS for part in self.shown)
 
     @property
     def texts(self) -> frozenset[Part]:

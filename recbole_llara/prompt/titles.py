@@ -49,6 +49,7 @@ class PromptLengths:
         items = {**self.items, Part.TITLE: np.minimum(self.items[Part.TITLE], title_tokens)}
         separators = max(0, budget.history - 1) + max(0, budget.candidates - 1)
         total = self.template + self.separator * separators
+        total += representation.has_user_token + representation.has_score_tokens * budget.candidates
         for part in representation.parts:
             if part in SLOT_PARTS:
                 total += budget.history + budget.candidates

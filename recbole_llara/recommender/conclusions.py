@@ -1,0 +1,77 @@
+"""What a frozen recommender concludes from histories: its sequence output, and how it scores a row's candidates."""
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import nn
+from torch.nn.functional import layer_norm
+
+from recbole_llara.llm.item_tokens import Conclusions
+from recbole_llara.utils.errors import UserError
+
+
+class Concluding:
+    """Asks a recommender of RecBole's kind, as of a user whom it has never seen: a prompt does not say whose it is.
+
+    Args:
+        model: the recommender, frozen, in evaluation mode.
+        config: its own.
+        with_outputs: whether its sequence output is wanted too.
+
+    Attributes:
+        output_size: d_rec of the sequence output; None where it is not wanted.
+
+    Raises:
+        UserError: the sequence output is wanted, but the recommender makes none of one vector a history.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, with_outputs: bool) -> None:
+        self.model, self.config, self.with_outputs = model.eval(), config, with_outputs
+        self.output_size: int | None = None
+        if with_outputs:
+            one = torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+            _, output = self._read(nn.functional.pad(one, (0, config["MAX_ITEM_LIST_LENGTH"] - 1)))
+            if output is None or output.dim() != 2 or len(output) != 1:
+                found = "none" if output is None else f"one of shape {list(output.shape)} for one history"
+                raise UserError(
+                    f"user_token: the sequence output of {type(model).__name__} is {found}, expected [1, d]: choose a rec_model such as "
+                    "SASRec, GRU4Rec or Caser, or user_token False"
+                )
+            self.output_size = output.shape[1]
+
+    @torch.no_grad()
+    def __call__(self, history: torch.Tensor, candidates: torch.Tensor) -> Conclusions:
+        """Conclusions from histories [B, L], 0-padded on the right, about candidates [B, C]; on the recommender's device.
+
+        The sequence output comes at mean 0 and unit variance of its d_rec numbers: recommenders differ in its scale.
+        """
+        with torch.autocast(history.device.type, enabled=False):
+            scores, output = self._read(history)
+            log_probs = scores.view(len(history), -1).gather(1, candidates).float().log_softmax(1)
+            outputs = layer_norm(output.float(), output.shape[1:]) if self.with_outputs else None
+        return Conclusions(outputs, log_probs, candidates)
+
+    def _read(self, history: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores of all items, and what the recommender's ``forward`` gave them from."""
+        config, item_field = self.config, self.config["ITEM_ID_FIELD"]
+        nobody = torch.zeros(len(history), dtype=torch.int64, device=history.device)
+        rows = {
+            item_field + config["LIST_SUFFIX"]: history,
+            config["ITEM_LIST_LENGTH_FIELD"]: (history > 0).sum(1),
+            config["USER_ID_FIELD"]: nobody,
+            item_field: nobody,
+        }
+        outputs, forward = [], self.model.forward
+
+        def kept(*arguments: Any, **named: Any) -> Any:
+            outputs.append(forward(*arguments, **named))
+            return outputs[-1]
+
+        self.model.forward = kept  # RecBole's models call it by this name
+        try:
+            scores = self.model.full_sort_predict(Interaction(rows))
+        finally:
+            self.model.forward = forward
+        found = outputs[-1] if outputs else None
+        return scores, found if isinstance(found, torch.Tensor) else None
