@@ -29,6 +29,7 @@ from recbole_llara.utils.processes import Processes, processes_of
 
 T = TypeVar("T")
 ALONE = Processes()
+NO_BOARD = SimpleNamespace(add_scalar=lambda *_: None, add_hparams=lambda *_: None)  # in the place of a TensorBoard writer
 
 
 @runtime_checkable
@@ -203,8 +204,7 @@ def _tensorboard_of(processes: Processes) -> Iterator[None]:
     """RecBole's trainers make a writer of files, unasked; in processes that write nothing it gets one that writes none."""
     made = recbole.trainer.trainer.get_tensorboard
     if not processes.is_main:
-        ignored = SimpleNamespace(add_scalar=lambda *_: None, add_hparams=lambda *_: None)
-        recbole.trainer.trainer.get_tensorboard = lambda logger: ignored
+        recbole.trainer.trainer.get_tensorboard = lambda logger: NO_BOARD
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from recbole_llara.checkpoint.training_state import Progress, TrainingState, Tra
 from recbole_llara.checkpoint.weights import Checkpoint, write_llm_checkpoint
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.settings import OptimSettings
-from recbole_llara.evaluator.evaluation import CandidateTrainer
+from recbole_llara.evaluator.evaluation import NO_BOARD, CandidateTrainer
 from recbole_llara.llm.architecture import held_here
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.losses import TrainingRows
@@ -225,8 +225,12 @@ class LLMTrainer(CandidateTrainer, Trainer):
     def _write_to_boards(self, head: str, values: Mapping[str, float]) -> None:
         """Values of this optimiser step for TensorBoard and, with log_wandb, for Weights & Biases."""
         step = self.progress.all_steps
-        for name, value in values.items():
-            self.tensorboard.add_scalar(f"{head}/{name}", value, step)
+        try:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(f"{head}/{name}", value, step)
+        except OSError as error:  # of its own thread, some time after the value that could not be written
+            self.logger.warning(f"log_tensorboard cannot be written ({error}): TensorBoard gets no more of this run")
+            self.tensorboard = NO_BOARD
         self.wandblogger.log_metrics({**values, "optimiser_step": step}, head=head)
 
     @property

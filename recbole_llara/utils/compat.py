@@ -33,11 +33,20 @@ def name_numpy_types() -> None:
 
 
 class Column(pd.Series):
-    """A column of a ``Table``: ``agg(len)`` gives the length of each sequence, ``agg(np.concatenate)`` all of them in a row."""
+    """A column of a ``Table``.
+
+    ``agg(len)`` gives the length of each sequence, ``agg(np.concatenate)`` all of them in a row. ``values`` may be written into:
+    pandas 3 gives out read-only ones, of which torch warns when RecBole makes tensors of them.
+    """
 
     @property
     def _constructor(self) -> type["Column"]:
         return Column
+
+    @property
+    def values(self) -> Any:
+        values = super().values
+        return values.copy() if isinstance(values, np.ndarray) and not values.flags.writeable else values
 
     def agg(self, func: Any = None, *args: Any, **kwargs: Any) -> Any:
         """pandas' method, but for the two functions that RecBole aggregates sequences by: pandas 3 calls them with the column."""

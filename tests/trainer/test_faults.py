@@ -74,6 +74,17 @@ def test_no_room_for_a_state(long_keys, monkeypatch):
     _goes_on(run, long_keys)
 
 
+def test_no_room_for_tensorboard(long_keys, monkeypatch, caplog):
+    """Its thread fails some time later; the run goes on without it."""
+
+    def full(*_arguments):
+        raise OSError(27, "File too large")
+
+    _at(monkeypatch, 2, lambda trainer: monkeypatch.setattr(trainer.tensorboard, "add_scalar", full))
+    returned = run_recbole_llara(dataset="toy", config_dict=long_keys)
+    assert caplog.text.count("TensorBoard gets no more of this run") == 1 and Path(returned["result_file"]).is_file()
+
+
 def test_no_room_for_the_result(long_keys, monkeypatch):
     def full(*_arguments):
         raise OSError(28, "No space left on device")

@@ -1,5 +1,6 @@
 """What RecBole needs from us, on whatever numpy, pandas and torch are installed."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,14 @@ def test_columns_of_sequences_aggregate_as_recbole_asks():
     assert column.agg(len).tolist() == [2, 1, 0]
     assert column.agg(np.concatenate).tolist() == [1, 2, 3]
     assert Table({"number": [1.0, 3.0]})["number"].agg("mean") == 2.0
+
+
+def test_columns_become_tensors_without_a_warning():
+    column = Table({"n": [1, 2]})["n"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.LongTensor(column.values).tolist() == [1, 2]
+    assert column.values.flags.writeable
 
 
 def test_holes_are_filled_in_the_table_itself():
