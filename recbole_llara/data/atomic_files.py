@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llara.config.settings import READY_MADE, SPLITS
@@ -35,6 +36,9 @@ class CheckedFiles(SequentialDataset):
 
     def _fill_nan(self) -> None:
         fill_holes(self)
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        return super()._dataframe_to_interaction(Table(data))
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         """RecBole's method, over ``read_rows`` in place of pandas' CSV reader."""

@@ -111,7 +111,7 @@ class CandidateDataset(CheckedFiles):
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
         users = self.inter_feat[self.uid_field].numpy()
         self._interactions = users, self.inter_feat[self.iid_field].numpy()  # [M] each, by user and time
-        position = torch.from_numpy(pd.Series(users).groupby(users).cumcount().to_numpy())  # [M] within the user's own
+        position = torch.from_numpy(pd.Series(users).groupby(users).cumcount().to_numpy(copy=True))  # [M] within the user's own
         target = position.nonzero()[:, 0]  # [R]
         length, column = position[target].clamp(max=self.max_item_list_len), torch.arange(self.max_item_list_len)[None]
         is_padding = column >= length[:, None]  # [R, L]
