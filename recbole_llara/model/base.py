@@ -11,7 +11,7 @@ from recbole.utils import InputType
 from recbole_llara.checkpoint.weights import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
-from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
+from recbole_llara.config.settings import NO_FUSION, EvaluationSettings, LLMSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.data.rows import Rows
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
@@ -123,6 +123,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             raise UserError(
                 f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
+            )
+        if RecommenderSettings.from_config(config).fusion != NO_FUSION and decoding != "score":
+            raise UserError(
+                f"fusion: found {config['fusion']} with decoding {decoding}, expected decoding score, which has a likelihood of every "
+                "candidate to add"
             )
         if cls.reads_words_only:
             check_words_only(cls, config, shown_parts(config))
