@@ -4,8 +4,8 @@ Of S systems with log p_s, each the log-softmax of its scores over the row's can
 
     log p(c) = log softmax_c(sum_s w_s * log p_s(c) / T),    w = 1 for the first system,
 
-a product of experts with one weight each. ``fit`` finds w and the temperature T: written as b_s = w_s / T it is a multinomial logit,
-whose negative log-likelihood of the targets is convex in b. Only the rows that it is given are looked at.
+a product of experts with one weight each. ``fit`` finds w and the temperature T: written as b_s = w_s / T it is a multinomial
+logit, whose negative log-likelihood of the targets is convex in b. Only the rows that it is given are looked at.
 """
 
 from collections.abc import Mapping, Sequence

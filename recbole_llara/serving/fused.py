@@ -1,4 +1,4 @@
-"""A run's LLM and its recommender as one system: both answer the validation rows, the weights are fitted there, the test rows follow.
+"""A run's LLM and its recommender as one system: weights are fitted to what both answer to the validation rows.
 
 Only validation rows are looked at for the weights. Lists of other lengths than ``candidate_num``, as ``recommend`` and the
 re-ranking of the catalogue have, take the same weights over log-softmaxes of the list shown.

@@ -274,8 +274,8 @@ def _fusion_of(run: Path, loaded: LoadedRun) -> Fusion:
     result = read_result(run)
     if not result.get("fusion"):
         raise UserError(
-            f"fusion: {run} was not fused, so that there are no weights; evaluate its checkpoint with --checkpoint={run / 'checkpoint'} "
-            f"--fusion={loaded.config['fusion']}, or leave fusion out"
+            f"fusion: {run} was not fused, so that there are no weights; evaluate its checkpoint with "
+            f"--checkpoint={run / 'checkpoint'} --fusion={loaded.config['fusion']}, or leave fusion out"
         )
     fusion, own = Fusion.read(result["fusion"]), (loaded.recommender.model, loaded.config["model"])
     if fusion.systems != own:

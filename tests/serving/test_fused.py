@@ -1,4 +1,4 @@
-"""A run whose LLM and recommender answer together: fitted on validation rows, told in the result, the same wherever it is loaded."""
+"""A run whose LLM and recommender answer together: fitted on validation rows, told in the result, the same where it is loaded."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_run import toy_keys
+from toy_run import stopped_run, toy_keys
 
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records, read_result
@@ -135,6 +135,15 @@ def test_a_run_that_trains_is_fused_under_its_best_weights(make_run, fused, alon
     assert (trained / "training.jsonl").exists() and not (fused / "training.jsonl").exists()
     with pytest.raises(UserError, match="was not fused, so that there are no weights.*--fusion=validation"):
         recbole_llara.load(alone, fusion="validation")
+
+
+def test_a_run_that_was_stopped_is_fused_at_its_end(keys, monkeypatch):
+    keys = {**keys, "epochs": 2, "fusion": "validation"}
+    whole = run_recbole_llara("LLaRA", "toy", config_dict={**keys, "checkpoint_dir": "whole"})
+    stopped = stopped_run(keys, 4, monkeypatch)
+    again = run_recbole_llara(config_dict={"resume": str(stopped)})
+    assert again["run_dir"] == str(stopped) and again["test_result"] == whole["test_result"]
+    assert read_result(stopped)["fusion"] == read_result(Path(whole["run_dir"]))["fusion"]
 
 
 def test_a_text_only_llm_is_fused_with_rec_model(make_run, tmp_path):
