@@ -32,6 +32,7 @@ from recbole_llara.utils.processes import Processes, processes_of
 from recbole_llara.utils.random_state import own_random_state
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
+CASES = {"test": ("cases_file", "cases.jsonl"), "valid": ("valid_cases_file", "valid_cases.jsonl")}  # split -> path's key, file
 
 
 @runtime_checkable
@@ -64,7 +65,7 @@ def run_recbole_llara(
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and the
-        paths ``run_dir``, ``result_file``, ``cases_file`` and ``checkpoint``.
+        paths ``run_dir``, ``result_file``, ``cases_file`` and ``checkpoint``, and ``valid_cases_file`` where that was asked for.
 
     Raises:
         UserError: the configuration or the data cannot be used; the message says which key to change.
@@ -119,10 +120,11 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
         _note_speed(timings, trainer)
         answered["test"] = trainer.last_cases
         fields, ranks = _result_fields(config, model, run), None
+        if "valid" not in answered and (_is_fused(config) or config["keep_valid_cases"]):
+            # What was answered in training was not answered by the best weights.
+            trainer.evaluate(data.valid_data, load_best_model=False, show_progress=show_progress)
+            answered["valid"] = trainer.last_cases
         if _is_fused(config):
-            if "valid" not in answered:  # what was answered in training was not answered by the best weights
-                trainer.evaluate(data.valid_data, load_best_model=False, show_progress=show_progress)
-                answered["valid"] = trainer.last_cases
             with _timed(timings, "fusion"):
                 fused = processes.from_main(lambda: fuse_run(run, trainer, answered))
             run.fusion, answered, fields["fusion"] = fused.fusion, fused.cases, fused.result_fields()
@@ -229,8 +231,11 @@ def _write(
     dataset = data.dataset
     items = dataset.field2id_token[dataset.iid_field]
     titles = items if data.catalogue is None else data.catalogue.titles
-    records = answered["test"].records(dataset.field2id_token[dataset.uid_field], items, titles)
-    cases_file = folder.write_records("cases.jsonl", records)
+    cases_files = {}
+    for split in ("test", "valid") if config["keep_valid_cases"] else ("test",):
+        key, name = CASES[split]
+        records = answered[split].records(dataset.field2id_token[dataset.uid_field], items, titles)
+        cases_files[key] = str(folder.write_records(name, records))
     if isinstance(trainer.model, LLMRecommender) and trainer.progress.training_log:
         folder.write_records("training.jsonl", trainer.progress.training_log)
     if ranks is not None:
@@ -247,7 +252,7 @@ def _write(
     return {
         "run_dir": str(folder.path),
         "result_file": str(result_file),
-        "cases_file": str(cases_file),
+        **cases_files,
         "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
     }
 

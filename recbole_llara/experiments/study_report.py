@@ -99,8 +99,8 @@ def notes(study: Study, summary: Summary) -> list[str]:
     ]
     if summary.systems.reindex(columns=list(CALIBRATION)).notna().any(axis=None):
         lines.append(
-            "NLL is the mean negative log-likelihood of the target under the softmax of a system's scores over the candidates, in nats; "
-            f"ECE the expected calibration error of the best candidate's probability, over {BINS} bins."
+            "NLL is the mean negative log-likelihood of the target under the softmax of a system's scores over the candidates, in "
+            f"nats; ECE the expected calibration error of the best candidate's probability, over {BINS} bins."
         )
     if summary.comparisons:
         lines.append(
@@ -113,6 +113,13 @@ def notes(study: Study, summary: Summary) -> list[str]:
         told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
         if told:
             lines.append(f"How {name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
+    for name, runs in summary.runs.items():
+        if fusion := runs[0].result.get("fusion"):
+            weights = ", ".join(f"{system} {weight:.3g}" for system, weight in fusion["weights"].items())
+            lines.append(
+                f"{name} adds log-probabilities by weights fitted on {fusion['n']} validation rows, seed {study.seeds[0]}: "
+                f"{weights}; temperature {fusion['temperature']:.3g}. Its HitRatio@1 on those rows is a fitted one."
+            )
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
     if summary.published:

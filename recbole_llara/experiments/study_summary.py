@@ -30,8 +30,8 @@ class Summary:
     protocol: str
     n: int  # test rows
     # A row for each system that was run, in the study's order. Means over seeds: HitRatio@1 with Wilson's interval over rows
-    # (low, high), METRICS, CALIBRATION, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds, draw_spread
-    # over the draws of candidates, whose number is draws. NaN where there is none.
+    # (low, high), METRICS, CALIBRATION, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds,
+    # draw_spread over the draws of candidates, whose number is draws. NaN where there is none.
     systems: pd.DataFrame
     runs: dict[str, list[FinishedArm]]  # of each system's seeds, in their order
     correct: dict[str, np.ndarray]  # of each system [seeds, n] bool, which rows it answered correctly, in the order of the rows
