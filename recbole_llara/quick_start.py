@@ -14,13 +14,15 @@ from recbole_llara.checkpoint.run_folder import RunFolder, check_writable, compl
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import EvaluationSettings
+from recbole_llara.config.settings import NO_FUSION, EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
+from recbole_llara.serving.fused import fuse_run
 from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import Stopped, UserError, signal_of
@@ -30,6 +32,7 @@ from recbole_llara.utils.processes import Processes, processes_of
 from recbole_llara.utils.random_state import own_random_state
 
 BEST = "checkpoint"  # the best checkpoint's name in the run's folder
+CASES = {"test": ("cases_file", "cases.jsonl"), "valid": ("valid_cases_file", "valid_cases.jsonl")}  # split -> path's key, file
 
 
 @runtime_checkable
@@ -62,7 +65,7 @@ def run_recbole_llara(
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and the
-        paths ``run_dir``, ``result_file``, ``cases_file`` and ``checkpoint``.
+        paths ``run_dir``, ``result_file``, ``cases_file`` and ``checkpoint``, and ``valid_cases_file`` where that was asked for.
 
     Raises:
         UserError: the configuration or the data cannot be used; the message says which key to change.
@@ -95,6 +98,8 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
     init_seed(config["seed"], config["reproducibility"])
     with _timed(timings, "model"):
         model = build_model(config, data)
+        # Before anything is trained: a recommender that cannot be had is told now.
+        run = LoadedRun(config, data, model) if config["full_rank"] or _is_fused(config) else None
     logger.info(str(model))
     with _opened(resumed, config, processes) as folder:
         trainer = get_trainer(config, model)
@@ -102,21 +107,34 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
         trainer.saved_model_file = str(folder.path / Path(trainer.saved_model_file).with_stem(BEST).name)
         if resumed is not None:
             trainer.resume_checkpoint(folder.path)
+        answered: dict[str, EvaluatedCases] = {}  # by split, under the weights that are kept
         if checkpoint := config["checkpoint"]:
             trainer.eval_collector.data_collect(data.train_data)
             valid_result = trainer.evaluate(data.valid_data, model_file=checkpoint, show_progress=show_progress)
-            valid_score = calculate_valid_score(valid_result, trainer.valid_metric)
+            valid_score, answered["valid"] = calculate_valid_score(valid_result, trainer.valid_metric), trainer.last_cases
         else:
             with _timed(timings, "training"):
                 valid_score, valid_result = trainer.fit(data.train_data, data.valid_data, show_progress=show_progress)
         with _timed(timings, "evaluation"):
             test_result = trainer.evaluate(data.test_data, model_file=checkpoint, show_progress=show_progress)
         _note_speed(timings, trainer)
-        fields, ranks = _result_fields(config, model), None
+        answered["test"] = trainer.last_cases
+        fields, ranks = _result_fields(config, model, run), None
+        if "valid" not in answered and (_is_fused(config) or config["keep_valid_cases"]):
+            # What was answered in training was not answered by the best weights.
+            trainer.evaluate(data.valid_data, load_best_model=False, show_progress=show_progress)
+            answered["valid"] = trainer.last_cases
+        if _is_fused(config):
+            with _timed(timings, "fusion"):
+                fused = processes.from_main(lambda: fuse_run(run, trainer, answered))
+            run.fusion, answered, fields["fusion"] = fused.fusion, fused.cases, fused.result_fields()
+            valid_result, test_result = fused.metrics["valid"], fused.metrics["test"]
+            valid_score = calculate_valid_score(valid_result, trainer.valid_metric)
+            logger.info(f"{fused.fusion.name}: {json_ready(fused.fusion.result_fields())}")
         if config["full_rank"]:
-            fields["full_rank"], ranks = _rank_catalogue(config, data, trainer)
+            fields["full_rank"], ranks = _rank_catalogue(config, run, trainer.processes)
         told = {"metrics": {"valid": valid_result or {}, "test": test_result}, "timings": timings, "fields": fields}
-        paths = processes.from_main(lambda: _write(config, data, trainer, folder, ranks, told))
+        paths = processes.from_main(lambda: _write(config, data, trainer, folder, answered, ranks, told))
         logger.info(f"best valid: {json_ready(valid_result or {})}")
         logger.info(f"test result: {json_ready(test_result)}")
         logger.info(f"written: {folder.path}")
@@ -155,13 +173,21 @@ def _note_speed(timings: dict[str, float], trainer: Any) -> None:
             timings["training_rows_per_second"] = round(trainer.progress.rows_trained / seconds, 1)
 
 
-def _result_fields(config: RunConfig, model: Any) -> dict[str, Any]:
+def _is_fused(config: RunConfig) -> bool:
+    return is_llm_recommender(config["model"]) and config["fusion"] != NO_FUSION
+
+
+def _result_fields(config: RunConfig, model: Any, run: LoadedRun | None) -> dict[str, Any]:
     """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
     fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
+    recommender = model.recommender if isinstance(model, LLMRecommender) else None
+    if _is_fused(config) and recommender is None:  # no prompt shows its vectors, and its scores are added
+        recommender = run.recommender
+        fields |= {"rec_model": recommender.model, "recommender": recommender.result_fields()}
     trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
     is_llm = isinstance(model, LLMRecommender)
-    if is_llm and config["rec_checkpoint"] and model.recommender is not None:
-        trained_on["rec_checkpoint"] = model.recommender.trained_on
+    if config["rec_checkpoint"] and recommender is not None:
+        trained_on["rec_checkpoint"] = recommender.trained_on
     if not trained_on:
         return fields
     others = [key for key, digest in trained_on.items() if digest not in (None, model.training_digest)]
@@ -174,11 +200,11 @@ def _result_fields(config: RunConfig, model: Any) -> dict[str, Any]:
     return {**fields, "trained_under_other_prompts": has_other_prompts(model)} if is_llm else fields
 
 
-def _rank_catalogue(config: RunConfig, data: PreparedData, trainer: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _rank_catalogue(config: RunConfig, run: LoadedRun, processes: Processes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Rank the whole catalogue for the test rows, all processes together; returns the metrics and a record a row."""
-    settings, dataset = EvaluationSettings.from_config(config), data.dataset
-    run = LoadedRun(config, data, trainer.model)
-    ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), trainer.processes)
+    settings, dataset = EvaluationSettings.from_config(config), run.data.dataset
+    run.model.eval()
+    ranks = rank_test_rows(run, settings.retrieve_k, max(settings.topk), processes)
     result = full_rank_result(ranks, settings.topk)
     for name in ("retriever", "reranker"):
         shares = {metric: round(values["share"], 4) for metric, values in result[name].items()}
@@ -191,27 +217,32 @@ def _write(
     data: PreparedData,
     trainer: Any,
     folder: RunFolder,
+    answered: Mapping[str, EvaluatedCases],
     ranks: list[dict[str, Any]] | None,
     told: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
     """Write ``cases.jsonl``, ``result.json`` and the like; returns the paths of all that the run wrote.
 
     Args:
+        answered: the rows of ``test``, and of other splits.
         ranks: a record a row where the catalogue was ranked.
         told: ``metrics``, ``timings`` and ``fields`` of the result.
     """
-    cases, dataset = trainer.last_cases, data.dataset
+    dataset = data.dataset
     items = dataset.field2id_token[dataset.iid_field]
     titles = items if data.catalogue is None else data.catalogue.titles
-    records = cases.records(dataset.field2id_token[dataset.uid_field], items, titles)
-    cases_file = folder.write_records("cases.jsonl", records)
+    cases_files = {}
+    for split in ("test", "valid") if config["keep_valid_cases"] else ("test",):
+        key, name = CASES[split]
+        records = answered[split].records(dataset.field2id_token[dataset.uid_field], items, titles)
+        cases_files[key] = str(folder.write_records(name, records))
     if isinstance(trainer.model, LLMRecommender) and trainer.progress.training_log:
         folder.write_records("training.jsonl", trainer.progress.training_log)
     if ranks is not None:
         folder.write_records("full_rank.jsonl", ranks)
     result = build_result(
         config.final_config_dict,
-        cases,
+        answered["test"],
         candidate_sha256=data.candidate_sha256,
         best_epoch=trainer.best_epoch,
         **told,
@@ -221,7 +252,7 @@ def _write(
     return {
         "run_dir": str(folder.path),
         "result_file": str(result_file),
-        "cases_file": str(cases_file),
+        **cases_files,
         "checkpoint": str(config["checkpoint"] or trainer.saved_model_file),
     }
 

@@ -97,6 +97,11 @@ class RunConfig(Config):
             kind.from_config(self)
         if issubclass(self.model_class, ChecksConfig):
             self.model_class.check(self)
+        if not is_llm and self.external_config_dict.get("fusion") not in (None, settings.NO_FUSION):
+            raise UserError(
+                f"fusion: found {self.external_config_dict['fusion']!r} with {self.model}, expected an LLM recommender, to whose scores "
+                "those of its frozen recommender are added; a study adds any systems by the key fuses"
+            )
         if is_llm:
             self.for_recommender()  # before anything is done for a recommender that cannot be
 

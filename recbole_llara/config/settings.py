@@ -35,6 +35,7 @@ SHARED, EACH = Scope.SHARED, Scope.EACH
 TRUST = "llm_trust_remote_code"
 VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
+NO_FUSION = "none"
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
 READY_MADE = "benchmark"
@@ -141,6 +142,7 @@ class EvaluationSettings(Settings):
     metric_decimal_place: Natural = key(VALUE, EACH, is_question=True)
     full_rank: bool = key(VALUE)
     retrieve_k: Count = key(VALUE)
+    keep_valid_cases: bool = key(VALUE, has_effect=False)
     checkpoint: str | None = key(PATH)
     checkpoint_dir: str = key(NEVER, SHARED, has_effect=False)
     resume: str | None = key(NEVER, has_effect=False)
@@ -215,6 +217,7 @@ class RecommenderSettings(Settings):
     shuffle_item_embeddings: bool = key(VALUE)
     item_embeddings: str = key(PATH)
     item_embedding_size: Count = key(VALUE)
+    fusion: str = key(VALUE, names=one_of(NO_FUSION, "validation"))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -223,6 +226,10 @@ class RecommenderSettings(Settings):
             hint = nearest(self.item_embeddings, ["recommender", "random"])
             expected = f"recommender, random or the path of a table that ends in {' or '.join(VECTORS)}; {hint}"
             raise self.wrong("item_embeddings", expected)
+        if self.fusion != NO_FUSION and self.item_embeddings == "random":
+            raise self.wrong(
+                "fusion", "a recommender to add, by item_embeddings recommender or a table of vectors", "item_embeddings"
+            )
         for path in () if vectors is None else (vectors, ids_file(vectors)):
             if not path.is_file():
                 expected = "a table of vectors and beside it a text file of their item ids, one a line"

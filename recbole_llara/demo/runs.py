@@ -16,7 +16,7 @@ _OWN = ("answer", "answer_title", "answer_text", "valid", "correct")
 
 
 class DemoRun(NamedTuple):
-    """One run: its model's name, numbered where several have the same, and the facts that the page tells."""
+    """One run: its system's name, numbered where several have the same, and the facts that the page tells."""
 
     name: str
     folder: Path
@@ -35,11 +35,12 @@ def load_runs(folders: Sequence[str], **keys: Any) -> list[DemoRun]:
         raise UserError("compare: found the same run twice, expected others")
     loaded = [load(path, **keys) for path in paths]
     check_same_items(paths, loaded)
-    models, runs = [run.config["model"] for run in loaded], []
-    for number, (path, run, model) in enumerate(zip(paths, loaded, models, strict=True)):
-        before = models[:number].count(model)
-        name, result = f"{model} {before + 1}" if before else model, read_result(path)
-        facts = {"name": name, "model": model, "folder": path.name, "is_llm": run.is_llm}
+    systems, runs = [run.name for run in loaded], []
+    for number, (path, run, system) in enumerate(zip(paths, loaded, systems, strict=True)):
+        before = systems[:number].count(system)
+        name, result = f"{system} {before + 1}" if before else system, read_result(path)
+        facts = {"name": name, "model": run.config["model"], "folder": path.name, "is_llm": run.is_llm}
+        facts["is_fused"] = run.fusion is not None
         runs.append(DemoRun(name, path, run, facts | {key: result.get(key) for key in _FACTS}))
     return runs
 

@@ -77,6 +77,11 @@ class EvaluatedCases(CandidateAnswers):
         return (self.items != INVALID_ITEM).numpy()
 
     @property
+    def places(self) -> torch.Tensor:
+        """[B] int64, where among its candidates each target stands."""
+        return (self.candidates == self.targets[:, None]).int().argmax(1)
+
+    @property
     def outcome_counts(self) -> dict[str, int] | None:
         """How many answers came out in which way, in the order of ``OUTCOMES``; None where nothing was written."""
         counts = Counter(self.outcomes)

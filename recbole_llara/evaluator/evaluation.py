@@ -30,6 +30,7 @@ from recbole_llara.utils.processes import Processes, processes_of
 T = TypeVar("T")
 ALONE = Processes()
 NO_BOARD = SimpleNamespace(add_scalar=lambda *_: None, add_hparams=lambda *_: None)  # in the place of a TensorBoard writer
+MEASURED_AT_ONCE = 256  # rows of answers that are there already
 
 
 @runtime_checkable
@@ -186,6 +187,21 @@ class CandidateTrainer:
                 parts.append(answers.cpu())
                 answered += len(rows)
         return joined(parts)
+
+
+def measure(collector: Any, evaluator: Any, n_items: int, cases: EvaluatedCases) -> "OrderedDict[str, float]":
+    """RecBole's metrics of answers that are there already, with scores of all candidates.
+
+    Args:
+        collector, evaluator: RecBole's, such as a trainer's, the first with the training rows collected.
+        n_items: N, with the padding item.
+        cases: the answers.
+    """
+    ranking = rank_candidates(cases.scores, cases.candidates, question_keys(cases.histories), named=cases.items)  # [R, C]
+    for part in torch.arange(len(ranking)).split(MEASURED_AT_ONCE):
+        scores = score_rows(ranking[part], n_items).to(collector.device)
+        collector.eval_batch_collect(scores, None, torch.arange(len(part)), cases.targets[part])
+    return evaluator.evaluate(collector.get_data_struct())
 
 
 def in_memory(may_shrink: bool, compute: Callable[..., T], *arguments: object) -> T | None:

@@ -14,7 +14,9 @@ OPTIONAL_COLUMNS = {"hit@5": "HitRatio@5", "ndcg@10": "NDCG@10"}  # RecBole's ke
 
 
 def system_name(result: Mapping[str, Any]) -> str:
-    """``LLaRA(SASRec)`` for a system over a frozen recommender, the model's own name otherwise."""
+    """``LLaRA + SASRec`` for a sum, ``LLaRA(SASRec)`` for a system over a frozen recommender, else the model's own name."""
+    if result.get("fusion"):
+        return str(result["fusion"]["name"])
     return f"{result['model']}({result['rec_model']})" if result.get("rec_model") else str(result["model"])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_secrets
 from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.evaluator.answer import EvaluatedCases
+from recbole_llara.evaluator.calibration import calibration
 from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.utils import __version__
 from recbole_llara.utils.hashing import json_ready
@@ -66,10 +67,12 @@ def build_result(
         best_epoch: the epoch, counted from 0, whose weights were evaluated.
 
     Returns:
-        A dict that JSON can hold; HitRatio@1's 95 % Wilson interval on the test rows is ``interval_95``.
+        A dict that JSON can hold; HitRatio@1's 95 % Wilson interval on the test rows is ``interval_95``, ``nll`` and ``ece`` are
+        those of ``calibration``, None where answers have no scores.
     """
     n, hits, answered = len(cases.rows), int(cases.correct.sum()), int(cases.valid.sum())
     candidate_seed = config["candidate_seed"]
+    told = {"nll": None, "ece": None} if cases.scores is None else calibration(cases.scores, cases.places, cases.correct)
     return {
         "model": config["model"],
         "rec_model": None,
@@ -85,6 +88,7 @@ def build_result(
         "answers": cases.outcome_counts,
         "hit_among_valid": hits / answered if answered else None,
         "interval_95": asdict(wilson_interval(hits, n)),
+        **told,
         "candidate_sha256": dict(candidate_sha256),
         "metrics": {split: dict(values) for split, values in metrics.items()},
         "best_epoch": best_epoch,

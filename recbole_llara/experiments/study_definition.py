@@ -16,6 +16,7 @@ from recbole_llara.utils.errors import UserError, nearest
 FIGURES = ("bars", "validity", "curves", "radar", "cases")
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 EVALUATES = "evaluates"  # in a system's keys: the system whose checkpoint it evaluates, trained no further
+FUSES = "fuses"  # a system's only key: the systems whose log-probabilities it adds, weighted on the validation rows
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,8 +49,8 @@ class Study:
     name: str  # of its folder under ``checkpoint_dir/studies``
     title: str
     settings: dict[str, Any]  # keys of all systems; a stock model takes those it shares with an LLM, and the ``rec_`` keys
-    # Name in the table -> the system's own keys over all others: ``model``, or ``evaluates`` with the name of a system above
-    # it, whose checkpoint is evaluated under these keys.
+    # Name in the table -> the system's own keys over all others, such as a ``seed``: ``model``, or ``evaluates`` with the name of a
+    # system above it, whose checkpoint is evaluated under these keys; or ``fuses`` alone, with the names of systems above it.
     systems: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     compare: tuple[tuple[str, str], ...] = ()  # pairs of systems that are tested against each other
     baselines: tuple[str, ...] = ()  # the best of them on the validation rows is tested against every other system
@@ -73,15 +74,23 @@ class Study:
         return replace(self, settings={**self.settings, **keys}, **changes)
 
     def model_of(self, name: str) -> str:
-        """The model of a system."""
+        """The model of a system; of one that adds others their names."""
         keys = self.systems[name]
+        if FUSES in keys:
+            return " + ".join(keys[FUSES])
         return self.model_of(keys[EVALUATES]) if EVALUATES in keys else str(keys["model"])
 
     def keys_of(self, name: str) -> dict[str, Any]:
-        """A system's own keys over those of the system that it evaluates, without ``model`` and ``evaluates``."""
+        """A system's own keys over those of the system that it evaluates, without ``model`` and ``evaluates``; none of a sum."""
         keys = self.systems[name]
+        if FUSES in keys:
+            return {}
         inherited = self.keys_of(keys[EVALUATES]) if EVALUATES in keys else {}
         return {**inherited, **{key: value for key, value in keys.items() if key not in ("model", EVALUATES)}}
+
+    def fused_in(self, name: str) -> tuple[str, ...]:
+        """The systems that a system adds; none where it answers by a model."""
+        return tuple(self.systems[name].get(FUSES, ()))
 
     @property
     def candidate_seed(self) -> int:
@@ -136,10 +145,18 @@ def load_study(name: str, defaults: Mapping[str, Any] | None = None) -> Study:
 
 def _check_names(path: Path, study: Study) -> None:
     for number, (name, keys) in enumerate(study.systems.items()):
+        above = [other for other in list(study.systems)[:number] if FUSES not in study.systems[other]]
+        if FUSES in keys:
+            _check_fused(path, name, keys, above)
+            continue
         if ("model" in keys) == (EVALUATES in keys):
-            raise UserError(f"{path}: system {name!r} has {redacted(keys)}, expected the key model among them, or {EVALUATES}")
-        if EVALUATES in keys and keys[EVALUATES] not in list(study.systems)[:number]:
-            raise UserError(f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it")
+            raise UserError(
+                f"{path}: system {name!r} has {redacted(keys)}, expected the key model among them, or {EVALUATES}, or {FUSES} alone"
+            )
+        if EVALUATES in keys and keys[EVALUATES] not in above:
+            raise UserError(
+                f"{path}: system {name!r} evaluates {keys[EVALUATES]!r}, expected a system above it that has a model"
+            )
     named = [("compare", names) for names in study.compare] + [("baselines", study.baselines)]
     named += [("cases", pattern.right + pattern.wrong) for pattern in study.cases]
     named += [("radars", names) for names in study.radars.values()]
@@ -150,6 +167,17 @@ def _check_names(path: Path, study: Study) -> None:
     columns = [column.name for column in study.published]
     if len(set(columns)) < len(columns):
         raise UserError(f"{path}: published has columns named {', '.join(columns)}, expected a different name for each")
+
+
+def _check_fused(path: Path, name: str, keys: Mapping[str, Any], above: Sequence[str]) -> None:
+    fused = keys[FUSES]
+    if len(keys) > 1:
+        raise UserError(f"{path}: system {name!r} has {redacted(keys)}, expected {FUSES} alone: nothing else is run")
+    if not isinstance(fused, list) or len(fused) < 2 or len({str(one) for one in fused}) < len(fused):
+        raise UserError(f"{path}: system {name!r} fuses {redacted(fused)}, expected a list of at least two different systems")
+    for one in fused:
+        if one not in above:
+            raise UserError(f"{path}: system {name!r} fuses {one!r}, expected systems above it that have a model")
 
 
 def _list(value: Any) -> list[Any]:

@@ -9,11 +9,12 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from recbole_llara.evaluator.calibration import BINS
 from recbole_llara.evaluator.report import ABSENT
 from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
 from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
-from recbole_llara.experiments.study_summary import METRICS, Summary, find_cases, summarise
+from recbole_llara.experiments.study_summary import CALIBRATION, METRICS, Summary, find_cases, summarise
 
 SMOOTH = 20  # optimiser steps in the moving mean of a loss
 
@@ -54,6 +55,7 @@ def results_table(summary: Summary) -> pd.DataFrame:
         columns[f"± over {systems['draws'].max()} draws"] = _texts(systems["draw_spread"])
     columns["95 % interval"] = _texts(systems["low"], "{:.3f}") + " to " + _texts(systems["high"], "{:.3f}")
     columns |= {heading: _texts(systems[heading]) for heading in METRICS}
+    columns |= {heading: _texts(systems[heading]) for heading in CALIBRATION if systems[heading].notna().any()}
     table = pd.DataFrame(columns).assign(n=str(summary.n))
     for column, results in summary.published.items():
         cells = pd.Series(ABSENT, index=systems.index)
@@ -95,6 +97,11 @@ def notes(study: Study, summary: Summary) -> list[str]:
         f"n = {summary.n} test rows, protocol {summary.protocol}; training seeds {', '.join(map(str, study.seeds))}; all "
         f"systems answer the same candidates (candidate_seed {study.candidate_seed}). The interval is Wilson's, over rows.",
     ]
+    if summary.systems.reindex(columns=list(CALIBRATION)).notna().any(axis=None):
+        lines.append(
+            "NLL is the mean negative log-likelihood of the target under the softmax of a system's scores over the candidates, in "
+            f"nats; ECE the expected calibration error of the best candidate's probability, over {BINS} bins."
+        )
     if summary.comparisons:
         lines.append(
             "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. With "
@@ -106,6 +113,13 @@ def notes(study: Study, summary: Summary) -> list[str]:
         told = [f"{count} {outcome}" for outcome, count in counts.items() if count]
         if told:
             lines.append(f"How {name} answered, seed {study.seeds[0]}: {', '.join(told)}.")
+    for name, runs in summary.runs.items():
+        if fusion := runs[0].result.get("fusion"):
+            weights = ", ".join(f"{system} {weight:.3g}" for system, weight in fusion["weights"].items())
+            lines.append(
+                f"{name} adds log-probabilities by weights fitted on {fusion['n']} validation rows, seed {study.seeds[0]}: "
+                f"{weights}; temperature {fusion['temperature']:.3g}. Its HitRatio@1 on those rows is a fitted one."
+            )
     if summary.best_baseline is not None:
         lines.append(f"Best baseline, chosen on the validation rows: {summary.best_baseline}.")
     if summary.published:
@@ -129,6 +143,7 @@ def _run_row(arm: Arm, outcome: Outcome) -> dict[str, Any]:
         return {**row, "failure": outcome.message}
     result = outcome.result
     row |= {key: result[key] for key in ("protocol", "n", "correct", "valid_answers", "decoding", "best_epoch")}
+    row |= {key: result.get(key) for key in CALIBRATION.values()}
     row |= {"low": result["interval_95"]["low"], "high": result["interval_95"]["high"]}
     row |= {f"{split}_{key}": value for split, values in result["metrics"].items() for key, value in values.items()}
     return {**row, **result["timings"], "seconds": outcome.seconds, "run_dir": outcome.paths["run_dir"]}

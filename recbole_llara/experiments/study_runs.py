@@ -3,9 +3,9 @@
 import json
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -19,8 +19,10 @@ from recbole_llara.config.models import is_llm_recommender, replaces_item_table,
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
+from recbole_llara.evaluator.answer import names_one_item
 from recbole_llara.experiments.runner import Plan, run_model
-from recbole_llara.experiments.study_definition import EVALUATES, Study
+from recbole_llara.experiments.study_definition import EVALUATES, FUSES, Study
+from recbole_llara.experiments.study_fusion import fuse_systems
 from recbole_llara.llm.source import embedded_llm_sha256, resolve_llm_path
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
@@ -29,7 +31,7 @@ from recbole_llara.utils.atomic import take_lock, write_text
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_digest, file_sha256, json_ready
 
-PATHS = ("run_dir", "result_file", "cases_file", "checkpoint")
+PATHS = ("run_dir", "result_file", "cases_file", "valid_cases_file", "checkpoint")  # those that a run has written
 LOCAL = "local"  # api_base of a chat model that the study serves itself
 
 
@@ -99,6 +101,7 @@ class StudyRuns(Plan):
         self.study = study
         self.places: dict[Arm, Path] = {}  # where an arm's outcome is kept
         self._sha256_of: dict[Path, str] = {}  # of the data's files
+        self._fused = {name for system in study.systems for name in study.fused_in(system)}
         for arm in arms_of(study):  # refuses wrong keys before any training time is spent
             self.places[arm] = self._place(arm)
         self.count = len(self.places)
@@ -124,7 +127,10 @@ class StudyRuns(Plan):
         for arm in wanted:
             place = self.places[arm]
             place.parent.mkdir(parents=True, exist_ok=True)
-            if self._source(arm) in wanted or (lock := take_lock(place.with_name(f".{place.name}.lock"))) is None:
+            if (
+                any(source in wanted for source in self._sources(arm))
+                or (lock := take_lock(place.with_name(f".{place.name}.lock"))) is None
+            ):
                 continue
             if not self._take_kept(arm):
                 return arm, lock
@@ -148,21 +154,52 @@ class StudyRuns(Plan):
         """Run an arm."""
         started = perf_counter()
         try:
-            with ExitStack() as stack:
-                values = self._values(arm)
-                if values.get("api_base") == LOCAL:
-                    from recbole_llara.model.chat_llm import served
-
-                    values |= stack.enter_context(served(str(self.study.settings.get("llm_path", "tiny"))))
-                values |= self._checkpoint(arm)
-                written = run_model(self.study.model_of(arm.system), arm.dataset, values)
+            written = self._fuse(arm) if self.study.fused_in(arm.system) else self._run(arm, self._checkpoint(arm))
         except UserError as error:
             return FailedArm(str(error))
         except Exception as error:  # noqa: BLE001 - whatever an arm fails by, the others are still wanted
             logging.getLogger().error(traceback.format_exc())
             return FailedArm(f"{type(error).__name__}: {error}")
         result = json.loads(Path(written["result_file"]).read_text(encoding="utf-8"))
-        return FinishedArm(result, {key: written[key] for key in PATHS}, round(perf_counter() - started, 1))
+        paths = {key: written[key] for key in PATHS if key in written}
+        return FinishedArm(result, paths, round(perf_counter() - started, 1))
+
+    def _run(self, arm: Arm, checkpoint: Mapping[str, str]) -> dict[str, Any]:
+        """Train the model of an arm, or evaluate the checkpoint that is named; returns what the run returns."""
+        values = {**self._values(arm), **checkpoint}
+        with ExitStack() as stack:
+            if values.get("api_base") == LOCAL:
+                from recbole_llara.model.chat_llm import served
+
+                values |= stack.enter_context(served(str(self.study.settings.get("llm_path", "tiny"))))
+            return run_model(self.study.model_of(arm.system), arm.dataset, values)
+
+    def _fuse(self, arm: Arm) -> dict[str, str]:
+        """Add the systems of an arm that have answered; returns the paths of what was written."""
+        sources = self._sources(arm)
+        for source in sources:
+            if not isinstance(self._outcomes[source], FinishedArm):
+                raise UserError(f"{arm} adds the answers of {source}, which failed")
+        files = {}
+        for source in sources:
+            paths = self._with_valid_cases(source).paths
+            files[source.system] = {"valid": paths["valid_cases_file"], "test": paths["cases_file"]}
+        config = RunConfig(self.study.model_of(sources[0].system), config_dict=self._values(sources[0]))
+        return fuse_systems(arm.system, config, files)
+
+    def _with_valid_cases(self, arm: Arm) -> FinishedArm:
+        """A finished arm with its answers to the validation rows; an earlier call's that kept none is evaluated again."""
+        outcome = self._outcomes[arm]
+        if Path(outcome.paths.get("valid_cases_file", "")).is_file():
+            return outcome
+        again = {"checkpoint": outcome.paths["checkpoint"]} if Path(outcome.paths["checkpoint"]).exists() else {}
+        recommender = outcome.result.get("recommender")
+        if again and recommender and vectors_file(self._values(arm).get("item_embeddings")) is None:
+            again["rec_checkpoint"] = recommender["path"]
+        written = self._run(arm, again)
+        outcome = replace(outcome, paths={**outcome.paths, "valid_cases_file": written["valid_cases_file"]})
+        self.keep(arm, outcome)
+        return outcome
 
     def finished(self) -> list[Outcome]:
         return list(self.outcomes.values())
@@ -209,15 +246,30 @@ class StudyRuns(Plan):
         recommender takes the ``rec_`` keys too, without their prefix.
         """
         model = self.study.model_of(arm.system)
-        settings = {**self.study.settings, "dataset": arm.dataset, "seed": arm.seed, "candidate_seed": arm.candidate_seed}
+        kept = {"keep_valid_cases": True} if arm.system in self._fused else {}  # for those that add them
+        settings = {
+            **self.study.settings,
+            **kept,
+            "dataset": arm.dataset,
+            "seed": arm.seed,
+            "candidate_seed": arm.candidate_seed,
+        }
         own = self.study.keys_of(arm.system)
         if is_llm_recommender(model):
             return {**settings, **own}
-        values = {key: value for key, value in settings.items() if key in SHARED_KEYS | {"dataset", "max_eval_rows"}}
+        taken = SHARED_KEYS | {"dataset", "max_eval_rows", "keep_valid_cases"}
+        values = {key: value for key, value in settings.items() if key in taken}
         if model in stock_models() or replaces_item_table(model):
             names = {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}
             values |= {names[key]: value for key, value in settings.items() if key in names}
         return {**values, **own}
+
+    def _sources(self, arm: Arm) -> list[Arm]:
+        """The arms whose outcomes this one reads."""
+        if fused := self.study.fused_in(arm.system):
+            return [replace(arm, system=name) for name in fused]
+        source = self._source(arm)
+        return [] if source is None else [source]
 
     def _source(self, arm: Arm) -> Arm | None:
         """The arm whose checkpoint this one evaluates; None where it trains, or where it has nothing to learn."""
@@ -231,6 +283,8 @@ class StudyRuns(Plan):
         study, source = self.study, self._source(arm)
         if source is None:
             # A recommender whose item embeddings a system reads is evaluated as trained for it.
+            if "seed" in study.keys_of(arm.system):  # what the LLMs read has their seed
+                return {}
             model, default = study.model_of(arm.system), study.settings.get("rec_model", "SASRec")
             systems = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
             if model not in {study.keys_of(name).get("rec_model", default) for name in systems}:
@@ -251,12 +305,29 @@ class StudyRuns(Plan):
 
     def _place(self, arm: Arm) -> Path:
         """Where an arm's outcome is kept; the name covers all that its result depends on except the code."""
-        model, source = self.study.model_of(arm.system), self._source(arm)
-        facts = {"model": model, "keys": self._facts(arm), "version": __version__, "llm": embedded_llm_sha256()}
-        if source is not None:
-            facts["evaluates"] = self.places[source].name
         folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / "finished"
+        sources = self._sources(arm)
+        if self.study.fused_in(arm.system):
+            self._check_ranking(arm, sources)
+            facts = {"fuses": {source.system: self.places[source].name for source in sources}, "version": __version__}
+            return folder / f"{FUSES}-{facts_digest(json_ready({**facts, 'name': arm.system}))}.json"
+        model = self.study.model_of(arm.system)
+        facts = {"model": model, "keys": self._facts(arm), "version": __version__, "llm": embedded_llm_sha256()}
+        if sources:
+            facts["evaluates"] = self.places[sources[0]].name
         return folder / f"{model}-{facts_digest(json_ready(facts))}.json"
+
+    def _check_ranking(self, arm: Arm, sources: Sequence[Arm]) -> None:
+        """Refuse to add systems that rank nothing."""
+        for source in sources:
+            model = self.study.model_of(source.system)
+            decoding = self._values(source).get("decoding", "score") if is_llm_recommender(model) else "score"
+            if model == "ChatLLM" or names_one_item(decoding):
+                shown = "chat" if model == "ChatLLM" else decoding
+                raise UserError(
+                    f"{arm.system} fuses {source.system}, which ranks nothing under decoding {shown}; expected systems "
+                    "that have scores of all candidates, an LLM by decoding score"
+                )
 
     def _facts(self, arm: Arm) -> dict[str, Any]:
         """Every key of an arm as its run sees it, those of its recommender, the data's files, the prompts of its domain."""

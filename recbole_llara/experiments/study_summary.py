@@ -16,6 +16,7 @@ from recbole_llara.utils.errors import UserError
 
 ALPHA = 0.05
 METRICS = {"ValidRatio": "validratio", "HitRatio@5": "hit@5", "NDCG@10": "ndcg@10"}  # heading -> RecBole's key
+CALIBRATION = {"NLL": "nll", "ECE": "ece"}  # heading -> key of ``result.json``
 FREE = {"chat": "generate"}  # a chat model writes freely, as an LLM does that generates
 ALWAYS_VALID = ("score", "constrained")
 T_TEST_SEEDS = 3  # a t-test over two seeds has one degree of freedom and finds nothing
@@ -29,8 +30,8 @@ class Summary:
     protocol: str
     n: int  # test rows
     # A row for each system that was run, in the study's order. Means over seeds: HitRatio@1 with Wilson's interval over rows
-    # (low, high), METRICS, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds, draw_spread
-    # over the draws of candidates, whose number is draws. NaN where there is none.
+    # (low, high), METRICS, CALIBRATION, valid_hit (HitRatio@1 on the validation rows). Standard deviations: spread over seeds,
+    # draw_spread over the draws of candidates, whose number is draws. NaN where there is none.
     systems: pd.DataFrame
     runs: dict[str, list[FinishedArm]]  # of each system's seeds, in their order
     correct: dict[str, np.ndarray]  # of each system [seeds, n] bool, which rows it answered correctly, in the order of the rows
@@ -106,6 +107,9 @@ def _system_row(runs: Sequence[FinishedArm], draws: Sequence[FinishedArm], corre
     for heading, metric in {**METRICS, "valid_hit": "hit@1"}.items():
         split = "valid" if heading == "valid_hit" else "test"
         values = [run.result["metrics"].get(split, {}).get(metric) for run in runs]
+        row[heading] = np.nan if None in values else float(np.mean(values))
+    for heading, key in CALIBRATION.items():
+        values = [run.result.get(key) for run in runs]
         row[heading] = np.nan if None in values else float(np.mean(values))
     return row
 

@@ -12,7 +12,14 @@ from recbole.utils import InputType
 from recbole_llara.checkpoint.weights import data_facts, rows_digest, tokenizer_digest
 from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
-from recbole_llara.config.settings import EvaluationSettings, LLMSettings, LossSettings, PromptSettings, RecommenderSettings
+from recbole_llara.config.settings import (
+    NO_FUSION,
+    EvaluationSettings,
+    LLMSettings,
+    LossSettings,
+    PromptSettings,
+    RecommenderSettings,
+)
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.data.rows import Rows
 from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
@@ -112,8 +119,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             table = centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
         prompt, output_size, n_ranks = PromptSettings.from_config(config), None, None
         if shown & {Part.USER, Part.SCORE}:
-            self.recommender = self.recommender or prepare_recommender(config, data)
-            self.conclude = Concluding(*recommender_model(config, data), with_outputs=Part.USER in shown)
+            self.recommender, network, own = recommender_model(config, data)
+            self.conclude = Concluding(network, own, with_outputs=Part.USER in shown)
             output_size = self.conclude.output_size
             n_ranks = config["candidate_num"] if prompt.recommender_score_token == "rank" else None
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
@@ -141,6 +148,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             raise UserError(
                 f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
                 "or choose first or sampled"
+            )
+        if RecommenderSettings.from_config(config).fusion != NO_FUSION and decoding != "score":
+            raise UserError(
+                f"fusion: found {config['fusion']} with decoding {decoding}, expected decoding score, which has a likelihood of every "
+                "candidate to add"
             )
         if cls.reads_words_only:
             check_words_only(cls, config, shown_parts(config))

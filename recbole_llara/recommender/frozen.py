@@ -83,9 +83,10 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommende
     return _prepare(config, prepared)[0]
 
 
-def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[nn.Module, RunConfig]:
-    """The whole recommender of a run (over the user's own vectors ``NearestVectors``), and its own configuration."""
-    return _prepare(config, prepared)[1].to(config["device"]).eval(), config.for_recommender()
+def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module, RunConfig]:
+    """The recommender of a run, its whole model (over the user's own vectors ``NearestVectors``), and its own configuration."""
+    recommender, model = _prepare(config, prepared)
+    return recommender, model.to(config["device"]).eval(), config.for_recommender()
 
 
 def _prepare(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:

@@ -9,6 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
+from recbole_llara.evaluator.ranking import settle_near_ties
 from recbole_llara.utils.errors import UserError, nearest
 
 ID_PREFIX = "id:"  # before an id that is also another item's title
@@ -111,6 +112,23 @@ class Retriever:
             best.append(torch.where(values.isfinite(), items, 0))
         return torch.cat(best)
 
+    @torch.no_grad()
+    def candidate_scores(
+        self, histories: Sequence[Sequence[int]], candidates: torch.Tensor, users: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Scores [B, C] of candidates [B, C], in an order that no other row changes; users as for ``propose``."""
+        at_once, parts = max(1, SCORED_AT_ONCE // self.n_known), []
+        for first in range(0, len(histories), at_once):
+            rows = range(first, min(first + at_once, len(histories)))
+
+            def of(rows: range) -> torch.Tensor:
+                part = slice(rows.start, rows.stop)
+                return self.scores(histories[part], users and users[part]).gather(1, candidates[part])
+
+            parts.append(settle_near_ties(of(rows), lambda row, rows=rows, of=of: of(rows[row : row + 1])[0]))
+        return torch.cat(parts)
+
+    @torch.no_grad()
     def scores(self, histories: Sequence[Sequence[int]], users: Sequence[int] | None = None) -> torch.Tensor:
         """Scores [B, N] of all items, on the CPU, to users as for ``propose``."""
         config, item_field = self.config, self.config["ITEM_ID_FIELD"]

@@ -34,6 +34,7 @@ from recbole_llara.config.settings import (
 )
 from recbole_llara.config.validation import FromRun
 from recbole_llara.data import numbering
+from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.loading import is_quantized, load_llm
 from recbole_llara.model.base import LLMRecommender
@@ -92,8 +93,8 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
             _write_item_tokens(source, folder / CHECKPOINT, *load_llm(str(folder / LLM), trust_remote_code=trusts))
         else:
             shutil.copytree(source, folder / CHECKPOINT)
-        if model.recommender is not None:
-            relative |= _write_recommender(model.recommender.path, config["item_embeddings"], folder)
+        if model.recommender is not None or loaded.fusion is not None:
+            relative |= _write_recommender(loaded.recommender.path, config["item_embeddings"], folder)
         if config["prompt_file"] is not None:
             shutil.copyfile(Path(config["prompt_file"]).expanduser(), folder / PROMPTS)
             relative["prompt_file"] = PROMPTS
@@ -172,12 +173,18 @@ def _model_card(result: Mapping[str, Any], llm_path: str, weights: str, candidat
     """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads."""
     interval = result["interval_95"]
     base = "the Llama that recbole-llara ships" if llm_path == "tiny" else f"`{llm_path}`"
+    system, fusion = result["model"], ""
+    if result.get("fusion"):
+        told = Fusion.read(result["fusion"])
+        system = told.name
+        shares = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(told.systems, told.weights, strict=True))
+        fusion = f"; its log-probabilities are added to the LLM's: {shares}, temperature {told.temperature:.4g}"
     metrics = "\n".join(f"| {name} | {value} |" for name, value in result["metrics"]["test"].items())
     return f"""---
 library_name: recbole-llara
 tags: [recommendation, sequential-recommendation, recbole]
 ---
-# {result["model"]} on {result["dataset"]}
+# {system} on {result["dataset"]}
 
 Names the next item among {candidate_num} candidates from a history of titles. Made by
 recbole-llara {result["versions"]["recbole_llara"]}.
@@ -185,7 +192,7 @@ recbole-llara {result["versions"]["recbole_llara"]}.
 | | |
 |---|---|
 | base LLM | {base}, {weights} |
-| recommender | {result.get("rec_model") or "none"} |
+| recommender | {result.get("rec_model") or "none"}{fusion} |
 | representation | {result.get("representation")} |
 | dataset, protocol | {result["dataset"]}, {result["protocol"]} |
 | seed | {result["seed"]}, candidates {result["candidate_seed"]} |

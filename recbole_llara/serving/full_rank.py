@@ -43,8 +43,9 @@ def rank_test_rows(run: LoadedRun, retrieve_k: int, depth: int, processes: Proce
     targets = feat[item_field]
     histories = [[item for item in row if item] for row in feat[item_field + dataset.config["LIST_SUFFIX"]].tolist()]
     depth = min(max(depth, retrieve_k), run.retriever.n_known - 1)
-    proposed = run.retriever.propose(histories, depth, feat[dataset.uid_field].tolist(), _past_but_target(run))  # [R, depth]
-    reranked = _reranked(run, histories, proposed, retrieve_k, processes) if run.is_llm else proposed
+    users = feat[dataset.uid_field].tolist()
+    proposed = run.retriever.propose(histories, depth, users, _past_but_target(run))  # [R, depth]
+    reranked = _reranked(run, histories, users, proposed, retrieve_k, processes) if run.is_llm else proposed
     places = (_place(ranking == targets[:, None]) for ranking in (proposed, reranked))
     return FullRanks(feat[ROW_FIELD].numpy(), targets.numpy(), *places, retrieve_k)
 
@@ -82,12 +83,20 @@ def full_rank_records(ranks: FullRanks, item_tokens: Sequence[str]) -> list[dict
 
 
 def _reranked(
-    run: LoadedRun, histories: Sequence[Sequence[int]], proposed: torch.Tensor, retrieve_k: int, processes: Processes
+    run: LoadedRun,
+    histories: Sequence[Sequence[int]],
+    users: Sequence[int],
+    proposed: torch.Tensor,
+    retrieve_k: int,
+    processes: Processes,
 ) -> torch.Tensor:
     """[R, depth] the first ``retrieve_k`` of each row in the model's order, the others behind them as they were."""
     head = in_own_order(proposed[:, :retrieve_k])
     batches = [range(len(histories))[first : first + run.batch_size] for first in range(0, len(histories), run.batch_size)]
-    own = [run.scores(histories[part.start : part.stop], head[part.start : part.stop]) for part in processes.share(batches)]
+    own = [
+        run.scores(histories[part.start : part.stop], head[part.start : part.stop], users[part.start : part.stop])
+        for part in processes.share(batches)
+    ]
     if run.model.is_sharded and len(own) * processes.count < len(batches):
         run.scores(histories[:1], head[:1])  # every process passes through the blocks equally often
     parts = processes.gather(own)

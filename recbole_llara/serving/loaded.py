@@ -12,17 +12,18 @@ from torch import nn
 from recbole_llara.checkpoint.run_folder import RESULT, is_network_share, model_of, read_request, read_result
 from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import vectors_file
+from recbole_llara.config.settings import NO_FUSION, vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
 from recbole_llara.evaluator.answer import CandidateAnswers
-from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
+from recbole_llara.evaluator.fusion import Fusion
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
-from recbole_llara.recommender.frozen import recommender_model, weights_file
+from recbole_llara.recommender.frozen import Recommender, recommender_model, weights_file
 from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.catalogue import ItemNames, Retriever, padded
 from recbole_llara.utils.errors import UserError
@@ -43,7 +44,9 @@ class Recommendation:
 
     item_id: str  # the dataset's
     title: str  # as the dataset has it
-    score: float  # what ranks it: the log-likelihood of its title in nats under an LLM, a stock recommender's own score
+    # What ranks it: the log-likelihood of its title in nats under an LLM, its log-probability among the candidates under the sum
+    # of an LLM and its recommender, a stock recommender's own score.
+    score: float
     rank: int  # from 1
     recommender_rank: int | None  # from 1, among all unseen items by the run's recommender; None where candidates were given
 
@@ -55,16 +58,29 @@ class LoadedRun:
         config: the run's.
         data: what it is asked about.
         model: trained; a stock recommender is its own retriever.
+
+    Attributes:
+        recommender: what proposes items to an LLM; None where a stock recommender answers.
+        fusion: the weights by which its scores are added to the LLM's; None = the LLM's alone rank.
     """
 
     def __init__(self, config: Any, data: PreparedData, model: nn.Module) -> None:
         self.config, self.data, self.model = config, data, model.eval()
         self.is_llm = is_llm_recommender(config["model"])
-        proposing = recommender_model(config, data) if self.is_llm else (model, config)
+        self.recommender: Recommender | None = None
+        self.fusion: Fusion | None = None
+        proposing = (model, config)
+        if self.is_llm:
+            self.recommender, *proposing = recommender_model(config, data)
         self.retriever = Retriever(*proposing, data.sampler.n_items)
         ids = data.dataset.field2id_token[data.dataset.iid_field]
         self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
         self.batch_size = config["eval_batch_size"]
+
+    @property
+    def name(self) -> str:
+        """The system that answers: its model, or ``LLaRA + SASRec``."""
+        return self.config["model"] if self.fusion is None else self.fusion.name
 
     def recommend(
         self, history: Sequence[Name], k: int = 5, candidates: Sequence[Name] | None = None, retrieve_k: int | None = None
@@ -115,18 +131,23 @@ class LoadedRun:
         return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
 
     @torch.no_grad()
-    def scores(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> torch.Tensor:
-        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity."""
+    def scores(
+        self, histories: Sequence[Sequence[int]], candidates: torch.Tensor, users: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Scores [B, C] of candidates [B, C], internal ids throughout; 0 among them is nothing and scores minus infinity.
+
+        Users are as for ``Retriever.propose``.
+        """
         if self.is_llm:
             # A user who has seen nearly everything has fewer candidates: the first fills the gaps, where it is not counted.
             shown = torch.where(candidates > 0, candidates, candidates[:, :1])
             with self.model.evaluation_arithmetic():
                 scores = score(self.model, self._questions(histories, shown)).scores.cpu()
+            if self.fusion is not None:
+                of_recommender = self.retriever.candidate_scores(histories, shown, users)
+                scores = self.fusion.scores([of_recommender, scores], candidates > 0)
         else:
-            scores = settle_near_ties(
-                self.retriever.scores(histories).gather(1, candidates),
-                lambda row: self.retriever.scores([histories[row]])[0, candidates[row]],
-            )
+            scores = self.retriever.candidate_scores(histories, candidates, users)
         return scores.masked_fill(candidates == 0, -torch.inf)
 
     def _scores_by_length(self, histories: Sequence[Sequence[int]], candidates: torch.Tensor) -> torch.Tensor:
@@ -242,7 +263,32 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         load_llm_recommender(model, checkpoint)
     else:
         load_recommender(model, checkpoint, request.model)
-    return LoadedRun(config, data, model)
+    loaded = LoadedRun(config, data, model)
+    if is_llm and config["fusion"] != NO_FUSION:
+        loaded.fusion = _fusion_of(path, loaded)
+    return loaded
+
+
+def _fusion_of(run: Path, loaded: LoadedRun) -> Fusion:
+    """The weights that a run fitted, if they are those of the models that were loaded."""
+    result = read_result(run)
+    if not result.get("fusion"):
+        raise UserError(
+            f"fusion: {run} was not fused, so that there are no weights; evaluate its checkpoint with "
+            f"--checkpoint={run / 'checkpoint'} --fusion={loaded.config['fusion']}, or leave fusion out"
+        )
+    fusion, own = Fusion.read(result["fusion"]), (loaded.recommender.model, loaded.config["model"])
+    if fusion.systems != own:
+        raise UserError(
+            f"fusion: {run / RESULT} tells weights of {', '.join(fusion.systems)}, expected those of {', '.join(own)}"
+        )
+    read = result.get("recommender")
+    if not isinstance(read, dict) or read.get("sha256") != loaded.recommender.sha256:
+        raise UserError(
+            f"fusion: the weights of {run} were fitted with another recommender than {loaded.recommender.path}; {_MENDS}, or leave "
+            "the LLM alone by fusion none"
+        )
+    return fusion
 
 
 def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:

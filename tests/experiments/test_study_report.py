@@ -52,6 +52,22 @@ def test_tables_hold_what_was_measured(study, outcomes_of):
     assert float(comparison["difference"]) == 0.25 and comparison["only_one"] == "1"
 
 
+@pytest.mark.usefixtures("no_pngs")
+def test_calibration_is_told_where_it_was_measured(study, outcomes_of):
+    outcomes = outcomes_of(ANSWERS)
+    assert "NLL" not in write_study_report(study, outcomes)
+    for arm, outcome in outcomes.items():
+        outcome.result.update({"nll": arm.seed / 1000, "ece": 0.125} if arm.system == "A" else {"nll": None, "ece": None})
+    text = write_study_report(study, outcomes)
+    header = next(line for line in text.splitlines() if line.startswith("| System"))
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    cells = {line[1].strip(): line for line in reversed(lines)}  # the first table has the last word
+    place = [cell.strip() for cell in header.split("|")].index("NLL")
+    assert [cell.strip() for cell in cells["A"][place : place + 2]] == ["2.0210", "0.1250"]
+    assert cells["B & C_1"][place].strip() == "—" and "mean negative log-likelihood of the target" in text
+    assert read_csv(study, "runs.csv")[0]["ece"] == "0.125"
+
+
 def test_a_comparison_without_a_test_over_seeds_fills_its_columns(make_study, outcomes_of):
     """Beside one that has it: A is always one row ahead of B, and not always as far from C."""
     answers = {"A": [[1, 1, 0]] * 3, "B": [[0, 1, 0]] * 3, "C": [[0, 0, 0], [1, 0, 0], [0, 1, 1]]}

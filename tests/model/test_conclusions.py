@@ -14,7 +14,7 @@ from recbole_llara.llm.item_tokens import Conclusions
 from recbole_llara.prompt.representation import REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.conclusions import Concluding
-from recbole_llara.recommender.frozen import item_embedding_table, prepare_recommender, recommender_model
+from recbole_llara.recommender.frozen import item_embedding_table, recommender_model
 from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import UserError
 
@@ -62,8 +62,7 @@ def test_the_easy_task_shows_none(keys, make_trainer):
 def test_the_sequence_output_gives_the_scores(keys, rec_model):
     config = RunConfig("LLaRA", "toy", config_dict={**keys, "rec_model": rec_model})
     data = prepare_data(config)
-    prepare_recommender(config, data)
-    model, own = recommender_model(config, data)
+    _, model, own = recommender_model(config, data)
     history = torch.tensor([[3, 7, 9, 0, 0, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
     history = torch.nn.functional.pad(history, (0, config["MAX_ITEM_LIST_LENGTH"] - 10))
     candidates = torch.tensor([[1, 4, 8], [2, 3, 9]])

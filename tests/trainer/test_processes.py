@@ -77,6 +77,17 @@ def test_llara_with_dropout_and_a_curriculum(run):
 
 
 @pytest.mark.slow
+def test_an_llm_fused_with_its_recommender(run):
+    """Weights are fitted once, for all processes."""
+    keys = {"model": "LLaRA", "fusion": "validation", "epochs": 2, "full_rank": True, "protocol": "leave_one_out"}
+    one, two = run("one", **keys), run("two", **keys)
+    assert_equal(one, two, tolerance=1e-4)
+    (fusion, other), (ranks, others) = ([result[key] for result in (one[0], two[0])] for key in ("fusion", "full_rank"))
+    assert fusion["weights"] == pytest.approx(other["weights"], rel=1e-3)
+    assert fusion["temperature"] == pytest.approx(other["temperature"], rel=1e-3) and ranks["reranker"] == others["reranker"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_rsllms_stages_and_contrasts(run, fsdp):
     """With dropout, weights dealt out or not; one process cuts a step of 16 rows into 3 passes, two cut it into 4; the last step is a single row."""

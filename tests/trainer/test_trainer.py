@@ -69,11 +69,15 @@ def test_the_result_tells_what_was_run(keys):
     assert (result["model"], result["rec_model"], result["n"], result["decoding"]) == ("LLaRA", "SASRec", 12, "score")
     assert result["recommender"]["sha256"] and set(result["candidate_sha256"]) == {"valid", "test"}
     assert result["interval_95"]["low"] <= result["metrics"]["test"]["hit@1"] <= result["interval_95"]["high"]
+    likelihoods = [
+        torch.tensor(case["scores"]).log_softmax(0)[case["candidates"].index(case["target"])].item() for case in _cases(paths)
+    ]
+    assert result["nll"] == pytest.approx(-sum(likelihoods) / 12, abs=1e-5) and 0 <= result["ece"] <= 1
     stock = run_recbole_llara(
         "SASRec", "toy", config_dict={key: keys[key] for key in (*STOCK_KEYS, "max_eval_rows")} | {"epochs": 1}
     )
     other = json.loads(Path(stock["result_file"]).read_text(encoding="utf-8"))
-    assert other["candidate_sha256"] == result["candidate_sha256"]
+    assert other["candidate_sha256"] == result["candidate_sha256"] and other["nll"] > 0
     assert [case["candidates"] for case in _cases(stock)] == [case["candidates"] for case in _cases(paths)]
 
 

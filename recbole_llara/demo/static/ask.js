@@ -4,6 +4,7 @@ import { byId, element, fill, request, rounded, showError } from "./dom.js";
 
 const PAUSE = 120; // ms without a key before titles are searched
 const SCORES = { true: "Score: log-likelihood in nats.", false: "Score: the recommender's own." };
+const FUSED = "Score: log-probability in nats, of the weighted sum of recommender and LLM.";
 const SHARE = "Share: the softmax of the scores over all candidates.";
 const PARTS = {
   item_embedding: { short: "emb", long: "behavioural token" },
@@ -175,7 +176,7 @@ function card(run, answer) {
       element("td", { class: "number" }, `${(100 * item.share).toFixed(0)} %`));
   });
   const table = element("table", {},
-    element("caption", {}, `${SCORES[run.is_llm]} ${SHARE}`),
+    element("caption", {}, `${run.is_fused ? FUSED : SCORES[run.is_llm]} ${SHARE}`),
     element("thead", {}, element("tr", {}, ...["", "Item", "Score", "Share"].map((name, index) =>
       index ? element("th", { scope: "col", class: index > 1 ? "number" : null }, name) : element("td", {})))),
     element("tbody", {}, ...rows));
