@@ -23,8 +23,9 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.frozen import recommender_model, weights_file
+from recbole_llara.recommender.retriever import Retriever, padded
 from recbole_llara.recommender.stock import load_recommender
-from recbole_llara.serving.catalogue import ItemNames, Retriever, padded
+from recbole_llara.serving.catalogue import ItemNames
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import file_sha256
 from recbole_llara.utils.process_setup import own_environment
