@@ -160,8 +160,9 @@ def _result_fields(config: RunConfig, model: Any) -> dict[str, Any]:
     fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
     trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
     is_llm = isinstance(model, LLMRecommender)
-    if is_llm and config["rec_checkpoint"] and model.recommender is not None:
-        trained_on["rec_checkpoint"] = model.recommender.trained_on
+    recommender = (model.recommender or model.proposing) if is_llm else None
+    if config["rec_checkpoint"] and recommender is not None:
+        trained_on["rec_checkpoint"] = recommender.trained_on
     if not trained_on:
         return fields
     others = [key for key, digest in trained_on.items() if digest not in (None, model.training_digest)]

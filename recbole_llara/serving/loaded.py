@@ -32,9 +32,10 @@ from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
-# What a loaded run has whatever the folder says: answers are ranked by their likelihood, and no question waits for a compiler.
+# What a loaded run has whatever the folder says: answers are ranked by their likelihood, no question waits for a compiler, and nothing
+# is drawn for training.
 _SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
-_SETTLED_LLM = {"decoding": "score", "torch_compile": False}
+_SETTLED_LLM = {"decoding": "score", "torch_compile": False, "candidate_draw": "uniform"}
 _MENDS = "bring that one back, or name it by rec_checkpoint"
 
 
