@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
     "convert": ("data.command:convert_main", "make RecBole's atomic files out of the files of a dataset"),
-    "leaks": ("data.command:leaks_main", "what rules without a model find in the draws of a run"),
+    "leaks": ("recommender.command:leaks_main", "what rules without a model find in the draws of a run"),
 }
 WITHOUT_TORCH = frozenset({"convert"})
 _EPILOG = """\
