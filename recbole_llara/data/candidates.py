@@ -269,13 +269,7 @@ def save_candidates(
     Raises:
         UserError: the file's content is not what its name says, or an id holds a tab or a line break.
     """
-    ids = np.concatenate([rows.targets[:, None], candidates], axis=1)
-    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
-    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
-    if unfit:
-        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
-    lines = map("\t".join, [_header(candidates.shape[1]), *columns])
-    content = "".join(f"{line}\n" for line in lines).encode()
+    content = as_tsv(rows, candidates, user_tokens, item_tokens)
     sha256 = hashlib.sha256(content).hexdigest()
     path = folder / f"{stem}-{sha256[:16]}.tsv"
     with sole_writer(folder):
@@ -285,6 +279,21 @@ def save_candidates(
         elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise UserError(f"{path} was changed since it was written, expected the SHA-256 {sha256}: delete the file.")
     return path, sha256
+
+
+def as_tsv(rows: Rows, candidates: np.ndarray, user_tokens: np.ndarray, item_tokens: np.ndarray) -> bytes:
+    """The file of the candidate sets [B, C] of rows; ``save_candidates`` has the arguments.
+
+    Raises:
+        UserError: an id holds a tab or a line break.
+    """
+    ids = np.concatenate([rows.targets[:, None], candidates], axis=1)
+    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
+    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
+    if unfit:
+        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
+    lines = map("\t".join, [_header(candidates.shape[1]), *columns])
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _header(candidate_num: int) -> list[str]:

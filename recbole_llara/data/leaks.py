@@ -140,6 +140,7 @@ RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
     "validation: the user's negative": (lambda found: found.negatives("valid"), None),
     "training: least often anybody's negative": (lambda found: -found.negatives_of_all(), POPULARITY),
     "training interactions: most": (Evidence.popularity, POPULARITY),
+    "training interactions: fewest": (lambda found: -found.popularity(), POPULARITY),
     "history: had before": (lambda found: found.in_past, None),
     "history: not had before": (lambda found: ~found.in_past, None),
     "other rows of the user: in fewest": (lambda found: -found.in_other_rows(), None),
