@@ -1,4 +1,4 @@
-"""One command: ``recbole-llara [run|study|search|recommend|demo|export|convert|leaks]``; without a name it trains and evaluates.
+"""One command: ``recbole-llara [run|study|search|recommend|demo|export|convert|candidates|leaks]``; without a name it trains and evaluates.
 
 Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
 """
@@ -21,7 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
     "convert": ("data.command:convert_main", "make RecBole's atomic files out of the files of a dataset"),
-    "leaks": ("data.command:leaks_main", "what rules without a model find in the draws of a run"),
+    "candidates": (
+        "recommender.command:candidates_main",
+        "write questions out of what a recommender proposes, for candidate_file",
+    ),
+    "leaks": ("recommender.command:leaks_main", "what rules without a model find in the draws of a run"),
 }
 WITHOUT_TORCH = frozenset({"convert"})
 _EPILOG = """\

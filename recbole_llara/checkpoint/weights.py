@@ -282,8 +282,12 @@ def training_digest(dataset: Any) -> str:
 
 
 def rows_digest(data: PreparedData) -> str:
-    """Digest of the training rows and of the candidates of validation and test: what a training may not change under way."""
+    """Digest of the training rows, of the candidates of validation and test, and of what the draws of training take from a
+    recommender: what a training may not change under way.
+    """
     digest = hashlib.sha256(facts_digest(data.candidate_sha256).encode())
     for field in (data.dataset.uid_field, data.dataset.iid_field):
         digest.update(data.dataset.inter_feat[field].numpy().tobytes())
+    if data.sampler.proposals is not None:
+        digest.update(data.sampler.proposals.sha256.encode())
     return digest.hexdigest()[:DIGITS]

@@ -42,6 +42,8 @@ READY_MADE = "benchmark"
 # Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
 SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
 EXCLUDE_RULES = ("user", "window")
+UNIFORM = "uniform"
+DRAWS = (UNIFORM, "recommender", "mixed")  # where the negatives of training rows come from
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
@@ -218,6 +220,8 @@ class RecommenderSettings(Settings):
     item_embeddings: str = key(PATH)
     item_embedding_size: Count = key(VALUE)
     fusion: str = key(VALUE, names=one_of(NO_FUSION, "validation"))
+    candidate_draw: str = key(VALUE, names=one_of(*DRAWS), is_answering=False)
+    candidate_draw_top: Count = key(VALUE, is_answering=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -234,6 +238,9 @@ class RecommenderSettings(Settings):
             if not path.is_file():
                 expected = "a table of vectors and beside it a text file of their item ids, one a line"
                 raise UserError(f"item_embeddings: found no file {str(path)!r}, expected {expected}")
+        if self.candidate_draw != UNIFORM and self.item_embeddings == "random":
+            expected = "uniform, or item_embeddings recommender or a table of vectors: random ones propose nothing"
+            raise self.wrong("candidate_draw", expected, "item_embeddings")
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise self.wrong("shuffle_item_embeddings", "one of them: there is nothing to shuffle", "item_embeddings")
         return self

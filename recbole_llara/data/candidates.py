@@ -1,6 +1,7 @@
 """Candidate sets: drawn, frozen in files, and read from files of a user's own.
 
-A set is the target and C - 1 items that the split knows no interaction of the user with, in an order that says nothing.
+A set is the target and C - 1 items that the split knows no interaction of the user with, in an order that says nothing. They
+are uniform over all such items, or some of them are of those that a recommender puts first for the row (``Proposals``).
 Every number of a draw is ``hashing.numbers`` at (seed, purpose, epoch, row, counter): a row's set is the same in any batch,
 order or process, and the target neither seeds nor places anything. Item ids are internal, 1..N-1 (0 = padding); no matrix of
 rows x N is built.
@@ -34,12 +35,40 @@ from recbole_llara.utils.hashing import numbers, row_keys
 _REDRAWS = 16
 # Cells of the temporary arrays of one chunk: they fit the processor's cache, and memory does not grow with the rows.
 _CHUNK_CELLS = 2**18
-# Where the counters begin of exact draws, of which slots hold items of the user's own past, and of which items these are: so
-# they share no number with the rounds of redrawing.
-_EXACT_COUNTERS, _OWN_SLOTS, _OWN_ITEMS = 2**40, 2**41, 2**42
+# Where the counters begin of exact draws, of which slots hold items of the user's own past, of which items these are, of which
+# items are taken of those proposed, and of the order of these among the others: so they share no number with the rounds of
+# redrawing.
+_EXACT_COUNTERS, _OWN_SLOTS, _OWN_ITEMS, _PROPOSED_ITEMS, _MIXED_ITEMS = 2**40, 2**41, 2**42, 2**43, 2**44
 _REFUSED = np.uint64(2**64 - 1)
 
 _logger = logging.getLogger()
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What a recommender puts first for rows, among the items that can be their negatives."""
+
+    rows: np.ndarray  # [R] int64, row numbers, ascending
+    items: np.ndarray  # [R, K] int32, best first, 0 where fewer can be negatives
+
+    def of(self, row_ids: np.ndarray) -> np.ndarray:
+        """The items [B, K] int64 of rows by their numbers [B].
+
+        Raises:
+            ValueError: a row that they do not know.
+        """
+        place = np.searchsorted(self.rows, row_ids)
+        if (place == len(self.rows)).any() or (self.rows[place] != row_ids).any():
+            raise ValueError(f"rows {row_ids}: expected those of the {len(self.rows)} rows that items were proposed for")
+        return self.items[place].astype(np.int64)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of rows and items."""
+        digest = hashlib.sha256(str(self.items.shape).encode())
+        for values in (self.rows.astype("<i8"), self.items.astype("<i4")):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -54,6 +83,8 @@ class CandidateSampler:
         None  # as ``Knowledge.past``: some negatives are drawn from it
     )
     past_share: float = 0.0  # of the rows, those whose target the user had before: as often, a negative is such an item
+    proposals: Proposals | None = None  # some negatives are drawn from what these have of the row
+    proposed_num: int = 0  # how many of the C - 1; where fewer items are proposed, the others are uniform as well
 
     @property
     def n_items(self) -> int:
@@ -63,8 +94,9 @@ class CandidateSampler:
     def draw(self, row_ids: np.ndarray, rows: Rows, purpose: str, epoch: int = 0) -> np.ndarray:
         """The candidate sets [B, C] of rows.
 
-        Negatives are distinct, uniform over the eligible items; the target's column is uniform over C. With C = 4, a
-        row whose numbers give negatives 7, 3, 9 and column 1 has the candidates [7, target, 3, 9].
+        Negatives are distinct, uniform over the eligible items, those of `proposals` over what these have of the row; the
+        target's column is uniform over C. With C = 4, a row whose numbers give negatives 7, 3, 9 and column 1 has the
+        candidates [7, target, 3, 9].
 
         Args:
             row_ids: [B] numbers within `purpose`; rows of equal numbers, users and targets get equal sets.
@@ -74,22 +106,40 @@ class CandidateSampler:
         Raises:
             UserError: fewer than C - 1 items are eligible for some row.
         """
-        refused = rows.targets[:, None]
-        if self.exclude == "window":
-            refused = np.concatenate([rows.history, refused], axis=1)  # [B, L + 1]
+        refused = self._refused(rows)  # [B, 1 or L + 1]
         keys = row_keys(self.seed, purpose, epoch, row_ids)  # [B]
 
         # Users in order make the look-ups among the seen items walk through memory instead of jumping.
         order = np.argsort(rows.users, kind="stable")
         candidates = np.empty((len(order), self.candidate_num), dtype=np.int64)
-        step = max(1, _CHUNK_CELLS // (self.candidate_num * refused.shape[1]))
+        width = self.candidate_num * refused.shape[1]
+        if self.proposals is not None:
+            width += self.proposals.items.shape[1] + self.candidate_num * self.proposed_num
+        step = max(1, _CHUNK_CELLS // width)
         for start in range(0, len(order), step):
             part = order[start : start + step]
             negatives = self._draw_negatives(keys[part], rows.users[part], refused[part])
+            if self.proposals is not None:
+                negatives = self._put_proposed(keys[part], self.proposals.of(row_ids[part]), negatives)
             if self.past is not None:
                 self._put_own(keys[part], rows.take(part), negatives)
             candidates[part] = self._place(keys[part], negatives, rows.targets[part])
         return candidates
+
+    def excluded(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """What can be no negative of rows: pairs of (position in `rows`, item), some of them twice."""
+        refused = self._refused(rows)
+        position, column = np.nonzero(refused)
+        item = refused[position, column]
+        if self.exclude != "user":
+            return position, item
+        seen, place = self.seen.places(rows.users)
+        return np.concatenate([position, seen]), np.concatenate([item, self.seen.keys[place] % self.n_items])
+
+    def _refused(self, rows: Rows) -> np.ndarray:
+        """The target of each row, and its history where this is what negatives exclude; [B, 1] or [B, L + 1]."""
+        targets = rows.targets[:, None]
+        return np.concatenate([rows.history, targets], axis=1) if self.exclude == "window" else targets
 
     def check_eligible(self, users: np.ndarray) -> None:
         """Refuse users [B] who have seen so much that fewer than C - 1 items are left, before the first set is drawn."""
@@ -154,6 +204,25 @@ class CandidateSampler:
         self._check_enough(int(eligible[worst]), int(users[worst]))
         return np.argsort(order, axis=1, kind="stable")[:, : self.candidate_num - 1]
 
+    def _put_proposed(self, keys: np.ndarray, proposed: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """Slots [b, C - 1] of which `proposed_num` hold items out of those proposed [b, K], the others uniform negatives.
+
+        With C = 4 and two of them proposed, a row that draws 5 and 9 out of the proposed 5, 6 and 9, and whose uniform
+        negatives are 7, 9, 3, has 5, 9 and 7, in an order of its own.
+        """
+        drawn = numbers(keys[:, None], proposed + _PROPOSED_ITEMS)  # [b, K]
+        drawn[proposed == 0] = _REFUSED
+        taken = np.argsort(drawn, axis=1, kind="stable")[:, : self.proposed_num]
+        taken = np.take_along_axis(proposed, taken, axis=1)  # [b, P], 0 where fewer are proposed
+        # A uniform draw without the items already taken is a uniform draw of the others.
+        is_taken = (negatives[:, :, None] == taken[:, None, :]).any(axis=2)  # [b, C - 1]
+        is_left_out = np.concatenate([taken == 0, is_taken], axis=1)
+        kept = np.argsort(is_left_out, axis=1, kind="stable")[:, : self.candidate_num - 1]
+        items = np.take_along_axis(np.concatenate([taken, negatives], axis=1), kept, axis=1)
+        # A slot must not tell which items are uniform: the target among those would stand out.
+        order = np.argsort(numbers(keys[:, None], items + _MIXED_ITEMS), axis=1, kind="stable")
+        return np.take_along_axis(items, order, axis=1)
+
     def _put_own(self, keys: np.ndarray, rows: Rows, negatives: np.ndarray) -> None:
         """Put items of the users' own past into slots [b, C - 1], each slot with the probability `past_share`.
 
@@ -200,13 +269,7 @@ def save_candidates(
     Raises:
         UserError: the file's content is not what its name says, or an id holds a tab or a line break.
     """
-    ids = np.concatenate([rows.targets[:, None], candidates], axis=1)
-    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
-    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
-    if unfit:
-        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
-    lines = map("\t".join, [_header(candidates.shape[1]), *columns])
-    content = "".join(f"{line}\n" for line in lines).encode()
+    content = as_tsv(rows, candidates, user_tokens, item_tokens)
     sha256 = hashlib.sha256(content).hexdigest()
     path = folder / f"{stem}-{sha256[:16]}.tsv"
     with sole_writer(folder):
@@ -216,6 +279,21 @@ def save_candidates(
         elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise UserError(f"{path} was changed since it was written, expected the SHA-256 {sha256}: delete the file.")
     return path, sha256
+
+
+def as_tsv(rows: Rows, candidates: np.ndarray, user_tokens: np.ndarray, item_tokens: np.ndarray) -> bytes:
+    """The file of the candidate sets [B, C] of rows; ``save_candidates`` has the arguments.
+
+    Raises:
+        UserError: an id holds a tab or a line break.
+    """
+    ids = np.concatenate([rows.targets[:, None], candidates], axis=1)
+    columns = np.concatenate([user_tokens[rows.users][:, None], item_tokens[ids]], axis=1).astype(object)  # [B, C + 2]
+    unfit = [token for token in {*columns[:, 0], *np.unique(columns[:, 1:])} if any(sign in token for sign in "\t\n\r")]
+    if unfit:
+        raise UserError(f"The id {unfit[0]!r} holds a tab or a line break, expected none in user and item ids.")
+    lines = map("\t".join, [_header(candidates.shape[1]), *columns])
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _header(candidate_num: int) -> list[str]:

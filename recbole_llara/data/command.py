@@ -1,7 +1,6 @@
-"""``recbole-llara convert`` and ``recbole-llara leaks``."""
+"""``recbole-llara convert``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,24 +40,3 @@ def build_convert_parser() -> argparse.ArgumentParser:
 def convert_main(argv: Sequence[str] | None = None) -> int:
     """Convert a dataset and print the report; the exit status is that of ``exit_status``."""
     return exit_status("recbole-llara", lambda: sys.stdout.write(convert(build_convert_parser().parse_args(argv))))
-
-
-def leaks_main(argv: Sequence[str] | None = None) -> int:
-    """Print what rules without a model find; returns the exit status, 1 where one of them is a leak."""
-    parser = argparse.ArgumentParser(
-        prog="recbole-llara leaks",
-        description="What rules without a model find in the draws of a run; further arguments are the run's keys.",
-    )
-    parser.add_argument("--epochs", type=int, default=5, help="training epochs whose draws the rules see (default %(default)s)")
-    arguments, keys = parser.parse_known_args(argv)
-    found: list[int] = []
-
-    def find() -> None:
-        from recbole_llara.data.leaks import report
-
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        text, leaks = report(keys, arguments.epochs)
-        found.append(leaks)
-        sys.stdout.write(text)
-
-    return exit_status("recbole-llara", find) or int(any(found))

@@ -5,7 +5,8 @@
 Each rule scores the candidates of every row; the best is its answer, and where several are best it is right by its share of
 them. A rule that says nothing is right in 1 / C of the rows. One that differs from this by more than three standard errors
 is a leak, unless the nature of the data explains it: then the reason stands beside it. The command takes the keys of a run,
-and --epochs, the training epochs whose draws are looked at; it exits with 1 where it finds a leak.
+and --epochs, the training epochs whose draws are looked at; it exits with 1 where it finds a leak. With --model=LLaRA and
+--candidate_draw=recommender the rules see draws from what the recommender proposes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from recbole_llara.config.run_config import RunConfig
-from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData, prepare_data
+from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData
 
 _DRAWN_AT_ONCE = 1 << 16  # training rows
 SIGMAS = 3.0
+SURE = 7.0  # expected draws, of which none comes in less than one case in a thousand
 
 POPULARITY = "popular items are targets more often and negatives are uniform: any recommender may know it"
 NUMBERING = "items are numbered by the file's order, which goes with popularity and time"
@@ -28,6 +29,10 @@ IDS = "the dataset's own ids go with popularity, with time or with the order of 
 REPEATS = "users take items again (repeated_targets: keep)"
 HABIT = "users take again one of the few items that they had before: behaviour that any recommender may know"
 WINDOW = "negatives exclude the visible history alone (candidate_exclude: window)"
+PROPOSED = (
+    "negatives are what the recommender proposes for the user's training rows, as it might for the next item: any recommender "
+    "may know it (candidate_draw)"
+)
 TOGETHER = "negatives of a user's test rows exclude the targets of the others: only a system that reads test rows together could use it"
 
 
@@ -73,6 +78,13 @@ class Evidence:
         counts = pd.Series(drawn[np.isin(drawn, self.keys)]).value_counts()
         return counts.reindex(self.keys.ravel(), fill_value=0).to_numpy().reshape(self.keys.shape)
 
+    def missed(self) -> np.ndarray:
+        """[B, C] whether a candidate never was the user's negative in training, though all users' draws let expect it often."""
+        draws, users = self.before["train"], self.rows.users
+        n_drawn = np.bincount(draws.users, minlength=users.max() + 1)[users]  # [B] draws for the row's user
+        expected = self.negatives_of_all() * (n_drawn / len(draws.users))[:, None]
+        return (expected >= SURE) & (self.negatives("train") == 0)
+
     def negatives_of_all(self) -> np.ndarray:
         """[B, C] how often each candidate was a negative of anybody in training."""
         draws = self.before["train"]
@@ -116,16 +128,19 @@ def rank_ids(ids: Sequence[str]) -> np.ndarray:
     return rank
 
 
+MISSED = "training: often anybody's, never the user's negative"
 # Of each rule what it scores candidates by, higher for the likelier target, and what in the nature of the data may explain it.
 RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
     "column: where training targets stand most": (Evidence.commonest_column, None),
     "column: where the item stood as a training target": (Evidence.column_of_the_item, None),
     "training: least often the user's negative": (lambda found: -found.negatives("train"), None),
     "training: most often the user's negative": (lambda found: found.negatives("train"), None),
+    MISSED: (Evidence.missed, None),
     "validation: not the user's negative": (lambda found: -found.negatives("valid"), None),
     "validation: the user's negative": (lambda found: found.negatives("valid"), None),
     "training: least often anybody's negative": (lambda found: -found.negatives_of_all(), POPULARITY),
     "training interactions: most": (Evidence.popularity, POPULARITY),
+    "training interactions: fewest": (lambda found: -found.popularity(), POPULARITY),
     "history: had before": (lambda found: found.in_past, None),
     "history: not had before": (lambda found: ~found.in_past, None),
     "other rows of the user: in fewest": (lambda found: -found.in_other_rows(), None),
@@ -133,6 +148,13 @@ RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
     "item number: next above the newest item": (lambda found: found.next_above(np.arange(found.n_items)), NUMBERING),
     "item id: next above the newest item": (lambda found: found.next_above(found.id_rank), IDS),
 }
+
+
+# Rules that meet the recommender's taste where it proposes the negatives.
+OF_PROPOSALS = (
+    *("training: least often the user's negative", "training: most often the user's negative"),
+    "training: least often anybody's negative",
+)
 
 
 def credits(scores: np.ndarray, candidates: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -182,13 +204,17 @@ def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
         evidence, reasons = Evidence(dataset, before), _reasons(dataset, split)
+        if data.sampler.proposals is not None:
+            reasons = dict.fromkeys(OF_PROPOSALS, PROPOSED) | reasons
         rows, candidates = evidence.rows, evidence.candidates
         for rule, (score, reason) in RULES.items():
             credit = credits(score(evidence), candidates, rows.targets)
             interval = binomtest(round(credit.sum()), len(credit)).proportion_ci(method="wilson")
             bounds = float(interval.low), float(interval.high)
-            chance = 1 / candidates.shape[1]
-            found.append(Finding(split, rule, len(credit), float(credit.mean()), *bounds, chance, reasons.get(rule, reason)))
+            share, chance, reason = float(credit.mean()), 1 / candidates.shape[1], reasons.get(rule, reason)
+            if rule == MISSED and data.sampler.proposals is not None and share < chance:
+                reason = PROPOSED  # what the recommender never proposes for the user is seldom the target
+            found.append(Finding(split, rule, len(credit), share, *bounds, chance, reason))
         before = {**before, split: Draws(rows.users, rows.targets, candidates)}
     return found
 
@@ -218,10 +244,9 @@ def _reasons(dataset: CandidateDataset, split: str) -> dict[str, str]:
     return reasons
 
 
-def report(argv: Sequence[str], epochs: int) -> tuple[str, int]:
-    """What the rules find in the data of a run (``argv``: its keys, ``--key=value``), as text, and how many of them are leaks."""
-    config = RunConfig("Popularity", config_dict={"state": "WARNING"}, argv=argv)
-    findings = find_leaks(prepare_data(config), epochs)
+def report(data: PreparedData, epochs: int) -> tuple[str, int]:
+    """What the rules find in the data of a run, as text, and how many of them are leaks."""
+    config, findings = data.dataset.config, find_leaks(data, epochs)
     leaks = sum(found.is_leak for found in findings)
     width = max(map(len, RULES))
     lines = [

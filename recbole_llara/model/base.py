@@ -17,6 +17,7 @@ from recbole_llara.config.settings import (
     EvaluationSettings,
     LLMSettings,
     LossSettings,
+    OptimSettings,
     PromptSettings,
     RecommenderSettings,
 )
@@ -40,6 +41,7 @@ from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Represent
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.frozen import Recommender, prepare_recommender, recommender_model
+from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -63,6 +65,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     Attributes:
         reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
         recommender: the frozen one; None where no prompt shows its item embeddings.
+        proposing: the one whose proposals training candidates are drawn from; None where they are uniform, or nothing is trained.
         needs_previews: whether the losses of a pass read something of the rows of all other passes of the step, which
             ``preview(rows, step)`` gives as [B, D] by a pass without gradients.
         needs_states: whether the losses read the decoder's states, ``ForwardPass.answers.states``.
@@ -80,7 +83,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def __init__(self, config: Any, data: PreparedData) -> None:
         super().__init__(config, data.dataset)
         settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
-        self.seed, self.sampler = config["seed"], data.sampler
+        self.seed = config["seed"]
         self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
         self.loss_settings, self.stages = LossSettings.from_config(config), stages_of(config)
         self.reference: dict[str, torch.Tensor] | None = None
@@ -101,6 +104,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.recommender: Recommender | None = None
         self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded
         self.item_tokens = self._item_tokens(config, data)
+        self.proposing: Recommender | None = None
+        if OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None:
+            data, self.proposing = with_proposals(config, data)
+        self.sampler = data.sampler
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
@@ -168,6 +175,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             "prompts_digest": self.prompts_digest,
             "max_title_tokens": self.encoder.max_title_tokens,  # fewer than asked for, where the LLM holds no more
         }
+        if self.proposing is not None:
+            fields["proposing"] = self.proposing.result_fields()
         if self.recommender is None:
             return {**fields, "recommender": None}
         return {**fields, "rec_model": self.recommender.model, "recommender": self.recommender.result_fields()}

@@ -80,17 +80,17 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommende
     Raises:
         UserError: the recommender has no item embedding table, or ``rec_checkpoint`` does not fit model or data.
     """
-    return _prepare(config, prepared)[0]
+    return recommender_and_model(config, prepared)[0]
 
 
 def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module, RunConfig]:
     """The recommender of a run, its whole model (over the user's own vectors ``NearestVectors``), and its own configuration."""
-    recommender, model = _prepare(config, prepared)
+    recommender, model = recommender_and_model(config, prepared)
     return recommender, model.to(config["device"]).eval(), config.for_recommender()
 
 
-def _prepare(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
-    """What an LLM sees of its recommender, and the recommender."""
+def recommender_and_model(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
+    """What an LLM sees of its recommender, and the recommender itself; see ``prepare_recommender``."""
     if vectors := vectors_file(config["item_embeddings"]):
         table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
         model = NearestVectors(table, config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])

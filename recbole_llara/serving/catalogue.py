@@ -1,19 +1,11 @@
-"""The catalogue of a loaded run: what people call its items, and which unseen ones a stock recommender proposes."""
+"""What people call the items of a loaded run: by title and by id."""
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import torch
-from recbole.data.interaction import Interaction
-from torch import nn
-
-from recbole_llara.evaluator.ranking import settle_near_ties
 from recbole_llara.utils.errors import UserError, nearest
 
 ID_PREFIX = "id:"  # before an id that is also another item's title
-SCORED_AT_ONCE = 1 << 25  # scores [B, N] that are held at a time
 
 
 class ItemNames:
@@ -75,78 +67,3 @@ class ItemNames:
 
 def _folded(title: str) -> str:
     return unicodedata.normalize("NFKC", title).casefold().strip()
-
-
-class Retriever:
-    """Ranks all items for histories by a stock recommender; items from ``n_known`` have no interactions and are never proposed."""
-
-    def __init__(self, model: nn.Module, config: Any, n_known: int) -> None:
-        self.model, self.config, self.n_known = model.eval(), config, n_known
-
-    @torch.no_grad()
-    def propose(
-        self,
-        histories: Sequence[Sequence[int]],
-        count: int,
-        users: Sequence[int] | None = None,
-        seen: Sequence[Sequence[int]] | None = None,
-    ) -> torch.Tensor:
-        """The best items for each history, best first: [B, count], 0 where a user has seen all others.
-
-        Args:
-            histories: B lists of items in order of time; the last L of each are read.
-            count: (int, items) at most n_known - 1.
-            users: B internal ids, for recommenders that know users (Caser); None = users they have never seen.
-            seen: B lists of items that are not proposed; None = those of the histories.
-        """
-        seen = histories if seen is None else seen
-        at_once, best = max(1, SCORED_AT_ONCE // self.n_known), []
-        for first in range(0, len(histories), at_once):
-            part = slice(first, first + at_once)
-            scores, left_out = self.scores(histories[part], users and users[part]), seen[part]
-            rows = np.repeat(np.arange(len(left_out)), [len(items) for items in left_out])
-            columns = np.fromiter((item for items in left_out for item in items), np.int64, len(rows))
-            scores[torch.from_numpy(rows), torch.from_numpy(columns)] = -torch.inf
-            scores[:, 0] = scores[:, self.n_known :] = -torch.inf
-            values, items = scores.topk(min(count, self.n_known - 1), dim=1)
-            best.append(torch.where(values.isfinite(), items, 0))
-        return torch.cat(best)
-
-    @torch.no_grad()
-    def candidate_scores(
-        self, histories: Sequence[Sequence[int]], candidates: torch.Tensor, users: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Scores [B, C] of candidates [B, C], in an order that no other row changes; users as for ``propose``."""
-        at_once, parts = max(1, SCORED_AT_ONCE // self.n_known), []
-        for first in range(0, len(histories), at_once):
-            rows = range(first, min(first + at_once, len(histories)))
-
-            def of(rows: range) -> torch.Tensor:
-                part = slice(rows.start, rows.stop)
-                return self.scores(histories[part], users and users[part]).gather(1, candidates[part])
-
-            parts.append(settle_near_ties(of(rows), lambda row, rows=rows, of=of: of(rows[row : row + 1])[0]))
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def scores(self, histories: Sequence[Sequence[int]], users: Sequence[int] | None = None) -> torch.Tensor:
-        """Scores [B, N] of all items, on the CPU, to users as for ``propose``."""
-        config, item_field = self.config, self.config["ITEM_ID_FIELD"]
-        history = padded(histories, config["MAX_ITEM_LIST_LENGTH"])
-        rows = {
-            item_field + config["LIST_SUFFIX"]: history,
-            config["ITEM_LIST_LENGTH_FIELD"]: (history > 0).sum(1),
-            config["USER_ID_FIELD"]: torch.tensor(users or [0] * len(histories)),
-            item_field: torch.zeros(len(histories), dtype=torch.int64),
-        }
-        scores = self.model.full_sort_predict(Interaction(rows).to(config["device"]))
-        return scores.view(len(histories), -1).float().cpu()
-
-
-def padded(histories: Sequence[Sequence[int]], length: int) -> torch.Tensor:
-    """The last L items of each history [B, L], 0-padded on the right."""
-    history = torch.zeros(len(histories), length, dtype=torch.int64)
-    for row, items in enumerate(histories):
-        last = torch.tensor(items[-length:], dtype=torch.int64)
-        history[row, : len(last)] = last
-    return history

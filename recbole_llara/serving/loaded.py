@@ -24,17 +24,19 @@ from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.frozen import Recommender, recommender_model, weights_file
+from recbole_llara.recommender.retriever import Retriever, padded
 from recbole_llara.recommender.stock import load_recommender
-from recbole_llara.serving.catalogue import ItemNames, Retriever, padded
+from recbole_llara.serving.catalogue import ItemNames
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import file_sha256
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
-# What a loaded run has whatever the folder says: answers are ranked by their likelihood, and no question waits for a compiler.
+# What a loaded run has whatever the folder says: answers are ranked by their likelihood, no question waits for a compiler, and nothing
+# is drawn for training.
 _SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
-_SETTLED_LLM = {"decoding": "score", "torch_compile": False}
+_SETTLED_LLM = {"decoding": "score", "torch_compile": False, "candidate_draw": "uniform"}
 _MENDS = "bring that one back, or name it by rec_checkpoint"
 
 

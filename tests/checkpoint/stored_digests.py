@@ -63,6 +63,8 @@ STORED = (
         "recommender.frozen.prepare_recommender",
         "looked for elsewhere",
     ),
+    Stored("*/result.json", "proposing.sha256", "its weights' file", "", "told"),
+    Stored("*/result.json", "proposing.path", "see recommenders/*", "", "told"),
     Stored("*/result.json", "candidate_sha256.test", "the candidates' file", "evaluator.report.refuse_unlike", "refused"),
     Stored("*/result.json", "candidate_sha256.valid", "the candidates' file", "", "told"),
     # What runs share.
@@ -92,6 +94,14 @@ STORED = (
     Stored(_ENTRY, "candidate_sha256.*", "the candidates' file", "recommender.frozen.unseal", "made again"),
     Stored(_ENTRY, "meta_sha256", "the other facts", "recommender.frozen.unseal", "made again"),
     Stored("candidates/*.tsv", "name", "the file", "data.candidates.save_candidates", "refused"),
+    Stored(
+        "proposals/*",
+        "name",
+        "rows, recommender and keys of the draw",
+        "recommender.proposals.with_proposals",
+        "looked for elsewhere",
+    ),
+    Stored("proposals/*", "sha256", "the table", "recommender.proposals.with_proposals", "made again"),
     Stored("text_features/*", "name", "text encoder and titles", "recommender.morec.cached_features", "looked for elsewhere"),
     Stored("text_features/*", "sha256", "the features", "recommender.morec.cached_features", "made again"),
     Stored("search/*", "name", "keys, parameters and data", "experiments.search_trials.SearchTrials", "looked for elsewhere"),

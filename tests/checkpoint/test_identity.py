@@ -22,6 +22,7 @@ from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
+from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import Stopped, UserError
 
@@ -29,6 +30,8 @@ DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{16,64}(?![0-9a-f])")
 SHARED = (
     "data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress",
 )  # fmt: skip
+
+DRAWN = {"candidate_draw": "mixed", "candidate_draw_top": 9}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def made(tmp_path_factory, make_llm, make_tokenizer):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         keys = {**toy_keys(folder, make_llm, make_tokenizer), "checkpoint_dir": "saved", "data_path": "."}
-        run_recbole_llara("LLaRA", "toy", config_dict=keys)
+        run_recbole_llara("LLaRA", "toy", config_dict={**keys, **DRAWN})
         for model, own in (("SASRec", {}), ("MoRec", {"text_encoder_path": "tiny"})):
             values = {**{key: keys[key] for key in SHARED}, **own, "epochs": 1, "max_eval_rows": keys["max_eval_rows"]}
             run_recbole_llara(model, "toy", config_dict=values)
@@ -185,6 +188,11 @@ def take_recommender(saved, keys, file=None):
     return prepare_recommender(config, prepare_data(config))
 
 
+def take_proposals(saved, keys, file=None):
+    config = RunConfig("LLaRA", "toy", config_dict={**keys, **DRAWN})
+    with_proposals(config, prepare_data(config))
+
+
 def compare_results(saved, keys, file=None):
     refuse_unlike([json.loads(path.read_text(encoding="utf-8")) for path in sorted(saved.glob("*/result.json"))])
 
@@ -209,6 +217,7 @@ READ = {
     "trainer.trainer.resume_checkpoint": {"": resume},
     "evaluator.report.refuse_unlike": {"": compare_results},
     "recommender.frozen.unseal": {"": take_recommender},
+    "recommender.proposals.with_proposals": {"": take_proposals},
     "recommender.morec.cached_features": {"": build_morec},
 }
 assert {row.compared for row in STORED} >= READ.keys()

@@ -72,6 +72,9 @@ CASES = [
     ("SASRec", ["--split_ratio=[0.8, 0.1, 0.2]"], ["split_ratio: found [0.8, 0.1, 0.2]", "add up to 1"]),
     ("SASRec", ["--split_ratio=[True, 0.5, .nan]"], ["split_ratio: found [True, 0.5, nan]", "expected a list of float"]),
     ("SASRec", ["--max_eval_rows=1e3"], ["max_eval_rows: found 1000.0", "expected int"]),
+    ("LLaRA", ["--candidate_draw=popular"], ["candidate_draw: found 'popular'", "expected one of uniform, recommender, mixed"]),
+    ("LLaRA", ["--candidate_draw_top=0"], ["candidate_draw_top: found 0", "expected a number in [1, inf)"]),
+    ("TALLRec", ["--candidate_draw=Mixed"], ["candidate_draw: found 'Mixed'", "did you mean 'mixed'"]),
     ("LLaRA", ["--lora_dropout=1"], ["lora_dropout: found 1,", "expected a number in [0, 1)"]),
     ("LLaRA", ["--lora_target_modules=q_proj"], ["lora_target_modules: found 'q_proj'", "expected auto or a list"]),
     ("LLaRA", ["--max_title_tokens=0"], ["max_title_tokens: found 0", "expected a number in [1, inf)"]),
@@ -168,6 +171,11 @@ CASES = [
     ("LLaRA", ["--strategy=two_stage", "--stage_1_epochs=1"], ["stage_1_epochs: found 1 of 1", "expected fewer"]),
     ("LLaRA", ["--decoding=generate", "--eval_template=all"], ["eval_template: found all", "expected decoding score"]),
     ("LLaRA", ["--fsdp=True", "--torch_compile=True"], ["fsdp and torch_compile", "expected one of them"]),
+    (
+        "LLaRA",
+        ["--candidate_draw=mixed", "--item_embeddings=random"],
+        ["candidate_draw: found 'mixed' with item_embeddings 'random'", "expected uniform, or item_embeddings recommender"],
+    ),
     ("TALLRec", ["--representation=hybrid"], ["representation: found hybrid", "expected one of"]),
     ("ZeroShotLLM", ["--epochs=3"], ["epochs: found 3", "expected 0"]),
     # --- paths

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from recbole_llara.data.candidates import CandidateSampler
+from recbole_llara.data.candidates import CandidateSampler, Proposals
 from recbole_llara.data.rows import Rows, SeenItems
 from recbole_llara.utils.errors import UserError
 
@@ -186,3 +186,77 @@ def test_window_excludes_the_history_and_not_the_rest(world):
         assert set(candidates) & (set(before.tolist()) | {0}) <= {target}
     was_seen = world[0].contains(users[:, None], drawn) & (drawn != targets[:, None])
     assert was_seen.any()
+
+
+K = 40
+
+
+@pytest.fixture(scope="module")
+def proposals(world):
+    """What a recommender may have put first for the rows of the world: items that their users never had; at times few or none."""
+    _, users, _targets, by_user = world
+    rng = np.random.default_rng(8)
+    items = np.zeros((len(users), K), np.int32)
+    for row, user in enumerate(users):
+        eligible = rng.permutation(sorted(set(range(1, N_ITEMS)) - by_user[user]))[: (K, K, 5, 0)[row % 4]]
+        items[row, : len(eligible)] = eligible
+    return Proposals(np.arange(len(users)), items)
+
+
+@pytest.mark.parametrize("proposed_num", [C - 1, C // 2])
+def test_negatives_come_from_what_is_proposed(world, drawn, proposals, proposed_num):
+    _, users, targets, by_user = world
+    rows = np.arange(len(users))
+    sampler = sampler_of(world, proposals=proposals, proposed_num=proposed_num)
+    found = sampler.draw(rows, rows_of(users, targets), "test")
+    assert ((found == targets[:, None]) == (drawn == targets[:, None])).all()  # the target's place is that of a uniform draw
+    inside = (found[:, :, None] == proposals.items[:, None, :]) & (found > 0)[:, :, None]
+    taken = inside.any(axis=2).sum(axis=1)
+    there = (proposals.items > 0).sum(axis=1)
+    assert (taken >= np.minimum(proposed_num, there)).all()
+    if proposed_num == C - 1:
+        assert (taken[there == K] == C - 1).all()
+    for user, target, candidates in zip(users, targets, found.tolist(), strict=True):
+        assert len(set(candidates)) == C
+        assert set(candidates) & (by_user[user] | {0}) == {target}
+    empty = there == 0
+    assert (np.sort(found[empty]) == np.sort(drawn[empty])).all()  # uniform negatives take the places of those that lack
+
+
+def test_each_proposed_item_is_drawn_as_often(world, proposals):
+    _, users, targets, _ = world
+    sampler = sampler_of(world, proposals=proposals, proposed_num=C // 2)
+    row = np.array([8])
+    one = rows_of(users[row], targets[row])
+    draws = np.concatenate([sampler.draw(row, one, "train", epoch) for epoch in range(4000)])
+    negatives = draws[draws != targets[8]].reshape(len(draws), C - 1)
+    counts = np.bincount(negatives.ravel(), minlength=N_ITEMS)[proposals.items[8]]
+    assert chisquare(counts).pvalue > 1e-3
+    is_proposed = np.isin(negatives, proposals.items[8])
+    assert is_proposed.sum(axis=1).min() == C // 2  # uniform ones may be proposed too
+    assert chisquare(is_proposed.sum(axis=0)).pvalue > 1e-3  # no slot tells which they are
+
+
+def test_proposed_draws_depend_on_no_batch_and_on_no_target(world, proposals):
+    _, users, targets, by_user = world
+    sampler = sampler_of(world, proposals=proposals, proposed_num=C - 1)
+    rows = np.arange(len(users))
+    whole = sampler.draw(rows, rows_of(users, targets), "train", 3)
+    some = np.random.default_rng(0).permutation(len(users))[:300]
+    assert (sampler.draw(some, rows_of(users[some], targets[some]), "train", 3) == whole[some]).all()
+    assert (sampler.draw(some[:1], rows_of(users[some[:1]], targets[some[:1]]), "train", 3) == whole[some[:1]]).all()
+    assert not (sampler.draw(rows, rows_of(users, targets), "train", 4) == whole).all(axis=1).any()
+    others = np.array([max(by_user[user]) for user in users])
+    again, column = sampler.draw(rows, rows_of(users, others), "train", 3), (whole == targets[:, None]).argmax(axis=1)
+    assert (again[rows, column] == others).all()
+    again[rows, column] = targets
+    assert (again == whole).all()
+
+
+def test_proposals_of_other_rows_are_refused():
+    proposals = Proposals(np.array([2, 5]), np.ones((2, 3), np.int32))
+    assert proposals.of(np.array([5, 2, 5])).shape == (3, 3)
+    for unknown in (3, 9):
+        with pytest.raises(ValueError, match="proposed for"):
+            proposals.of(np.array([2, unknown]))
+    assert proposals.sha256 != Proposals(np.array([2, 6]), np.ones((2, 3), np.int32)).sha256

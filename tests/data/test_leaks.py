@@ -6,10 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_llara.data import leaks
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
+from recbole_llara.recommender.proposals import propose
+from recbole_llara.recommender.retriever import Retriever
 
 LEAST_DRAWN = "training: least often the user's negative"
 RATIO = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO", "mode": "full"}
@@ -61,6 +64,38 @@ def test_training_draws_that_exclude_test_targets_are_found(prepared):
     found = leaks.find_leaks(dataclasses.replace(data, sampler=leaking), epochs=2)
     rule = next(finding for finding in found if finding.split == "test" and finding.rule == LEAST_DRAWN)
     assert rule.is_leak and rule.share > 0.3
+
+
+class Commonest(torch.nn.Module):
+    """Proposes to everybody the items of most training rows."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.counts = torch.bincount(data.dataset.inter_feat["item_id"], minlength=data.dataset.item_num).float()
+
+    def full_sort_predict(self, interaction):
+        return self.counts.repeat(len(interaction), 1)
+
+
+def proposing(data, config, known, draw):
+    """The data with a sampler that draws what is proposed among items that ``known`` does not have of the user."""
+    sampler = dataclasses.replace(data.sampler, seen=known)
+    feat = data.dataset.inter_feat
+    numbers, rows = feat["row_id"].numpy(), data.dataset.rows_of(feat)
+    table, _ = propose(Retriever(Commonest(data), config, sampler.n_items), sampler, numbers, rows, 100)
+    return dataclasses.replace(data, sampler=dataclasses.replace(sampler, proposals=table, proposed_num=draw))
+
+
+def test_proposed_negatives_tell_nothing_unless_they_avoid_later_items(prepared, make_config):
+    data, config = prepared["leave_one_out"], make_config("leave_one_out")
+    knowledge = data.dataset.knowledge
+    honest = leaks.find_leaks(proposing(data, config, knowledge.known["train"], 10), epochs=1)
+    assert not [finding for finding in honest if finding.is_leak]
+    found = {(finding.split, finding.rule): finding for finding in honest}
+    assert found["test", LEAST_DRAWN].reason == leaks.PROPOSED and found["test", leaks.MISSED].is_chance
+    leaking = leaks.find_leaks(proposing(data, config, knowledge.known["test"], 19), epochs=1)
+    rule = next(finding for finding in leaking if finding.split == "test" and finding.rule == leaks.MISSED)
+    assert rule.is_leak and rule.share > 0.15
 
 
 def test_a_column_that_tells_is_found(prepared):
@@ -157,5 +192,7 @@ def test_the_command_tells_of_repeat_purchases_and_of_both_mends(shop):
     assert status == 0 and not err and "chance" in had_before(out)
     status, out, err = shop("--repeated_targets=match")
     assert status == 0 and not err and float(had_before(out).split()[4]) < 0.3
+    status, out, err = shop("--candidate_draw=mixed")
+    assert status == 2 and "candidate_draw: found 'mixed' with model Popularity" in err and "--model=LLaRA" in err
     status, out, err = shop("--repeated_targets=often")
     assert status == 2 and "repeated_targets: found 'often', expected one of keep, drop, match" in err
