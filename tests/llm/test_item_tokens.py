@@ -9,10 +9,11 @@ import torch
 from llm_families import make_family
 from transformers import PreTrainedTokenizerFast
 
-from recbole_llara.llm.item_tokens import ItemTokens, Projector, centred, merge_item_embeddings, shuffled
+from recbole_llara.llm.item_tokens import Conclusions, ItemTokens, Projector, centred, merge_item_embeddings, shuffled
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
 
 N, D, D_REC = 5, 8, 3
+D_OUT = 4  # of the recommender's sequence output
 EVERY = frozenset(SLOT_PARTS)
 
 
@@ -31,14 +32,21 @@ def _numbers(*parts):
 
 
 def test_each_slot_holds_the_vector_of_its_kind(vocabulary, table):
-    tokens = ItemTokens(vocabulary, N, EVERY, table)
+    tokens = ItemTokens(vocabulary, N, EVERY, table, output_size=D_OUT, n_ranks=4)
     with torch.no_grad():
         tokens.description += 1
         tokens.placeholder -= 1
-    parts = (Part.ITEM_ID, Part.DESCRIPTION, Part.ITEM_EMBEDDING, Part.PLACEHOLDER, Part.ITEM_ID)
-    found = tokens(_numbers(*parts), torch.tensor([3, 0, 2, 0, 1]))
+    parts = (Part.ITEM_ID, Part.DESCRIPTION, Part.ITEM_EMBEDDING, Part.PLACEHOLDER, Part.ITEM_ID, Part.USER, Part.SCORE)
+    outputs = torch.randn(2, D_OUT, generator=torch.Generator().manual_seed(2))
+    concluded = Conclusions(outputs, torch.tensor([[0.1, 0.9], [0.7, 0.3]]).log(), torch.tensor([[1, 2], [4, 3]]))
+    slot_rows = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    found = tokens(_numbers(*parts), torch.tensor([3, 0, 2, 0, 1, 0, 3]), slot_rows, concluded)
     expected = [tokens.item_ids[3], tokens.description, tokens.projector(table[2]), tokens.placeholder, tokens.item_ids[1]]
+    expected += [tokens.user_projector(outputs[1]), tokens.ranks[1]]
     assert torch.equal(found, torch.stack(expected))
+    projected = ItemTokens(vocabulary, N, frozenset({Part.SCORE}), None)
+    found = projected(_numbers(Part.SCORE), torch.tensor([3]), torch.tensor([1]), concluded)
+    assert torch.allclose(found, projected.score_projector(torch.tensor([[math.log(0.3), 0.3, 0.5]])))
 
 
 def test_only_what_is_shown_is_made(vocabulary, table):
@@ -48,11 +56,13 @@ def test_only_what_is_shown_is_made(vocabulary, table):
         tokens(_numbers(Part.ITEM_ID), torch.tensor([1]))
     with pytest.raises(ValueError, match="no item embeddings"):
         ItemTokens(vocabulary, N, EVERY, None)
+    with pytest.raises(ValueError, match="no output_size"):
+        ItemTokens(vocabulary, N, EVERY, table)
 
 
 @pytest.mark.parametrize("trains", [False, True])
 def test_item_embeddings_learn_only_when_told_to(vocabulary, table, trains):
-    tokens = ItemTokens(vocabulary, N, EVERY, table, trains)
+    tokens = ItemTokens(vocabulary, N, EVERY, table, trains, D_OUT)
     tokens(_numbers(Part.ITEM_EMBEDDING), torch.tensor([2])).sum().backward()
     assert ("item_embeddings" in dict(tokens.named_parameters())) is trains
     assert ("item_embeddings" in tokens.state_dict()) is trains  # frozen ones come from the recommender again
@@ -61,7 +71,7 @@ def test_item_embeddings_learn_only_when_told_to(vocabulary, table, trains):
 
 
 def test_new_vectors_start_around_the_vocabulary(vocabulary, table):
-    tokens = ItemTokens(vocabulary, 4000, EVERY, torch.zeros(4000, D_REC))
+    tokens = ItemTokens(vocabulary, 4000, EVERY, torch.zeros(4000, D_REC), output_size=D_OUT)
     assert torch.equal(tokens.description, vocabulary.mean(0))
     assert torch.allclose(tokens.item_ids.mean(0), vocabulary.mean(0), atol=0.1)
     assert torch.allclose(tokens.item_ids.std(0), vocabulary.std(0), rtol=0.1)

@@ -28,6 +28,8 @@ def stages():
             eval_template="first",
             prompt_file=None,
             prompt_format="plain",
+            user_token=False,
+            recommender_score_token="none",
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
