@@ -395,16 +395,14 @@ class OptimSettings(TrainingSettings):
 
 # Where each key of ours is declared: those that every run may be given, and those of single models.
 COMMON: tuple[type[Settings], ...] = (
-    *(
-        DataSettings,
-        DataProtocol,
-        EvaluationSettings,
-        RecommenderSettings,
-        LLMSettings,
-        PromptSettings,
-        LossSettings,
-        OptimSettings,
-    ),
+    DataSettings,
+    DataProtocol,
+    EvaluationSettings,
+    RecommenderSettings,
+    LLMSettings,
+    PromptSettings,
+    LossSettings,
+    OptimSettings,
 )
 OURS = (*COMMON, ContrastSettings, ChatSettings, TextEncoderSettings)
 

@@ -153,7 +153,7 @@ def listwise(forward: ForwardPass) -> dict[str, torch.Tensor]:
 
 
 def sdpo(forward: ForwardPass) -> dict[str, torch.Tensor]:
-    """Softmax direct preference optimisation (S-DPO, Chen et al., NeurIPS 2024, eq. 9), beside ``token``.
+    """Softmax direct preference optimisation (S-DPO, Chen et al., NeurIPS 2024), beside ``token``.
 
     ``-log sigma(-log sum_d exp(m_d - m_p))`` over the negatives d of the target p is a softmax over the margins
     ``m = beta (log pi - log pi_ref)`` of all candidates. pi_ref are the weights with which the stage began.

@@ -214,8 +214,8 @@ class PromptEncoder:
     def _item_list(self, items: torch.Tensor, parts: Sequence[Part], mark: int, closing: Part | None = None) -> torch.Tensor:
         """A list of items [B, M], 0-padded on the right, as [3, B, M * (P + 1)] for P parts; see ``_pieces``.
 
-        A slot of the part ``closing`` may stand behind the last item, in M more pieces. Behind each item stands a comma, behind the row's last one the piece ``mark``: where the tokenizer reads it together with
-        the item's text, both are one piece.
+        Behind each item stands a comma, behind the row's last one the piece ``mark``: where the tokenizer reads it together with
+        the item's text, both are one piece. A slot of the part ``closing`` may stand behind the last item, in M more pieces.
         """
         present, nothing = items > 0, torch.zeros_like(items)
         listed = []

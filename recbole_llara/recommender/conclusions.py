@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn.functional import layer_norm
 
 from recbole_llara.llm.item_tokens import Conclusions
+from recbole_llara.recommender.retriever import asked_of
 from recbole_llara.utils.errors import UserError
 
 
@@ -54,14 +54,7 @@ class Concluding:
 
     def _read(self, history: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores of all items, and what the recommender's ``forward`` gave them from."""
-        config, item_field = self.config, self.config["ITEM_ID_FIELD"]
         nobody = torch.zeros(len(history), dtype=torch.int64, device=history.device)
-        rows = {
-            item_field + config["LIST_SUFFIX"]: history,
-            config["ITEM_LIST_LENGTH_FIELD"]: (history > 0).sum(1),
-            config["USER_ID_FIELD"]: nobody,
-            item_field: nobody,
-        }
         outputs, forward = [], self.model.forward
 
         def kept(*arguments: Any, **named: Any) -> Any:
@@ -70,7 +63,7 @@ class Concluding:
 
         self.model.forward = kept  # RecBole's models call it by this name
         try:
-            scores = self.model.full_sort_predict(Interaction(rows))
+            scores = self.model.full_sort_predict(asked_of(self.config, history, nobody))
         finally:
             self.model.forward = forward
         found = outputs[-1] if outputs else None

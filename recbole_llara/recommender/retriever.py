@@ -92,15 +92,20 @@ class Retriever:
         return padded(histories, self.config["MAX_ITEM_LIST_LENGTH"]), torch.tensor(users or [0] * len(histories))
 
     def _scores(self, history: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-        config, item_field = self.config, self.config["ITEM_ID_FIELD"]
-        rows = {
-            item_field + config["LIST_SUFFIX"]: history,
-            config["ITEM_LIST_LENGTH_FIELD"]: (history > 0).sum(1),
-            config["USER_ID_FIELD"]: users,
-            item_field: torch.zeros(len(history), dtype=torch.int64),
-        }
-        scores = self.model.full_sort_predict(Interaction(rows).to(config["device"]))
+        scores = self.model.full_sort_predict(asked_of(self.config, history, users).to(self.config["device"]))
         return scores.view(len(history), -1).float().cpu()
+
+
+def asked_of(config: Any, history: torch.Tensor, users: torch.Tensor) -> Interaction:
+    """The rows by which RecBole's sequential models are asked, for histories [B, L], 0-padded on the right, and users [B]."""
+    item_field = config["ITEM_ID_FIELD"]
+    rows = {
+        item_field + config["LIST_SUFFIX"]: history,
+        config["ITEM_LIST_LENGTH_FIELD"]: (history > 0).sum(1),
+        config["USER_ID_FIELD"]: users,
+        item_field: torch.zeros_like(users),
+    }
+    return Interaction(rows)
 
 
 def padded(histories: Sequence[Sequence[int]], length: int) -> torch.Tensor:

@@ -96,7 +96,7 @@ def test_candidates_of_the_target_s_text_are_no_negatives(keys, make_trainer):
 
 
 def test_sdpo_is_the_paper_s_formula(keys, make_trainer):
-    """S-DPO, eq. 9: -log sigma(-log sum_d exp(beta r_d - beta r_p)), r = log pi - log pi_ref."""
+    """S-DPO: -log sigma(-log sum_d exp(beta r_d - beta r_p)), r = log pi - log pi_ref."""
     changes = {"answer_loss": "sdpo", "sdpo_beta": 0.7, "token_loss_weight": 0.0}
     model, rows = _stirred(*make_trainer({**keys, **changes}))
     model.eval().take_reference()
