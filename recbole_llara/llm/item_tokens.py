@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
+from recbole_llara.prompt.tokens import tokenise_inside
 from recbole_llara.utils.transfer import send
 
 
@@ -101,7 +103,8 @@ class ItemTokens(nn.Module):
         item_embeddings: [N, d_rec] what the projector reads; needed for ``Part.ITEM_EMBEDDING``.
         trains_item_embeddings: whether they learn with the projector; else they are frozen.
         output_size: d_rec of the recommender's sequence output; needed for ``Part.USER``.
-        n_ranks: C, to tell ``Part.SCORE`` by a vector for each rank; None = by the projected features.
+        rank_vectors: [C, D] what the vectors of the ranks start as, to tell ``Part.SCORE`` by a vector for each rank; None = by the
+            projected features.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class ItemTokens(nn.Module):
         item_embeddings: torch.Tensor | None,
         trains_item_embeddings: bool = False,
         output_size: int | None = None,
-        n_ranks: int | None = None,
+        rank_vectors: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -141,11 +144,11 @@ class ItemTokens(nn.Module):
                 )
             self.user_projector = Projector(output_size, len(centre))
             self.user_projector.linear_2.bias.data.copy_(centre)
-        if Part.SCORE in parts and n_ranks is None:
+        if Part.SCORE in parts and rank_vectors is None:
             self.score_projector = Projector(3, len(centre))
             self.score_projector.linear_2.bias.data.copy_(centre)
         elif Part.SCORE in parts:
-            self.ranks = nn.Parameter(centre + spread * torch.randn(n_ranks, len(centre)))
+            self.ranks = nn.Parameter(rank_vectors.clone())
 
     def forward(
         self,
@@ -185,6 +188,15 @@ class ItemTokens(nn.Module):
                 raise ValueError(f"a slot of {part.value}, but these item tokens were made without it")
             vectors = vectors.index_put((slots,), filled.to(vectors.dtype))
         return vectors
+
+
+def number_vectors(tokenizer: PreTrainedTokenizerBase, vocabulary: torch.Tensor, count: int) -> torch.Tensor:
+    """[count, D] float32, on the CPU: the LLM's own vectors of "1", "2" and so on in a prompt, each the mean of its tokens'.
+
+    Vectors [V, D] of ranks that start here come in the order that the LLM knows.
+    """
+    tokens = tokenise_inside(tokenizer, [f" {number}" for number in range(1, count + 1)])
+    return torch.stack([vocabulary[own].float().mean(0) for own in tokens]).cpu()
 
 
 def centred(table: torch.Tensor) -> torch.Tensor:

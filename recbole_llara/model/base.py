@@ -29,7 +29,7 @@ from recbole_llara.llm.adapters import token_keys
 from recbole_llara.llm.answer_tree import with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings, uncompiled
 from recbole_llara.llm.cpu import training_attention
-from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, shuffled
+from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, shuffled
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import Questions, answer_context, score
@@ -124,15 +124,16 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             self.recommender = prepare_recommender(config, data)
             table = self.recommender.item_embeddings
             table = centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
-        prompt, output_size, n_ranks = PromptSettings.from_config(config), None, None
+        prompt, output_size, ranks = PromptSettings.from_config(config), None, None
+        vocabulary = embedded_vocabulary(self.llm)
         if shown & {Part.USER, Part.SCORE}:
             self.recommender, network, own = recommender_model(config, data)
             self.conclude = Concluding(network, own, with_outputs=Part.USER in shown)
             output_size = self.conclude.output_size
-            n_ranks = config["candidate_num"] if prompt.recommender_score_token == "rank" else None
+            if prompt.recommender_score_token == "rank":
+                ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
-        vocabulary = embedded_vocabulary(self.llm)
-        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, n_ranks)
+        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks)
 
     @classmethod
     def check(cls, config: Any) -> None:

@@ -32,7 +32,7 @@ def _numbers(*parts):
 
 
 def test_each_slot_holds_the_vector_of_its_kind(vocabulary, table):
-    tokens = ItemTokens(vocabulary, N, EVERY, table, output_size=D_OUT, n_ranks=4)
+    tokens = ItemTokens(vocabulary, N, EVERY, table, output_size=D_OUT, rank_vectors=torch.randn(4, D))
     with torch.no_grad():
         tokens.description += 1
         tokens.placeholder -= 1

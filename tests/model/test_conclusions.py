@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
+from recbole_llara.llm.architecture import input_embeddings
 from recbole_llara.llm.item_tokens import Conclusions
 from recbole_llara.prompt.representation import REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.quick_start import run_recbole_llara
@@ -98,6 +99,14 @@ def test_what_learns(keys, make_trainer, score):
     assert told.grad.abs().sum() > 0 and tokens.user_projector.linear_1.weight.grad.abs().sum() > 0
     assert all(not parameter.requires_grad or parameter.grad is None for parameter in model.conclude.model.parameters())
     assert not any("conclude" in name for name, _ in model.named_parameters())
+
+
+def test_ranks_begin_as_the_words_for_numbers(keys, make_trainer):
+    model = make_trainer({**keys, **BOTH})[0].model
+    for rank in (0, 9):
+        tokens = model.tokenizer(f"x {rank + 1}", add_special_tokens=False)["input_ids"][1:]
+        word = input_embeddings(model.llm).weight[tokens].mean(0)
+        assert torch.allclose(model.item_tokens.ranks[rank], word)
 
 
 def test_they_turn_answers(keys, make_trainer):
