@@ -36,6 +36,7 @@ TRUST = "llm_trust_remote_code"
 VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
 NO_FUSION = "none"
+NO_PRIOR = "none"
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
 READY_MADE = "benchmark"
@@ -313,6 +314,7 @@ class LossSettings(Settings):
     stage_1_answer_loss: str | None = key(VALUE, names=named_in("model.losses:LOSSES"))
     token_loss_weight: NotNegative = key(VALUE)
     listwise_temperature: Positive = key(VALUE)
+    listwise_prior: str = key(VALUE, names=one_of(NO_PRIOR, "recommender"))
     sdpo_beta: Positive = key(VALUE)
 
 

@@ -14,6 +14,7 @@ from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import (
     NO_FUSION,
+    NO_PRIOR,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
@@ -66,6 +67,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
         recommender: the frozen one; None where no prompt shows its item embeddings.
         proposing: the one whose proposals training candidates are drawn from; None where they are uniform, or nothing is trained.
+        prior: asks the recommender whose log-probabilities listwise adds to the answers'; None where it adds none.
         needs_previews: whether the losses of a pass read something of the rows of all other passes of the step, which
             ``preview(rows, step)`` gives as [B, D] by a pass without gradients.
         needs_states: whether the losses read the decoder's states, ``ForwardPass.answers.states``.
@@ -105,8 +107,13 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded
         self.item_tokens = self._item_tokens(config, data)
         self.proposing: Recommender | None = None
+        self.prior: Concluding | None = None
         if OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None:
             data, self.proposing = with_proposals(config, data)
+            if self.loss_settings.listwise_prior != NO_PRIOR:
+                if self.conclude is None:
+                    self.recommender, network, own = recommender_model(config, data)
+                self.prior = self.conclude or Concluding(network, own, with_outputs=False)
         self.sampler = data.sampler
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
@@ -145,6 +152,16 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         stages = stages_of(config)
         if config["fsdp"] and any(LOSSES[stage.answer_loss].reads_reference for stage in stages):
             raise UserError(f"answer_loss: found {config['answer_loss']} with fsdp, expected another loss, or fsdp False")
+        prior = LossSettings.from_config(config).listwise_prior
+        if prior != NO_PRIOR and not any(stage.answer_loss == "listwise" for stage in stages):
+            raise UserError(
+                f"listwise_prior: found {prior} with answer_loss {config['answer_loss']}, expected answer_loss listwise, which adds it to the "
+                "answers; or listwise_prior none"
+            )
+        if prior != NO_PRIOR and config["item_embeddings"] == "random":
+            raise UserError(
+                "item_embeddings: found random with listwise_prior recommender, expected recommender, or listwise_prior none"
+            )
         prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
         if config["item_embeddings"] == "random" and stages[-1].hard.conclusions:
             raise UserError(

@@ -123,6 +123,11 @@ class ForwardPass:
         with self.model.as_reference():
             return answer_scores(self.model.candidates_pass(self.rows, self.step)[2])
 
+    def prior_scores(self) -> torch.Tensor:
+        """[B, C] the recommender's log-probabilities of the candidates in nats; where the model has a ``prior``."""
+        asked = (send(items, self.model.device) for items in (self.rows.history, self.rows.candidates))
+        return self.model.prior(*asked).log_probs
+
     def ranking_loss(self, scores: torch.Tensor) -> torch.Tensor:
         """[] the targets' mean negative log-likelihood in nats under a softmax over scores [B, C], as a share of the step's.
 
@@ -146,9 +151,15 @@ def token(forward: ForwardPass) -> dict[str, torch.Tensor]:
 
 
 def listwise(forward: ForwardPass) -> dict[str, torch.Tensor]:
-    """A softmax over the likelihoods of all candidates' answers (ListNet's top-one loss, Cao et al., ICML 2007), beside ``token``."""
+    """A softmax over the likelihoods of all candidates' answers (ListNet's top-one loss, Cao et al., ICML 2007), beside ``token``.
+
+    Under ``listwise_prior: recommender`` the softmax is over the recommender's log-probabilities too: a product of experts.
+    """
     settings = forward.model.loss_settings
-    ranking = forward.ranking_loss(forward.candidate_scores() / settings.listwise_temperature)
+    scores = forward.candidate_scores() / settings.listwise_temperature
+    if forward.model.prior is not None:
+        scores = scores + forward.prior_scores()
+    ranking = forward.ranking_loss(scores)
     return {"listwise": ranking, **_weighted_token(forward)}
 
 

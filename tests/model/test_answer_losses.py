@@ -9,6 +9,9 @@ from toy_run import stopped_run
 
 from recbole_llara.model.answering import Questions, candidate_scores
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.recommender.frozen import recommender_model
+from recbole_llara.recommender.retriever import asked_of
+from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import UserError
 
 MODELS = ["LLaRA", "RSLLM", "TALLRec"]
@@ -46,6 +49,35 @@ def test_listwise_is_a_softmax_over_what_score_ranks_by(keys, make_trainer, name
     own = scores.gather(1, rows.target_columns[:, None])
     step = model.begin_step(rows, model.representation)
     assert found["answer"].item() == pytest.approx(0.3 * -own.sum().item() / step.tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prior_is_added_within_the_softmax(keys, make_trainer, name):
+    changes = {"answer_loss": "listwise", "listwise_prior": "recommender", "eval_template": "sampled"}
+    trainer, data = make_trainer({**keys, **changes}, name)
+    model, rows = _stirred(trainer, data)
+    model.eval()
+    model.template_index = lambda *_: rows.template_index
+    with torch.no_grad():
+        with_prior = _losses(model, rows)["listwise"].item()
+        prior = model.prior(rows.history, rows.candidates).log_probs
+        scores = candidate_scores(model, Questions(rows.history, rows.candidates, rows.row_ids))
+        model.prior = None
+        without = _losses(model, rows)["listwise"].item()
+    summed = (scores + prior).log_softmax(1).gather(1, rows.target_columns[:, None])
+    assert with_prior == pytest.approx(-summed.mean().item(), rel=1e-4)
+    assert abs(with_prior - without) > 1e-3
+    _, network, own = recommender_model(trainer.config, data)
+    asked = network.full_sort_predict(asked_of(own, rows.history, torch.zeros_like(rows.targets)))
+    assert torch.allclose(prior, asked.view(len(prior), -1).gather(1, rows.candidates).log_softmax(1), atol=1e-5)
+
+
+def test_a_run_with_a_prior_is_fused_and_loaded(keys):
+    changes = {"answer_loss": "listwise", "listwise_prior": "recommender", "fusion": "validation"}
+    returned = run_recbole_llara("TALLRec", "toy", config_dict={**keys, **changes})
+    result = json.loads(Path(returned["result_file"]).read_text(encoding="utf-8"))
+    assert result["fusion"]["name"] == "TALLRec + SASRec" and result["rec_model"] == "SASRec"
+    assert load(returned["run_dir"]).fusion.weights == tuple(result["fusion"]["weights"].values())
 
 
 def test_without_a_token_loss(keys, make_trainer):
@@ -176,3 +208,15 @@ def test_listwise_learns(keys, make_trainer):
 def test_shares_of_frozen_weights_have_no_reference(keys):
     with pytest.raises(UserError, match="answer_loss: found sdpo with fsdp"):
         run_recbole_llara("LLaRA", "toy", config_dict={**keys, "answer_loss": "sdpo", "fsdp": True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"answer_loss": "token"}, "listwise_prior: found recommender with answer_loss token"),
+        ({"answer_loss": "listwise", "item_embeddings": "random"}, "item_embeddings: found random with listwise_prior"),
+    ],
+)
+def test_where_no_prior_can_be(keys, changes, said):
+    with pytest.raises(UserError, match=said):
+        run_recbole_llara("LLaRA", "toy", config_dict={**keys, **changes, "listwise_prior": "recommender"})
