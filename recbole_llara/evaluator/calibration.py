@@ -39,8 +39,20 @@ def calibration(scores: torch.Tensor, places: torch.Tensor, correct: np.ndarray)
         ``nll``, as ``mean_nll``, and ``ece``, the expected calibration error (Guo et al., 2017, eq. 3) over ``BINS`` bins of the
         best candidate's probability: ``sum_b |B_b| / R * |share of correct rows in B_b - mean probability in B_b|``.
     """
-    log_p = log_probabilities(scores)
-    confidence = log_p.amax(1).exp().numpy()  # [R]
-    of_bin = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # bins are open below: (0, 1/15], ...
-    gaps = np.bincount(of_bin, weights=correct - confidence, minlength=BINS)  # [BINS] |B_b| times the bin's difference
-    return {"nll": mean_nll(log_p, places), "ece": float(np.abs(gaps).sum() / len(correct))}
+    counts, confidence, share = reliability(scores, correct)
+    gap = float((counts * np.abs(share - confidence)).sum() / len(correct))
+    return {"nll": mean_nll(log_probabilities(scores), places), "ece": gap}
+
+
+def reliability(scores: torch.Tensor, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The points of a reliability plot (Guo et al., 2017, fig. 1), of the bins b that hold rows.
+
+    Returns:
+        [b] the rows of each bin of the best candidate's probability, [b] the mean of that probability, [b] the share of correct rows.
+    """
+    best = log_probabilities(scores).amax(1).exp().numpy()  # [R]
+    of_bin = np.clip(np.ceil(best * BINS).astype(int) - 1, 0, BINS - 1)  # bins are open below: (0, 1/15], ...
+    counts = np.bincount(of_bin, minlength=BINS)
+    sums = (np.bincount(of_bin, weights=values, minlength=BINS) for values in (best, correct))
+    held = counts > 0
+    return (counts[held], *(of_values[held] / counts[held] for of_values in sums))

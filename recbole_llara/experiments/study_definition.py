@@ -13,7 +13,7 @@ from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import parse_arguments, property_files, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
 
-FIGURES = ("bars", "validity", "curves", "radar", "cases")
+FIGURES = ("bars", "validity", "curves", "reliability", "radar", "cases")
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 EVALUATES = "evaluates"  # in a system's keys: the system whose checkpoint it evaluates, trained no further
 FUSES = "fuses"  # a system's only key: the systems whose log-probabilities it adds, weighted on the validation rows

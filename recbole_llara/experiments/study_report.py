@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
-from recbole_llara.evaluator.calibration import BINS
+from recbole_llara.evaluator.calibration import BINS, reliability
 from recbole_llara.evaluator.report import ABSENT
 from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
 from recbole_llara.experiments.study_definition import Study
@@ -242,4 +244,31 @@ def radar(title: str, names: Sequence[str], summaries: Sequence[Summary]) -> go.
     return styled(figure, f"Over {title}", 520)
 
 
-PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {"bars": bars, "validity": validity, "curves": curves}
+def reliability_plot(summary: Summary) -> go.Figure | None:
+    """How often a system is right where it is so sure, of the first seed; the size of a point tells its share of the rows."""
+    figure = go.Figure()
+    for number, (name, runs) in enumerate(summary.runs.items()):
+        cases = runs[0].cases()
+        if cases[0]["scores"] is None:
+            continue
+        scores = torch.tensor([case["scores"] for case in cases], dtype=torch.float64)
+        counts, confidence, share = reliability(scores, np.array([case["correct"] for case in cases]))
+        colour = COLOURS[number % len(COLOURS)]
+        marker = {"size": 5 + 30 * np.sqrt(counts / len(cases)), "color": colour, "opacity": 0.7}
+        figure.add_scatter(
+            x=confidence, y=share, mode="lines+markers", name=name, marker=marker, line={"color": colour, "width": 1.4}
+        )
+    if not figure.data:
+        return None
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line={"color": "#888", "dash": "dot"})
+    figure.update_xaxes(title="probability of the best candidate", range=[0, 1.02])
+    figure.update_yaxes(title="share of rows in which it is the target", range=[0, 1.02])
+    return styled(figure, f"Reliability on {summary.dataset}, {BINS} bins", 560)
+
+
+PER_DATASET: dict[str, Callable[[Summary], go.Figure | None]] = {
+    "bars": bars,
+    "validity": validity,
+    "curves": curves,
+    "reliability": reliability_plot,
+}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recbole_llara.evaluator.answer import EvaluatedCases
-from recbole_llara.evaluator.calibration import calibration, log_probabilities
+from recbole_llara.evaluator.calibration import calibration, log_probabilities, reliability
 from recbole_llara.evaluator.fusion import Fusion, fit, fuse_cases
 from recbole_llara.utils.errors import UserError
 
@@ -151,6 +151,8 @@ def test_calibration_by_hand():
     found = calibration(scores, torch.tensor([0, 0]), np.array([True, False]))
     assert found["nll"] == pytest.approx(-(math.log(0.75) + math.log(0.1)) / 2)
     assert found["ece"] == pytest.approx((0.25 + 0.9) / 2)
+    counts, confidence, share = reliability(scores, np.array([True, False]))
+    assert counts.tolist() == [1, 1] and confidence == pytest.approx([0.75, 0.9]) and share.tolist() == [1.0, 0.0]
 
 
 def test_calibration_counts_over_bins():

@@ -50,7 +50,16 @@ def make_entry(tmp_path):
     """Builds the outcome of a run from which rows it answered correctly."""
     number = count()
 
-    def make(correct, valid_hit=0.5, llm="tiny", protocol="leave_one_out", candidates="c", title="Title", decoding="score"):
+    def make(
+        correct,
+        valid_hit=0.5,
+        llm="tiny",
+        protocol="leave_one_out",
+        candidates="c",
+        title="Title",
+        decoding="score",
+        scores=None,
+    ):
         correct = np.asarray(correct, dtype=bool)
         folder = tmp_path / f"run{next(number)}"
         folder.mkdir()
@@ -59,7 +68,13 @@ def make_entry(tmp_path):
                 titles = [f"{title} {number}" for number in range(3)]
                 answer = titles[0] if is_right else titles[1]
                 case = {"row": row, "user": str(row), "history_titles": titles, "candidates": ["1", "2", "3"]}
-                case |= {"candidate_titles": titles, "target": "1", "target_title": titles[0], "correct": is_right}
+                case |= {
+                    "candidate_titles": titles,
+                    "target": "1",
+                    "target_title": titles[0],
+                    "correct": is_right,
+                    "scores": scores,
+                }
                 file.write(json.dumps({**case, "answer_title": answer, "answer_text": answer}) + "\n")
         n, hits = len(correct), int(correct.sum())
         interval = wilson_interval(hits, n)

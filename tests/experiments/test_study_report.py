@@ -1,6 +1,7 @@
 """What a study writes: tables with every number, figures that are there, a page that holds any title and needs no network."""
 
 import csv
+import math
 import re
 import shutil
 from importlib.util import find_spec
@@ -110,6 +111,17 @@ def test_curves_are_the_first_seeds_log(study, outcomes_of):
         file.write("\n".join([*lines, '{"step": 2, "valid": {"hit@1": 0.3}}']))
     loss, valid, hard = draw(study, summarise(study, outcomes))["curves-ml-100k"].data
     assert list(loss.y) == [4.0, 3.0] and list(valid.y) == [0.3] and list(hard.y) == [0.0, 0.5]
+
+
+def test_reliability_shows_systems_that_rank(make_study, make_entry):
+    study = make_study(figures=("reliability",))
+    scores = [math.log(0.8), math.log(0.1), math.log(0.1)]
+    entries = {"A": make_entry(ANSWERS["A"][0], scores=scores), "B": make_entry(ANSWERS["A"][0])}
+    outcomes = {Arm(name, "ml-100k", 2020, 2020): entry for name, entry in entries.items()}
+    own, diagonal = draw(study, summarise(study, outcomes))["reliability-ml-100k"].data
+    assert own.name == "A" and list(own.x) == [pytest.approx(0.8)] and list(own.y) == [0.5] and diagonal.name == "calibrated"
+    outcomes = {Arm("B", "ml-100k", 2020, 2020): entries["B"]}
+    assert draw(study, summarise(study, outcomes)) == {}  # nothing that ranks
 
 
 def test_cases_are_rows_of_the_pattern(study, outcomes_of):
