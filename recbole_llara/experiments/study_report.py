@@ -30,6 +30,8 @@ def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
         tables = {"Results": results_table(summary)} if summary.runs else {}
         if summary.comparisons:
             tables["Differences"] = comparisons_table(summary)
+        if any(runs[0].result.get("full_rank") for runs in summary.runs.values()):
+            tables["Whole catalogue"] = full_rank_table(summary)
         if summary.runs:
             tables["Time"] = time_table(summary)
         blocks += [f"## {summary.dataset}", tables, notes(study, summary)]
@@ -78,6 +80,23 @@ def comparisons_table(summary: Summary) -> pd.DataFrame:
         formats |= {"t-test over seeds p": ("t_p", "{:.2g}"), "p (Holm) ": ("t_holm", "{:.2g}")}
     columns |= {heading: _texts(found[key], form) for heading, (key, form) in formats.items()}
     return pd.DataFrame({**columns, "verdict": found["verdict"]})
+
+
+def full_rank_table(summary: Summary) -> pd.DataFrame:
+    """What systems make of their recommender's own list: the first seed's Hit@K and NDCG@K, K the largest of ``topk``."""
+    rows = []
+    for name, told in ((name, runs[0].result.get("full_rank")) for name, runs in summary.runs.items()):
+        if not told:
+            continue
+        row = {"System": name, f"target among the first {told['retrieve_k']}": f"{told['target_proposed']['share']:.4f}"}
+        for metric in list(told["gain"])[-2:]:
+            heading, gain = metric.replace("hit", "Hit").replace("ndcg", "NDCG"), told["gain"][metric]
+            row |= {f"{heading} of the recommender": f"{told['retriever'][metric]['share']:.4f}"}
+            row[f"{heading} re-ranked"] = f"{told['reranker'][metric]['share']:.4f}"
+            interval = "" if gain["low"] is None else f" ({gain['low']:+.4f} to {gain['high']:+.4f})"
+            row[f"{heading} gained (95 %)"] = f"{gain['mean']:+.4f}{interval}"
+        rows.append(row)
+    return pd.DataFrame(rows).fillna(ABSENT)
 
 
 def time_table(summary: Summary) -> pd.DataFrame:

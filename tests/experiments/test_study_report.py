@@ -14,6 +14,7 @@ from recbole_llara.experiments.study_definition import CasePattern, Published
 from recbole_llara.experiments.study_report import comparisons_table, draw, latex, write_study_report
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
+from recbole_llara.serving.full_rank import FullRanks, full_rank_result
 
 ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
 
@@ -94,6 +95,19 @@ def test_a_failure_is_in_every_table(study, outcomes_of):
     assert "FAILED: B & C_1 on ml-100k, seed 2020: RuntimeError: broken" in text
     assert read_csv(study, "runs.csv")[-1]["failure"] == "RuntimeError: broken"
     assert r"B \& C\_1 & -- & -- \\" in latex(study, summarise(study, outcomes))
+
+
+@pytest.mark.usefixtures("no_pngs")
+def test_what_re_ranking_gains_is_told(make_study, outcomes_of):
+    outcomes = outcomes_of({name: of_seeds[:1] for name, of_seeds in ANSWERS.items()})
+    before, after = np.array([3, 12, 0, 1, 20]), np.array([1, 5, 0, 2, 20])
+    ranks = FullRanks(np.arange(5), np.arange(1, 6), before, after, 20)
+    outcomes[Arm("A", "ml-100k", 2020, 2020)].result["full_rank"] = full_rank_result(ranks, [1, 10])
+    text = write_study_report(make_study(("A", "B & C_1")), outcomes)
+    (row,) = [line for line in text.splitlines() if line.startswith("| A ") and "+0.2000" in line]
+    cells = [cell.strip() for cell in row.split("|")][2:-1]
+    assert cells[:3] == ["0.8000", "0.4000", "0.6000"] and cells[3].startswith("+0.2000 (-0.3553 to +0.7553)")
+    assert cells[4] == f"{(1 / np.log2(4) + 1) / 5:.4f}" and "NDCG@10 gained (95 %)" in text
 
 
 def test_figures_show_every_system_and_leave_out_what_is_empty(study, outcomes_of):
