@@ -234,7 +234,7 @@ def _write(
     cases_files = {}
     for split in ("test", "valid") if config["keep_valid_cases"] else ("test",):
         key, name = CASES[split]
-        records = answered[split].records(dataset.field2id_token[dataset.uid_field], items, titles)
+        records = answered[split].records(dataset.field2id_token[dataset.uid_field], items, titles, dataset.training_counts)
         cases_files[key] = str(folder.write_records(name, records))
     if isinstance(trainer.model, LLMRecommender) and trainer.progress.training_log:
         folder.write_records("training.jsonl", trainer.progress.training_log)

@@ -208,6 +208,11 @@ class CandidateDataset(CheckedFiles):
         inter_feat[CANDIDATE_FIELD] = torch.from_numpy(candidates)
         return inter_feat
 
+    @property
+    def training_counts(self) -> np.ndarray:
+        """[N] how many users took each item in training; only after `build`."""
+        return self.knowledge.known["train"].counts(self.item_num)
+
     def candidate_sampler(self, split: str, seed: int) -> CandidateSampler:
         """A sampler for the rows of a split, over the items that have interactions; only after `build`."""
         protocol, known, share = self.protocol, self.knowledge.known[split], self.repeat_share[split]

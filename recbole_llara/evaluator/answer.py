@@ -88,13 +88,14 @@ class EvaluatedCases(CandidateAnswers):
         return None if self.outcomes is None else {outcome: counts[outcome] for outcome in OUTCOMES}
 
     def records(
-        self, user_tokens: Sequence[str], item_tokens: Sequence[str], titles: Sequence[str]
+        self, user_tokens: Sequence[str], item_tokens: Sequence[str], titles: Sequence[str], counts: np.ndarray
     ) -> Iterator[dict[str, Any]]:
         """Spell the rows out for ``cases.jsonl``, in the order of their numbers.
 
         Args:
             user_tokens, item_tokens: external ids by internal ones.
             titles: of items by internal id.
+            counts: [N] how many users took each item in training.
         """
         for index in self.rows.argsort().tolist():
             history = [item for item in self.histories[index].tolist() if item]
@@ -110,6 +111,7 @@ class EvaluatedCases(CandidateAnswers):
                 "candidate_titles": [titles[item] for item in candidates],
                 "target": str(item_tokens[target]),
                 "target_title": titles[target],
+                "target_users": int(counts[target]),
                 "answer_text": title if self.texts is None else self.texts[index],
                 "answer": str(item_tokens[answer]) if answer else None,
                 "answer_title": title,

@@ -58,7 +58,8 @@ def fuse_systems(name: str, config: RunConfig, files: Mapping[str, Mapping[str, 
     tokens = dataset.field2id_token
     items = tokens[dataset.iid_field]
     titles = items if data.catalogue is None else data.catalogue.titles
-    cases_file = folder.write_records("cases.jsonl", fused["test"].records(tokens[dataset.uid_field], items, titles))
+    spelt = fused["test"].records(tokens[dataset.uid_field], items, titles, dataset.training_counts)
+    cases_file = folder.write_records("cases.jsonl", spelt)
     result = build_result(
         keys,
         fused["test"],

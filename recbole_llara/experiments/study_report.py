@@ -1,6 +1,7 @@
 """A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -13,11 +14,13 @@ from plotly.subplots import make_subplots
 
 from recbole_llara.evaluator.calibration import BINS, reliability
 from recbole_llara.evaluator.report import ABSENT
+from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
 from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
 from recbole_llara.experiments.study_summary import CALIBRATION, METRICS, Summary, find_cases, summarise
 
+POPULARITY_BANDS = (0, 6, 21)  # the least users of each
 SMOOTH = 20  # optimiser steps in the moving mean of a loss
 
 
@@ -30,6 +33,8 @@ def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
         tables = {"Results": results_table(summary)} if summary.runs else {}
         if summary.comparisons:
             tables["Differences"] = comparisons_table(summary)
+        if summary.runs:
+            tables["By popularity of the target"] = popularity_table(summary)
         if any(runs[0].result.get("full_rank") for runs in summary.runs.values()):
             tables["Whole catalogue"] = full_rank_table(summary)
         if summary.runs:
@@ -80,6 +85,23 @@ def comparisons_table(summary: Summary) -> pd.DataFrame:
         formats |= {"t-test over seeds p": ("t_p", "{:.2g}"), "p (Holm) ": ("t_holm", "{:.2g}")}
     columns |= {heading: _texts(found[key], form) for heading, (key, form) in formats.items()}
     return pd.DataFrame({**columns, "verdict": found["verdict"]})
+
+
+def popularity_table(summary: Summary) -> pd.DataFrame:
+    """HitRatio@1 by how many users took the target in training, mean over seeds, with Wilson's interval over the rows."""
+    cases = next(iter(summary.runs.values()))[0].cases()
+    users = np.array([case["target_users"] for case in sorted(cases, key=lambda case: case["row"])])  # [n]
+    columns = {}
+    for first, end in pairwise([*POPULARITY_BANDS, None]):
+        of_band = (users >= first) & (users < (np.inf if end is None else end))
+        n, heading = int(of_band.sum()), f"{first} or more users" if end is None else f"{first} to {end - 1} users"
+        told = {}
+        for name, correct in summary.correct.items():
+            hit = float(correct[:, of_band].mean()) if n else np.nan
+            interval = wilson_interval(round(hit * n), n) if n else None
+            told[name] = f"{hit:.3f} ({interval.low:.3f} to {interval.high:.3f})" if interval else ABSENT
+        columns[f"{heading} (n = {n})"] = pd.Series(told)
+    return pd.DataFrame(columns).rename_axis("System").reset_index()
 
 
 def full_rank_table(summary: Summary) -> pd.DataFrame:

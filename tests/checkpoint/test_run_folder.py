@@ -118,7 +118,7 @@ def test_result_carries_interval_counts_and_a_copy(tmp_path):
 
 
 def test_cases_are_spelt_out_with_external_ids_and_titles(tmp_path):
-    records = two_cases().records(["[PAD]", "u1", "u2"], ["[PAD]", "a", "b", "c", "d"], ["", "A", "B", "C", "D"])
+    records = two_cases().records(["[PAD]", "u1", "u2"], ["[PAD]", "a", "b", "c", "d"], ["", "A", "B", "C", "D"], np.arange(5))
     path = RunFolder.create(tmp_path, CONFIG).write_records("cases.jsonl", records)
     first, second = read_records(path)
     assert first["user"] == "u1"
@@ -126,6 +126,7 @@ def test_cases_are_spelt_out_with_external_ids_and_titles(tmp_path):
     assert (first["candidates"], first["candidate_titles"]) == (["c", "d"], ["C", "D"])
     assert (first["target"], first["answer"], first["answer_text"]) == ("c", "c", "Título 三")
     assert (first["valid"], first["correct"]) == (True, True)
+    assert first["target_users"] == 3
     assert (second["answer"], second["answer_title"], second["answer_text"]) == (None, None, "nonsense")
     assert (second["valid"], second["correct"], second["scores"]) == (False, False, None)
     assert (first["outcome"], second["outcome"]) == ("exact", "unmatched")

@@ -195,7 +195,8 @@ def test_cases_can_be_written_as_json(make_trainer):
     trainer, data = make_trainer()
     trainer.evaluate(data.test_data, load_best_model=False)
     users = data.dataset.field2id_token["user_id"]
-    records = list(trainer.last_cases.records(users, data.catalogue.item_tokens, data.catalogue.titles))
+    names = (users, data.catalogue.item_tokens, data.catalogue.titles)
+    records = list(trainer.last_cases.records(*names, data.dataset.training_counts))
     first = json.loads(json.dumps(records[0]))
     assert len(records) == len(data.test_data.dataset)
     assert first["user"].startswith("u")

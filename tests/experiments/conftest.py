@@ -75,6 +75,7 @@ def make_entry(tmp_path):
                     "correct": is_right,
                     "scores": scores,
                 }
+                case["target_users"] = 10 * row
                 file.write(json.dumps({**case, "answer_title": answer, "answer_text": answer}) + "\n")
         n, hits = len(correct), int(correct.sum())
         interval = wilson_interval(hits, n)

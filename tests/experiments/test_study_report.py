@@ -11,7 +11,7 @@ import pytest
 
 from recbole_llara.experiments.report import write_pngs
 from recbole_llara.experiments.study_definition import CasePattern, Published
-from recbole_llara.experiments.study_report import comparisons_table, draw, latex, write_study_report
+from recbole_llara.experiments.study_report import comparisons_table, draw, latex, popularity_table, write_study_report
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
 from recbole_llara.serving.full_rank import FullRanks, full_rank_result
@@ -95,6 +95,14 @@ def test_a_failure_is_in_every_table(study, outcomes_of):
     assert "FAILED: B & C_1 on ml-100k, seed 2020: RuntimeError: broken" in text
     assert read_csv(study, "runs.csv")[-1]["failure"] == "RuntimeError: broken"
     assert r"B \& C\_1 & -- & -- \\" in latex(study, summarise(study, outcomes))
+
+
+def test_rows_by_how_many_users_took_the_target(make_study, outcomes_of):
+    (summary,) = summarise(make_study(("A", "B & C_1"), seeds=(1, 2, 3)), outcomes_of(ANSWERS))
+    table = popularity_table(summary)  # targets of 0, 10, 20 and 30 users
+    assert list(table.columns) == ["System", "0 to 5 users (n = 1)", "6 to 20 users (n = 2)", "21 or more users (n = 1)"]
+    assert [cell[:5] for cell in table.iloc[0, 1:]] == ["1.000", "0.500", "0.000"]
+    assert [cell[:5] for cell in table.iloc[1, 1:]] == ["0.000", "0.500", "0.000"]
 
 
 @pytest.mark.usefixtures("no_pngs")
