@@ -52,6 +52,10 @@ class SeenItems:
         np.minimum(place, len(self.keys) - 1, out=place)
         return self.keys[place] == wanted
 
+    def counts(self, n_items: int) -> np.ndarray:
+        """[n_items] how many users interacted with each item."""
+        return np.bincount(self.keys % self.n_items, minlength=n_items)
+
     def places(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All items of `users` [B], as (position in `users`, place in `keys`), both [pairs]."""
         start = np.searchsorted(self.keys, users * self.n_items)
