@@ -1,7 +1,7 @@
 """What prompts say of an item behind its title: its fields in brackets, as in "Toy Story (1995, Animation Comedy, very popular)".
 
-A prompt holds some thirty items, so a field costs little: it stands without its name, and popularity is a word or two that any LLM
-knows. RecBole-free.
+A prompt holds some thirty items, so that a field has to cost few tokens: it stands without its name, and popularity is a word or two
+that any LLM knows. Nothing is said of the lowest level, which most candidates have. RecBole-free.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from recbole_llara.data.titles import POPULARITY
 from recbole_llara.prompt.titles import TOKENISED_AT_ONCE
 from recbole_llara.prompt.tokens import spell, tokenise_inside
 
-# By the levels of ``data.titles.popularity_levels``; the lowest is also that of items nobody took in training.
-POPULARITY_WORDS = {"1": "little known", "2": "known", "3": "well known", "4": "popular", "5": "very popular"}
+# By the levels of ``data.titles.popularity_levels``. Items that nobody took in training are among the lowest, and may be known to all.
+POPULARITY_WORDS = {"2": "known", "3": "well known", "4": "popular", "5": "very popular"}
 _BROKEN = "\ufffd"  # what the beginning of a character is spelt as
 
 
@@ -30,7 +30,7 @@ def bracketed(
     columns = []
     for name, texts in fields.items():
         if name == POPULARITY:
-            columns.append([POPULARITY_WORDS[level] if level else "" for level in texts])
+            columns.append([POPULARITY_WORDS.get(level, "") for level in texts])
         else:
             columns.append(texts if tokenizer is None else cut_fields(tokenizer, texts, most))
     told = [", ".join(filter(None, of_item)) for of_item in zip(*columns, strict=True)]

@@ -51,12 +51,11 @@ def test_prompts_show_the_fields_of_every_item_and_answers_none(toy, make_traine
             texts = encoder.tokenizer.batch_decode(prompts.input_ids.masked_fill(prompts.attention_mask == 0, encoder.pad_id))
             for text, shown in zip(texts, torch.cat([history, candidates], 1).tolist(), strict=True):
                 for item in filter(None, shown):
-                    assert (f"{data.catalogue.titles[item]} {told[item]}" in text) == is_told
+                    assert (f"{data.catalogue.titles[item]} {told[item]}" in text) == is_told or not told[item]
             answers = plain.model.encoder.answer_ids(items, representation)
             assert torch.equal(encoder.answer_ids(items, representation), answers)
-    assert re.fullmatch(
-        r"\((199\d, )?((Drama|Action Sci-Fi|Children's), )?(little known|well known|known|(very )?popular)\)", told[3]
-    )
+    pattern = re.compile(r"\((199\d)?(, )?(Drama|Action Sci-Fi|Children's)?(, )?((well )?known|(very )?popular)?\)|")
+    assert all(map(pattern.fullmatch, told)) and len(set(told)) > 20
     assert trainer.model.result_fields()["item_fields"] == FIELDS["item_fields"]
     assert plain.model.result_fields()["item_fields"] == []
 
