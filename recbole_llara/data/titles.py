@@ -144,12 +144,12 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
 
 
 def popularity_levels(counts: np.ndarray) -> np.ndarray:
-    """[N] a level of 1 to 5 for each item, by how many users took it in training, such that each level has a fifth of all that they took.
+    """[N] the level of each item, 1 to 5: each level holds about a fifth of the training interactions.
 
-    ``level = 1 + floor(5 * interactions with items of fewer users / all interactions)``. Shares of interactions and not of items,
-    most of which nobody takes: the levels then tell most about targets, each being about as often that of one, and lie so far
-    apart that a training row's own target seldom rose to its level by that row alone. Items that no user took in training, which
-    are the target of no training row, have the lowest level together with the rare ones.
+    ``level = 1 + floor(5 * interactions with items that fewer users took / all interactions)``. Levels of as many items each
+    would tell less: most items are rare, so that nearly all targets would have the highest level. They would also tell what they
+    must not: the low ones would begin at so few users that the target of a training row often has its level by that row alone.
+    Items that nobody took in training, which are never a training target, have the lowest level together with rare ones.
 
     Example: the counts 0, 1, 1, 2, 6 have the levels 1, 1, 1, 2, 3.
 

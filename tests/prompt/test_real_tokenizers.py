@@ -201,10 +201,11 @@ def test_an_answer_has_the_tokens_of_the_text_behind_the_prompt(tokenizer, encod
         assert found[-len(answer) :] == answer
 
 
-def test_a_chat_has_the_tokens_of_the_tokenizer_s_template(tokenizer):
+@pytest.mark.parametrize("fields", [(), FIELDS], ids=["titles", "fields"])
+def test_a_chat_has_the_tokens_of_the_tokenizer_s_template(tokenizer, fields):
     if tokenizer.chat_template is None:
         pytest.skip("its tokenizer has no chat template")
-    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", C), chat=ChatFrame.of(tokenizer))
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", C), chat=ChatFrame.of(tokenizer), fields=fields)
     history, candidates, templates = draw_rows()
     textual = REPRESENTATIONS["textual"]
     prompts = encoder.encode(history, candidates, candidates[:, 0], textual, templates)

@@ -49,6 +49,7 @@ def test_an_exported_run_answers_and_measures_alike(folder, tmp_path):
     cases = read_records(folder / "cases.jsonl")
     out = export(folder, tmp_path / "out")
     assert asked_again(recbole_llara.load(out), cases) == scores_of(cases)
+    assert "| behind titles | release_year, class, popularity |" in (out / "README.md").read_text(encoding="utf-8")
     again = run_recbole_llara(config_file_list=[out / "run.yaml"], config_dict={"checkpoint_dir": str(tmp_path / "elsewhere")})
     assert result_of(again["run_dir"])["metrics"]["test"] == result_of(folder)["metrics"]["test"]
     assert result_of(again["run_dir"])["full_rank"] == result_of(folder)["full_rank"]
