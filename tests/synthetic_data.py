@@ -39,3 +39,16 @@ def write_toy_dataset(data_path: Path, seed: int = 0) -> dict[str, Any]:
         "use_gpu": False,
         "show_progress": False,
     }
+
+
+GENRES = ("Drama", "", "Action Sci-Fi", "Children's")
+
+
+def add_item_fields(data_path: Path) -> None:
+    """Write the columns ``release_year`` and ``class`` into the dataset ``toy``; every fourth item has no class, every fifth no year."""
+    path = data_path / "toy" / "toy.item"
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [
+        f"{line}\t{f'{1990 + number % 9}.0' if number % 5 else ''}\t{GENRES[number % 4]}" for number, line in enumerate(lines)
+    ]
+    path.write_text("\n".join([f"{header}\trelease_year:float\tclass:token_seq", *rows]) + "\n", encoding="utf-8")

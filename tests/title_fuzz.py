@@ -26,6 +26,7 @@ from recbole_llara.evaluator.answer import match_titles, normalise_title
 from recbole_llara.llm.answer_tree import build_trie
 from recbole_llara.llm.generation import answer_texts
 from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR, EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.fields import bracketed
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 from recbole_llara.prompt.titles import ContextBudget
@@ -59,6 +60,7 @@ class Example:
         padding_side: left or right.
         max_title_tokens: as the key.
         held: tokens that the LLM holds, or None.
+        fields: what stands behind each title in prompts, or nothing.
     """
 
     titles: list[str]
@@ -69,6 +71,7 @@ class Example:
     padding_side: str
     max_title_tokens: int
     held: int | None
+    fields: tuple[str, ...] = ()
 
 
 @st.composite
@@ -84,6 +87,8 @@ def examples(draw: st.DrawFn) -> Example:
     items = range(1, len(titles))
     candidate_num = draw(st.integers(2, len(items)))
     candidates = [draw(st.permutations(items))[:candidate_num] for _ in range(2)]
+    cells = st.builds(clean_title, _SHORT, st.just(())).filter(is_text)
+    columns = draw(st.lists(st.lists(cells, min_size=len(items), max_size=len(items)), max_size=2))
     return Example(
         titles=titles,
         history=[draw(st.lists(st.sampled_from(items), max_size=L)) for _ in range(2)],
@@ -93,6 +98,7 @@ def examples(draw: st.DrawFn) -> Example:
         padding_side=draw(st.sampled_from(["left", "right"])),
         max_title_tokens=draw(st.sampled_from([64, 64, 12, 4, 2])),
         held=draw(st.none() | st.integers(80, 800)),
+        fields=tuple(bracketed({str(number): ["", *column] for number, column in enumerate(columns)})),
     )
 
 
@@ -166,10 +172,13 @@ class PlainLoop:
                         stretches.append((part, item if part in ITEM_SLOT_PARTS else 0))
                     elif part is Part.INDEX:
                         write(f" {item}")
-                    elif len(self.whole_titles[item]) <= self.encoder.max_title_tokens:
-                        write(f" {example.titles[item]}")
                     else:
-                        stretches.append(self.shown[part][item])
+                        if len(self.whole_titles[item]) <= self.encoder.max_title_tokens:
+                            write(f" {example.titles[item]}")
+                        else:
+                            stretches.append(self.shown[part][item])
+                        if example.fields and example.fields[item]:
+                            write(f" {example.fields[item]}")
         found: list[int | tuple[Part, int]] = list(self.opening)
         for number, stretch in enumerate(stretches):
             if isinstance(stretch, tuple):
@@ -250,7 +259,9 @@ def check_example(tokenizer: PreTrainedTokenizerBase, example: Example) -> None:
     candidate_num = len(example.candidates[0])
     budget = None if example.held is None else ContextBudget(example.held, L, candidate_num)
     try:
-        encoder = PromptEncoder(tokenizer, example.titles, templates_of(candidate_num), example.max_title_tokens, budget)
+        encoder = PromptEncoder(
+            tokenizer, example.titles, templates_of(candidate_num), example.max_title_tokens, budget, fields=example.fields
+        )
     except UserError as error:
         is_one_text = len(example.titles) > 2 and "have the same text" in str(error)
         assert is_one_text or (budget is not None and "but the LLM holds" in str(error))

@@ -54,8 +54,15 @@ class DataSettings(Settings):
     MAX_ITEM_LIST_LENGTH: Count = key(VALUE, SHARED, is_question=False)
     title_field: str | None = key(VALUE, SHARED)
     title_rules: tuple[str, ...] = key(VALUE, SHARED, names=named_in("data.titles:TITLE_RULES"))
+    item_fields: tuple[str, ...] | None = key(VALUE)
     domain: str = key(VALUE, SHARED, names=files_of("prompt"))
     dataset_warning: str | None = key(VALUE, SHARED)
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Self:
+        if len(set(self.item_fields or ())) < len(self.item_fields or ()):
+            raise self.wrong("item_fields", "each field once")
+        return self
 
 
 class DataProtocol(Settings):
@@ -303,6 +310,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
     prompt_format: str = key(VALUE, names=one_of("plain", "chat"))
+    max_field_tokens: Count = key(VALUE)
     user_token: bool = key(VALUE)
     recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
 

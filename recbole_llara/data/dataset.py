@@ -224,7 +224,8 @@ class CandidateDataset(CheckedFiles):
 
         ``row_id`` still tells which row is which, and answers depend on no other row.
         """
-        characters = torch.tensor([len(title) for title in catalogue.titles])
+        texts = zip(catalogue.titles, *catalogue.fields.values(), strict=True)
+        characters = torch.tensor([sum(map(len, of_item)) for of_item in texts])
         history = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]]
         length = characters[history].sum(1) + characters[self.inter_feat[CANDIDATE_FIELD]].sum(1)  # [R]
         self.inter_feat = self.inter_feat[length.argsort(stable=True)]

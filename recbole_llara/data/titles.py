@@ -1,4 +1,4 @@
-"""Each item's text: titles read from the .item file, cleaned by the dataset's rules, in the order of internal ids.
+"""Each item's text: titles and other columns of the .item file, cleaned, in the order of internal ids; and its popularity.
 
 Read here and not through RecBole's token_seq, which splits a title at spaces, joins runs of them and takes "None" or
 "NA" for a hole. Cells are taken as they stand, quotes and all (see `tables`). A title may hold any character, with
@@ -8,13 +8,15 @@ these exceptions:
   its ends goes. Prompts list titles one after another, and tokenizers may merge a line break with what stands before it.
 - Half of a surrogate pair, which odd encodings can bring, is no character: refused.
 - A title without a visible character would make an empty answer: refused.
+
+Of another column such a cell says nothing, and is empty.
 """
 
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ _YEAR_BEHIND_TITLE = re.compile(r"\((?:18|19|20)\d\d\)\s*$")
 # ASCII's control characters and what else Unicode takes for a line break; the other C1 codes are left as they are.
 _CONTROLS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]+")
 _CSV_QUOTED = re.compile(r'"(?=.*"")(?:[^"]|"")*"', re.DOTALL)  # such as "the ""real"" one"
+POPULARITY, POPULARITY_LEVELS = "popularity", 5
+_POINT_ZERO = re.compile(r"(?<=\d)\.0+$")
 _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # Unicode's categories of control, format and space characters
 
 _logger = logging.getLogger()
@@ -84,35 +88,40 @@ class Catalogue:
         titles: length N; titles[0] is "", the padding item's.
         item_tokens: length N, external ids; item_tokens[0] is RecBole's "[PAD]".
         domain: movie, game, artist or item: which prompts fit.
+        fields: what else is known of the items, by the names of ``item_fields``: length N each, "" where a cell is empty;
+            ``popularity`` holds the levels of ``popularity_levels``.
     """
 
     titles: tuple[str, ...]
     item_tokens: tuple[str, ...]
     domain: str
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load_catalogue(dataset: Any, config: Any) -> Catalogue:
-    """Read and clean the titles of a RecBole dataset's items, by the keys title_field, title_rules and domain.
+    """Read and clean the texts of a RecBole dataset's items, by the keys title_field, title_rules, item_fields and domain.
 
     Raises:
-        UserError: title_field is not set, the file or column is missing, or items have no title or one that is no text.
+        UserError: title_field is not set, the file or a column is missing, or items have no title or a text that is none.
     """
-    field, encoding = config["title_field"], config["encoding"] or "utf-8"
-    if not field:
+    name, encoding = config["title_field"], config["encoding"] or "utf-8"
+    if not name:
         raise UserError("title_field is not set, expected the .item column that holds the titles (a dataset property).")
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    by_id = _read_column(path, dataset.iid_field, field, config["field_separator"] or "\t", encoding)
+    file = (path, dataset.iid_field, config["field_separator"] or "\t", encoding)
     tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
+    by_id, _ = _read_column(*file, name, "title_field")
     raw = [by_id.get(token, "") for token in tokens[1:]]
     titles = [clean_title(title, config["title_rules"] or []) for title in raw]
-    where = f"in '{field}' of {path} (title_field)"
-    for is_right, what, expected in (
-        (is_visible, f"have no title {where}", "Every item needs one."),
-        (is_text, f"have half of a surrogate pair in their title {where}", f"Is the file in {encoding} (encoding)?"),
-    ):
-        bad = [token for token, title in zip(tokens[1:], titles, strict=True) if not is_right(title)]
-        if bad:
-            raise UserError(f"{len(bad)} of {len(titles)} items {what}, the first: {', '.join(bad[:5])}. {expected}")
+    where = f"in '{name}' of {path} (title_field)"
+    _refuse(is_visible, tokens, titles, f"have no title {where}", "Every item needs one.")
+    _refuse(
+        is_text,
+        tokens,
+        titles,
+        f"have half of a surrogate pair in their title {where}",
+        f"Is the file in {encoding} (encoding)?",
+    )
     if several := sum(bool(_CONTROLS.search(title)) for title in raw):
         _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
     if quoted := sum(bool(_CSV_QUOTED.fullmatch(title)) for title in raw):
@@ -120,20 +129,68 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
             f"{quoted} titles {where} stand in quotes and have each quote inside doubled, as CSV writers leave them; they are taken "
             "as they stand: an atomic file knows no quoting"
         )
-    return Catalogue(("", *titles), tokens, str(config["domain"] or "item"))
+    fields = {}
+    for name in config["item_fields"] or ():
+        if name == POPULARITY:
+            levels = popularity_levels(dataset.knowledge.known["train"].counts(dataset.item_num))
+            fields[name] = ("", *map(str, levels[1:]))
+            continue
+        by_id, kind = _read_column(*file, name, "item_fields")
+        texts = [_field_text(by_id.get(token, ""), kind) for token in tokens[1:]]
+        what = f"have half of a surrogate pair in '{name}' of {path} (item_fields)"
+        _refuse(is_text, tokens, texts, what, f"Is the file in {encoding} (encoding)?")
+        fields[name] = ("", *texts)
+    return Catalogue(("", *titles), tokens, str(config["domain"] or "item"), fields)
 
 
-def _read_column(path: Path, id_field: str, field: str, separator: str, encoding: str) -> dict[str, str]:
-    """One column of an atomic .item file, by external id; of repeated ids the first counts, as in RecBole."""
+def popularity_levels(counts: np.ndarray) -> np.ndarray:
+    """[N] the level of each item, 1 to 5: each level holds about a fifth of the training interactions.
+
+    ``level = 1 + floor(5 * interactions with items that fewer users took / all interactions)``. Levels of as many items each
+    would tell less: most items are rare, so that nearly all targets would have the highest level. They would also tell what they
+    must not: the low ones would begin at so few users that the target of a training row often has its level by that row alone.
+    Items that nobody took in training, which are never a training target, have the lowest level together with rare ones.
+
+    Example: the counts 0, 1, 1, 2, 6 have the levels 1, 1, 1, 2, 3.
+
+    Args:
+        counts: [N] of the training interactions alone; validation and test must not be told.
+    """
+    ascending = np.sort(counts)
+    below = np.concatenate([[0], ascending.cumsum()])[np.searchsorted(ascending, counts)]  # [N]
+    return 1 + POPULARITY_LEVELS * below // max(1, int(ascending.sum()))
+
+
+def _refuse(is_right: Callable[[str], bool], tokens: Sequence[str], texts: Sequence[str], what: str, expected: str) -> None:
+    """Raise a ``UserError`` where texts of items are not right; ``tokens`` begins with the padding item's."""
+    bad = [token for token, text in zip(tokens[1:], texts, strict=True) if not is_right(text)]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(texts)} items {what}, the first: {', '.join(bad[:5])}. {expected}")
+
+
+def _field_text(cell: str, kind: str) -> str:
+    """A cell as a prompt shows it: one line, a float without ".0"; "" where it says nothing, as a float's "nan" does."""
+    text = one_line(cell)
+    if kind == "float":
+        text = "" if text.lower() == "nan" else _POINT_ZERO.sub("", text)
+    return text if is_visible(text) else ""
+
+
+def _read_column(path: Path, id_field: str, separator: str, encoding: str, wanted: str, key: str) -> tuple[dict[str, str], str]:
+    """One column of an atomic .item file, which ``key`` names: its cells by external id, and its RecBole type.
+
+    Of repeated ids the first counts, as in RecBole.
+    """
     if not path.is_file():
-        raise UserError(f"No file {path}, expected the dataset's .item file with the column '{field}' (title_field).")
+        raise UserError(f"No file {path}, expected the dataset's .item file with the column '{wanted}' ({key}).")
     rows = read_rows(path, separator, encoding)
-    header = [name.split(":")[0] for name in next(rows, (1, []))[1]]
-    for name in (id_field, field):
+    columns = next(rows, (1, []))[1]
+    header = [name.split(":")[0] for name in columns]
+    for name in (id_field, wanted):
         if name not in header:
-            raise UserError(f"{path} has the columns {', '.join(header)}, expected '{name}': see title_field.")
-    id_column, column = header.index(id_field), header.index(field)
+            raise UserError(f"{path} has the columns {', '.join(header)}, expected '{name}': see {key}.")
+    id_column, column = header.index(id_field), header.index(wanted)
     values: dict[str, str] = {}
     for _, cells in rows:
         values.setdefault(cells[id_column], cells[column])
-    return values
+    return values, columns[column].partition(":")[2]

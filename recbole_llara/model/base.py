@@ -116,6 +116,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 self.prior = self.conclude or Concluding(network, own, with_outputs=False)
         self.sampler = data.sampler
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
+        self.item_fields = tuple(data.catalogue.fields)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
         self.steps_an_epoch = len(data.train_data)
@@ -179,6 +180,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 f"fusion: found {config['fusion']} with decoding {decoding}, expected decoding score, which has a likelihood of every "
                 "candidate to add"
             )
+        check_item_fields(config, shown_parts(config))
         if cls.reads_words_only:
             check_words_only(cls, config, shown_parts(config))
         if not cls.is_trained:
@@ -190,6 +192,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             "llm": self.llm_path,
             "decoding": self.decoding,
             "representation": self.representation.name,
+            "item_fields": list(self.item_fields),
             "prompts_digest": self.prompts_digest,
             "max_title_tokens": self.encoder.max_title_tokens,  # fewer than asked for, where the LLM holds no more
         }
@@ -394,6 +397,15 @@ def check_words_only(model: type, config: Any, shown: Iterable[Part]) -> None:
         raise UserError(
             f"representation: found {config['representation']}, expected one of {', '.join(worded)}: {model.__name__} reads words, "
             "no vectors; for those choose LLaRA or RSLLM"
+        )
+
+
+def check_item_fields(config: Any, shown: Iterable[Part]) -> None:
+    """Refuse fields of items whose titles no prompt shows."""
+    if config["item_fields"] and Part.TITLE not in shown:
+        raise UserError(
+            f"item_fields: found {list(config['item_fields'])} with representation {config['representation']}, which shows no title for "
+            "them to stand behind; expected none, or a representation with titles such as hybrid or textual"
         )
 
 

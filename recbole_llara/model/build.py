@@ -16,6 +16,7 @@ from recbole_llara.llm.loading import context_length, is_quantized, load_llm, re
 from recbole_llara.llm.probe import Probe
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
+from recbole_llara.prompt.fields import bracketed
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.prompt.tokens import ChatFrame
@@ -70,6 +71,7 @@ def prepare_llm(
         None if max_positions is None else ContextBudget(max_positions, history, candidates),
         shown_representations(config),
         ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None,
+        bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens),
     )
     rows = getattr(llm_config.get_text_config(), "vocab_size", None)
     if rows is not None and encoder.highest_token >= rows:

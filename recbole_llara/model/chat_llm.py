@@ -28,8 +28,9 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.evaluator.answer import CandidateAnswers, normalise_title
 from recbole_llara.llm.source import resolve_llm_path
-from recbole_llara.model.base import check_untrained, check_words_only
+from recbole_llara.model.base import check_item_fields, check_untrained, check_words_only
 from recbole_llara.model.chat_client import CUT, AnswerCache, ChatClient, check_access, without_reasoning
+from recbole_llara.prompt.fields import bracketed
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.utils.errors import UserError
@@ -61,6 +62,8 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         catalogue = load_catalogue(dataset, config)
         answers_by_number = REPRESENTATIONS[settings.representation].answer is Part.INDEX
         self.names = [str(item) for item in range(len(catalogue.titles))] if answers_by_number else catalogue.titles
+        self.item_fields, behind = tuple(catalogue.fields), bracketed(catalogue.fields)
+        self.shown = [f"{name} {told}".strip() for name, told in zip(self.names, behind, strict=True)] if behind else self.names
         self.prompts_digest = prompts_digest(catalogue.domain, settings.prompt_file)
         self.templates = load_templates(catalogue.domain, config["candidate_num"], settings.prompt_file)
         self.client = ChatClient(settings, AnswerCache(Path(config["checkpoint_dir"]) / "chat" / "answers.sqlite"))
@@ -72,6 +75,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         check_titles(config)
         settings = ChatSettings.from_config(config)
         check_words_only(cls, config, REPRESENTATIONS[settings.representation].parts)
+        check_item_fields(config, REPRESENTATIONS[settings.representation].parts)
         load_templates(config["domain"], config["candidate_num"], settings.prompt_file)
         check_untrained(cls, config)
         check_access(settings.api_key_env)
@@ -82,17 +86,17 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
         templates = [0] * len(rows)
         if self.settings.eval_template == "sampled":
             templates = draw_templates(self.seed, "evaluation", 0, rows.numpy(), len(self.templates)).tolist()
-        titles = [[self.names[item] for item in row] for row in candidates]
+        titles, listed = ([[names[item] for item in row] for row in candidates] for names in (self.names, self.shown))
         prompts = []
-        for history, shown, template in zip(interaction[self.ITEM_SEQ].tolist(), titles, templates, strict=True):
-            text = self.templates[template].render([self.names[item] for item in history if item], shown)
+        for history, shown, template in zip(interaction[self.ITEM_SEQ].tolist(), listed, templates, strict=True):
+            text = self.templates[template].render([self.shown[item] for item in history if item], shown)
             # The instruction first, so that the message ends where the answer begins: models that were never taught to chat go
             # on from there.
             prompts.append([{"role": "user", "content": f"{self.settings.chat_instruction}\n{text}".strip()}])
         answers, items, outcomes = self.client.ask(prompts), [], []
-        for answer, row, shown in zip(answers, candidates, titles, strict=True):
+        for answer, row, shown, as_listed in zip(answers, candidates, titles, listed, strict=True):
             is_cut = answer.finish_reason in CUT
-            place, is_wrapped = (None, False) if answer.fault else read_answer(answer.text, shown, is_cut)
+            place, is_wrapped = (None, False) if answer.fault else read_answer(answer.text, shown, is_cut, as_listed)
             items.append(0 if place is None else row[place])
             if place is None:
                 outcomes.append(answer.silence or CUT.get(answer.finish_reason, "unmatched"))
@@ -119,12 +123,15 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
             "llm": settings.api_model,
             "decoding": "chat",
             "representation": settings.representation,
+            "item_fields": list(self.item_fields),
             "prompts_digest": self.prompts_digest,
             "chat": chat,
         }
 
 
-def read_answer(message: str, titles: Sequence[str], is_cut: bool = False) -> tuple[int | None, bool]:
+def read_answer(
+    message: str, titles: Sequence[str], is_cut: bool = False, listed: Sequence[str] = ()
+) -> tuple[int | None, bool]:
     """Which candidate a chat model's message names: such models think aloud, number, label, quote and embellish.
 
     1. Reasoning is no answer; see ``without_reasoning``.
@@ -139,6 +146,7 @@ def read_answer(message: str, titles: Sequence[str], is_cut: bool = False) -> tu
         message: what the model wrote.
         titles: of the candidates.
         is_cut: whether the endpoint ended the message before the model did.
+        listed: the candidates as the prompt lists them, where more stands there than the titles: that names one as a title does.
 
     Returns:
         the candidate's place among ``titles``, None where none or several are named; and whether anything was taken off, or
@@ -151,12 +159,12 @@ def read_answer(message: str, titles: Sequence[str], is_cut: bool = False) -> tu
         "1. Alien\\n2. M"                        names none: its lines name two
     """
     whole = message[: message.rfind("\n") + 1] if is_cut else message
-    if places := _places(titles, normalise_title).get(normalise_title(whole)):
+    if places := _places(titles, listed, normalise_title).get(normalise_title(whole)):
         return (places[0] if len(places) == 1 else None), whole != message
     text = without_reasoning(whole)
     lines = text.splitlines()
     for compared in (normalise_title, _folded):
-        by_title = _places(titles, compared)
+        by_title = _places(titles, listed, compared)
         found = _named(text, by_title, compared) or set().union(*(_named(line, by_title, compared) for line in lines))
         if found:
             return (found.pop() if len(found) == 1 else None), True
@@ -167,11 +175,11 @@ def _folded(text: str) -> str:
     return normalise_title(normalise_title(text).casefold())
 
 
-def _places(titles: Sequence[str], compared: Callable[[str], str]) -> dict[str, list[int]]:
-    """Where each title stands among the candidates, by the form in which it is compared; an empty one is no name."""
+def _places(titles: Sequence[str], listed: Sequence[str], compared: Callable[[str], str]) -> dict[str, list[int]]:
+    """Where each text stands among the candidates, by the form in which it is compared; an empty one is no name."""
     places: dict[str, list[int]] = {}
-    for place, title in enumerate(titles):
-        places.setdefault(compared(title), []).append(place)
+    for place, text in dict.fromkeys((place, compared(text)) for texts in (titles, listed) for place, text in enumerate(texts)):
+        places.setdefault(text, []).append(place)
     places.pop("", None)
     return places
 

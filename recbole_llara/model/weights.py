@@ -12,6 +12,7 @@ from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, Weights, 
 from recbole_llara.llm.architecture import causal_lm, kept_layers
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.utils.errors import UserError, differences
+from recbole_llara.utils.hashing import facts_digest
 
 
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "llm_tuning": model.llm_tuning,
         "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
+        "item_fields": facts_digest(model.encoder.fields) if model.encoder.fields else None,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
         "item_tokens": shapes(model.item_tokens.state_dict()),
     }

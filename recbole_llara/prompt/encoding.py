@@ -5,18 +5,19 @@ whole text: where a tokenizer reads the end of a title together with the mark be
 found by its place in the row, never by searching text, so a title that reads "[ItemEmb]" is only a title. RecBole-free.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
-from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, longest, tokenise_items
-from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, tokenise, tokenise_followed, tokenise_inside
+from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, tokenise_items
+from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, Texts, tokenise, tokenise_followed, tokenise_inside
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.transfer import send
 
@@ -66,9 +67,11 @@ class PromptEncoder:
         representations: how items are going to be written; only for those that show or answer with the items' numbers
             are the numbers tokenised. None = in any way.
         chat: what stands around a prompt that is a user's turn of a chat; None = nothing.
+        fields: N texts that stand behind the titles in prompts, and not in answers, see ``fields.bracketed``; none = titles alone.
 
     Attributes:
         titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
+        fields: as given.
         max_title_tokens: what titles were cut to.
         layouts: of each template, its pieces and the marks of its two lists; what follows a list at once, up to the next space,
             is a piece of its own, empty where there is nothing.
@@ -87,10 +90,12 @@ class PromptEncoder:
         budget: ContextBudget | None = None,
         representations: Iterable[Representation] | None = None,
         chat: ChatFrame | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
         self.tokenizer, self.templates, self.budget, self.n_items = tokenizer, list(templates), budget, len(titles)
+        self.fields = tuple(fields)
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
         end = tokenizer.eos_token_id
         self.pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -103,43 +108,72 @@ class PromptEncoder:
         if any(Part.INDEX in representation.texts for representation in self.representations):
             texts[Part.INDEX] = [str(number) for number in range(self.n_items)]
         whole = {part: tokenise_items(tokenizer, of_part, max_title_tokens) for part, of_part in texts.items()}
+        behind = Texts.joined(tokenise_items(tokenizer, self.fields)) if self.fields else None
         self.max_title_tokens = max_title_tokens
         if budget is not None:
-            items = {part: longest(parts, budget.candidates) for part, parts in whole.items()}
+            items = {part: Texts.joined(parts).lengths[1:] for part, parts in whole.items()}
             template = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
             lengths = PromptLengths(
-                template + (0 if chat is None else chat.most_added(tokenizer, texts)), len(separator), items
+                template + (0 if chat is None else chat.most_added(tokenizer, texts)),
+                len(separator),
+                items,
+                0 if behind is None else behind.lengths[1:],
             )
             self.max_title_tokens = fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
         cut, self.titles = cut_titles(tokenizer, titles, whole[Part.TITLE], self.max_title_tokens)
         self._refuse_one_answer(titles)
         self._bank = bank = PieceBank()
-        self._first = {part: bank.add_texts(*([cut] if part is Part.TITLE else parts)) for part, parts in whole.items()}
+        whole[Part.TITLE] = [cut if behind is None else cut.followed_by(behind)]
+        self._first = {part: bank.add_texts(*parts) for part, parts in whole.items()}
         self.separator_piece, self.eos_piece = bank.add([separator]), bank.add([[end]])
         self.first_slot, self.opening_piece = bank.add([[end]] * len(SLOT_PARTS)), bank.add([opening])
         self.layouts = [[text if isinstance(text, str) else bank.add([text]) for text in layout] for layout in tokens]
+        self._followed = self._with_marks(texts, cut, layouts)
+        self._answers = self._first
+        if chat is not None and not chat.has_space:
+            answers = {**texts, Part.TITLE: self.titles}
+            self._answers = {part: bank.add(tokenise_inside(tokenizer, of_part)) for part, of_part in answers.items()}
+        elif behind is not None:
+            self._answers = {**self._first, Part.TITLE: bank.add_texts(cut)}
+        bank.freeze()
+        self.highest_token = int(bank.tokens.max())
+
+    def _with_marks(
+        self, texts: Mapping[Part, Sequence[str]], cut: Texts, layouts: Sequence[Sequence[str]]
+    ) -> dict[tuple[Part, int], torch.Tensor]:
+        """Add pieces of items together with the mark behind them, where the tokenizer reads both as one.
+
+        Args:
+            texts: N of each part, titles being whole.
+            cut: N, the tokens that are shown of the titles.
+            layouts: the templates' texts, whose pieces ``self.layouts`` has.
+
+        Returns:
+            by part and piece of a mark: [N] the piece of an item together with the mark, ``NOTHING`` where it is two.
+        """
         # What is cut ends otherwise.
-        texts[Part.TITLE] = [kept if kept == title else "" for kept, title in zip(self.titles, titles, strict=True)]
+        titles = [kept if kept == title else "" for kept, title in zip(self.titles, texts[Part.TITLE], strict=True)]
+        before: dict[int, np.ndarray] = {}  # the title's tokens, of items that end with their fields
+        if self.fields:
+            titles = [told or title for told, title in zip(self.fields, titles, strict=True)]
+            split = np.split(cut.tokens, cut.lengths.cumsum()[:-1])
+            before = {item: tokens for item, tokens in enumerate(split) if self.fields[item]}
         marks = {SEPARATOR: [self.separator_piece]}
         for layout, pieces in zip(layouts, self.layouts, strict=True):
             for (text, mark), piece in zip(pairwise(layout), pieces[1:], strict=True):
                 if text in _LISTS:
                     marks.setdefault(mark, []).append(piece)
-        # By part and piece of a mark: [N] the piece of an item together with the mark, NOTHING where it is two.
-        self._followed: dict[tuple[Part, int], torch.Tensor] = {}
+        with_marks: dict[tuple[Part, int], torch.Tensor] = {}
         for mark, pieces in marks.items():
-            for part, of_part in texts.items():
-                if followed := tokenise_followed(tokenizer, of_part, mark):
+            for part, of_part in {**texts, Part.TITLE: titles}.items():
+                if followed := tokenise_followed(self.tokenizer, of_part, mark):
+                    if part is Part.TITLE:
+                        followed = {item: [*before.get(item, ()), *tokens] for item, tokens in followed.items()}
                     joined = torch.full((self.n_items,), NOTHING)
-                    first = bank.add(list(followed.values()))
+                    first = self._bank.add(list(followed.values()))
                     joined[list(followed)] = torch.arange(first, first + len(followed))
-                    self._followed |= {(part, piece): joined for piece in pieces}
-        self._answers = self._first
-        if chat is not None and not chat.has_space:
-            answers = {**texts, Part.TITLE: self.titles}
-            self._answers = {part: bank.add(tokenise_inside(tokenizer, of_part)) for part, of_part in answers.items()}
-        bank.freeze()
-        self.highest_token = int(bank.tokens.max())
+                    with_marks |= {(part, piece): joined for piece in pieces}
+        return with_marks
 
     def _refuse_one_answer(self, titles: Sequence[str]) -> None:
         """Raise where every item has the same answer: no likelihood and no text names one of them."""
@@ -194,7 +228,7 @@ class PromptEncoder:
         return answers.reshape(*items.shape, length)
 
     def prompt_lengths(self, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """[B] title tokens of each row's history [B, L] and candidates [B, C]: what makes prompts differ in length."""
+        """[B] tokens of the titles, with their fields, of each row's history [B, L] and candidates [B, C]: by these prompts differ."""
         lengths = self._bank.lengths[torch.cat([history, candidates], 1) + self.first_title]
         return (lengths * (torch.cat([history, candidates], 1) > 0)).sum(1)
 
@@ -319,7 +353,7 @@ class PromptEncoder:
         if self.budget is not None and length > self.budget.tokens:
             raise UserError(
                 f"a prompt of {length} tokens, but the LLM holds {self.budget.tokens}: lower max_title_tokens, "
-                "MAX_ITEM_LIST_LENGTH or candidate_num"
+                "MAX_ITEM_LIST_LENGTH or candidate_num, or leave out item_fields"
             )
 
         def laid_out(fill: int, values: torch.Tensor | int) -> torch.Tensor:

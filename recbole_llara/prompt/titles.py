@@ -36,7 +36,8 @@ class PromptLengths:
 
     template: int  # of the longest template, without its lists
     separator: int  # between two items of a list
-    items: Mapping[Part, np.ndarray]  # of the C longest titles, numbers or both, in descending order
+    items: Mapping[Part, np.ndarray]  # [N - 1] of the titles, the numbers or both
+    fields: np.ndarray | int = 0  # [N - 1] of what stands behind the titles in prompts
 
     def longest(self, budget: ContextBudget, representation: Representation, title_tokens: int) -> int:
         """Tokens of the longest prompt of full lists with its answer, titles being cut.
@@ -46,7 +47,8 @@ class PromptLengths:
         Example, L = 2, C = 3, template 9, separator 1, titles of 7, 4, 4 tokens with a slot each: the history has at
         most 2 * 7 + 2 + 1, the candidates 15 + 3 + 2, the answer 7 and its EOS, all together 54.
         """
-        items = {**self.items, Part.TITLE: np.minimum(self.items[Part.TITLE], title_tokens)}
+        answers = {**self.items, Part.TITLE: np.minimum(self.items[Part.TITLE], title_tokens)}
+        items = {**answers, Part.TITLE: answers[Part.TITLE] + self.fields}
         separators = max(0, budget.history - 1) + max(0, budget.candidates - 1)
         total = self.template + self.separator * separators
         total += representation.has_user_token + representation.has_score_tokens * budget.candidates
@@ -54,8 +56,9 @@ class PromptLengths:
             if part in SLOT_PARTS:
                 total += budget.history + budget.candidates
             else:
-                total += budget.history * int(items[part].max(initial=0)) + int(items[part][: budget.candidates].sum())
-        return total + int(items[representation.answer].max(initial=0)) + 1
+                longest = np.sort(items[part])[::-1]
+                total += budget.history * int(longest[:1].sum()) + int(longest[: budget.candidates].sum())
+        return total + int(answers[representation.answer].max(initial=0)) + 1
 
 
 def fitting_title_tokens(
@@ -78,6 +81,8 @@ def fitting_title_tokens(
         return max_title_tokens
     least = min(LEAST_TITLE_TOKENS, max_title_tokens)
     lists = f"MAX_ITEM_LIST_LENGTH {budget.history} and candidate_num {budget.candidates}"
+    if most := int(np.max(lengths.fields, initial=0)):
+        lists += f", with item_fields of up to {most} tokens an item,"
     if longest(least) > budget.tokens:
         raise UserError(
             f"{lists}: a prompt may have {longest(least)} tokens, titles being cut to {least}, but the LLM holds {budget.tokens}: "
@@ -116,12 +121,6 @@ def tokenise_items(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mos
     return parts
 
 
-def longest(parts: Sequence[Texts], count: int) -> np.ndarray:
-    """Lengths of the longest items, ``count`` at most and one at least, in descending order; the padding item's left out."""
-    lengths = np.concatenate([part.lengths for part in parts])[1:]
-    return np.sort(lengths)[::-1][: max(1, count)]
-
-
 def cut_titles(
     tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], parts: Sequence[Texts], most: int
 ) -> tuple[Texts, list[str]]:
@@ -141,10 +140,9 @@ def cut_titles(
         parts: their tokens, as ``tokenise_items`` gives them for ``most``.
         most: tokens.
     """
-    texts, kept = list(titles), [part.cut(most) for part in parts]
-    is_cut = np.concatenate([part.lengths for part in parts]) > most  # [N]
-    lengths = np.concatenate([part.lengths for part in kept])  # [N]
-    tokens = np.concatenate([part.tokens for part in kept])
+    texts, kept = list(titles), Texts.joined([part.cut(most) for part in parts])
+    is_cut = Texts.joined(parts).lengths > most  # [N]
+    lengths, tokens = kept.lengths, kept.tokens  # [N], [n]
     full = (lengths == most).nonzero()[0]  # no shorter title is like one that was cut
     places = np.cumsum(lengths)[full, None] - most + np.arange(most)  # [n, most]
     rows = tokens[places]  # [n, most]
@@ -173,7 +171,7 @@ def cut_titles(
     spelt = spell(tokenizer, [rows[row_of[item]].tolist() for item in items])
     for item, text in zip(items, spelt, strict=True):
         texts[item] = text.strip()
-    return Texts(tokens, lengths), texts
+    return kept, texts
 
 
 def _alike(titles: Sequence[str], rows: np.ndarray, items: Sequence[int]) -> list[list[int]]:

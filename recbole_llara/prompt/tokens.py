@@ -131,6 +131,19 @@ class Texts:
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         return cls(np.fromiter(chain.from_iterable(sequences), np.int64, lengths.sum()), lengths)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Texts"]) -> "Texts":
+        """The texts of several, one after another."""
+        return cls(np.concatenate([part.tokens for part in parts]), np.concatenate([part.lengths for part in parts]))
+
+    def followed_by(self, others: "Texts") -> "Texts":
+        """Each text with another behind it: [1 2 3] [4] followed by [5] [6 7] is [1 2 3 5] [4 6 7]."""
+        lengths = self.lengths + others.lengths
+        places = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        is_own, tokens = places < np.repeat(self.lengths, lengths), np.empty(len(places), np.int64)
+        tokens[is_own], tokens[~is_own] = self.tokens, others.tokens
+        return Texts(tokens, lengths)
+
     def cut(self, most: int) -> "Texts":
         """The first ``most`` tokens of each: [1 2 3] [4 5] cut to 2 is [1 2] [4 5]."""
         places = np.arange(len(self.tokens)) - np.repeat(self.lengths.cumsum() - self.lengths, self.lengths)

@@ -194,6 +194,7 @@ recbole-llara {result["versions"]["recbole_llara"]}.
 | base LLM | {base}, {weights} |
 | recommender | {result.get("rec_model") or "none"}{fusion} |
 | representation | {result.get("representation")} |
+| behind titles | {", ".join(result.get("item_fields") or ["nothing"])} |
 | dataset, protocol | {result["dataset"]}, {result["protocol"]} |
 | seed | {result["seed"]}, candidates {result["candidate_seed"]} |
 

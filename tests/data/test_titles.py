@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from synthetic_data import write_toy_dataset
 
-from recbole_llara.data.titles import clean_title, load_catalogue
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.data.titles import clean_title, load_catalogue, popularity_levels
 from recbole_llara.utils.errors import UserError
 
 BOTH = ["move_article", "strip_year"]
@@ -182,3 +184,100 @@ def test_a_wrong_title_field_is_named(tmp_path, keys, message):
     dataset = fake_dataset(tmp_path, "item_id:token\ttitle:token_seq\n1\tA\n", ["1"])
     with pytest.raises(UserError, match=f"{message}.*title"):
         load_catalogue(dataset, config_of(**keys))
+
+
+FILMS = (
+    "item_id:token\tmovie_title:token_seq\trelease_year:float\tclass:token_seq\tscore:float\n"
+    "1\tToy Story\t1995.0\tAnimation Children's Comedy\t8.30\n"
+    "2\tGoldenEye\t\t Action\x07Thriller \t7\n"
+    "3\tFour Rooms\tnan\t\u200b\t.0\n"
+    "4\tHeat\t1995.00\tNone\t8.05\n"
+)
+
+
+def test_columns_are_read_as_they_stand_and_empty_cells_say_nothing(tmp_path):
+    keys = {"title_field": "movie_title", "item_fields": ("class", "release_year", "score")}
+    catalogue = load_catalogue(fake_dataset(tmp_path, FILMS, ["2", "1", "3", "4"]), config_of(**keys))
+    assert list(catalogue.fields) == ["class", "release_year", "score"]
+    assert catalogue.fields["class"] == ("", "Action Thriller", "Animation Children's Comedy", "", "None")
+    assert catalogue.fields["release_year"] == ("", "", "1995", "", "1995")
+    assert catalogue.fields["score"] == ("", "7", "8.30", ".0", "8.05")
+
+
+def test_a_column_of_the_item_file_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    keys = {"title_field": "movie_title", "item_fields": ("genre",)}
+    with pytest.raises(UserError, match="item_id, movie_title, release_year, class, score, expected 'genre': see item_fields"):
+        load_catalogue(fake_dataset(tmp_path, FILMS, ["1"]), config_of(**keys))
+
+
+def test_half_a_character_of_a_field_is_refused(tmp_path):
+    dataset = fake_dataset(tmp_path, "item_id:token\ttitle:token_seq\tclass:token\n1\tA\tB \\ud83d\n", ["1"])
+    with pytest.raises(UserError, match=r"1 of 1 items have half of a surrogate pair in 'class' .*item_fields.*encoding"):
+        load_catalogue(dataset, config_of(encoding="raw_unicode_escape", item_fields=("class",)))
+
+
+def test_fields_of_movielens(make_config, tmp_path):
+    keys = {"checkpoint_dir": str(tmp_path), "item_fields": ["release_year", "class", "popularity"]}
+    catalogue = prepare_data(make_config("leave_one_out", **keys)).catalogue
+    of_film = {token: fields for token, *fields in zip(catalogue.item_tokens, *catalogue.fields.values(), strict=True)}
+    assert of_film["1"] == ["1995", "Animation Children's Comedy", "5"]
+    assert of_film["50"] == ["1977", "Action Adventure Romance Sci-Fi War", "5"]  # Star Wars
+    assert of_film["[PAD]"] == ["", "", ""]
+
+
+def test_levels_of_popularity_are_fifths_of_the_interactions():
+    assert popularity_levels(np.array([0, 1, 1, 2, 6])).tolist() == [1, 1, 1, 2, 3]
+    assert popularity_levels(np.zeros(4, np.int64)).tolist() == [1, 1, 1, 1]
+    counts = np.random.default_rng(0).lognormal(2, 1.2, 5000).astype(np.int64)
+    levels = popularity_levels(counts)
+    for count, level in zip(counts.tolist(), levels.tolist(), strict=True):
+        assert level == 1 + int(5 * sum(other for other in counts[counts < count].tolist()) // counts.sum())
+    shares = np.bincount(levels, counts, 6)[1:] / counts.sum()
+    assert np.abs(shares - 0.2).max() < 0.05
+
+
+@pytest.mark.parametrize("protocol", ["llara", "leave_one_out"])
+def test_popularity_is_that_of_the_training_interactions_and_a_row_s_own_rarely_shows(protocol, prepared):
+    """Counted in a plain loop; without its own interaction the target of a training row of ml-100k has the same level."""
+    data = prepared[protocol].dataset
+    train = data.inter_feat
+    users, targets, history = (train[name].numpy() for name in ("user_id", "item_id", "item_id_list"))
+    pairs = {(user, item) for user, items in zip(users.tolist(), history.tolist(), strict=True) for item in items if item}
+    pairs |= set(zip(users.tolist(), targets.tolist(), strict=True))
+    counted = Counter(item for _, item in pairs)
+    counts = data.knowledge.known["train"].counts(data.item_num)
+    # Rows of fewer than three before the target are left out under the papers' protocol, and with them none of the items.
+    assert counts.tolist() == [counted[item] for item in range(data.item_num)]
+    levels = popularity_levels(counts)
+    assert set(levels[counts == 0].tolist()) == {1} and (levels[(counts > 0) & (counts < 20)] == 1).all()
+    betrayed = []
+    for item in np.unique(targets):
+        without = counts.copy()
+        without[item] -= 1
+        betrayed.append(popularity_levels(without)[item] != levels[item])
+    share = np.array(betrayed)[np.searchsorted(np.unique(targets), targets)].mean()
+    assert share == pytest.approx({"llara": 0.0199, "leave_one_out": 0.0155}[protocol], abs=1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["llara", "leave_one_out"])
+def test_validation_and_test_interactions_change_no_level(protocol, make_config, tmp_path):
+    """The rows that are not for training get other items; then those that are."""
+
+    def levels(is_changed):
+        path = tmp_path / "toy" / "toy.inter"
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines]
+        for number, row in enumerate(rows):
+            if is_changed(int(row[0][1:]), number % 12):
+                row[1] = "i7"
+        path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
+        catalogue = prepare_data(make_config(protocol, "toy", **keys)).catalogue
+        return dict(zip(catalogue.item_tokens, catalogue.fields["popularity"], strict=True))
+
+    keys = {**write_toy_dataset(tmp_path), "item_fields": ["popularity"], "val_interval": None}
+    del keys["protocol"]
+    split = {"llara": lambda user, place: user >= 32, "leave_one_out": lambda user, place: place >= 10}[protocol]
+    before = levels(lambda user, place: False)
+    assert len(set(before.values())) > 3
+    assert levels(split) == before
+    assert levels(lambda user, place: user % 2) != before

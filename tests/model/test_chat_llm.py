@@ -1,6 +1,7 @@
 """ChatLLM against endpoints that behave, that misbehave, and that are gone; and what is paid for twice: nothing."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import MANNERS, POLICY, first_candidate, newest, obedient, refusing, serving, slow
-from synthetic_data import write_toy_dataset
+from synthetic_data import GENRES, add_item_fields, write_toy_dataset
 
 from recbole_llara.model.chat_llm import served
 from recbole_llara.quick_start import run_recbole_llara
@@ -94,6 +95,29 @@ def test_indices_are_asked_for_and_matched(toy):
         result, cases = _run({**toy, "api_base": server.api_base, "representation": "numerical"})
     assert result["metrics"]["test"]["validratio"] == 1.0
     assert all(case["answer_text"].isdecimal() and case["answer"] == case["candidates"][0] for case in cases)
+
+
+def test_fields_stand_in_the_prompt_and_a_candidate_is_named_with_them_or_without(toy, tmp_path):
+    def copying(handler, number, body):
+        listed = body["messages"][-1]["content"].split("items:")[1]
+        title, told = re.match(r" (Title \d+ é)( \([^)]*\)|)", listed).groups()
+        handler.answer(body, [title, f"{title}{told}", f"**{title.lower()}{told}**."][number % 3])
+
+    add_item_fields(tmp_path)
+    asked = {**toy, "item_fields": ["release_year", "class", "popularity"]}
+    with serving(copying) as server:
+        result, cases = _run({**asked, "api_base": server.api_base})
+        bodies = [body["messages"][-1]["content"] for body in server.seen]
+    assert result["item_fields"] == asked["item_fields"] and len(cases) == ROWS
+    assert result["answers"]["exact"] == 2 * ROWS / 3 and result["answers"]["unwrapped"] == ROWS / 3
+    assert all(case["answer"] == case["candidates"][0] for case in cases)
+    for body in bodies:
+        items = re.findall(r"Title (\d+) é( \([^)]*\))?", body)
+        assert len(items) > 10
+        for item, told in items:
+            year, genre = f"{1990 + int(item) % 9}" if int(item) % 5 else "", GENRES[int(item) % 4]
+            known = ", ".join(filter(None, (year, genre)))
+            assert re.fullmatch(rf"( \({known}(, )?((well )?known|(very )?popular)?\))?", told) and known in told
 
 
 def test_a_second_run_pays_nothing_and_another_request_does(toy):

@@ -145,3 +145,16 @@ def test_no_message_takes_long_or_names_what_it_does_not_hold():
         assert named(message) in (None, "Alien") and (named(message) is None or "Alien" in message)
     for piece in pieces:
         assert named(piece * 3000 + "." * 3000) is None
+
+
+def test_a_candidate_is_named_by_what_stands_in_the_list_too():
+    titles, listed = ["Alien", "M", "Alien"], ["Alien (1979)", "M", "Alien (2024)"]
+
+    def named_in(message):
+        return read_answer(message, titles, listed=listed)
+
+    assert named_in("M") == (1, False)  # the same text in both
+    assert named_in("Alien (1979)") == (0, False) and named_in('"alien (2024)"') == (2, True)
+    assert named_in("Alien") == (None, False) and named_in("Alien (1980)") == (None, False)
+    assert named_in("M\nAlien (2024)") == (None, True)  # several are named
+    assert named_in("Alien (2024)\n**Alien (2024)**") == (2, True)

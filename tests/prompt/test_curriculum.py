@@ -25,6 +25,7 @@ def stages():
             strategy=strategy,
             curriculum=curriculum,
             max_title_tokens=64,
+            max_field_tokens=16,
             eval_template="first",
             prompt_file=None,
             prompt_format="plain",

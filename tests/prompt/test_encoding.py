@@ -1,5 +1,6 @@
 """Prompts as arrays against prompts as text: the same tokens, the same slots, the same loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ TITLES = (
     "b",
     "line\nbreak",
 )
+# Behind the titles; of items 3 and 9 nothing is known.
+FIELDS = (
+    "", "(1999, Action Sci-Fi, popular)", "(1931)", "", "(Ж, [PH])", "(known)", "(</s>)", "(little known)", "(Crime)", "", "(b, very popular)",
+)  # fmt: skip
 HISTORY_ITEMS = torch.tensor([[1, 2, 3], [4, 0, 0], [5, 6, 0]])
 CANDIDATE_ITEMS = torch.tensor([[7, 8, 9, 4], [5, 2, 10, 8], [3, 1, 9, 2]])
 TARGETS = torch.tensor([8, 10, 3])
@@ -50,25 +55,35 @@ def encoder(tokenizer):
     return PromptEncoder(tokenizer, TITLES, load_templates("movie", 4))
 
 
-def _text(template: PromptTemplate, history: list[int], candidates: list[int], slot: str) -> str:
+@pytest.fixture
+def with_fields(tokenizer):
+    return PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), fields=FIELDS)
+
+
+def _text(
+    template: PromptTemplate, history: list[int], candidates: list[int], slot: str, fields: Sequence[str] = ("",) * len(TITLES)
+) -> str:
     """The prompt as a person would write it."""
     lists = {HISTORY: history, CANDIDATES: candidates}
+    shown = [f" {title} {told}" if told else f" {title}" for title, told in zip(TITLES, fields, strict=True)]
     return "".join(
-        ",".join(f" {TITLES[item]}{slot}" for item in lists[segment] if item) if segment in lists else segment
+        ",".join(f"{shown[item]}{slot}" for item in lists[segment] if item) if segment in lists else segment
         for segment in template.segments
     )
 
 
-@pytest.mark.parametrize("name", ["hybrid", "text_only"])
+@pytest.mark.parametrize("fields", [(), FIELDS])
+@pytest.mark.parametrize("name", ["hybrid", "text_only", "textual"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_tokens_are_those_of_the_whole_text(encoder, tokenizer, name, padding_side):
+def test_tokens_are_those_of_the_whole_text(tokenizer, name, padding_side, fields):
     templates = torch.tensor([0, 2, 1])
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), fields=fields)
+    slot = "\0" if name != "textual" else ""
     prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS[name], templates, padding_side)
     for row in range(3):
         # "\0" marks a slot in the text: it stands in no title and is cut out of the tokens again.
-        pieces = _text(
-            encoder.templates[templates[row]], HISTORY_ITEMS[row].tolist(), CANDIDATE_ITEMS[row].tolist(), "\0"
-        ).split("\0")
+        lists = HISTORY_ITEMS[row].tolist(), CANDIDATE_ITEMS[row].tolist()
+        pieces = _text(encoder.templates[templates[row]], *lists, slot, fields or ("",) * len(TITLES)).split("\0")
         expected = list(tokenizer(pieces[0], split_special_tokens=True)["input_ids"])
         anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
         for piece in pieces[1:]:
@@ -210,6 +225,54 @@ def test_an_item_alone_is_all_pooled_but_the_opening(encoder, tokenizer):
         assert int(prompts.pooled[row].sum()) == len(title) + 2
         assert prompts.slot_items[prompts.slot_rows == row].tolist() == [0, item]
     assert prompts.labels.eq(IGNORED_LABEL).all()
+
+
+def test_what_stands_behind_the_titles_is_no_part_of_answers(encoder, with_fields, tokenizer):
+    """Neither as labels nor as what candidates are scored by; the prompts alone are longer."""
+    items, templates = torch.arange(1, len(TITLES)), torch.tensor([0, 2, 1])
+    assert with_fields.titles == encoder.titles
+    for name in ("hybrid", "textual", "hybrid_with_dsr"):
+        shown = REPRESENTATIONS[name]
+        assert torch.equal(with_fields.answer_ids(items, shown), encoder.answer_ids(items, shown))
+        plain, told = (
+            each.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, shown, templates) for each in (encoder, with_fields)
+        )
+        assert [row[row >= 0].tolist() for row in told.labels] == [row[row >= 0].tolist() for row in plain.labels]
+        assert (told.attention_mask.sum(1) > plain.attention_mask.sum(1)).all()
+        assert torch.equal(told.slot_items, plain.slot_items) and torch.equal(told.slot_parts, plain.slot_parts)
+    nothing = PromptEncoder(tokenizer, TITLES, load_templates("movie", 4), fields=("",) * len(TITLES))
+    every = (HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, REPRESENTATIONS["hybrid"], templates)
+    assert torch.equal(nothing.encode(*every).input_ids, encoder.encode(*every).input_ids)
+
+
+def test_an_item_alone_stands_with_its_fields(with_fields, tokenizer):
+    items = torch.tensor([1, 3, 8])
+    prompts = with_fields.encode_items(items, REPRESENTATIONS["hybrid_with_dsr"])
+    opening = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+    for row, item in enumerate(items.tolist()):
+        text = f" {TITLES[item]} {FIELDS[item]}" if FIELDS[item] else f" {TITLES[item]}"
+        x, whole = tokenizer(["x", f"x{text}"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        tokens = prompts.input_ids[row][prompts.attention_mask[row].bool()].tolist()
+        assert tokens[:-2] == [*opening, *whole[len(x) :]] and int(prompts.pooled[row].sum()) == len(tokens) - len(opening)
+
+
+def test_lengths_count_what_stands_behind_the_titles(with_fields):
+    prompts = with_fields.encode(
+        HISTORY_ITEMS, CANDIDATE_ITEMS, None, REPRESENTATIONS["hybrid"], torch.zeros(3, dtype=torch.int64)
+    )
+    counted = prompts.attention_mask.sum(1) - (2 * (HISTORY_ITEMS > 0).sum(1) - 1)
+    lengths = with_fields.prompt_lengths(HISTORY_ITEMS, CANDIDATE_ITEMS)
+    assert torch.equal(counted - counted[0], lengths - lengths[0])
+
+
+def test_a_title_that_is_cut_keeps_its_fields(tokenizer):
+    templates, shown = load_templates("movie", 4), REPRESENTATIONS["textual"]
+    encoder = PromptEncoder(tokenizer, TITLES, templates, max_title_tokens=1, fields=FIELDS)
+    prompts = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, None, shown, torch.zeros(3, dtype=torch.int64))
+    text = tokenizer.decode(prompts.input_ids[0][prompts.attention_mask[0].bool()])
+    for item in (1, 7, 8):
+        assert FIELDS[item] in text and f"{encoder.titles[item]} {FIELDS[item]}" in text
+    assert encoder.answer_ids(torch.arange(1, len(TITLES)), shown).shape[1] == 2
 
 
 def test_hybrid_loss_equals_a_plain_loop(make_llm, make_tokenizer, architecture):

@@ -25,19 +25,25 @@ def tokenizer(make_tokenizer):
     return make_tokenizer(TITLES)
 
 
-def encoder_of(tokenizer, budget, *names, max_title_tokens=64):
+# The longest behind the shortest title, so that other items are the longest with them than without.
+FIELDS = ["", "(word word word)", "", "(a)", "", *["(b c)"] * 2, "(word, a, b, c, word, a, b, c)", "(word)"]
+
+
+def encoder_of(tokenizer, budget, *names, max_title_tokens=64, fields=()):
     shown = [REPRESENTATIONS[name] for name in names]
-    return PromptEncoder(tokenizer, TITLES, TEMPLATES, max_title_tokens, budget, shown)
+    return PromptEncoder(tokenizer, TITLES, TEMPLATES, max_title_tokens, budget, shown, fields=fields)
 
 
 def longest_prompt(encoder, name):
-    """Tokens of the worst row there is: the longest title over and over in the history, and the longest as candidates."""
+    """Tokens of the worst row there is: the longest item over and over in the history, the longest as candidates, the longest answer."""
     representation = REPRESENTATIONS[name]
-    lengths = [(encoder.answer_ids(torch.tensor([item]), representation).shape[1], item) for item in range(1, len(TITLES))]
-    ranked = [item for _, item in sorted(lengths, reverse=True)]
+    items = torch.arange(1, len(TITLES))[:, None]
+    alone = encoder.encode_items(items[:, 0], representation).attention_mask.sum(1)
+    ranked = (1 + alone.argsort(descending=True)).tolist()
+    longest = int((encoder.answer_ids(items, representation) >= 0).sum(2).argmax()) + 1
     history, candidates = torch.full((1, L), ranked[0]), torch.tensor([ranked[:C]])
     rows = [
-        encoder.encode(history, candidates, candidates[:, 0], representation, torch.tensor([number]))
+        encoder.encode(history, candidates, torch.tensor([longest]), representation, torch.tensor([number]))
         for number in range(len(TEMPLATES))
     ]
     return max(row.input_ids.shape[1] for row in rows)
@@ -50,17 +56,18 @@ def test_the_longest_prompt_of_an_example():
     assert lengths.longest(budget, REPRESENTATIONS["textual"], 5) == 9 + (2 * 5 + 1) + (13 + 2) + 5 + 1
 
 
+@pytest.mark.parametrize("fields", [(), FIELDS])
 @pytest.mark.parametrize("name", list(REPRESENTATIONS))
-def test_titles_are_cut_until_the_longest_prompt_fits_and_no_further(tokenizer, name):
-    whole = longest_prompt(encoder_of(tokenizer, None, name), name)
-    assert encoder_of(tokenizer, ContextBudget(whole, L, C), name).max_title_tokens == 64
+def test_titles_are_cut_until_the_longest_prompt_fits_and_no_further(tokenizer, name, fields):
+    whole = longest_prompt(encoder_of(tokenizer, None, name, fields=fields), name)
+    assert encoder_of(tokenizer, ContextBudget(whole, L, C), name, fields=fields).max_title_tokens == 64
     if name == "numerical":
         return
     cuts, lost = [], 60 if Part.TITLE in REPRESENTATIONS[name].parts else 22  # there the answer alone can be cut
     for tokens in range(whole - 1, whole - lost, -7):
-        encoder = encoder_of(tokenizer, ContextBudget(tokens, L, C), name)
+        encoder = encoder_of(tokenizer, ContextBudget(tokens, L, C), name, fields=fields)
         assert longest_prompt(encoder, name) <= tokens
-        by_hand = encoder_of(tokenizer, None, name, max_title_tokens=encoder.max_title_tokens + 1)
+        by_hand = encoder_of(tokenizer, None, name, max_title_tokens=encoder.max_title_tokens + 1, fields=fields)
         assert longest_prompt(by_hand, name) > tokens
         cuts.append(encoder.max_title_tokens)
     assert cuts == sorted(cuts, reverse=True) and cuts[-1] < cuts[0]
@@ -85,6 +92,11 @@ def test_a_context_too_small_for_a_few_tokens_of_each_title_is_refused(tokenizer
     # 30 tokens of template and answer, 7 titles of 4 with a slot each: well above 60.
     with pytest.raises(UserError, match="MAX_ITEM_LIST_LENGTH 3 and candidate_num 4.*cut to 4, but the LLM holds 60.*llm_path"):
         encoder_of(tokenizer, ContextBudget(60, L, C), "hybrid")
+    fits = encoder_of(tokenizer, ContextBudget(100, L, C), "hybrid").max_title_tokens
+    with pytest.raises(
+        UserError, match="candidate_num 4, with item_fields of up to [0-9]+ tokens an item,.*but the LLM holds 100"
+    ):
+        encoder_of(tokenizer, ContextBudget(100, L, C), "hybrid", max_title_tokens=fits, fields=FIELDS)
 
 
 # As shops name what differs in one word: what tells them apart stands at the end, in the middle, or is the length.

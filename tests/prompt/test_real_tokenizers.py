@@ -3,6 +3,7 @@
 ``make tokenizers`` puts them beside the package; each test is skipped where its tokenizer is absent.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.prompt.fields import bracketed, cut_fields
 from recbole_llara.prompt.representation import REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 from recbole_llara.prompt.tokens import ChatFrame
@@ -41,9 +43,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def real_films() -> pd.DataFrame:
+    """The .item file of ml-100k."""
+    path = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.item"
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+
+
 def real_titles() -> list[str]:
     """The films of ml-100k, with a year behind each and without; then titles that end and begin in marks."""
-    films = pd.read_csv(Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.item", sep="\t")
+    films = real_films()
     with_year = [
         f"{title} ({year})" for title, year in zip(films["movie_title:token_seq"], films["release_year:token"], strict=True)
     ]
@@ -64,7 +72,24 @@ def real_titles() -> list[str]:
     return ["", *with_year, *films["movie_title:token_seq"].astype(str), *marks]
 
 
+def real_fields() -> list[str]:
+    """Years and genres of the films, and levels of popularity; of some items one of these alone, of some none."""
+    films, generator = real_films(), np.random.default_rng(1)
+    rest = len(TITLES) - 1 - 2 * len(films)
+    fields = {
+        "release_year": ["", *films["release_year:token"], *films["release_year:token"], *["12" for _ in range(rest)]],
+        "class": ["", *films["class:token_seq"], *films["class:token_seq"], *["R&B/Soul, 80s" for _ in range(rest)]],
+        "popularity": ["", *generator.integers(1, 6, len(TITLES) - 1).astype(str)],
+    }
+    shown = [
+        [text if drawn else "" for text, drawn in zip(of, generator.random(len(of)) < 0.7, strict=True)]
+        for of in fields.values()
+    ]
+    return bracketed(dict(zip(fields, shown, strict=True)))
+
+
 TITLES = real_titles()
+FIELDS = real_fields()
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -85,11 +110,14 @@ def draw_rows() -> tuple[torch.Tensor, ...]:
     return items[:, :L].masked_fill(is_padding, 0), items[:, L:], torch.from_numpy(generator.integers(0, 4, ROWS))
 
 
-def text_of(template: PromptTemplate, history: list[int], candidates: list[int], representation: Representation) -> str:
+def text_of(
+    template: PromptTemplate, history: list[int], candidates: list[int], representation: Representation, fields: Sequence[str]
+) -> str:
     """A prompt as a person would write it, ``SLOT`` for what is a vector."""
 
     def item_text(item: int) -> str:
-        texts = {Part.TITLE: f" {TITLES[item]}", Part.INDEX: f" {item}"}
+        behind = f" {fields[item]}" if fields and fields[item] else ""
+        texts = {Part.TITLE: f" {TITLES[item]}{behind}", Part.INDEX: f" {item}"}
         return "".join(SLOT if part in SLOT_PARTS else texts[part] for part in representation.parts)
 
     lists = {HISTORY: history, CANDIDATES: candidates}
@@ -101,7 +129,10 @@ def texts_of(
 ) -> list[str]:
     """The prompts of all rows as texts."""
     rows = zip(templates.tolist(), history.tolist(), candidates.tolist(), strict=True)
-    return [text_of(encoder.templates[number], [i for i in items if i], listed, shown) for number, items, listed in rows]
+    return [
+        text_of(encoder.templates[number], [i for i in items if i], listed, shown, encoder.fields)
+        for number, items, listed in rows
+    ]
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int | None]]:
@@ -122,6 +153,29 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 @pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_tokens_are_those_of_the_whole_text(tokenizer, encoder, name):
+    check_whole_text(tokenizer, encoder, name)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "textual", "text_id"])
+def test_titles_with_fields_have_the_tokens_of_the_whole_text_and_answers_stay_titles(tokenizer, encoder, name):
+    with_fields = PromptEncoder(tokenizer, TITLES, load_templates("movie", C), fields=FIELDS)
+    check_whole_text(tokenizer, with_fields, name)
+    items = torch.arange(1, len(TITLES))
+    assert torch.equal(with_fields.answer_ids(items, REPRESENTATIONS[name]), encoder.answer_ids(items, REPRESENTATIONS[name]))
+
+
+@pytest.mark.parametrize("most", [2, 5])
+def test_fields_are_cut_to_tokens_by_whole_words(tokenizer, most):
+    genres = [*real_films()["class:token_seq"], "恐怖映画と喜劇のあいだにある物語", ""]
+    for text, kept in zip(genres, cut_fields(tokenizer, genres, most), strict=True):
+        whole, tokens = (tokenizer(f" {each}", add_special_tokens=False)["input_ids"] for each in (text, kept))
+        assert text.startswith(kept) and len(tokens) <= most + 1  # a word alone may be read otherwise than within its text
+        assert (kept == text) == (len(whole) <= most)
+        assert " " not in kept or text == kept or text.startswith(f"{kept} ")
+
+
+def check_whole_text(tokenizer: PreTrainedTokenizerBase, encoder: PromptEncoder, name: str) -> None:
+    """Prompts of all rows, slots apart, are the tokens of their texts."""
     history, candidates, templates = draw_rows()
     representation = REPRESENTATIONS[name]
     prompts = encoder.encode(history, candidates, None, representation, templates)
@@ -147,10 +201,11 @@ def test_an_answer_has_the_tokens_of_the_text_behind_the_prompt(tokenizer, encod
         assert found[-len(answer) :] == answer
 
 
-def test_a_chat_has_the_tokens_of_the_tokenizer_s_template(tokenizer):
+@pytest.mark.parametrize("fields", [(), FIELDS], ids=["titles", "fields"])
+def test_a_chat_has_the_tokens_of_the_tokenizer_s_template(tokenizer, fields):
     if tokenizer.chat_template is None:
         pytest.skip("its tokenizer has no chat template")
-    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", C), chat=ChatFrame.of(tokenizer))
+    encoder = PromptEncoder(tokenizer, TITLES, load_templates("movie", C), chat=ChatFrame.of(tokenizer), fields=fields)
     history, candidates, templates = draw_rows()
     textual = REPRESENTATIONS["textual"]
     prompts = encoder.encode(history, candidates, candidates[:, 0], textual, templates)
