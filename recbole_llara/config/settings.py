@@ -311,6 +311,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
     prompt_format: str = key(VALUE, names=one_of("plain", "chat"))
     max_field_tokens: Count = key(VALUE)
+    shuffle_titles: bool = key(VALUE)
     user_token: bool = key(VALUE)
     recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
 

@@ -101,6 +101,8 @@ class Catalogue:
 def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     """Read and clean the texts of a RecBole dataset's items, by the keys title_field, title_rules, item_fields and domain.
 
+    Under ``shuffle_titles`` the texts of each item, but not its popularity, are dealt to another one by ``seed``.
+
     Raises:
         UserError: title_field is not set, the file or a column is missing, or items have no title or a text that is none.
     """
@@ -132,7 +134,7 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     fields = {}
     for name in config["item_fields"] or ():
         if name == POPULARITY:
-            levels = popularity_levels(dataset.knowledge.known["train"].counts(dataset.item_num))
+            levels = popularity_levels(dataset.training_counts)
             fields[name] = ("", *map(str, levels[1:]))
             continue
         by_id, kind = _read_column(*file, name, "item_fields")
@@ -140,7 +142,11 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
         what = f"have half of a surrogate pair in '{name}' of {path} (item_fields)"
         _refuse(is_text, tokens, texts, what, f"Is the file in {encoding} (encoding)?")
         fields[name] = ("", *texts)
-    return Catalogue(("", *titles), tokens, str(config["domain"] or "item"), fields)
+    texts = {"": ("", *titles), **fields}
+    if config["shuffle_titles"]:
+        order = 1 + np.random.default_rng(config["seed"]).permutation(len(titles))
+        texts |= {name: ("", *(of[item] for item in order)) for name, of in texts.items() if name != POPULARITY}
+    return Catalogue(texts.pop(""), tokens, str(config["domain"] or "item"), texts)
 
 
 def popularity_levels(counts: np.ndarray) -> np.ndarray:

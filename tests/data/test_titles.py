@@ -210,6 +210,19 @@ def test_a_column_of_the_item_file_that_is_not_there_is_named_with_those_that_ar
         load_catalogue(fake_dataset(tmp_path, FILMS, ["1"]), config_of(**keys))
 
 
+def test_texts_are_dealt_to_other_items_together(make_config, tmp_path):
+    keys = {"checkpoint_dir": str(tmp_path), "item_fields": ["release_year", "class", "popularity"]}
+    plain, dealt, again, other = (
+        prepare_data(make_config("leave_one_out", **keys, **changes)).catalogue
+        for changes in ({}, {"shuffle_titles": True}, {"shuffle_titles": True}, {"shuffle_titles": True, "seed": 7})
+    )
+    assert dealt == again != other and dealt.titles[0] == ""
+    assert dealt.item_tokens == plain.item_tokens and dealt.fields["popularity"] == plain.fields["popularity"]
+    rows = [sorted(zip(one.titles, one.fields["release_year"], one.fields["class"], strict=True)) for one in (plain, dealt)]
+    assert rows[0] == rows[1]  # what belongs together stays so
+    assert np.mean([a == b for a, b in zip(plain.titles[1:], dealt.titles[1:], strict=True)]) < 0.05
+
+
 def test_half_a_character_of_a_field_is_refused(tmp_path):
     dataset = fake_dataset(tmp_path, "item_id:token\ttitle:token_seq\tclass:token\n1\tA\tB \\ud83d\n", ["1"])
     with pytest.raises(UserError, match=r"1 of 1 items have half of a surrogate pair in 'class' .*item_fields.*encoding"):
