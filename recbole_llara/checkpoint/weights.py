@@ -257,7 +257,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
-    """Which items a model knows, and by which split: a row it learned from may be a test row of another."""
+    """Which items a model knows, by which titles, and by which split: a row it learned from may be a test row of another."""
     protocol = data.dataset.protocol
     split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTERS}
     return {
@@ -265,6 +265,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
         "split": protocol.split,
         "split_digest": facts_digest(split),
         "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
+        "titles_digest": facts_digest(data.catalogue.titles),
         "n_items": data.dataset.item_num,
     }
 

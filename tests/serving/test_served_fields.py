@@ -56,11 +56,14 @@ def test_an_exported_run_answers_and_measures_alike(folder, tmp_path):
 
 
 @pytest.mark.parametrize("is_exported", [False, True])
-def test_items_of_other_fields_are_refused(folder, tmp_path, is_exported):
+@pytest.mark.parametrize(
+    ("text", "other", "differs"), [("Drama", "Comedy", "item_fields"), ("Title 3", "Title 3b", "titles_digest")]
+)
+def test_items_of_other_texts_are_refused(folder, tmp_path, is_exported, text, other, differs):
     path = tmp_path / "toy" / "toy.item"
     place = export(folder, tmp_path / "out") if is_exported else folder
-    path.write_text(path.read_text(encoding="utf-8").replace("Drama", "Comedy"), encoding="utf-8")
-    with pytest.raises(UserError, match="does not fit this LLaRA: item_fields: '[0-9a-f]+' there, '[0-9a-f]+' here"):
+    path.write_text(path.read_text(encoding="utf-8").replace(text, other), encoding="utf-8")
+    with pytest.raises(UserError, match=f"does not fit this LLaRA: {differs}: '[0-9a-f]+' there, '[0-9a-f]+' here"):
         recbole_llara.load(place)
 
 
