@@ -181,7 +181,7 @@ def _result_fields(config: RunConfig, model: Any, run: LoadedRun | None) -> dict
     """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
     fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
     recommender = (model.recommender or model.proposing) if isinstance(model, LLMRecommender) else None
-    if _is_fused(config) and model.recommender is None:  # no prompt shows its vectors, and its scores are added
+    if run is not None and run.recommender is not None and model.recommender is None:  # no prompt shows what it knows
         recommender = run.recommender
         fields |= {"rec_model": recommender.model, "recommender": recommender.result_fields()}
     trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}

@@ -31,7 +31,7 @@ SHARED = (
     "data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress",
 )  # fmt: skip
 
-DRAWN = {"candidate_draw": "mixed", "candidate_draw_top": 9}
+DRAWN = {"candidate_draw": "mixed", "candidate_draw_top": 9, "recommender_rows": "earlier"}
 
 
 @pytest.fixture(scope="module")
