@@ -119,6 +119,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.proposing: Recommender | None = None
         if is_tuned(config):
             data, self.proposing = with_proposals(config, data)
+            self._tell_of_training(config)
         self.sampler = data.sampler
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
@@ -147,14 +148,20 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 self._conclude_by_mode = {True: conclude, False: self.conclude}
                 self.conclude = self._conclude_by_mode[self.training]
                 self._drift = None if table is None else drift(training_table, table)
-                getLogger().info(
-                    f"recommender_rows earlier: in training the LLM reads a {self.recommender.model} that learned from earlier rows, without "
-                    f"{self.recommender_of_training.unlearned_items} items that occur in later ones only, else one of all rows (drift: {self._drift})"
-                )
         output_size = None if self.conclude is None else self.conclude.output_size
         n_ranks = config["candidate_num"] if prompt.recommender_score_token == "rank" else None
         vocabulary = embedded_vocabulary(self.llm)
         return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, n_ranks, training_table)
+
+    def _tell_of_training(self, config: Any) -> None:
+        """Log which recommender training rows are read with, where it learned from earlier ones."""
+        own = self.recommender_of_training or self.recommender or self.proposing
+        if config["recommender_rows"] == EARLIER and own is not None:
+            drifted = "" if self._drift is None else f"; drift of item embeddings to the one that answers: {self._drift}"
+            getLogger().info(
+                f"recommender_rows earlier: training rows are read with a {own.model} of earlier rows, {own.sha256[:16]}, for which "
+                f"{own.unlearned_items} items that occur in later rows only are new{drifted}"
+            )
 
     def _reading(
         self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False

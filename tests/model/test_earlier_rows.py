@@ -1,6 +1,7 @@
 """Runs whose LLM is tuned on rows that the recommender of training has not learned from."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from recbole_llara.prompt.representation import SLOT_PARTS, Part
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender import frozen
 from recbole_llara.recommender.frozen import prepare_recommender, recommender_model
+from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
 
 EARLIER = {"recommender_rows": "earlier", "rec_epochs": 2}
@@ -112,7 +114,7 @@ def test_rows_keep_their_numbers_and_draws(keys):
         ("TALLRec", {**DRAWN, "full_rank": True}),
     ],
 )
-def test_a_run_and_what_is_loaded_of_it(keys, model, more, learned):
+def test_a_run_and_what_is_loaded_of_it(keys, tmp_path, model, more, learned):
     told = run_recbole_llara(model, "toy", config_dict={**keys, **EARLIER, **({} if model == "TALLRec" else BOTH), **more})
     result, count = result_of(told), len(learned)
     at_test = more.get("recommender_at_test", "all")
@@ -131,6 +133,11 @@ def test_a_run_and_what_is_loaded_of_it(keys, model, more, learned):
     candidates = torch.tensor([loaded.items("candidates", case["candidates"]) for case in cases])
     scores = loaded.scores(histories, candidates, users)
     assert torch.allclose(scores.float(), torch.tensor([case["scores"] for case in cases]), atol=1e-3)
+    shipped = recbole_llara.load(export(told["run_dir"], tmp_path / "shipped"))
+    assert shipped.recommender.sha256 == loaded.recommender.sha256 and shipped.config["rec_checkpoint"].startswith(
+        str(tmp_path / "shipped")
+    )
+    assert torch.equal(shipped.scores(histories, candidates, users), scores)
     # Its checkpoint is evaluated anew, by the recommender of the cache and by its name.
     given = {"rec_checkpoint": result["recommender"]["path"]}
     for own in ({}, given):
@@ -197,7 +204,8 @@ def test_the_cache_keeps_both(keys, learned):
     assert prepare_recommender(tested, prepare_data(tested)).sha256 == of_training.sha256
 
 
-def test_items_of_later_rows_alone_are_told(keys, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"recommender_at_test": "earlier"}, {"representation": "textual", **DRAWN}])
+def test_items_of_later_rows_alone_are_told(keys, make_trainer, tmp_path, caplog, more):
     """An item that one user takes last of all training rows, and nobody before."""
     path = tmp_path / "toy" / "toy.inter"
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -207,9 +215,11 @@ def test_items_of_later_rows_alone_are_told(keys, tmp_path):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (tmp_path / "toy" / "toy.item").open("a", encoding="utf-8") as file:
         file.write("i60\tOnly once\n")
-    config = RunConfig("LLaRA", "toy", config_dict={**keys, **EARLIER})
-    data = prepare_data(config)
-    assert [recommender_model(config, data, kind)[0].unlearned_items for kind in (True, False)] == [1, 0]
+    with caplog.at_level(logging.INFO):
+        trainer, data = make_trainer({**keys, **EARLIER, **more})
+    assert recommender_model(trainer.config, data, of_training=True)[0].unlearned_items == 1
+    (told,) = [line for line in caplog.messages if line.startswith("recommender_rows earlier")]
+    assert "for which 1 items that occur in later rows only are new" in told and ("drift" in told) == (more == {})
 
 
 def test_with_all_nothing_is_read_of_it(keys, make_trainer, learned):
