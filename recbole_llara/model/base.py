@@ -123,33 +123,29 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.sampler = data.sampler
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
-        self.data_facts, self.rows_digest = (
-            data_facts(config, data),
-            rows_digest(data, self.recommender_of_training and self.recommender_of_training.sha256),
-        )
+        of_training = self.recommender_of_training
+        self.data_facts = data_facts(config, data)
+        self.rows_digest = rows_digest(data, None if of_training is None else of_training.sha256)
         self.steps_an_epoch = len(data.train_data)
         self.steps_taken = 0  # by ``calculate_loss``
         self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
 
     def _item_tokens(self, config: Any, data: PreparedData) -> ItemTokens:
         """What fills the slots, over the frozen recommender's table, one that is drawn and learned, or none."""
-        settings, shown, prompt = (
-            RecommenderSettings.from_config(config),
-            shown_parts(config),
-            PromptSettings.from_config(config),
-        )
+        settings, shown = RecommenderSettings.from_config(config), shown_parts(config)
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
-        table, training_table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None, None
+        table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
+        training_table: torch.Tensor | None = None
         if shown & OF_RECOMMENDER and not is_drawn:
             self.recommender, table, self.conclude = self._reading(config, data, shown)
             if is_tuned(config) and settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER:
-                own = self._reading(config, data, shown, of_training=True)
-                self.recommender_of_training, training_table, conclude = own
+                of_training = self._reading(config, data, shown, of_training=True)
+                self.recommender_of_training, training_table, conclude = of_training
                 self._conclude_by_mode = {True: conclude, False: self.conclude}
                 self.conclude = self._conclude_by_mode[self.training]
                 self._drift = None if table is None else drift(training_table, table)
         output_size = None if self.conclude is None else self.conclude.output_size
-        n_ranks = config["candidate_num"] if prompt.recommender_score_token == "rank" else None
+        n_ranks = config["candidate_num"] if config["recommender_score_token"] == "rank" else None
         vocabulary = embedded_vocabulary(self.llm)
         return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, n_ranks, training_table)
 

@@ -79,8 +79,8 @@ def weights_file(path: Path) -> Path:
 def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:
     """Get the frozen recommender of a run: the user's own vectors, from ``rec_checkpoint``, from the cache, or by training it now.
 
-    It learns from all training rows and stops early on the run's own validation candidates. The caller's random
-    state is left as it was, so a run draws the same numbers whether its recommender was cached or not. ``rec_model`` and keys
+    It learns from all training rows (but see ``recommender_at_test``) and stops early on the run's own validation candidates. The
+    caller's random state is left as it was, so a run draws the same numbers whether its recommender was cached or not. ``rec_model`` and keys
     with the prefix ``rec_`` of the LLM's configuration describe it.
 
     Raises:
@@ -146,12 +146,11 @@ def _cached(
     config: RunConfig, rec_config: RunConfig, prepared: PreparedData, of_training: bool
 ) -> tuple[Path, dict[str, Any], float]:
     """The folder of the cached recommender, trained now where there is none; its facts, and the seconds spent on training."""
-    start: tuple[Recommender, nn.Module] | None = None
-    if training_part(config) is not None and learned_part(config, of_training) is None:
+    is_parted, start = training_part(config) is not None, None
+    if is_parted and learned_part(config, of_training) is None:
         start = recommender_and_model(config, prepared, of_training=True)
     # The run's rows may be some of what the recommender learns from and is measured on.
-    is_some = training_part(config) is not None
-    is_some |= any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
+    is_some = is_parted or any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
     data = learned_data(config, rec_config, prepared, of_training) if is_some else prepared
     sha256 = recommender_sha256(rec_config, data, None if start is None else start[0].sha256)
     name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
