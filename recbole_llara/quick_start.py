@@ -14,7 +14,7 @@ from recbole_llara.checkpoint.run_folder import RunFolder, check_writable, compl
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import NO_FUSION, EvaluationSettings
+from recbole_llara.config.settings import EARLIER, NO_FUSION, EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.result import build_result
@@ -180,12 +180,17 @@ def _is_fused(config: RunConfig) -> bool:
 def _result_fields(config: RunConfig, model: Any, run: LoadedRun | None) -> dict[str, Any]:
     """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
     fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
-    recommender = (model.recommender or model.proposing) if isinstance(model, LLMRecommender) else None
-    if _is_fused(config) and model.recommender is None:  # no prompt shows its vectors, and its scores are added
-        recommender = run.recommender
-        fields |= {"rec_model": recommender.model, "recommender": recommender.result_fields()}
-    trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
     is_llm = isinstance(model, LLMRecommender)
+    recommender = (model.recommender or model.proposing) if is_llm else None
+    if (
+        is_llm
+        and run is not None
+        and model.recommender is None
+        and (_is_fused(config) or config["recommender_rows"] == EARLIER)
+    ):
+        recommender = run.recommender  # no prompt shows what it knows; it proposes, or its scores are added
+        fields |= {"recommender": recommender.result_fields()} | ({"rec_model": recommender.model} if _is_fused(config) else {})
+    trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
     if config["rec_checkpoint"] and recommender is not None:
         trained_on["rec_checkpoint"] = recommender.trained_on
     if not trained_on:

@@ -282,13 +282,17 @@ def training_digest(dataset: Any) -> str:
     return hashlib.sha256(np.sort(pairs).tobytes()).hexdigest()[:DIGITS]
 
 
-def rows_digest(data: PreparedData) -> str:
+def rows_digest(data: PreparedData, recommender: str | None = None) -> str:
     """Digest of the training rows, of the candidates of validation and test, and of what the draws of training take from a
     recommender: what a training may not change under way.
+
+    Args:
+        recommender: SHA-256 of the one with which training rows are read; None = it is the one that answers.
     """
     digest = hashlib.sha256(facts_digest(data.candidate_sha256).encode())
     for field in (data.dataset.uid_field, data.dataset.iid_field):
         digest.update(data.dataset.inter_feat[field].numpy().tobytes())
     if data.sampler.proposals is not None:
         digest.update(data.sampler.proposals.sha256.encode())
+    digest.update((recommender or "").encode())
     return digest.hexdigest()[:DIGITS]

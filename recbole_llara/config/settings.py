@@ -45,6 +45,7 @@ SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": REA
 EXCLUDE_RULES = ("user", "window")
 UNIFORM = "uniform"
 DRAWS = (UNIFORM, "recommender", "mixed")  # where the negatives of training rows come from
+ALL, EARLIER = "all", "earlier"  # the training rows that a recommender learns from
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
@@ -230,6 +231,9 @@ class RecommenderSettings(Settings):
     fusion: str = key(VALUE, names=one_of(NO_FUSION, "validation"))
     candidate_draw: str = key(VALUE, names=one_of(*DRAWS), is_answering=False)
     candidate_draw_top: Count = key(VALUE, is_answering=False)
+    recommender_rows: str = key(VALUE, names=one_of(ALL, EARLIER), is_answering=False)
+    later_rows_share: Annotated[float, Field(gt=0, lt=1)] = key(VALUE, is_answering=False)
+    recommender_at_test: str = key(VALUE, names=one_of(ALL, EARLIER))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -249,6 +253,10 @@ class RecommenderSettings(Settings):
         if self.candidate_draw != UNIFORM and self.item_embeddings == "random":
             expected = "uniform, or item_embeddings recommender or a table of vectors: random ones propose nothing"
             raise self.wrong("candidate_draw", expected, "item_embeddings")
+        if self.recommender_rows == EARLIER and self.item_embeddings != "recommender":
+            raise self.wrong(
+                "recommender_rows", "all: only item_embeddings recommender is trained on rows here", "item_embeddings"
+            )
         if self.shuffle_item_embeddings and self.item_embeddings == "random":
             raise self.wrong("shuffle_item_embeddings", "one of them: there is nothing to shuffle", "item_embeddings")
         return self

@@ -18,11 +18,12 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType, ModelType
 
-from recbole_llara.config.settings import READY_MADE, DataProtocol
+from recbole_llara.config.models import is_llm_recommender
+from recbole_llara.config.settings import EARLIER, READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidates import CandidateSampler, read_candidates, save_candidates
 from recbole_llara.data.numbering import Numbering, read_numbering, user_hashes
-from recbole_llara.data.rows import SPLITS, Knowledge, Rows, split_users
+from recbole_llara.data.rows import SPLITS, Knowledge, Rows, TrainingPart, split_users
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
@@ -45,15 +46,16 @@ class CandidateDataset(CheckedFiles):
     Args:
         config: RecBole's Config with our keys.
         numbering: the numbers that items, users and features get; None = RecBole's, in the order of the files.
+        part: of the training rows that are taken, keeping their numbers; None = all.
     """
 
     knowledge: Knowledge  # of the splits; each of them has it too
     user_hashes: np.ndarray  # [U - 1] int64, of users' ids in the order of their numbers
 
-    def __init__(self, config: Any, numbering: Numbering | None = None) -> None:
+    def __init__(self, config: Any, numbering: Numbering | None = None, part: TrainingPart | None = None) -> None:
         self.protocol = DataProtocol.from_config(config)
         self.repeat_share: dict[str, float] = {}  # of the rows of each split, those whose target the user had before
-        self.numbering = numbering
+        self.numbering, self.part = numbering, part
         super().__init__(config)
 
     def _remap(self, remap_list: list[tuple[Any, str, FeatureType]]) -> None:
@@ -194,7 +196,14 @@ class CandidateDataset(CheckedFiles):
             )
         # Experiments that share candidate_seed share their valid and test rows too, whatever their own seed.
         limit, seed = (protocol.max_train_rows, protocol.seed) if is_train else (protocol.max_eval_rows, protocol.eval_seed)
-        numbers = sample_rows(len(inter_feat), limit, seed, f"rows/{split}")
+        numbers = np.arange(len(inter_feat))
+        if is_train and self.part is not None:
+            numbers = np.flatnonzero(self.part.of(self.rows_of(inter_feat)))
+            if not len(numbers):
+                raise UserError(
+                    f"recommender_rows: found {EARLIER}, but none of the {len(self.users_in_order)} users has two training rows; expected all"
+                )
+        numbers = numbers[sample_rows(len(numbers), limit, seed, f"rows/{split}")]
         inter_feat = inter_feat[numbers] if len(numbers) < len(inter_feat) else inter_feat
         inter_feat[ROW_FIELD] = torch.from_numpy(numbers)
         if is_train:
@@ -244,13 +253,21 @@ class PreparedData:
     candidate_sha256: dict[str, str]  # of valid and test
 
 
-def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedData:
+def training_part(config: Any) -> TrainingPart | None:
+    """The training rows that the LLM of a run is tuned on; None = all, as for other models."""
+    if not is_llm_recommender(config["model"]) or config["recommender_rows"] != EARLIER:
+        return None
+    return TrainingPart(config["later_rows_share"], is_later=True)
+
+
+def prepare_data(config: Any, numbering: Numbering | None = None, part: TrainingPart | None = None) -> PreparedData:
     """Load, split, freeze the candidates and wrap all in RecBole's loaders; never unpickles a cached dataset.
 
     Args:
         config: RecBole's Config of a sequential model, with our keys.
         numbering: the numbers by which a trained model knows the items; None = those of `checkpoint` or `rec_checkpoint`
             where one is given, else RecBole's.
+        part: of the training rows that are taken; None = as ``training_part`` says.
 
     Raises:
         UserError: the model is not one that takes sequential rows, or the data and keys do not fit.
@@ -261,7 +278,7 @@ def prepare_data(config: Any, numbering: Numbering | None = None) -> PreparedDat
             f"(not {', '.join(MODELS_WITH_OWN_DATASET)})."
         )
     given = (read_numbering(Path(config[key]), key) for key in ("checkpoint", "rec_checkpoint") if config[key])
-    dataset = CandidateDataset(config, numbering or next(filter(None, given), None))
+    dataset = CandidateDataset(config, numbering or next(filter(None, given), None), part or training_part(config))
     splits = dataset.build()
     _check_features(dataset, config)
     catalogue = load_catalogue(dataset, config) if config["title_field"] else None

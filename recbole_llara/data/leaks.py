@@ -6,7 +6,8 @@ Each rule scores the candidates of every row; the best is its answer, and where 
 them. A rule that says nothing is right in 1 / C of the rows. One that differs from this by more than three standard errors
 is a leak, unless the nature of the data explains it: then the reason stands beside it. The command takes the keys of a run,
 and --epochs, the training epochs whose draws are looked at; it exits with 1 where it finds a leak. With --model=LLaRA and
---candidate_draw=recommender the rules see draws from what the recommender proposes.
+--candidate_draw=recommender the rules see draws from what the recommender proposes; with --recommender_rows=earlier it is looked
+whether the recommender of training learned from what it is asked in training, of which not one row is right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, CandidateDataset, PreparedData
+from recbole_llara.data.rows import Rows
 
 _DRAWN_AT_ONCE = 1 << 16  # training rows
 SIGMAS = 3.0
@@ -128,6 +130,7 @@ def rank_ids(ids: Sequence[str]) -> np.ndarray:
     return rank
 
 
+LEARNED = "training: the recommender of training learned the target"
 MISSED = "training: often anybody's, never the user's negative"
 # Of each rule what it scores candidates by, higher for the likelier target, and what in the nature of the data may explain it.
 RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
@@ -197,10 +200,24 @@ class Finding:
         return not self.is_chance and self.reason is None
 
 
-def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
-    """Let every rule, which sees the draws of so many training epochs, answer the validation and the test rows."""
+def is_learned(rows: Rows, learned: Rows) -> np.ndarray:
+    """[B] whether a recommender learned from a row of the same user that came no earlier: it has met each row's target."""
+    last = np.full(max(rows.users.max(), learned.users.max()) + 1, -1)
+    np.maximum.at(last, learned.users, learned.places)
+    return rows.places <= last[rows.users]
+
+
+def find_leaks(data: PreparedData, epochs: int = 5, learned: Rows | None = None) -> list[Finding]:
+    """Let every rule, which sees the draws of so many training epochs, answer the validation and the test rows.
+
+    Args:
+        learned: the rows that the recommender of training learned from, where it must not have met the training rows' targets.
+    """
     before = {"train": _training_draws(data, epochs)}
     found = []
+    if learned is not None:
+        met = is_learned(data.dataset.rows_of(data.dataset.inter_feat), learned)
+        found.append(_finding("train", LEARNED, met, 0.0, None))
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
         evidence, reasons = Evidence(dataset, before), _reasons(dataset, split)
@@ -209,14 +226,19 @@ def find_leaks(data: PreparedData, epochs: int = 5) -> list[Finding]:
         rows, candidates = evidence.rows, evidence.candidates
         for rule, (score, reason) in RULES.items():
             credit = credits(score(evidence), candidates, rows.targets)
-            interval = binomtest(round(credit.sum()), len(credit)).proportion_ci(method="wilson")
-            bounds = float(interval.low), float(interval.high)
-            share, chance, reason = float(credit.mean()), 1 / candidates.shape[1], reasons.get(rule, reason)
-            if rule == MISSED and data.sampler.proposals is not None and share < chance:
+            chance, reason = 1 / candidates.shape[1], reasons.get(rule, reason)
+            if rule == MISSED and data.sampler.proposals is not None and credit.mean() < chance:
                 reason = PROPOSED  # what the recommender never proposes for the user is seldom the target
-            found.append(Finding(split, rule, len(credit), share, *bounds, chance, reason))
+            found.append(_finding(split, rule, credit, chance, reason))
         before = {**before, split: Draws(rows.users, rows.targets, candidates)}
     return found
+
+
+def _finding(split: str, rule: str, credit: np.ndarray, chance: float, reason: str | None) -> Finding:
+    """Of a rule's probability [B] to be right in each row."""
+    interval = binomtest(round(credit.sum()), len(credit)).proportion_ci(method="wilson")
+    bounds = float(interval.low), float(interval.high)
+    return Finding(split, rule, len(credit), float(credit.mean()), *bounds, chance, reason)
 
 
 def _training_draws(data: PreparedData, epochs: int) -> Draws:
@@ -244,11 +266,11 @@ def _reasons(dataset: CandidateDataset, split: str) -> dict[str, str]:
     return reasons
 
 
-def report(data: PreparedData, epochs: int) -> tuple[str, int]:
-    """What the rules find in the data of a run, as text, and how many of them are leaks."""
-    config, findings = data.dataset.config, find_leaks(data, epochs)
+def report(data: PreparedData, epochs: int, learned: Rows | None = None) -> tuple[str, int]:
+    """What the rules find in the data of a run, as text, and how many of them are leaks; arguments as of ``find_leaks``."""
+    config, findings = data.dataset.config, find_leaks(data, epochs, learned)
     leaks = sum(found.is_leak for found in findings)
-    width = max(map(len, RULES))
+    width = max(map(len, (*RULES, LEARNED)))
     lines = [
         f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {epochs} training epochs",
         f"{'split':5}  {'rule':{width}}  {'share':>5}  {'95 %':^12}  {'n':>6}",

@@ -39,6 +39,29 @@ def split_users(users_in_order: np.ndarray, ratio: tuple[float, float, float]) -
 
 
 @dataclass(frozen=True)
+class TrainingPart:
+    """The later rows of each user among the training rows, or the earlier ones.
+
+    A user of n >= 2 rows has ``share * n`` later ones, rounded, but at least one and not all; a user of one row has none.
+    """
+
+    share: float
+    is_later: bool
+
+    def of(self, rows: Rows) -> np.ndarray:
+        """[B] whether a row is one of the part, of all training rows.
+
+        Users [5, 5, 5, 8] at places [3, 1, 2, 9] and a share of 0.2 give later rows [True, False, False, False].
+        """
+        _, user, counts = np.unique(rows.users, return_inverse=True, return_counts=True)
+        later = np.minimum(np.maximum(np.round(self.share * counts), 1), counts - 1)
+        order = np.lexsort((rows.places, user))
+        rank = np.empty_like(order)  # of each row among its user's, from 0
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return (rank >= (counts - later)[user]) == self.is_later
+
+
+@dataclass(frozen=True)
 class SeenItems:
     """Which user interacted with which item."""
 

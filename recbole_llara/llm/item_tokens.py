@@ -105,6 +105,7 @@ class ItemTokens(nn.Module):
         output_size: d_rec of the recommender's sequence output; needed for ``Part.USER``.
         rank_vectors: [C, D] what the vectors of the ranks start as, to tell ``Part.SCORE`` by a vector for each rank; None = by the
             projected features.
+        training_embeddings: [N, d_rec] what the projector reads in training mode; None = the same.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class ItemTokens(nn.Module):
         trains_item_embeddings: bool = False,
         output_size: int | None = None,
         rank_vectors: torch.Tensor | None = None,
+        training_embeddings: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -132,6 +134,7 @@ class ItemTokens(nn.Module):
             self.projector = Projector(item_embeddings.shape[1], len(centre))
             # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
             self.projector.linear_2.bias.data.copy_(centre)
+        self.register_buffer("training_embeddings", training_embeddings, persistent=False)
         self.description = nn.Parameter(centre.clone()) if Part.DESCRIPTION in parts else None
         spread = vocabulary.std(0).cpu()  # [D]
         # As words that join the vocabulary would be drawn.
@@ -173,7 +176,9 @@ class ItemTokens(nn.Module):
             slots = send((slot_parts == number).nonzero(as_tuple=True)[0], slot_items.device)  # [s]
             items = slot_items[slots]
             if part is Part.ITEM_EMBEDDING and self.projector is not None:
-                filled = self.projector(self.item_embeddings[items])
+                has_own = self.training and self.training_embeddings is not None
+                table = self.training_embeddings if has_own else self.item_embeddings
+                filled = self.projector(table[items])
             elif part is Part.DESCRIPTION and self.description is not None:
                 filled = self.description.expand(len(items), -1)
             elif part is Part.ITEM_ID and self.item_ids is not None:

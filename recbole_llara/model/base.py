@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from recbole_llara.checkpoint.weights import data_facts, rows_digest, tokenizer_
 from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import (
+    EARLIER,
     NO_FUSION,
     NO_PRIOR,
+    READY_MADE,
+    SPLITS,
+    UNIFORM,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
@@ -41,7 +46,8 @@ from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
-from recbole_llara.recommender.frozen import Recommender, prepare_recommender, recommender_model
+from recbole_llara.recommender.drift import drift
+from recbole_llara.recommender.frozen import Recommender, recommender_model
 from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
@@ -52,6 +58,8 @@ REPLACED_KEYS = {
     "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
     "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
 }
+# The parts of prompts that a trained recommender fills.
+OF_RECOMMENDER = frozenset({Part.ITEM_EMBEDDING, Part.USER, Part.SCORE})
 # What dropout calls the passes over prompts and their answers, and over prompts and the answers of all candidates.
 ROWS, CANDIDATES = "training rows", "candidates"
 
@@ -65,9 +73,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     Attributes:
         reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
-        recommender: the frozen one; None where no prompt shows its item embeddings.
+        recommender: the frozen one that answers; None where no prompt shows what it knows.
+        recommender_of_training: the one with which training rows are read, where it is another; in training mode the model reads it.
         proposing: the one whose proposals training candidates are drawn from; None where they are uniform, or nothing is trained.
-        prior: asks the recommender whose log-probabilities listwise adds to the answers'; None where it adds none.
+        has_prior: whether listwise adds what the recommender says of the candidates to the answers'.
         needs_previews: whether the losses of a pass read something of the rows of all other passes of the step, which
             ``preview(rows, step)`` gives as [B, D] by a pass without gradients.
         needs_states: whether the losses read the decoder's states, ``ForwardPass.answers.states``.
@@ -104,44 +113,71 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         attention = settings.attn_implementation or training_attention(llm, self.compute_dtype, self.device)
         self._attention = {True: attention, False: llm.config._attn_implementation}
         self.recommender: Recommender | None = None
-        self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded
+        self.recommender_of_training: Recommender | None = None
+        self.has_prior = is_tuned(config) and self.loss_settings.listwise_prior != NO_PRIOR
+        self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded or a loss adds it
+        self._conclude_by_mode: dict[bool, Concluding | None] = {}  # where training mode has a recommender of its own
+        self._drift: dict[str, float] | None = None
         self.item_tokens = self._item_tokens(config, data)
         self.proposing: Recommender | None = None
-        self.prior: Concluding | None = None
-        if OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None:
+        if is_tuned(config):
             data, self.proposing = with_proposals(config, data)
-            if self.loss_settings.listwise_prior != NO_PRIOR:
-                if self.conclude is None:
-                    self.recommender, network, own = recommender_model(config, data)
-                self.prior = self.conclude or Concluding(network, own, with_outputs=False)
+            self._tell_of_training(config)
         self.sampler = data.sampler
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.item_fields = tuple(data.catalogue.fields)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
-        self.data_facts, self.rows_digest = data_facts(config, data), rows_digest(data)
+        of_training = self.recommender_of_training
+        self.data_facts = data_facts(config, data)
+        self.rows_digest = rows_digest(data, None if of_training is None else of_training.sha256)
         self.steps_an_epoch = len(data.train_data)
         self.steps_taken = 0  # by ``calculate_loss``
         self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
 
     def _item_tokens(self, config: Any, data: PreparedData) -> ItemTokens:
         """What fills the slots, over the frozen recommender's table, one that is drawn and learned, or none."""
-        settings, shown, table = RecommenderSettings.from_config(config), shown_parts(config), None
-        if Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random":
-            table = torch.randn(self.n_items, settings.item_embedding_size)
-        elif Part.ITEM_EMBEDDING in shown:
-            self.recommender = prepare_recommender(config, data)
-            table = self.recommender.item_embeddings
-            table = centred(shuffled(table, self.seed) if settings.shuffle_item_embeddings else table)
-        prompt, output_size, ranks = PromptSettings.from_config(config), None, None
-        vocabulary = embedded_vocabulary(self.llm)
-        if shown & {Part.USER, Part.SCORE}:
-            self.recommender, network, own = recommender_model(config, data)
-            self.conclude = Concluding(network, own, with_outputs=Part.USER in shown)
-            output_size = self.conclude.output_size
-            if prompt.recommender_score_token == "rank":
-                ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
+        settings, shown = RecommenderSettings.from_config(config), shown_parts(config)
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
-        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks)
+        table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
+        training_table: torch.Tensor | None = None
+        is_shown = bool(shown & OF_RECOMMENDER) and not is_drawn
+        if is_shown:
+            self.recommender, table, self.conclude = self._reading(config, data, shown)
+        are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
+        if is_tuned(config) and (are_two if is_shown else self.has_prior):
+            of_training = self._reading(config, data, shown, of_training=True)
+            self.recommender_of_training, training_table, conclude = of_training
+            self._conclude_by_mode = {True: conclude, False: self.conclude}
+            self.conclude = self._conclude_by_mode[self.training]
+            self._drift = None if table is None else drift(training_table, table)
+        output_size = None if self.conclude is None else self.conclude.output_size
+        vocabulary, ranks = embedded_vocabulary(self.llm), None
+        if config["recommender_score_token"] == "rank":
+            ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
+        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks, training_table)
+
+    def _tell_of_training(self, config: Any) -> None:
+        """Log which recommender training rows are read with, where it learned from earlier ones."""
+        own = self.recommender_of_training or self.recommender or self.proposing
+        if config["recommender_rows"] == EARLIER and own is not None:
+            drifted = "" if self._drift is None else f"; drift of item embeddings to the one that answers: {self._drift}"
+            getLogger().info(
+                f"recommender_rows earlier: training rows are read with a {own.model} of earlier rows, {own.sha256[:16]}, for which "
+                f"{own.unlearned_items} items that occur in later rows only are new{drifted}"
+            )
+
+    def _reading(
+        self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False
+    ) -> tuple[Recommender, torch.Tensor | None, Concluding | None]:
+        """A recommender, its table [N, d_rec] as the projector reads it, and what asks it for conclusions; None of what nobody reads."""
+        recommender, network, own = recommender_model(config, data, of_training)
+        table, conclude = None, None
+        if Part.ITEM_EMBEDDING in shown:
+            table = recommender.item_embeddings
+            table = centred(shuffled(table, self.seed) if config["shuffle_item_embeddings"] else table)
+        if shown & {Part.USER, Part.SCORE} or self.has_prior:
+            conclude = Concluding(network, own, with_outputs=Part.USER in shown)
+        return recommender, table, conclude
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -181,6 +217,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 "candidate to add"
             )
         check_item_fields(config, shown_parts(config))
+        if config["recommender_rows"] == EARLIER:
+            check_earlier_rows(config)
         if cls.reads_words_only:
             check_words_only(cls, config, shown_parts(config))
         if not cls.is_trained:
@@ -198,13 +236,17 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         }
         if self.proposing is not None:
             fields["proposing"] = self.proposing.result_fields()
+        if self.recommender_of_training is not None:
+            fields["recommender_of_training"] = self.recommender_of_training.result_fields()
+            fields["recommender_drift"] = self._drift
         if self.recommender is None:
             return {**fields, "recommender": None}
         return {**fields, "rec_model": self.recommender.model, "recommender": self.recommender.result_fields()}
 
     def train(self, mode: bool = True) -> "LLMRecommender":
-        """Training mode, with the attention that is fastest there."""
+        """Training mode, with the attention that is fastest there, and the recommender that training rows are read with."""
         super().train(mode)
+        self.conclude = self._conclude_by_mode.get(mode, self.conclude)
         causal_lm(self.llm).set_attn_implementation(self._attention[mode])
         return self
 
@@ -383,6 +425,33 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 "prepare_data have it; to rank the whole catalogue, load the run with recbole_llara.load and call recommend"
             )
         return Questions(*(interaction[field].cpu() for field in (self.ITEM_SEQ, CANDIDATE_FIELD, ROW_FIELD)))
+
+
+def is_tuned(config: Any) -> bool:
+    """Whether a run trains its LLM recommender."""
+    return OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None
+
+
+def check_earlier_rows(config: Any) -> None:
+    """Refuse ``recommender_rows: earlier`` where rows have no order, and where training reads no recommender that is trained here."""
+    if SPLITS[config["protocol"]] == READY_MADE:
+        raise UserError(
+            f"recommender_rows: found {EARLIER} with protocol {config['protocol']}, whose ready-made rows tell neither a time nor which of a "
+            "user's comes first; expected all, or protocol llara or leave_one_out"
+        )
+    if not is_tuned(config):
+        return
+    if config["rec_checkpoint"]:
+        raise UserError(
+            f"recommender_rows: found {EARLIER} with rec_checkpoint {config['rec_checkpoint']}, which is read as it is; expected all, or no "
+            "rec_checkpoint, so that a recommender is trained on earlier rows"
+        )
+    reads = shown_parts(config) & OF_RECOMMENDER or config["listwise_prior"] != NO_PRIOR
+    if not reads and config["candidate_draw"] == UNIFORM:
+        raise UserError(
+            f"recommender_rows: found {EARLIER} with representation {config['representation']} and candidate_draw {UNIFORM}: training reads "
+            "no recommender, and would lose its earlier rows for nothing; expected all"
+        )
 
 
 def check_words_only(model: type, config: Any, shown: Iterable[Part]) -> None:

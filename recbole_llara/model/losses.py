@@ -124,9 +124,9 @@ class ForwardPass:
             return answer_scores(self.model.candidates_pass(self.rows, self.step)[2])
 
     def prior_scores(self) -> torch.Tensor:
-        """[B, C] the recommender's log-probabilities of the candidates in nats; where the model has a ``prior``."""
+        """[B, C] the recommender's log-probabilities of the candidates in nats; where the model ``has_prior``."""
         asked = (send(items, self.model.device) for items in (self.rows.history, self.rows.candidates))
-        return self.model.prior(*asked).log_probs
+        return self.model.conclude(*asked).log_probs
 
     def ranking_loss(self, scores: torch.Tensor) -> torch.Tensor:
         """[] the targets' mean negative log-likelihood in nats under a softmax over scores [B, C], as a share of the step's.
@@ -157,7 +157,7 @@ def listwise(forward: ForwardPass) -> dict[str, torch.Tensor]:
     """
     settings = forward.model.loss_settings
     scores = forward.candidate_scores() / settings.listwise_temperature
-    if forward.model.prior is not None:
+    if forward.model.has_prior:
         scores = scores + forward.prior_scores()
     ranking = forward.ranking_loss(scores)
     return {"listwise": ranking, **_weighted_token(forward)}

@@ -79,8 +79,9 @@ def _find(keys: Sequence[str], epochs: int) -> tuple[str, int]:
     from recbole_llara.config.models import is_llm_recommender
     from recbole_llara.config.run_config import RunConfig
     from recbole_llara.config.settings import UNIFORM
-    from recbole_llara.data.dataset import prepare_data
+    from recbole_llara.data.dataset import prepare_data, training_part
     from recbole_llara.data.leaks import report
+    from recbole_llara.recommender.frozen import learned_data
     from recbole_llara.recommender.proposals import with_proposals
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -91,5 +92,8 @@ def _find(keys: Sequence[str], epochs: int) -> tuple[str, int]:
             f"candidate_draw: found {config['candidate_draw']!r} with model {config['model']}, which draws no training candidates; expected an "
             "LLM recommender: give --model=LLaRA"
         )
-    data = prepare_data(config)
-    return report(with_proposals(config, data)[0] if is_llm else data, epochs)
+    data, learned = prepare_data(config), None
+    if training_part(config) is not None:
+        dataset = learned_data(config, config.for_recommender(), data, of_training=True).dataset
+        learned = dataset.rows_of(dataset.inter_feat)
+    return report(with_proposals(config, data)[0] if is_llm else data, epochs, learned)

@@ -3,12 +3,16 @@
 The cache lies in ``<checkpoint_dir>/recommenders/<model>-<dataset>-<hash>/``; the hash covers everything the weights
 depend on, so a second run with the same recommender trains nothing, and one with another key trains its own. What a folder
 holds is sealed by digests when it is written, and checked when it is taken.
+
+Under ``recommender_rows: earlier`` a run has two: that of training has learned from each user's earlier rows alone, so that what it
+says of the later ones, on which the LLM is tuned, is as far from certain as what a recommender says of test rows. The other, which
+answers, goes on from its weights with all training rows: trained anew it would have vectors that the projector has never seen.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -27,9 +31,10 @@ from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import ids_file, vectors_file
-from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.config.settings import EARLIER, ids_file, vectors_file
+from recbole_llara.data.dataset import PreparedData, prepare_data, training_part
 from recbole_llara.data.numbering import Numbering
+from recbole_llara.data.rows import TrainingPart
 from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered, train_stock
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
@@ -53,6 +58,7 @@ class Recommender:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0  # that this call spent on training it
     trained_on: str | None = None  # digest of its training interactions; None where nobody knows
+    unlearned_items: int = 0  # that occur in later training rows only, where it learned from earlier ones
 
     @property
     def weights(self) -> Path:
@@ -73,8 +79,8 @@ def weights_file(path: Path) -> Path:
 def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:
     """Get the frozen recommender of a run: the user's own vectors, from ``rec_checkpoint``, from the cache, or by training it now.
 
-    It learns from all training rows and stops early on the run's own validation candidates. The caller's random
-    state is left as it was, so a run draws the same numbers whether its recommender was cached or not. ``rec_model`` and keys
+    It learns from all training rows (but see ``recommender_at_test``) and stops early on the run's own validation candidates. The
+    caller's random state is left as it was, so a run draws the same numbers whether its recommender was cached or not. ``rec_model`` and keys
     with the prefix ``rec_`` of the LLM's configuration describe it.
 
     Raises:
@@ -83,21 +89,29 @@ def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommende
     return recommender_and_model(config, prepared)[0]
 
 
-def recommender_model(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module, RunConfig]:
+def recommender_model(
+    config: RunConfig, prepared: PreparedData, of_training: bool = False
+) -> tuple[Recommender, nn.Module, RunConfig]:
     """The recommender of a run, its whole model (over the user's own vectors ``NearestVectors``), and its own configuration."""
-    recommender, model = recommender_and_model(config, prepared)
+    recommender, model = recommender_and_model(config, prepared, of_training)
     return recommender, model.to(config["device"]).eval(), config.for_recommender()
 
 
-def recommender_and_model(config: RunConfig, prepared: PreparedData) -> tuple[Recommender, nn.Module]:
-    """What an LLM sees of its recommender, and the recommender itself; see ``prepare_recommender``."""
+def recommender_and_model(
+    config: RunConfig, prepared: PreparedData, of_training: bool = False
+) -> tuple[Recommender, nn.Module]:
+    """What an LLM sees of its recommender, and the recommender itself; see ``prepare_recommender``.
+
+    Args:
+        of_training: under ``recommender_rows: earlier``, the one with which training rows are read; else the one that answers.
+    """
     if vectors := vectors_file(config["item_embeddings"]):
         table = vectors_of_items(vectors, prepared.dataset.field2id_token[prepared.dataset.iid_field])
         model = NearestVectors(table, config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])
         return Recommender(vectors.name, vectors_sha256(vectors), table, vectors), model
-    rec_config, metrics, seconds = config.for_recommender(), {}, 0.0
+    rec_config, told, seconds = config.for_recommender(), {}, 0.0
     if not config["rec_checkpoint"]:
-        path, metrics, seconds = _cached(config, rec_config, prepared)
+        path, told, seconds = _cached(config, rec_config, prepared, of_training)
     else:
         path = Path(config["rec_checkpoint"])
         folder = weights_file(path).parent
@@ -111,42 +125,67 @@ def recommender_and_model(config: RunConfig, prepared: PreparedData) -> tuple[Re
     model, weights = _build_model(rec_config, prepared), weights_file(path)
     load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
     table, sha256 = item_embedding_table(model), file_sha256(weights)
-    return Recommender(rec_config["model"], sha256, table, path, metrics, seconds, model.trained_on), model
+    known = told.get("metrics", {}), seconds, model.trained_on, told.get("unlearned_items", 0)
+    return Recommender(rec_config["model"], sha256, table, path, *known), model
 
 
-def _cached(config: RunConfig, rec_config: RunConfig, prepared: PreparedData) -> tuple[Path, dict[str, Any], float]:
-    """The folder of the cached recommender, trained now where there is none; its metrics, and the seconds spent on training."""
-    # The run's rows may be a sample of what the recommender learns from and is measured on.
-    sampled = any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
+def learned_part(config: RunConfig, of_training: bool) -> TrainingPart | None:
+    """The training rows from which the recommender of a run learns; None = all."""
+    part = training_part(config)
+    is_earlier = part is not None and (of_training or config["recommender_at_test"] == EARLIER)
+    return replace(part, is_later=False) if is_earlier else None
+
+
+def learned_data(config: RunConfig, rec_config: RunConfig, prepared: PreparedData, of_training: bool) -> PreparedData:
+    """The data of a run's recommender, whose training rows are those that it learns from; RecBole notes columns in ``rec_config``."""
     numbering = Numbering.of(prepared.dataset, rec_config["selected_features"])
-    sha256 = recommender_sha256(rec_config, prepare_data(rec_config, numbering) if sampled else prepared)
+    return prepare_data(rec_config, numbering, learned_part(config, of_training))
+
+
+def _cached(
+    config: RunConfig, rec_config: RunConfig, prepared: PreparedData, of_training: bool
+) -> tuple[Path, dict[str, Any], float]:
+    """The folder of the cached recommender, trained now where there is none; its facts, and the seconds spent on training."""
+    is_parted, start = training_part(config) is not None, None
+    if is_parted and learned_part(config, of_training) is None:
+        start = recommender_and_model(config, prepared, of_training=True)
+    # The run's rows may be some of what the recommender learns from and is measured on.
+    is_some = is_parted or any(config[key] != rec_config[key] for key in ("max_train_rows", "max_eval_rows"))
+    data = learned_data(config, rec_config, prepared, of_training) if is_some else prepared
+    sha256 = recommender_sha256(rec_config, data, None if start is None else start[0].sha256)
     name = f"{rec_config['model']}-{rec_config['dataset']}-{sha256[:16]}"
     path, logger = Path(rec_config["checkpoint_dir"]) / "recommenders" / name, getLogger()
     with sole_writer(path):  # runs started together wait for the one that trains
         if path.exists():
             try:
-                metrics = unseal(path, sha256)["metrics"]
+                told = unseal(path, sha256)
             except DamagedEntry as damage:
                 logger.warning(f"The cached recommender {path} is damaged ({damage}): it is trained again")
             else:
                 logger.info(f"Recommender taken from the cache: {path}")
-                return path, metrics, 0.0
+                return path, told, 0.0
         logger.info(f"Training the recommender {rec_config['model']}, to be kept in {path}")
         started = perf_counter()
-        write_folder(path, lambda folder: _train_into(folder, rec_config, numbering, sha256))
-        return path, unseal(path, sha256)["metrics"], perf_counter() - started
+        # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
+        data = learned_data(config, rec_config, prepared, of_training)
+        write_folder(path, lambda folder: _train_into(folder, rec_config, data, sha256, None if start is None else start[1]))
+        return path, unseal(path, sha256), perf_counter() - started
 
 
-def _train_into(folder: Path, rec_config: RunConfig, numbering: Numbering, sha256: str) -> None:
-    """Train a recommender into an empty folder."""
+def _train_into(folder: Path, rec_config: RunConfig, data: PreparedData, sha256: str, start: nn.Module | None) -> None:
+    """Train a recommender into an empty folder, from its initialisation or from the weights of another."""
     started = perf_counter()
-    # Loaders of its own: other batch sizes, and negatives where its loss asks for them.
-    data = prepare_data(rec_config, numbering)
     model = _build_model(rec_config, data)
+    if start is not None:
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), start.parameters(), strict=True):
+                parameter.copy_(value)
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
         trained = train_stock(rec_config, model, data, folder / WEIGHTS)
     seconds = perf_counter() - started
     facts = {"model": rec_config["model"], "dataset": rec_config["dataset"], "sha256": sha256, **trained}
+    if data.dataset.part is not None:
+        facts["unlearned_items"] = unlearned_items(data)
     seal(folder, {**facts, "candidate_sha256": data.candidate_sha256, "training_seconds": round(seconds, 1)})
     getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
 
@@ -162,8 +201,17 @@ def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
     return numbered(model, rec_config, data.train_data.dataset)
 
 
-def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
-    """Digest of everything a recommender's weights and metrics depend on, save the machine: its own keys, rows and candidates."""
+def unlearned_items(data: PreparedData) -> int:
+    """How many items occur among a split's training interactions, but in none of the training rows that are taken."""
+    known, rows = data.dataset.knowledge.known["train"], data.dataset.rows_of(data.dataset.inter_feat)
+    return len(np.setdiff1d(known.keys % known.n_items, np.append(rows.history, rows.targets)))
+
+
+def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | None = None) -> str:
+    """Digest of everything a recommender's weights and metrics depend on, save the machine: its own keys, rows and candidates.
+
+    ``start`` is the SHA-256 of the weights it goes on from.
+    """
     rows, item_field = hashlib.sha256(), rec_config["ITEM_ID_FIELD"]  # user, history and target of each row, in order
     for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
         values = np.ascontiguousarray(data.train_data.dataset.inter_feat[name].numpy().astype("<i8"))
@@ -181,6 +229,8 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData) -> str:
         "training_rows": rows.hexdigest(),
         "candidates": data.candidate_sha256,
     }
+    if start is not None:
+        facts["start"] = start
     if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
     return facts_sha256(json_ready(facts))

@@ -2,7 +2,8 @@
 
 For each training row the recommender ranks all items that can be a negative of it; the first ``candidate_draw_top`` are kept, and
 ``data.candidates`` draws from them. The table tells nothing of validation and test rows: it rests on the row's history, on what the
-training rows know of its user, and on a recommender that learned from training rows. It lies in ``<checkpoint_dir>/proposals/``
+training rows know of its user, and on a recommender that learned from training rows: under ``recommender_rows: earlier`` from
+earlier rows than those for which it proposes. It lies in ``<checkpoint_dir>/proposals/``
 under a digest of all that it depends on, so that a run that goes on, and the processes of one run, draw the same.
 
 A file of questions has for each validation and test row C - 1 items of those that the recommender puts first, and the target.
@@ -49,7 +50,7 @@ def with_proposals(config: RunConfig, data: PreparedData) -> tuple[PreparedData,
     settings = RecommenderSettings.from_config(config)
     if settings.candidate_draw == UNIFORM:
         return data, None
-    recommender, model = recommender_and_model(config, data)
+    recommender, model = recommender_and_model(config, data, of_training=True)
     retriever = Retriever(model.to(config["device"]), config.for_recommender(), data.sampler.n_items)
     proposals = _cached(config, data, recommender, retriever, settings.candidate_draw_top)
     negatives = data.sampler.candidate_num - 1

@@ -93,7 +93,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
             _write_item_tokens(source, folder / CHECKPOINT, *load_llm(str(folder / LLM), trust_remote_code=trusts))
         else:
             shutil.copytree(source, folder / CHECKPOINT)
-        if model.recommender is not None or loaded.fusion is not None:
+        if result.get("recommender") is not None:
             relative |= _write_recommender(loaded.recommender.path, config["item_embeddings"], folder)
         if config["prompt_file"] is not None:
             shutil.copyfile(Path(config["prompt_file"]).expanduser(), folder / PROMPTS)

@@ -54,7 +54,7 @@ STORED = (
     Stored(
         f"{_STATE}/training.json",
         "trainer.rows_digest",
-        "rows and candidates",
+        "rows, candidates and the recommender of training",
         "trainer.trainer.resume_checkpoint",
         "refused",
     ),
@@ -71,6 +71,8 @@ STORED = (
     ),
     Stored("*/result.json", "proposing.sha256", "its weights' file", "", "told"),
     Stored("*/result.json", "proposing.path", "see recommenders/*", "", "told"),
+    Stored("*/result.json", "recommender_of_training.sha256", "its weights' file", "", "told"),
+    Stored("*/result.json", "recommender_of_training.path", "see recommenders/*", "", "told"),
     Stored("*/result.json", "candidate_sha256.test", "the candidates' file", "evaluator.report.refuse_unlike", "refused"),
     Stored("*/result.json", "candidate_sha256.valid", "the candidates' file", "", "told"),
     # What runs share.

@@ -31,7 +31,7 @@ SHARED = (
     "data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress",
 )  # fmt: skip
 
-DRAWN = {"candidate_draw": "mixed", "candidate_draw_top": 9}
+DRAWN = {"candidate_draw": "mixed", "candidate_draw_top": 9, "recommender_rows": "earlier"}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,8 @@ def resume(saved, keys, file=None):
 
 
 def take_recommender(saved, keys, file=None):
-    config = RunConfig("LLaRA", "toy", config_dict=keys)
+    own = {} if "rec_checkpoint" in keys else DRAWN
+    config = RunConfig("LLaRA", "toy", config_dict={**keys, **own})
     return prepare_recommender(config, prepare_data(config))
 
 
@@ -262,7 +263,7 @@ def test_the_file_of_candidates_that_was_altered_is_refused(saved, made):
 
 def test_a_recommender_given_by_its_folder_is_whole(saved, made):
     """By ``rec_checkpoint``, which names an entry of the cache and asks for no digest of what it depends on."""
-    (entry,) = saved.glob("recommenders/SASRec-*")
+    entry, _ = saved.glob("recommenders/SASRec-*")
     tensors = load_file(entry / "model.safetensors")
     with safe_open(entry / "model.safetensors", framework="pt") as file:
         header = file.metadata()
@@ -276,7 +277,7 @@ def test_a_recommender_given_by_its_folder_is_whole(saved, made):
 def test_a_run_takes_no_other_recommender_than_its_own(saved):
     """The one in its place is whole, but was trained otherwise."""
     run = run_of(saved, "LLaRA")
-    (entry,) = saved.glob("recommenders/SASRec-*")
+    entry = Path(json.loads((run / "result.json").read_text(encoding="utf-8"))["recommender"]["path"])
     shutil.copyfile(run_of(saved, "SASRec") / "checkpoint.safetensors", entry / "model.safetensors")
     with pytest.raises(UserError, match="is not the recommender that"):
         load(run)

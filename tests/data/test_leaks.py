@@ -11,6 +11,7 @@ import torch
 from recbole_llara.data import leaks
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
+from recbole_llara.data.rows import TrainingPart
 from recbole_llara.recommender.proposals import propose
 from recbole_llara.recommender.retriever import Retriever
 
@@ -96,6 +97,23 @@ def test_proposed_negatives_tell_nothing_unless_they_avoid_later_items(prepared,
     leaking = leaks.find_leaks(proposing(data, config, knowledge.known["test"], 19), epochs=1)
     rule = next(finding for finding in leaking if finding.split == "test" and finding.rule == leaks.MISSED)
     assert rule.is_leak and rule.share > 0.15
+
+
+def test_a_recommender_that_learned_later_targets_is_found(make_config, prepared, tmp_path):
+    """One row of each user too many is seen; the earlier rows are not."""
+    everything = prepared["leave_one_out"].dataset
+    rows = everything.rows_of(everything.inter_feat)
+    later = TrainingPart(0.2, is_later=True)
+    data = prepare_data(make_config("leave_one_out", checkpoint_dir=str(tmp_path)), part=later)
+    assert len(data.dataset) == later.of(rows).sum() > 14000
+    honest = rows.take(TrainingPart(0.2, is_later=False).of(rows))
+    fresh, *_ = leaks.find_leaks(data, 1, honest)
+    assert (fresh.rule, fresh.n, fresh.share, fresh.is_leak) == (leaks.LEARNED, len(data.dataset), 0.0, False)
+    first_later = np.flatnonzero(later.of(rows) & (rows.users == rows.users[0]))[:1]
+    leaking = rows.take(np.append(np.flatnonzero(~later.of(rows)), first_later))
+    found, *_ = leaks.find_leaks(data, 1, leaking)
+    assert found.is_leak and found.share == 1 / len(data.dataset)
+    assert not [finding for finding in leaks.find_leaks(data, 5, honest) if finding.is_leak]
 
 
 def test_a_column_that_tells_is_found(prepared):

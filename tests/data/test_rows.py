@@ -7,7 +7,7 @@ import pytest
 
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, prepare_data
-from recbole_llara.data.rows import SPLITS, Knowledge, Rows, SeenItems, split_users
+from recbole_llara.data.rows import SPLITS, Knowledge, Rows, SeenItems, TrainingPart, split_users
 from recbole_llara.utils.errors import UserError
 
 
@@ -16,6 +16,23 @@ def test_split_users_gives_the_papers_counts():
     for n_users, counts in ((943, [754, 94, 95]), (11938, [9550, 1194, 1194]), (1220, [976, 122, 122])):
         assert [len(part) for part in split_users(np.arange(n_users), (0.8, 0.1, 0.1))] == counts
     assert [len(part) for part in split_users(np.arange(10), (0.3, 0.3, 0.4))] == [3, 3, 4]
+
+
+def _part(share, users, places):
+    """Which rows are later ones; the earlier ones are always the others."""
+    users, places = np.array(users), np.array(places)
+    rows = Rows(users, np.ones_like(users), np.ones((len(users), 2), dtype=np.int64), places)
+    later = TrainingPart(share, is_later=True).of(rows)
+    assert (TrainingPart(share, is_later=False).of(rows) == ~later).all()
+    return later.astype(int).tolist()
+
+
+def test_the_later_rows_of_each_user_by_hand():
+    users, places = [5, 5, 5, 8, 8, 9], [3, 1, 2, 11, 14, 20]
+    assert _part(0.01, users, places) == [1, 0, 0, 0, 1, 0]  # one of two or more, none of a single one
+    assert _part(0.5, users, places) == [1, 0, 1, 0, 1, 0]  # 1.5 are 2
+    assert _part(0.99, users, places) == [1, 0, 1, 0, 1, 0]  # but never all
+    assert _part(0.2, [1] * 9 + [2] * 7, range(16)) == [0] * 7 + [1, 1] + [0] * 6 + [1]  # 1.8 and 1.4
 
 
 # Users 1 and 2; items by time 3 4 5 6 3 and 7 8 9. The last row of each is for test, the one before for valid.

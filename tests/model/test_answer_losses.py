@@ -53,17 +53,17 @@ def test_listwise_is_a_softmax_over_what_score_ranks_by(keys, make_trainer, name
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prior_is_added_within_the_softmax(keys, make_trainer, name):
-    changes = {"answer_loss": "listwise", "listwise_prior": "recommender", "eval_template": "sampled"}
+    changes = {"answer_loss": "listwise", "listwise_prior": "recommender", "eval_template": "sampled", "lora_dropout": 0.0}
     trainer, data = make_trainer({**keys, **changes}, name)
     model, rows = _stirred(trainer, data)
-    model.eval()
     model.template_index = lambda *_: rows.template_index
+    model.train()
+    with_prior = _losses(model, rows)["listwise"].item()
+    prior = model.conclude(rows.history, rows.candidates).log_probs
+    model.has_prior = False
+    without = _losses(model, rows)["listwise"].item()
     with torch.no_grad():
-        with_prior = _losses(model, rows)["listwise"].item()
-        prior = model.prior(rows.history, rows.candidates).log_probs
-        scores = candidate_scores(model, Questions(rows.history, rows.candidates, rows.row_ids))
-        model.prior = None
-        without = _losses(model, rows)["listwise"].item()
+        scores = candidate_scores(model.eval(), Questions(rows.history, rows.candidates, rows.row_ids))
     summed = (scores + prior).log_softmax(1).gather(1, rows.target_columns[:, None])
     assert with_prior == pytest.approx(-summed.mean().item(), rel=1e-4)
     assert abs(with_prior - without) > 1e-3

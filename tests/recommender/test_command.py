@@ -1,4 +1,4 @@
-"""``recbole-llara candidates``: questions out of what a recommender proposes."""
+"""``recbole-llara candidates``: questions out of what a recommender proposes; ``recbole-llara leaks`` over earlier rows."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,10 @@ from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
+from recbole_llara.data.leaks import LEARNED
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.recommender.command import candidates_main
+from recbole_llara.recommender import frozen
+from recbole_llara.recommender.command import candidates_main, leaks_main
 from recbole_llara.recommender.frozen import recommender_model
 from recbole_llara.recommender.retriever import Retriever
 
@@ -111,3 +113,17 @@ def test_a_file_is_no_question_of_its_own(command):
     assert command("--out=hard.tsv")[0] == 0
     status, _, err = command("--out=other.tsv", "--candidate_file=hard.tsv")
     assert status == 2 and "candidate_file: found 'hard.tsv', expected none" in err
+
+
+def test_leaks_tells_whether_the_recommender_of_training_learned_later_rows(toy, capsys, monkeypatch):
+    arguments = [f"--{key}={json.dumps(value)}" for key, value in toy.items()]
+    arguments += ["--dataset=toy", "--model=LLaRA", "--recommender_rows=earlier", "--epochs=1"]
+
+    def verdict():
+        status = leaks_main(arguments)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if LEARNED in line]
+        return status, line.split()[-1], " 1.000 " in line
+
+    assert verdict()[1:] == ("chance", False)
+    monkeypatch.setattr(frozen, "learned_part", lambda config, of_training: None)  # the recommender learns from all rows
+    assert verdict() == (1, "LEAK", True)

@@ -78,10 +78,13 @@ def test_llara_with_dropout_and_a_curriculum(run):
 
 @pytest.mark.slow
 def test_an_llm_fused_with_its_recommender(run):
-    """Weights are fitted once, for all processes."""
+    """Weights are fitted once, for all processes, and both recommenders are those of one process."""
     keys = {"model": "LLaRA", "fusion": "validation", "epochs": 2, "full_rank": True, "protocol": "leave_one_out"}
+    keys |= {"recommender_rows": "earlier", "user_token": True}
     one, two = run("one", **keys), run("two", **keys)
     assert_equal(one, two, tolerance=1e-4)
+    for which in ("recommender", "recommender_of_training"):
+        assert one[0][which]["sha256"] == two[0][which]["sha256"]
     (fusion, other), (ranks, others) = ([result[key] for result in (one[0], two[0])] for key in ("fusion", "full_rank"))
     assert fusion["weights"] == pytest.approx(other["weights"], rel=1e-3)
     assert fusion["temperature"] == pytest.approx(other["temperature"], rel=1e-3) and ranks["reranker"] == others["reranker"]
