@@ -1,6 +1,6 @@
 """Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
@@ -15,21 +15,16 @@ from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import (
     EARLIER,
-    NO_FUSION,
     NO_PRIOR,
-    READY_MADE,
-    SPLITS,
-    UNIFORM,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
-    OptimSettings,
     PromptSettings,
     RecommenderSettings,
 )
 from recbole_llara.data.dataset import CANDIDATE_FIELD, PLACE_FIELD, ROW_FIELD, PreparedData
 from recbole_llara.data.rows import Rows
-from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers, names_one_item
+from recbole_llara.evaluator.answer import DECODINGS, CandidateAnswers
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.llm.adapters import token_keys
 from recbole_llara.llm.answer_tree import with_mask_of_pairs
@@ -40,26 +35,18 @@ from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_pr
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
+from recbole_llara.model.checks import OF_RECOMMENDER, check_llm_keys, is_tuned
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
 from recbole_llara.prompt.curriculum import Stage, shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
-from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
-from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
+from recbole_llara.prompt.representation import Part, Representation
+from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
 from recbole_llara.recommender.proposals import with_proposals
-from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
-# RecBole's keys that have no part in training an LLM: the value they keep, and what takes their place.
-REPLACED_KEYS = {
-    "learner": ("adam", "an LLM is trained by Adam"),
-    "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
-    "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
-}
-# The parts of prompts that a trained recommender fills.
-OF_RECOMMENDER = frozenset({Part.ITEM_EMBEDDING, Part.USER, Part.SCORE})
 # What dropout calls the passes over prompts and their answers, and over prompts and the answers of all candidates.
 ROWS, CANDIDATES = "training rows", "candidates"
 
@@ -183,46 +170,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def check(cls, config: Any) -> None:
         """Refuse what the model cannot read, stages that cannot be, and text where scores are to be averaged."""
         check_titles(config)
-        for key, (value, instead) in REPLACED_KEYS.items():
-            if config[key] != value:
-                raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
-        stages = stages_of(config)
-        if config["fsdp"] and any(LOSSES[stage.answer_loss].reads_reference for stage in stages):
-            raise UserError(f"answer_loss: found {config['answer_loss']} with fsdp, expected another loss, or fsdp False")
-        prior = LossSettings.from_config(config).listwise_prior
-        if prior != NO_PRIOR and not any(stage.answer_loss == "listwise" for stage in stages):
-            raise UserError(
-                f"listwise_prior: found {prior} with answer_loss {config['answer_loss']}, expected answer_loss listwise, which adds it to the "
-                "answers; or listwise_prior none"
-            )
-        if prior != NO_PRIOR and config["item_embeddings"] == "random":
-            raise UserError(
-                "item_embeddings: found random with listwise_prior recommender, expected recommender, or listwise_prior none"
-            )
-        prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
-        if config["item_embeddings"] == "random" and stages[-1].hard.conclusions:
-            raise UserError(
-                "item_embeddings: found random with user_token or recommender_score_token, which tell what a trained recommender concluded; "
-                "expected recommender, or user_token False and recommender_score_token none"
-            )
-        load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
-        if prompt.eval_template == "all" and names_one_item(decoding):
-            raise UserError(
-                f"eval_template: found all with decoding {decoding}, expected decoding score: texts cannot be averaged; "
-                "or choose first or sampled"
-            )
-        if RecommenderSettings.from_config(config).fusion != NO_FUSION and decoding != "score":
-            raise UserError(
-                f"fusion: found {config['fusion']} with decoding {decoding}, expected decoding score, which has a likelihood of every "
-                "candidate to add"
-            )
-        check_item_fields(config, shown_parts(config))
-        if config["recommender_rows"] == EARLIER:
-            check_earlier_rows(config)
-        if cls.reads_words_only:
-            check_words_only(cls, config, shown_parts(config))
-        if not cls.is_trained:
-            check_untrained(cls, config)
+        check_llm_keys(cls, config)
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``HasResultFields``."""
@@ -425,62 +373,3 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 "prepare_data have it; to rank the whole catalogue, load the run with recbole_llara.load and call recommend"
             )
         return Questions(*(interaction[field].cpu() for field in (self.ITEM_SEQ, CANDIDATE_FIELD, ROW_FIELD)))
-
-
-def is_tuned(config: Any) -> bool:
-    """Whether a run trains its LLM recommender."""
-    return OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None
-
-
-def check_earlier_rows(config: Any) -> None:
-    """Refuse ``recommender_rows: earlier`` where rows have no order, and where training reads no recommender that is trained here."""
-    if SPLITS[config["protocol"]] == READY_MADE:
-        raise UserError(
-            f"recommender_rows: found {EARLIER} with protocol {config['protocol']}, whose ready-made rows tell neither a time nor which of a "
-            "user's comes first; expected all, or protocol llara or leave_one_out"
-        )
-    if not is_tuned(config):
-        return
-    if config["rec_checkpoint"]:
-        raise UserError(
-            f"recommender_rows: found {EARLIER} with rec_checkpoint {config['rec_checkpoint']}, which is read as it is; expected all, or no "
-            "rec_checkpoint, so that a recommender is trained on earlier rows"
-        )
-    reads = shown_parts(config) & OF_RECOMMENDER or config["listwise_prior"] != NO_PRIOR
-    if not reads and config["candidate_draw"] == UNIFORM:
-        raise UserError(
-            f"recommender_rows: found {EARLIER} with representation {config['representation']} and candidate_draw {UNIFORM}: training reads "
-            "no recommender, and would lose its earlier rows for nothing; expected all"
-        )
-
-
-def check_words_only(model: type, config: Any, shown: Iterable[Part]) -> None:
-    """Refuse prompts that show more parts of an item than words, for a model that reads no vectors."""
-    if set(shown) & {Part.USER, Part.SCORE}:
-        raise UserError(
-            f"user_token and recommender_score_token: found one of them with {model.__name__}, which reads words, no vectors; expected "
-            "False and none, or LLaRA or RSLLM, with representation textual if need be"
-        )
-    worded = [name for name, representation in REPRESENTATIONS.items() if not representation.has_slot]
-    if not any(set(shown) <= set(REPRESENTATIONS[name].parts) for name in worded):
-        raise UserError(
-            f"representation: found {config['representation']}, expected one of {', '.join(worded)}: {model.__name__} reads words, "
-            "no vectors; for those choose LLaRA or RSLLM"
-        )
-
-
-def check_item_fields(config: Any, shown: Iterable[Part]) -> None:
-    """Refuse fields of items whose titles no prompt shows."""
-    if config["item_fields"] and Part.TITLE not in shown:
-        raise UserError(
-            f"item_fields: found {list(config['item_fields'])} with representation {config['representation']}, which shows no title for "
-            "them to stand behind; expected none, or a representation with titles such as hybrid or textual"
-        )
-
-
-def check_untrained(model: type, config: Any) -> None:
-    """Refuse epochs, for a model that learns nothing."""
-    if config["epochs"]:
-        raise UserError(
-            f"epochs: found {config['epochs']}, expected 0: {model.__name__} is not trained; TALLRec tunes an LLM on such prompts"
-        )

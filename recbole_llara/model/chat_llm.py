@@ -28,8 +28,8 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.evaluator.answer import CandidateAnswers, normalise_title
 from recbole_llara.llm.source import resolve_llm_path
-from recbole_llara.model.base import check_item_fields, check_untrained, check_words_only
 from recbole_llara.model.chat_client import CUT, AnswerCache, ChatClient, check_access, without_reasoning
+from recbole_llara.model.checks import check_item_fields, check_untrained, check_words_only
 from recbole_llara.prompt.fields import bracketed
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import draw_templates, load_templates, prompts_digest
