@@ -12,7 +12,7 @@ from torch import nn
 from recbole_llara.checkpoint.run_folder import RESULT, is_network_share, model_of, read_request, read_result
 from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import ALL, NO_FUSION, UNIFORM, vectors_file
+from recbole_llara.config.settings import ALL, NO_FUSION, NO_PRIOR, UNIFORM, vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.data.numbering import read_numbering
@@ -36,7 +36,8 @@ Name = str | int
 # What a loaded run has whatever the folder says: answers are ranked by their likelihood, no question waits for a compiler, and nothing
 # is drawn or read for training: the recommender is the one that answered.
 _SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
-_SETTLED_LLM = {"decoding": "score", "torch_compile": False, "candidate_draw": UNIFORM, "recommender_rows": ALL}
+_SETTLED_LLM = {"decoding": "score", "torch_compile": False}
+_SETTLED_LLM |= {"candidate_draw": UNIFORM, "recommender_rows": ALL, "listwise_prior": NO_PRIOR}
 _MENDS = "bring that one back, or name it by rec_checkpoint"
 
 

@@ -77,7 +77,8 @@ def test_a_run_with_a_prior_is_fused_and_loaded(keys):
     returned = run_recbole_llara("TALLRec", "toy", config_dict={**keys, **changes})
     result = json.loads(Path(returned["result_file"]).read_text(encoding="utf-8"))
     assert result["fusion"]["name"] == "TALLRec + SASRec" and result["rec_model"] == "SASRec"
-    assert load(returned["run_dir"]).fusion.weights == tuple(result["fusion"]["weights"].values())
+    loaded = load(returned["run_dir"])
+    assert loaded.fusion.weights == tuple(result["fusion"]["weights"].values()) and not loaded.model.has_prior
 
 
 def test_without_a_token_loss(keys, make_trainer):
