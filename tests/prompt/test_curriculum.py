@@ -26,6 +26,7 @@ def stages():
             curriculum=curriculum,
             max_title_tokens=64,
             max_field_tokens=16,
+            shuffle_titles=False,
             eval_template="first",
             prompt_file=None,
             prompt_format="plain",
