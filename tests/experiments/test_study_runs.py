@@ -147,7 +147,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path, launcher):
     command += [] if launcher else ["--processes=2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("| LLaRA(SASRec) ") == 3  # in the results, compared, and timed: one report
+    assert done.stdout.count("| LLaRA(SASRec) ") == 4  # results, comparison, popularity, time: one report
     assert done.stderr.count("3/3") >= 2  # both came to the end
     assert sorted(result["model"] for result in results()) == ["LLaRA", "Popularity", "SASRec"]
 
