@@ -101,6 +101,8 @@ def _run(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         sys.stdout.write(f"recbole-llara: {', '.join(MODELS)}\nRecBole: {', '.join(sorted(stock_models()))}\n")
     else:
         from recbole_llara.quick_start import run_recbole_llara
+        from recbole_llara.utils.processes import end_group
 
         files = (arguments.config_files or "").split()
         run_recbole_llara(model=arguments.model, dataset=arguments.dataset, config_file_list=files, argv=keys)
+        end_group()

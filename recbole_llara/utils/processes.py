@@ -104,6 +104,12 @@ def go_alone() -> tuple[int, int]:
     return index, int(visible) if visible.isdigit() else gpu
 
 
+def end_group() -> None:
+    """End the process group of this process, if it is in one: Python aborts at its own end where the group's threads still run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def processes_of(config: Any) -> Processes:
     """This process among those of a run. The first call initialises the process group, where a launcher started several."""
     return _processes(torch.device(config["device"]).type == "cpu")
