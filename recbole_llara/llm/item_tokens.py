@@ -186,7 +186,8 @@ class ItemTokens(nn.Module):
             elif part is Part.USER and self.user_projector is not None:
                 filled = self.user_projector(conclusions.outputs[slot_rows[slots]])
             elif part is Part.SCORE and self.ranks is not None:
-                filled = self.ranks[conclusions.features(slot_rows[slots], items)[0]]
+                ranks = conclusions.features(slot_rows[slots], items)[0]
+                filled = self.ranks[ranks.clamp(max=len(self.ranks) - 1)]  # a list longer than in training shares the last
             elif part is Part.SCORE and self.score_projector is not None:
                 filled = self.score_projector(conclusions.features(slot_rows[slots], items)[1])
             else:

@@ -44,6 +44,10 @@ def test_each_slot_holds_the_vector_of_its_kind(vocabulary, table):
     expected = [tokens.item_ids[3], tokens.description, tokens.projector(table[2]), tokens.placeholder, tokens.item_ids[1]]
     expected += [tokens.user_projector(outputs[1]), tokens.ranks[1]]
     assert torch.equal(found, torch.stack(expected))
+    three = Conclusions(None, torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[1, 2, 3]]))
+    two_ranks = ItemTokens(vocabulary, N, frozenset({Part.SCORE}), None, rank_vectors=torch.randn(2, D))
+    found = two_ranks(_numbers(*[Part.SCORE] * 3), torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64), three)
+    assert torch.equal(found, two_ranks.ranks[[0, 1, 1]])  # a longer list than there are vectors
     projected = ItemTokens(vocabulary, N, frozenset({Part.SCORE}), None)
     found = projected(_numbers(Part.SCORE), torch.tensor([3]), torch.tensor([1]), concluded)
     assert torch.allclose(found, projected.score_projector(torch.tensor([[math.log(0.3), 0.3, 0.5]])))
