@@ -199,7 +199,8 @@ class ItemTokens(nn.Module):
 def number_vectors(tokenizer: PreTrainedTokenizerBase, vocabulary: torch.Tensor, count: int) -> torch.Tensor:
     """[count, D] float32, on the CPU: the LLM's own vectors of "1", "2" and so on in a prompt, each the mean of its tokens'.
 
-    Vectors [V, D] of ranks that start here come in the order that the LLM knows.
+    Args:
+        vocabulary: [V, D].
     """
     tokens = tokenise_inside(tokenizer, [f" {number}" for number in range(1, count + 1)])
     return torch.stack([vocabulary[own].float().mean(0) for own in tokens]).cpu()
