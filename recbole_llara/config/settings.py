@@ -322,6 +322,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     shuffle_titles: bool = key(VALUE)
     user_token: bool = key(VALUE)
     recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
+    candidate_order: str = key(VALUE, names=one_of("drawn", "recommender"))
 
 
 class LossSettings(Settings):

@@ -93,7 +93,8 @@ def answer_likelihoods(model: Any, prompts: EncodedPrompts, candidates: torch.Te
 def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
     """Log-likelihoods [B, C] of the candidates' answers in nats, on the CPU; under eval_template ``all`` their mean over templates.
 
-    The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row).
+    The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row); under
+    ``candidate_order: recommender`` all see one order.
     """
     if model.eval_template != "all":
         return _scores(model, evaluation_prompts(model, questions), questions.candidates)
@@ -130,4 +131,5 @@ def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> to
 
 
 def _encode(model: Any, history: torch.Tensor, candidates: torch.Tensor, template_index: torch.Tensor) -> EncodedPrompts:
-    return model.encoder.encode(history, candidates, None, model.representation, template_index).to(model.device)
+    listed = model.listed(history, candidates, model.representation)
+    return model.encoder.encode(history, listed, None, model.representation, template_index).to(model.device)

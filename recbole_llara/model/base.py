@@ -35,9 +35,9 @@ from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_pr
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
-from recbole_llara.model.checks import OF_RECOMMENDER, check_llm_keys, is_tuned
+from recbole_llara.model.checks import check_llm_keys, is_tuned
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
-from recbole_llara.prompt.curriculum import Stage, shown_parts, stages_of
+from recbole_llara.prompt.curriculum import Stage, reads_recommender, shown_parts, stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, prompts_digest
@@ -46,6 +46,7 @@ from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
 from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.processes import processes_of
+from recbole_llara.utils.transfer import send
 
 # What dropout calls the passes over prompts and their answers, and over prompts and the answers of all candidates.
 ROWS, CANDIDATES = "training rows", "candidates"
@@ -127,7 +128,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
         table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
         training_table: torch.Tensor | None = None
-        is_shown = bool(shown & OF_RECOMMENDER) and not is_drawn
+        is_shown = reads_recommender(config) and not is_drawn
         if is_shown:
             self.recommender, table, self.conclude = self._reading(config, data, shown)
         are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
@@ -162,7 +163,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         if Part.ITEM_EMBEDDING in shown:
             table = recommender.item_embeddings
             table = centred(shuffled(table, self.seed) if config["shuffle_item_embeddings"] else table)
-        if shown & {Part.USER, Part.SCORE} or self.has_prior:
+        if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
             conclude = Concluding(network, own, with_outputs=Part.USER in shown)
         return recommender, table, conclude
 
@@ -280,8 +281,16 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def encode_training(self, rows: TrainingRows, representation: Representation, with_answers: bool = True) -> EncodedPrompts:
         """Prompts, with their answers or without, on the model's device."""
         targets = rows.targets if with_answers else None
-        prompts = self.encoder.encode(rows.history, rows.candidates, targets, representation, rows.template_index)
+        listed = self.listed(rows.history, rows.candidates, representation)
+        prompts = self.encoder.encode(rows.history, listed, targets, representation, rows.template_index)
         return prompts.to(self.device)
+
+    def listed(self, history: torch.Tensor, candidates: torch.Tensor, representation: Representation) -> torch.Tensor:
+        """Candidates [B, C], of histories [B, L], in the order in which prompts list them; on the CPU."""
+        if not representation.in_recommender_order:
+            return candidates
+        asked = (send(items, self.device) for items in (history, candidates))
+        return rank_candidates(self.conclude(*asked).log_probs.cpu(), candidates, question_keys(history))
 
     def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, position_ids: torch.Tensor) -> None:
         """Tell dropout which tokens the next pass holds; see ``llm.adapters.token_keys``."""

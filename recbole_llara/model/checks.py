@@ -18,7 +18,7 @@ from recbole_llara.config.settings import (
 )
 from recbole_llara.evaluator.answer import names_one_item
 from recbole_llara.model.losses import LOSSES
-from recbole_llara.prompt.curriculum import shown_parts, stages_of
+from recbole_llara.prompt.curriculum import reads_recommender, shown_parts, stages_of
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.utils.errors import UserError
@@ -29,8 +29,6 @@ REPLACED_KEYS = {
     "clip_grad_norm": (None, "an LLM's gradients are clipped by max_grad_norm"),
     "enable_amp": (False, "an LLM's arithmetic is llm_dtype"),
 }
-# The parts of prompts that a trained recommender fills.
-OF_RECOMMENDER = frozenset({Part.ITEM_EMBEDDING, Part.USER, Part.SCORE})
 
 
 def check_llm_keys(model: type, config: Any) -> None:
@@ -57,10 +55,10 @@ def check_llm_keys(model: type, config: Any) -> None:
             "item_embeddings: found random with listwise_prior recommender, expected recommender, or listwise_prior none"
         )
     prompt, decoding = PromptSettings.from_config(config), EvaluationSettings.from_config(config).decoding
-    if config["item_embeddings"] == "random" and stages[-1].hard.conclusions:
+    if config["item_embeddings"] == "random" and stages[-1].hard.tells_conclusions:
         raise UserError(
-            "item_embeddings: found random with user_token or recommender_score_token, which tell what a trained recommender concluded; "
-            "expected recommender, or user_token False and recommender_score_token none"
+            "item_embeddings: found random with user_token, recommender_score_token or candidate_order recommender, which tell what a "
+            "trained recommender concluded; expected recommender, or user_token False, recommender_score_token none and candidate_order drawn"
         )
     load_templates(config["domain"], config["candidate_num"], prompt.prompt_file)
     if prompt.eval_template == "all" and names_one_item(decoding):
@@ -101,7 +99,7 @@ def check_earlier_rows(config: Any) -> None:
             f"recommender_rows: found {EARLIER} with rec_checkpoint {config['rec_checkpoint']}, which is read as it is; expected all, or no "
             "rec_checkpoint, so that a recommender is trained on earlier rows"
         )
-    reads = shown_parts(config) & OF_RECOMMENDER or config["listwise_prior"] != NO_PRIOR
+    reads = reads_recommender(config) or config["listwise_prior"] != NO_PRIOR
     if not reads and config["candidate_draw"] == UNIFORM:
         raise UserError(
             f"recommender_rows: found {EARLIER} with representation {config['representation']} and candidate_draw {UNIFORM}: training reads "

@@ -29,6 +29,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "llm_tuning": model.llm_tuning,
         "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
+        "candidate_order": "recommender" if model.representation.in_recommender_order else "drawn",
         "item_fields": facts_digest(model.encoder.fields) if model.encoder.fields else None,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
         "item_tokens": shapes(model.item_tokens.state_dict()),

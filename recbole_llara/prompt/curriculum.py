@@ -63,8 +63,12 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
         UserError: stage 1 would take all epochs.
     """
     hard, easy = REPRESENTATIONS[prompt.representation], REPRESENTATIONS[_easy_task(prompt)[1]]
-    told = {"has_user_token": prompt.user_token, "has_score_tokens": prompt.recommender_score_token != "none"}
-    # The easy task has none of the recommender's vectors.
+    told = {
+        "has_user_token": prompt.user_token,
+        "has_score_tokens": prompt.recommender_score_token != "none",
+        "in_recommender_order": prompt.candidate_order == "recommender",
+    }
+    # The easy task has nothing of the recommender.
     hard, easy = replace(hard, **told), replace(easy, **told) if easy.has_item_embedding else easy
     direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)
     strategy = "direct" if lacks_easy_task(prompt) else prompt.strategy
@@ -120,6 +124,11 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
 def shown_representations(config: Any) -> tuple[Representation, ...]:
     """Every representation that a prompt of the run may have, in training or evaluation, each once."""
     return tuple(dict.fromkeys(each for stage in stages_of(config) for each in (stage.easy, stage.hard)))
+
+
+def reads_recommender(config: Any) -> bool:
+    """Whether a prompt of the run may have something of a trained recommender."""
+    return any(representation.reads_recommender for representation in shown_representations(config))
 
 
 def shown_parts(config: Any) -> frozenset[Part]:

@@ -32,6 +32,7 @@ class Representation:
         answer: ``Part.TITLE`` or ``Part.INDEX``, the text that names an item in the answer.
         has_user_token: whether ``Part.USER`` stands behind the history.
         has_score_tokens: whether ``Part.SCORE`` stands behind each candidate.
+        in_recommender_order: whether candidates are listed from the recommender's best to its worst.
     """
 
     name: str
@@ -39,11 +40,22 @@ class Representation:
     answer: Part = Part.TITLE
     has_user_token: bool = False
     has_score_tokens: bool = False
+    in_recommender_order: bool = False
 
     @property
     def conclusions(self) -> tuple[Part, ...]:
         """The parts that tell what the recommender concluded."""
         return (Part.USER,) * self.has_user_token + (Part.SCORE,) * self.has_score_tokens
+
+    @property
+    def tells_conclusions(self) -> bool:
+        """Whether a prompt tells, by a part or by its order, what the recommender concluded."""
+        return self.in_recommender_order or bool(self.conclusions)
+
+    @property
+    def reads_recommender(self) -> bool:
+        """Whether a trained recommender has a say in a prompt."""
+        return self.tells_conclusions or self.has_item_embedding
 
     @property
     def shown(self) -> tuple[Part, ...]:

@@ -12,6 +12,7 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.llm.architecture import input_embeddings
 from recbole_llara.llm.item_tokens import Conclusions
+from recbole_llara.model.answering import evaluation_prompts, score
 from recbole_llara.prompt.representation import REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.conclusions import Concluding
@@ -141,6 +142,11 @@ def test_a_run_and_what_is_loaded_of_it(keys, model):
     [
         ("TALLRec", {"user_token": True}, "found one of them with TALLRec, which reads words"),
         ("LLaRA", {"user_token": True, "item_embeddings": "random"}, "item_embeddings: found random with user_token"),
+        (
+            "LLaRA",
+            {"candidate_order": "recommender", "item_embeddings": "random"},
+            "candidate_order recommender, which tell what a",
+        ),
         ("LLaRA", {"recommender_score_token": "ranks"}, "recommender_score_token: found 'ranks'"),
         ("LLaRA", {"user_token": True, "rec_model": "BERT4Rec"}, "user_token: the sequence output of BERT4Rec"),
     ],
@@ -148,3 +154,59 @@ def test_a_run_and_what_is_loaded_of_it(keys, model):
 def test_where_they_cannot_be(keys, model, changes, said):
     with pytest.raises(UserError, match=said):
         run_recbole_llara(model, "toy", config_dict={**keys, **changes})
+
+
+ORDERED = {"candidate_order": "recommender"}
+
+
+def _listed(prompts, count):
+    """[B, count] the items of behavioural tokens in the list of candidates, which closes a prompt."""
+    is_item = prompts.slot_parts == SLOT_PARTS.index(Part.ITEM_EMBEDDING)
+    rows, items = prompts.slot_rows[is_item], prompts.slot_items[is_item]
+    return torch.stack([items[rows == row][-count:] for row in range(len(prompts.input_ids))])
+
+
+def test_candidates_stand_in_the_recommenders_order(keys, make_trainer):
+    """In training and in answers; easy tasks, labels and the columns of scores know nothing of it."""
+    trainer, data = make_trainer({**keys, **ORDERED, "strategy": "curriculum"})
+    model = trainer.model
+    rows = model.training_rows(next(iter(data.train_data)), 0)
+    log_probs = model.conclude(rows.history, rows.candidates).log_probs
+    best_first = rows.candidates.gather(1, log_probs.argsort(1, descending=True))
+    assert not torch.equal(best_first, rows.candidates)
+    hard, easy = (model.encode_training(rows, task) for task in (trainer.stages[0].hard, trainer.stages[0].easy))
+    assert torch.equal(_listed(hard, best_first.shape[1]), best_first)
+    assert torch.equal(easy.input_ids, _prompts(model, rows, trainer.stages[0].easy).input_ids)
+    assert torch.equal(hard.labels[:, -3:], model.encode_training(rows, REPRESENTATIONS["hybrid"]).labels[:, -3:])
+
+    model.eval()
+    batch = next(iter(data.test_data))[0]
+    asked = model._questions(batch)
+    best_first = asked.candidates.gather(
+        1, model.conclude(asked.history, asked.candidates).log_probs.argsort(1, descending=True)
+    )
+    assert torch.equal(_listed(evaluation_prompts(model, asked), best_first.shape[1]), best_first)
+    scores = model.answer_candidates(batch).scores
+    turned = replace(asked, candidates=asked.candidates.flip(1))
+    assert torch.allclose(score(model, turned).scores.flip(1), scores, atol=1e-4)
+
+
+def test_words_alone_in_the_recommenders_order(keys, make_trainer):
+    trainer, data = make_trainer({**keys, **ORDERED}, "TALLRec")
+    model = trainer.model
+    rows = model.training_rows(next(iter(data.train_data)), 0)
+    drawn = _prompts(model, rows, REPRESENTATIONS["textual"])
+    ordered = model.encode_training(rows, model.representation)
+    assert model.recommender is not None and model.item_tokens.projector is None
+    assert not torch.equal(ordered.input_ids, drawn.input_ids) and len(ordered.slot_items) == 0
+
+
+def test_a_run_in_the_recommenders_order_is_loaded_in_no_other(keys):
+    returned = run_recbole_llara("LLaRA", "toy", config_dict={**keys, **ORDERED})
+    cases = [json.loads(line) for line in Path(returned["cases_file"]).read_text(encoding="utf-8").splitlines()]
+    loaded = load(returned["run_dir"])
+    histories = [loaded.items("history", case["history"]) for case in cases]
+    candidates = torch.tensor([loaded.items("candidates", case["candidates"]) for case in cases])
+    assert torch.allclose(loaded.scores(histories, candidates), torch.tensor([case["scores"] for case in cases]), atol=1e-3)
+    with pytest.raises(UserError, match="candidate_order"):
+        load(returned["run_dir"], candidate_order="drawn")

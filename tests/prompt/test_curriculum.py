@@ -32,6 +32,7 @@ def stages():
             prompt_format="plain",
             user_token=False,
             recommender_score_token="none",
+            candidate_order="drawn",
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,
