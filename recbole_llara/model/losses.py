@@ -1,7 +1,8 @@
 """What an optimiser step minimises: one table of losses by name, chosen by ``answer_loss``.
 
-``token`` looks at the target's answer alone, ``listwise`` and ``sdpo`` at what ``score`` ranks by. A loss is a function of one forward pass. A step reads ``train_batch_size`` rows in several passes, so a loss gives its share
-of the loss of the whole step: it divides by numbers of the step (``forward.step``), never by those of the pass.
+``token`` looks at the target's answer alone, ``listwise`` and ``sdpo`` at what ``score`` ranks by. A loss is a function of one
+forward pass. A step reads ``train_batch_size`` rows in several passes, so a loss gives its share of the loss of the whole step: it
+divides by numbers of the step (``forward.step``), never by those of the pass.
 """
 
 from collections.abc import Callable

@@ -29,6 +29,7 @@ def make_model(make_llm, make_tokenizer):
         llm = make_llm("llama", vocab_size=len(tokenizer))
         template = PromptTemplate.parse("Seen {history}. One of {candidates}. Next:", 3)
         return SimpleNamespace(
+            listed=lambda history, candidates, representation: candidates,
             llm=llm,
             tokenizer=tokenizer,
             encoder=PromptEncoder(tokenizer, TITLES, [template], max_title_tokens),
