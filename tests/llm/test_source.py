@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 
 from recbole_llara.llm.loading import load_llm
 from recbole_llara.llm.source import SMOLLM2_FILE, SMOLLM2_PACKAGE, TINY_LLAMA_DIR, cache_folder, resolve_llm_path
@@ -102,6 +103,23 @@ def test_a_gguf_file_is_dequantised_once(tmp_path, is_named_by_its_folder):
     assert torch.equal(again.get_input_embeddings().weight, read)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert not hasattr(llm.config, "quantization_config")
+
+
+@needs_gguf
+def test_special_tokens_are_those_that_the_file_names(tmp_path, monkeypatch):
+    """transformers 5.17 takes the token that begins a text for the one that ends it."""
+    read = AutoTokenizer.from_pretrained
+
+    def wrong(*arguments, **named):
+        tokenizer = read(*arguments, **named)
+        if "gguf_file" in named:
+            tokenizer.eos_token = tokenizer.bos_token
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", wrong)
+    write_gguf(tmp_path / "toy.gguf")
+    tokenizer = load_llm(str(tmp_path / "toy.gguf"))[1]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
 
 
 @needs_gguf
