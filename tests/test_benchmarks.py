@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 CODE = """
@@ -63,3 +64,46 @@ def test_runs_on_few_rows(tmp_path, name, words, told):
     )
     assert done.returncode == 0, done.stderr
     assert told in done.stdout
+
+
+@pytest.mark.slow
+def test_what_titles_are_worth_on_few_rows(tmp_path):
+    few = ["--llm_path=tiny", "--rec_epochs=1", "--rec_max_train_rows=512", "--max_train_rows=256", "--max_eval_rows=48"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "bench_knowledge.py"), *few],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "text of other items" in done.stderr and "n = 48" in done.stderr
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_reader_finds_what_titles_tell(monkeypatch, knows):
+    """Every second item is of one kind, users stay with theirs, the recommender knows nothing."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from bench_knowledge import Asked, Reader, fitted
+
+    torch.manual_seed(0)
+    states = torch.randn(41, 8) + torch.tensor([[2.0], [-2.0]]).repeat(21, 1)[:41] * torch.eye(8)[0]
+    if not knows:
+        states = states[torch.randperm(41)]
+
+    def asked(rows):
+        kind = torch.randint(0, 2, (rows, 1))
+        history = 2 * torch.randint(1, 21, (rows, 4)) - kind
+        others = 2 * torch.randint(1, 21, (rows, 4)) - (1 - kind)
+        target = 2 * torch.randint(1, 21, (rows, 1)) - kind
+        place = torch.randint(0, 5, (rows,))
+        candidates = torch.cat([target, others], 1)
+        swapped = candidates.clone()
+        swapped[:, 0], swapped[torch.arange(rows), place] = candidates[torch.arange(rows), place], candidates[:, 0]
+        return Asked(history, swapped, place, torch.zeros(rows, 5))
+
+    test = asked(500)
+    found = fitted(Reader(states, None), asked(4000), asked(500), test)
+    share = (found.argmax(1) == test.targets).float().mean()
+    assert share > 0.9 if knows else share < 0.5
