@@ -32,6 +32,8 @@ def check_run(command: str, folder: Path) -> None:
         (folder / "dataset" / arguments.dataset).mkdir(parents=True)
         for part in ("", ".train", ".valid", ".test"):
             (folder / "dataset" / arguments.dataset / f"{arguments.dataset}{part}.inter").touch()
+        titles = folder / "dataset" / arguments.dataset / f"{arguments.dataset}.item"
+        titles.write_text("item_id:token\ttitle:token_seq\n", encoding="utf-8")
     files = (arguments.config_files or "").split()
     config = RunConfig(arguments.model, arguments.dataset, files, argv=keys)
     assert config["model"] == arguments.model

@@ -18,6 +18,7 @@ from recbole.config import Config
 from recbole.utils import InputType
 
 from recbole_llara.config import keys, models, recbole_keys, settings
+from recbole_llara.config.columns import read_header, title_column
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import TRUST
 from recbole_llara.config.validation import check_name
@@ -178,6 +179,8 @@ class RunConfig(Config):
             layers["load_col"] = {**load_col, **(layers["load_col"] or {})}
         if settings.SPLITS[protocol] == settings.READY_MADE:
             self._name_columns()
+        elif not read_properties(f"dataset/{self.dataset}"):
+            self._find_columns()
         self._fit_protocol(protocol)
         rec_model = models.checked_recommender(self._value("rec_model")) if is_llm else None
         keys.check_keys(sources, keys.known_keys(model, rec_model, inner))
@@ -194,6 +197,24 @@ class RunConfig(Config):
         names, layers = {"user_id": user, "item_id": item, "item_id_list": f"{item}{suffix}"}, self.internal_config_dict
         layers["load_col"] = {**layers["load_col"], "inter": [names.get(name, name) for name in layers["load_col"]["inter"]]}
         layers["alias_of_item_id"] = [names.get(name, name) for name in layers["alias_of_item_id"]]
+
+    def _find_columns(self) -> None:
+        """Load the time, and take for titles the column that is called so, of a dataset that no properties describe."""
+        layers, given = self.internal_config_dict, self.external_config_dict
+        separator, encoding = str(self._value("field_separator")), self._value("encoding") or "utf-8"
+        folder, found = Path(str(self._value("data_path"))) / self.dataset, {}
+        for suffix in ("inter", "item"):
+            try:
+                found[suffix] = read_header(folder / f"{self.dataset}.{suffix}", separator, encoding)
+            except (LookupError, TypeError, ValueError, OSError):  # keys of a wrong kind are refused where they are checked
+                return
+        if "load_col" not in given:
+            wanted = [self._value(key) for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+            if set(wanted) <= set(found["inter"]):
+                layers["load_col"] = {**(layers["load_col"] or {}), "inter": wanted}
+        if "title_field" not in given and (title := title_column(found["item"])):
+            layers["title_field"] = title
+            self.notes += (f"title_field: {title}, as {self.dataset}.item has no other column of titles",)
 
     def _fit_protocol(self, protocol: str) -> None:
         """Leave out the protocol's filters on columns that the dataset does not have; the user's own filters stay."""
