@@ -32,6 +32,8 @@ from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_digest, file_sha256, json_ready
 
 PATHS = ("run_dir", "result_file", "cases_file", "valid_cases_file", "checkpoint")  # those that a run has written
+# Of a study's settings those that decide from which rows the recommender that its LLMs read has learned.
+LEARNED = ("recommender_rows", "later_rows_share", "recommender_at_test")
 LOCAL = "local"  # api_base of a chat model that the study serves itself
 
 
@@ -282,13 +284,9 @@ class StudyRuns(Plan):
         """The keys that name what an arm evaluates instead of training; none where it trains."""
         study, source = self.study, self._source(arm)
         if source is None:
-            # A recommender whose item embeddings a system reads is evaluated as trained for it.
-            if "seed" in study.keys_of(arm.system):  # what the LLMs read has their seed
+            if not self._is_read(arm):
                 return {}
-            model, default = study.model_of(arm.system), study.settings.get("rec_model", "SASRec")
-            systems = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
-            if model not in {study.keys_of(name).get("rec_model", default) for name in systems}:
-                return {}
+            model = study.model_of(arm.system)
             own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": study.candidate_seed, "rec_model": model}
             config = RunConfig("LLaRA", config_dict={**study.settings, **own})
             return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).weights)}
@@ -303,6 +301,15 @@ class StudyRuns(Plan):
             values["rec_checkpoint"] = recommender["path"]
         return values
 
+    def _is_read(self, arm: Arm) -> bool:
+        """Whether an arm is the recommender that a system reads: it is then evaluated as trained for it."""
+        study = self.study
+        if "seed" in study.keys_of(arm.system):  # what the LLMs read has their seed
+            return False
+        systems = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
+        default = study.settings.get("rec_model", "SASRec")
+        return study.model_of(arm.system) in {study.keys_of(name).get("rec_model", default) for name in systems}
+
     def _place(self, arm: Arm) -> Path:
         """Where an arm's outcome is kept; the name covers all that its result depends on except the code."""
         folder = Path(str(self.study.settings["checkpoint_dir"])) / "studies" / "finished"
@@ -315,6 +322,8 @@ class StudyRuns(Plan):
         facts = {"model": model, "keys": self._facts(arm), "version": __version__, "llm": embedded_llm_sha256()}
         if sources:
             facts["evaluates"] = self.places[sources[0]].name
+        elif self._is_read(arm) and (rows := {key: self.study.settings[key] for key in LEARNED if key in self.study.settings}):
+            facts["learned"] = rows
         return folder / f"{model}-{facts_digest(json_ready(facts))}.json"
 
     def _check_ranking(self, arm: Arm, sources: Sequence[Arm]) -> None:

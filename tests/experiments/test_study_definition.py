@@ -66,7 +66,7 @@ def test_the_questions_are_those_of_the_candidate_seed_or_the_first_seed():
 
 def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():
     arms = arms_of(load_study("quickstart").with_arguments({"seeds": "1,2", "candidate_seeds": "1,7"}))
-    assert len(arms) == 3 * 2 + 3  # 1 is the study's own draw
+    assert len(arms) == 4 * 2 + 4  # 1 is the study's own draw
     assert {(arm.seed, arm.candidate_seed) for arm in arms if arm.is_draw} == {(1, 7)}
     assert {arm.candidate_seed for arm in arms if not arm.is_draw} == {1}
 

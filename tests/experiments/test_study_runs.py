@@ -23,6 +23,7 @@ from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, St
 from recbole_llara.recommender.stock import Popularity
 from recbole_llara.utils.errors import UserError
 
+THREE = str(Path(__file__).with_name("three.yaml"))
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
 LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_train_rows")), "--max_train_rows=512")
 
@@ -43,7 +44,7 @@ def results():
 
 @pytest.mark.slow
 def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monkeypatch, capsys):
-    assert main(["quickstart", *SMALL]) == 0
+    assert main([THREE, *SMALL]) == 0
     report = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("|")]
     assert rows[2:5] == ["Popularity", "SASRec", "LLaRA(SASRec)"]
@@ -60,16 +61,16 @@ def test_three_systems_on_the_same_questions_and_a_second_call_reuses_them(monke
         raise AssertionError("a finished system was run again")
 
     monkeypatch.setattr(runner, "run_recbole_llara", fail)
-    assert main(["quickstart", *SMALL]) == 0
+    assert main([THREE, *SMALL]) == 0
     again = capsys.readouterr()
     assert again.out == report and "3 of 3 runs are taken from earlier calls" in again.err
-    assert main(["quickstart", *SMALL, "--fresh"]) == 1
+    assert main([THREE, *SMALL, "--fresh"]) == 1
     assert "a finished system was run again" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_seeds_and_further_draws(monkeypatch):
-    arguments = ["quickstart", *SMALL, "--seeds=1,2", "--candidate_seeds=7"]
+    arguments = [THREE, *SMALL, "--seeds=1,2", "--candidate_seeds=7"]
     study = read_command(arguments)
     outcomes = run_study(study)
     assert len(outcomes) == 9 and all(isinstance(outcome, FinishedArm) for outcome in outcomes.values())
@@ -106,24 +107,24 @@ def test_a_failed_arm_is_told_and_the_rest_go_on(monkeypatch, capsys):
         return run(model=model, **keys)
 
     monkeypatch.setattr(runner, "run_recbole_llara", sometimes)
-    assert main(["quickstart", *SMALL]) == 1
+    assert main([THREE, *SMALL]) == 1
     report = capsys.readouterr().out
     assert "FAILED: SASRec on ml-100k, seed 2020: RuntimeError: the disk is on fire" in report
     assert "| LLaRA(SASRec)" in report and "| Popularity" in report
     monkeypatch.setattr(runner, "run_recbole_llara", run)
-    assert main(["quickstart", *SMALL]) == 0  # only what failed is run
+    assert main([THREE, *SMALL]) == 0  # only what failed is run
 
 
 def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
-    assert main(["quickstart", "--epoch=1"]) == 2
+    assert main([THREE, "--epoch=1"]) == 2
     assert "did you mean 'epochs'" in capsys.readouterr().err
     assert main(["main_results", "--train_batch_size=1"]) == 2
     assert "RSLLM(GRU4Rec) on ml-100k: train_batch_size: found 1" in capsys.readouterr().err
-    assert main(["quickstart", "--dataset=ml-100k,nowhere"]) == 2
+    assert main([THREE, "--dataset=ml-100k,nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert main([]) == 2
     assert "found 0 studies" in capsys.readouterr().err
-    assert main(["quickstart", "--llm_path=./nothing"]) == 2
+    assert main([THREE, "--llm_path=./nothing"]) == 2
     assert "llm_path is './nothing'" in capsys.readouterr().err
     assert not Path("saved/recommenders").exists()
 
@@ -133,7 +134,7 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run_recbole_llara", interrupted)
-    assert main(["quickstart", *SMALL]) == 130
+    assert main([THREE, *SMALL]) == 130
     assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
 
 
@@ -143,7 +144,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path, launcher):
     """Started by a launcher or by the command: every system is run once, by one or the other, and the first tells of all."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *launcher, "recbole_llara", "study", "quickstart", *SMALL]
+    command = [sys.executable, "-m", *launcher, "recbole_llara", "study", THREE, *SMALL]
     command += [] if launcher else ["--processes=2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -155,7 +156,7 @@ def test_two_processes_share_the_arms_of_a_study(tmp_path, launcher):
 @pytest.mark.slow
 def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
     """Its outcome is taken when it comes; meanwhile the others are run."""
-    study = read_command(["quickstart", *SMALL])
+    study = read_command([THREE, *SMALL])
     runs = StudyRuns(study), StudyRuns(study)
     arms = arms_of(study)
     slept = []
@@ -174,7 +175,7 @@ def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
 
 
 def numbers(folder):
-    with open(next(Path(folder).glob("studies/quickstart-*/runs.csv")), encoding="utf-8") as file:
+    with open(next(Path(folder).glob("studies/three-*/runs.csv")), encoding="utf-8") as file:
         return [
             {key: value for key, value in row.items() if key.startswith(("test", "valid", "system"))}
             for row in csv.DictReader(file)
@@ -186,7 +187,7 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     """SIGKILL while LLaRA is training, after the other systems have been finished."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "recbole_llara", "study", "quickstart", *LONGER]
+    command = [sys.executable, "-m", "recbole_llara", "study", THREE, *LONGER]
     with open(tmp_path / "errors", "w") as errors:
         process = subprocess.Popen([*command, "--checkpoint_dir=killed"], env=environment, stderr=errors, stdout=errors)
         deadline = time.monotonic() + 120
@@ -216,7 +217,7 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     keys = {**write_toy_dataset(tmp_path), "protocol": "leave_one_out", "dataset": "toy"}
 
     def places(**changed):
-        run = StudyRuns(load_study("quickstart").with_arguments({**keys, **changed}))
+        run = StudyRuns(load_study(THREE).with_arguments({**keys, **changed}))
         return [place.name for place in run.places.values()]
 
     first = places()
@@ -224,6 +225,10 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     popularity, sasrec, llara = places(rec_learning_rate=0.5)
     assert popularity == first[0] and sasrec != first[1] and llara != first[2]  # LLaRA reads SASRec
     assert not set(places(seed=3)) & set(first)
+    popularity, sasrec, llara = places(
+        recommender_rows="earlier"
+    )  # the recommender that LLaRA reads is another one, and is asked
+    assert popularity == first[0] and sasrec != first[1] and llara != first[2]
     interactions = next(Path(keys["data_path"]).rglob("toy.inter"))
     os.utime(interactions, (0, 0))  # as a copy on another machine may have it
     assert places() == first
@@ -264,4 +269,4 @@ def test_a_study_of_ones_own(tmp_path, capsys):
     assert main([str(own), "--max_eval_rows=30", "--show_progress=False"]) == 0
     assert "| most often |" in capsys.readouterr().out
     with pytest.raises(UserError, match="found 2 studies"):
-        read_command([str(own), "quickstart"])
+        read_command([str(own), THREE])
