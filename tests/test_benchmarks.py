@@ -18,6 +18,15 @@ bench_gpu.main(["--shape=small", "--rows=3", "--rounds=1", "--out={out}"])
 """
 
 
+def _run(folder, name, *words):
+    """What a benchmark that ends well has written."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *words], cwd=folder, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.slow
 def test_runs_on_a_cpu_without_recbole(tmp_path):
     out = tmp_path / "found.json"
@@ -54,30 +63,13 @@ def test_without_a_gpu_the_large_shape_is_refused(tmp_path):
 )
 def test_runs_on_few_rows(tmp_path, name, words, told):
     keys = ["--rounds=1", "--max_train_rows=48", "--train_batch_size=8", "--micro_batch_size=4", "--max_title_tokens=4"]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / name), *keys, *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert told in done.stdout
+    assert told in _run(tmp_path, name, *keys, *words).stdout
 
 
 @pytest.mark.slow
 def test_what_titles_are_worth_on_few_rows(tmp_path):
     few = ["--llm_path=tiny", "--rec_epochs=1", "--rec_max_train_rows=512", "--max_train_rows=256", "--max_eval_rows=48"]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "bench_knowledge.py"), *few],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = _run(tmp_path, "bench_knowledge.py", *few)
     assert "text of other items" in done.stderr and "n = 48" in done.stderr
 
 

@@ -12,7 +12,7 @@ def read_header(path: Path, separator: str, encoding: str) -> list[str]:
         return []
     with open(path, "rb") as file:
         line = file.readline(_LONGEST_HEADER).decode(encoding, errors="replace")
-    return [name.rpartition(":")[0] or name for name in line.lstrip("\ufeff").rstrip("\r\n").split(separator)]
+    return [name.partition(":")[0] for name in line.lstrip("\ufeff").rstrip("\r\n").split(separator)]
 
 
 def title_column(columns: Sequence[str]) -> str | None:

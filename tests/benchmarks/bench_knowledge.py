@@ -6,8 +6,7 @@ The frozen LLM reads each title; its states of four depths, averaged over the ti
 to add to the recommender's log-probabilities of the candidates how well such vectors of the history fit that of the candidate, how
 popular the candidate is, or both. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
 the epoch is chosen by the validation rows, and every line is tested against the first, in which only a temperature is fitted. Where
-"text" gains nothing over "text of other items", an LLM that reads the same titles has nothing to add by them either, or needs more rows
-to find it than this model, which has only that to learn.
+"text" gains nothing over "text of other items", this model has found nothing in the titles that the recommender lacks.
 
 Minutes on two cores, the training of the recommenders aside.
 """
@@ -158,7 +157,7 @@ def main() -> None:
     log = logging.getLogger(__name__)
     log.setLevel(logging.INFO)
     keys = {**KEYS, **parse_arguments(sys.argv[1:])}
-    config = RunConfig("LLaRA", keys.pop("dataset", "ml-100k"), config_dict={"use_gpu": False, **keys})
+    config = RunConfig("LLaRA", keys.pop("dataset", "ml-100k"), config_dict={**keys, "use_gpu": False})
     data = prepare_data(config)
     model = build_model(config, data)
     known = data.dataset.knowledge.known["train"]

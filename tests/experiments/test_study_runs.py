@@ -225,9 +225,8 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     popularity, sasrec, llara = places(rec_learning_rate=0.5)
     assert popularity == first[0] and sasrec != first[1] and llara != first[2]  # LLaRA reads SASRec
     assert not set(places(seed=3)) & set(first)
-    popularity, sasrec, llara = places(
-        recommender_rows="earlier"
-    )  # the recommender that LLaRA reads is another one, and is asked
+    # The recommender that LLaRA reads is another one, and it is the one that is asked.
+    popularity, sasrec, llara = places(recommender_rows="earlier")
     assert popularity == first[0] and sasrec != first[1] and llara != first[2]
     interactions = next(Path(keys["data_path"]).rglob("toy.inter"))
     os.utime(interactions, (0, 0))  # as a copy on another machine may have it
