@@ -1,6 +1,7 @@
 """One run from configuration to result: data, model, training, evaluation, and the files that tell about it."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,17 +11,26 @@ from typing import Any, Protocol, runtime_checkable
 
 from recbole.utils import calculate_valid_score, init_logger, init_seed
 
-from recbole_llara.checkpoint.run_folder import RunFolder, check_writable, completed_request, folder_to_resume, resume_command
+from recbole_llara.checkpoint.run_folder import (
+    PROMPTS,
+    RECOMMENDER,
+    RunFolder,
+    check_writable,
+    completed_request,
+    folder_to_resume,
+    resume_command,
+)
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import EARLIER, NO_FUSION, EvaluationSettings
+from recbole_llara.config.settings import NO_FUSION, EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
 from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import has_other_prompts
+from recbole_llara.recommender.frozen import Recommender, keep_beside
 from recbole_llara.serving.full_rank import full_rank_records, full_rank_result, rank_test_rows
 from recbole_llara.serving.fused import fuse_run
 from recbole_llara.serving.loaded import LoadedRun
@@ -65,7 +75,7 @@ def run_recbole_llara(
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and the
-        paths ``run_dir``, ``result_file``, ``cases_file`` and ``checkpoint``, and ``valid_cases_file`` where that was asked for.
+        paths ``run_dir``, ``result_file`` and ``checkpoint``, and ``cases_file`` and ``valid_cases_file`` where they were asked for.
 
     Raises:
         UserError: the configuration or the data cannot be used; the message says which key to change.
@@ -133,6 +143,8 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
             logger.info(f"{fused.fusion.name}: {json_ready(fused.fusion.result_fields())}")
         if config["full_rank"]:
             fields["full_rank"], ranks = _rank_catalogue(config, run, trainer.processes)
+        if is_llm_recommender(config["model"]):
+            processes.from_main(lambda: _keep_what_was_read(folder, config, _recommender_of(model, run)))
         told = {"metrics": {"valid": valid_result or {}, "test": test_result}, "timings": timings, "fields": fields}
         paths = processes.from_main(lambda: _write(config, data, trainer, folder, answered, ranks, told))
         logger.info(f"best valid: {json_ready(valid_result or {})}")
@@ -177,19 +189,28 @@ def _is_fused(config: RunConfig) -> bool:
     return is_llm_recommender(config["model"]) and config["fusion"] != NO_FUSION
 
 
+def _recommender_of(model: Any, run: LoadedRun | None) -> Recommender | None:
+    """Whose embeddings an LLM's prompts show, or else what proposes items to it; None where the run had neither."""
+    return getattr(model, "recommender", None) or (None if run is None else run.recommender)
+
+
+def _keep_what_was_read(folder: RunFolder, config: RunConfig, recommender: Recommender | None) -> None:
+    """Put the recommender and the prompts of a run into its folder, so that it answers wherever that is brought."""
+    if recommender is not None:
+        keep_beside(recommender, folder.path / RECOMMENDER)
+    if config["prompt_file"]:
+        shutil.copyfile(Path(config["prompt_file"]).expanduser(), folder.path / PROMPTS)
+
+
 def _result_fields(config: RunConfig, model: Any, run: LoadedRun | None) -> dict[str, Any]:
     """What ``result.json`` tells of the model; with a warning where given weights were trained on other interactions."""
     fields = dict(model.result_fields()) if isinstance(model, HasResultFields) else {}
     is_llm = isinstance(model, LLMRecommender)
-    recommender = (model.recommender or model.proposing) if is_llm else None
-    if (
-        is_llm
-        and run is not None
-        and model.recommender is None
-        and (_is_fused(config) or config["recommender_rows"] == EARLIER)
-    ):
-        recommender = run.recommender  # no prompt shows what it knows; it proposes, or its scores are added
+    recommender = _recommender_of(model, run) if is_llm else None
+    if recommender is not None and model.recommender is None:
+        # No prompt shows what it knows; it proposes, or its scores are added.
         fields |= {"recommender": recommender.result_fields()} | ({"rec_model": recommender.model} if _is_fused(config) else {})
+    recommender = recommender or (model.proposing if is_llm else None)
     trained_on = {"checkpoint": model.trained_on} if config["checkpoint"] else {}
     if config["rec_checkpoint"] and recommender is not None:
         trained_on["rec_checkpoint"] = recommender.trained_on
@@ -237,7 +258,8 @@ def _write(
     items = dataset.field2id_token[dataset.iid_field]
     titles = items if data.catalogue is None else data.catalogue.titles
     cases_files = {}
-    for split in ("test", "valid") if config["keep_valid_cases"] else ("test",):
+    kept = [split for split, key in (("test", "keep_cases"), ("valid", "keep_valid_cases")) if config[key]]
+    for split in kept:
         key, name = CASES[split]
         records = answered[split].records(dataset.field2id_token[dataset.uid_field], items, titles, dataset.training_counts)
         cases_files[key] = str(folder.write_records(name, records))

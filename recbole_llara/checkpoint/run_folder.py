@@ -31,6 +31,10 @@ from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import json_ready
 
 CONFIG, REQUEST, RESULT, LOCK = "config.yaml", "request.yaml", "result.json", ".lock"
+RECOMMENDER, PROMPTS = (
+    "recommender",
+    "prompts.yaml",
+)  # what a finished run has read: its recommender's files, and its prompt_file
 AUTO = "auto"  # of the key ``resume``
 _NOT_ASKED = ("resume", "checkpoint_dir")  # the caller names the run's folder, which tells both
 

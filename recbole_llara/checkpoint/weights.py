@@ -1,9 +1,9 @@
 """Checkpoints of three formats, read by one function; the writers of the two that are ours; and what a checkpoint belongs to.
 
-- A folder, of an LLM recommender: ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``numbering.safetensors``
-  (the ids of the items by their numbers), ``item_tokens.safetensors`` (projector, placeholder and the like) and ``adapter/``
+- A folder, of an LLM recommender: ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``snapshot.safetensors``
+  (what it knows of the items, see ``data.snapshot``), ``item_tokens.safetensors`` (projector, placeholder and the like) and ``adapter/``
   (PEFT's format, for lora) or ``llm/`` (a Hugging Face folder, for full).
-- A ``.safetensors`` file, of a stock recommender: what it belongs to is JSON in its header, the ids are among its tensors.
+- A ``.safetensors`` file, of a stock recommender: what it belongs to is JSON in its header, what it knows of the items is among its tensors.
 - A ``.pth`` file that RecBole's trainer wrote, read without running what it holds (``checkpoint.recbole_pickle``).
 
 What a checkpoint belongs to (data, LLM, tokenizer) is told by short digests. Nothing here knows a model: weights are tensors by
@@ -13,7 +13,7 @@ name, and ``model.weights`` and ``recommender.stock`` put them into one.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,17 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS, read_recbole_pickle
-from recbole_llara.data import numbering
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.data.numbering import PREFIX, Numbering
+from recbole_llara.data.numbering import FILE, PREFIX, USERS, Numbering, kept_in, read_numbering
+from recbole_llara.data.snapshot import Snapshot
 from recbole_llara.utils.atomic import run_errors, write_file, write_folder
 from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import DIGITS, facts_digest, file_sha256, mix
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
-FORMAT = 3  # of the folder
+FORMAT = 4  # of the folder
 HEADER_KEY = "recbole_llara"
-HEADER_FACTS = frozenset({"model", "dataset", "epoch", "numbering_sha256", "training_digest", "belongs_to", "other_parameter"})
+HEADER_FACTS = frozenset({"model", "dataset", "epoch", "snapshot_sha256", "training_digest", "belongs_to", "other_parameter"})
 
 
 class DamagedCheckpoint(UserError):
@@ -86,7 +86,7 @@ class Weights:
     """What a model gives to its checkpoint."""
 
     tensors: Mapping[str, torch.Tensor]  # of an LLM recommender those of its item tokens
-    numbering: Numbering  # ids by number
+    snapshot: Snapshot  # what they know of the items
     belongs_to: Mapping[str, Any]  # what the weights fit
     training_digest: str | None  # of the interactions they were trained on
     more: Mapping[str, Any]  # told too, as JSON has it: ``other_parameter`` or ``prompts_digest``
@@ -145,7 +145,7 @@ def write_llm_checkpoint(
 
     def write(folder: Path) -> None:
         save_file(weights.own_tensors(), folder / ITEM_TOKENS)
-        save_file(weights.numbering.tensors(), folder / numbering.FILE)
+        save_file(weights.snapshot.tensors(), folder / FILE)
         for writer in (weights.write_llm, fill):
             if writer is not None:
                 writer(folder)
@@ -187,7 +187,7 @@ def _read_folder(path: Path) -> Checkpoint:
         return load_file(path / ITEM_TOKENS)
 
     try:
-        ids = numbering.read_numbering(path, "checkpoint")
+        ids = read_numbering(path, "checkpoint")
     except UserError as error:
         raise DamagedCheckpoint(str(error)) from error
     return Checkpoint(path, Format.LLM, meta, ids, read_tensors)
@@ -195,8 +195,9 @@ def _read_folder(path: Path) -> Checkpoint:
 
 def write_stock_checkpoint(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
     """Write the file of a stock recommender, whole or not at all; ``model``, ``dataset`` and ``epoch`` are among the facts."""
-    told = {**facts, "numbering_sha256": weights.numbering.sha256, **weights.facts()}
-    tensors = weights.own_tensors() | weights.numbering.tensors()
+    snapshot = weights.snapshot.tensors()
+    told = {**facts, "snapshot_sha256": tensors_sha256(snapshot), **weights.facts()}
+    tensors = weights.own_tensors() | snapshot
     with run_errors(path):
         write_file(path, lambda place: save_file(tensors, place, metadata={HEADER_KEY: json.dumps(told)}))
 
@@ -222,11 +223,43 @@ def _read_stock(path: Path) -> Checkpoint:
             f"{path} was not written by this version of recbole-llara: its header tells not all of "
             f"{', '.join(sorted(HEADER_FACTS))}; train it again."
         )
-    own = [name for name in tensors if name.startswith(PREFIX)]
-    ids = Numbering.from_tensors({name: tensors.pop(name) for name in own}, str(path))
-    if ids.sha256 != facts["numbering_sha256"]:
-        raise UserError(f"{path}: its ids of items and users were altered since it was written; train it again.")
+    snapshot = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith(PREFIX)]}
+    ids = Numbering.from_tensors(snapshot, str(path))
+    if tensors_sha256(snapshot) != facts["snapshot_sha256"]:
+        raise UserError(f"{path}: what it tells of items and users was altered since it was written; train it again.")
     return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)
+
+
+def weights_sha256(path: Path) -> str:
+    """Digest of a file of weights of any recommender; whose hashes of ids are kept with them changes nothing."""
+    if path.suffix != ".safetensors":
+        return file_sha256(path)
+    try:
+        return tensors_sha256({name: tensor for name, tensor in load_file(path).items() if name != USERS})
+    except SafetensorError:
+        return file_sha256(path)  # whoever reads it will say what is wrong
+
+
+def forget_users(path: Path) -> None:
+    """Rewrite a checkpoint, folder or file, without hashes of users' ids; one with a table of users stays as it is."""
+    place = kept_in(path)
+    tensors = load_file(place)
+    if not path.is_dir():
+        with safe_open(place, framework="pt") as file:
+            told = json.loads(file.metadata()[HEADER_KEY])
+    own = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith(PREFIX)]}
+    snapshot = Snapshot.from_tensors(own, str(path))
+    if any(snapshot.n_users in tensor.shape[:1] for tensor in tensors.values()):
+        return
+    own = replace(snapshot, numbering=snapshot.numbering.without_users()).tensors()
+    if path.is_dir():
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        save_file(own, place)
+        meta["sha256"][FILE] = file_sha256(place)
+        (path / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+    else:
+        told["snapshot_sha256"] = tensors_sha256(own)
+        save_file(tensors | own, place, metadata={HEADER_KEY: json.dumps(told)})
 
 
 # What decides, beside the filters, which rows are training rows.
@@ -268,6 +301,15 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
         "titles_digest": facts_digest(data.catalogue.titles),
         "n_items": data.dataset.item_num,
     }
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Digest of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def training_digest(dataset: Any) -> str:

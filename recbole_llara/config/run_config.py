@@ -49,6 +49,7 @@ class RunConfig(Config):
         config_file_list: YAML files, later ones over earlier ones.
         config_dict: values over those of the files; texts are read as YAML values, as RecBole would.
         argv: ``--key=value`` arguments over all others. ``sys.argv`` is never read.
+        reads_data: whether the files of the dataset have to be there; a finished run answers without them.
 
     Raises:
         UserError: an unknown key, model, dataset, protocol or recommender, or a value of the wrong kind.
@@ -64,8 +65,11 @@ class RunConfig(Config):
         config_file_list: Sequence[str | Path] | None = None,
         config_dict: Mapping[str, Any] | None = None,
         argv: Sequence[str] | None = None,
+        *,
+        reads_data: bool = True,
     ) -> None:
         self.notes: tuple[str, ...] = ()
+        self.reads_data = reads_data
         name_numpy_types()
         self._init_parameters_category()
         # RecBole extends its module's own lists in place; a second Config would see the first one's keys.
@@ -118,7 +122,7 @@ class RunConfig(Config):
         prefixed = {key.removeprefix(keys.REC_PREFIX): value for key, value in given.items() if key.startswith(keys.REC_PREFIX)}
         values |= {key: value for key, value in prefixed.items() if key in own}
         try:
-            return RunConfig(rec_model, self.dataset, config_dict=plain(values))
+            return RunConfig(rec_model, self.dataset, config_dict=plain(values), reads_data=self.reads_data)
         except UserError as error:
             is_own = str(error).partition(":")[0] in own
             raise UserError(f"{keys.REC_PREFIX if is_own else f'rec_model {rec_model}: '}{error}") from error
@@ -179,7 +183,7 @@ class RunConfig(Config):
             layers["load_col"] = {**load_col, **(layers["load_col"] or {})}
         if settings.SPLITS[protocol] == settings.READY_MADE:
             self._name_columns()
-        elif not read_properties(f"dataset/{self.dataset}"):
+        elif self.reads_data and not read_properties(f"dataset/{self.dataset}"):
             self._find_columns()
         self._fit_protocol(protocol)
         rec_model = models.checked_recommender(self._value("rec_model")) if is_llm else None
@@ -213,7 +217,7 @@ class RunConfig(Config):
             if set(wanted) <= set(found["inter"]):
                 layers["load_col"] = {**(layers["load_col"] or {}), "inter": wanted}
         if "title_field" not in given and (title := title_column(found["item"])):
-            layers["title_field"] = title
+            given["title_field"] = title  # the run's folder tells it, for answers without the file
             self.notes += (f"title_field: {title}, as {self.dataset}.item has no other column of titles",)
 
     def _fit_protocol(self, protocol: str) -> None:
@@ -230,6 +234,8 @@ class RunConfig(Config):
 
     def _settle(self, final: dict[str, Any]) -> None:
         """Check the keys of every run, before RecBole looks at them and fills in what follows from them."""
+        if not self.reads_data:
+            final["candidate_file"] = None
         for kind in recbole_keys.RECBOLES:
             kind.from_config(final)
         loss_type = None if hasattr(self.model_class, "input_type") else final.get("loss_type")
@@ -252,7 +258,8 @@ class RunConfig(Config):
             self._set_default_parameters()
         except (ValueError, TypeError) as error:
             raise UserError(f"configuration: {error}") from error
-        _check_dataset_files(self.dataset, Path(final["data_path"]), final["benchmark_filename"])
+        if self.reads_data:
+            _check_dataset_files(self.dataset, Path(final["data_path"]), final["benchmark_filename"])
 
     def _init_device(self) -> None:
         """Of a process that a launcher started, take the GPU of its own number among all or among ``gpu_id``'s."""

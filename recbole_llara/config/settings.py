@@ -153,6 +153,7 @@ class EvaluationSettings(Settings):
     metric_decimal_place: Natural = key(VALUE, EACH, is_question=True)
     full_rank: bool = key(VALUE)
     retrieve_k: Count = key(VALUE)
+    keep_cases: bool = key(VALUE, SHARED, has_effect=False)
     keep_valid_cases: bool = key(VALUE, has_effect=False)
     checkpoint: str | None = key(PATH)
     checkpoint_dir: str = key(NEVER, SHARED, has_effect=False)

@@ -3,9 +3,9 @@
 Stock models and ours take the same loaders from `prepare_data`; the candidates ride along as one more column.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidates import CandidateSampler, read_candidates, save_candidates
 from recbole_llara.data.numbering import Numbering, read_numbering, user_hashes
 from recbole_llara.data.rows import SPLITS, Knowledge, Rows, TrainingPart, split_users
+from recbole_llara.data.snapshot import SnapshotDataset
 from recbole_llara.data.titles import Catalogue, load_catalogue
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
@@ -51,6 +52,7 @@ class CandidateDataset(CheckedFiles):
 
     knowledge: Knowledge  # of the splits; each of them has it too
     user_hashes: np.ndarray  # [U - 1] int64, of users' ids in the order of their numbers
+    catalogue: Catalogue | None = None  # the items' texts, of the splits of ``prepare_data``
 
     def __init__(self, config: Any, numbering: Numbering | None = None, part: TrainingPart | None = None) -> None:
         self.protocol = DataProtocol.from_config(config)
@@ -218,6 +220,11 @@ class CandidateDataset(CheckedFiles):
         return inter_feat
 
     @property
+    def n_known(self) -> int:
+        """Items from this number on have no interactions; only after `build`."""
+        return self.knowledge.known["test"].n_items
+
+    @property
     def training_counts(self) -> np.ndarray:
         """[N] how many users took each item in training; only after `build`."""
         return self.knowledge.known["train"].counts(self.item_num)
@@ -240,17 +247,21 @@ class CandidateDataset(CheckedFiles):
         self.inter_feat = self.inter_feat[length.argsort(stable=True)]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """All that training and evaluation take from the data."""
+    """All that training and evaluation take from the data; of a run that is loaded to answer only ``dataset``."""
 
-    dataset: CandidateDataset  # the training split, as RecBole's models want it for their sizes
-    train_data: TrainDataLoader
-    valid_data: FullSortEvalDataLoader
-    test_data: FullSortEvalDataLoader
-    catalogue: Catalogue | None  # the items' texts; None where the dataset names no title_field
-    sampler: CandidateSampler  # draws the candidates of training rows, new ones for each epoch
-    candidate_sha256: dict[str, str]  # of valid and test
+    dataset: CandidateDataset | SnapshotDataset  # the training split, as RecBole's models want it for their sizes
+    train_data: TrainDataLoader | None = None
+    valid_data: FullSortEvalDataLoader | None = None
+    test_data: FullSortEvalDataLoader | None = None
+    sampler: CandidateSampler | None = None  # draws the candidates of training rows, new ones for each epoch
+    candidate_sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # of valid and test
+
+    @property
+    def catalogue(self) -> Catalogue | None:
+        """The items' texts; None where the dataset names no title_field."""
+        return self.dataset.catalogue
 
 
 def training_part(config: Any) -> TrainingPart | None:
@@ -282,6 +293,8 @@ def prepare_data(config: Any, numbering: Numbering | None = None, part: Training
     splits = dataset.build()
     _check_features(dataset, config)
     catalogue = load_catalogue(dataset, config) if config["title_field"] else None
+    for split in splits:
+        split.catalogue = catalogue
     loaders, sha256 = {}, {}
     for name, split, sampler in zip(SPLITS, splits, create_samplers(config, dataset, splits), strict=True):
         shuffle = bool(config["shuffle"]) and name == "train"
@@ -294,7 +307,7 @@ def prepare_data(config: Any, numbering: Numbering | None = None, part: Training
                 split.order_by_text(catalogue)
         _logger.info(told)
     sampler = dataset.candidate_sampler("train", dataset.protocol.seed)
-    return PreparedData(splits[0], catalogue=catalogue, sampler=sampler, candidate_sha256=sha256, **loaders)
+    return PreparedData(splits[0], sampler=sampler, candidate_sha256=sha256, **loaders)
 
 
 def _kept(inter_feat: Interaction, is_kept: torch.Tensor, split: str, why: str) -> Interaction:

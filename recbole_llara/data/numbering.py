@@ -10,7 +10,7 @@ Users are kept as hashes: a checkpoint that is passed on names none of them.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from recbole_llara.data.atomic_files import PADDING
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import DIGITS, facts_sha256, file_sha256
 
-FILE = "numbering.safetensors"  # in the folder of an LLM's checkpoint
-PREFIX = "numbering/"  # of its tensors, among those of other things
+FILE = "snapshot.safetensors"  # in the folder of an LLM's checkpoint, see ``data.snapshot``
+PREFIX = "snapshot/"  # of its tensors, among those of other things
+USERS = f"{PREFIX}users"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,35 +41,32 @@ class Numbering:
 
     @classmethod
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
-        """That of a ``CandidateDataset`` that was built, or of a split; features without tokens have no numbers."""
+        """That of a ``CandidateDataset`` that was built, of a split or of a snapshot; features without tokens have no numbers."""
         names = [name for name in selected_features or () if name in dataset.field2id_token]
         items, *features = (list(map(str, dataset.field2id_token[name][1:])) for name in (dataset.iid_field, *names))
-        n_known = dataset.knowledge.known["test"].n_items
-        return cls(items, n_known, dataset.user_hashes, dict(zip(names, features, strict=True)))
+        return cls(items, int(dataset.n_known), dataset.user_hashes, dict(zip(names, features, strict=True)))
+
+    def without_users(self) -> "Numbering":
+        """The same, which tells nobody's id, not even as a hash."""
+        return replace(self, users=self.users[:0])
 
     @property
     def items_sha256(self) -> str:
         """Digest of the items in their order."""
         return facts_sha256([PADDING, *self.items])
 
-    @property
-    def sha256(self) -> str:
-        """Digest of all of it."""
-        tensors = sorted(self.tensors().items())
-        return sha256(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in tensors)).hexdigest()
-
     def tensors(self) -> dict[str, torch.Tensor]:
         """What safetensors keep of it."""
         told = {"items": list(self.items), "n_known": int(self.n_known), "features": {**self.features}}
         text = np.frombuffer(json.dumps(told, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"), np.uint8)
-        return {f"{PREFIX}ids": torch.from_numpy(text.copy()), f"{PREFIX}users": torch.from_numpy(self.users.copy())}
+        return {f"{PREFIX}ids": torch.from_numpy(text.copy()), USERS: torch.from_numpy(self.users.copy())}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], origin: str) -> "Numbering":
         """What ``tensors`` gave; ``UserError`` where they are not what this package writes."""
         try:
             told = json.loads(tensors[f"{PREFIX}ids"].numpy().tobytes().decode("utf-8", "surrogatepass"))
-            items, features, users = told["items"], told["features"], tensors[f"{PREFIX}users"]
+            items, features, users = told["items"], told["features"], tensors[USERS]
             are_texts = all(type(ids) is list and {*map(type, ids)} <= {str} for ids in (items, *features.values()))
             if not are_texts or users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
                 raise TypeError("ids, users or n_known are of another kind")
@@ -149,8 +147,7 @@ def read_numbering(path: Path, key: str) -> Numbering | None:
     Raises:
         UserError: it is there, but not as it was written.
     """
-    places = [path / FILE, path / "model.safetensors"] if path.is_dir() else [path]
-    place = next((place for place in places if place.suffix == ".safetensors" and place.is_file()), None)
+    place = kept_in(path)
     if place is None:
         return None
     try:
@@ -159,6 +156,12 @@ def read_numbering(path: Path, key: str) -> Numbering | None:
     except SafetensorError:
         return None
     return Numbering.from_tensors(tensors, f"{key}: {path}") if tensors else None
+
+
+def kept_in(path: Path) -> Path | None:
+    """The file of a checkpoint, folder or file, that holds its numbering; None where there is none."""
+    places = [path / FILE, path / "model.safetensors"] if path.is_dir() else [path]
+    return next((place for place in places if place.suffix == ".safetensors" and place.is_file()), None)
 
 
 def _some(texts: Sequence[str], what: str) -> str:

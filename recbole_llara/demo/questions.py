@@ -20,7 +20,7 @@ from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import SLOT_PARTS
 from recbole_llara.prompt.tokens import ANCHORS, spell, tokenise
 from recbole_llara.serving.catalogue import ID_PREFIX, ItemNames
-from recbole_llara.serving.loaded import LoadedRun, answer_alike, as_json, in_own_order
+from recbole_llara.serving.loaded import LoadedRun, answer_alike, as_json
 from recbole_llara.utils.errors import UserError
 
 Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
@@ -108,8 +108,9 @@ class Answerer:
             return questions
         run = self._first
         count = min(run.config["candidate_num"], run.retriever.n_known - 1)
-        proposed = run.retriever.propose([run.items("history", question.history) for question in questions], count)
-        lists = [[ID_PREFIX + run.names.ids[item] for item in row if item] for row in in_own_order(proposed).tolist()]
+        rows = [run.items("history", question.history) for question in questions]
+        listed = run.listed(rows, run.retriever.propose(rows, count)).tolist()
+        lists = [[ID_PREFIX + run.names.ids[item] for item in row if item] for row in listed]
         if not all(lists):
             raise UserError("history: it holds every item")
         return [replace(question, candidates=items) for question, items in zip(questions, lists, strict=True)]

@@ -31,6 +31,18 @@ def question_keys(history: torch.Tensor) -> torch.Tensor:
     return _mixed(history * _GAMMA + places).masked_fill(history == 0, 0).sum(1)  # wraps around
 
 
+def shown_order(items: torch.Tensor, questions: torch.Tensor) -> torch.Tensor:
+    """[B, C] the same items, 0 being none, in the order in which a prompt lists what a recommender proposed.
+
+    It is drawn by a hash of (history, item), as training draws it for each row: neither the recommender's order nor that of the
+    items' numbers, which training never showed, is told.
+    """
+    # Hashed twice, so that it is not the order of equal scores.
+    keys = _mixed(_mixed(questions.unsqueeze(1) * _GAMMA + items))
+    order = keys.masked_fill(items == 0, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+    return items.gather(1, order)
+
+
 def settle_near_ties(scores: torch.Tensor, score_alone: Callable[[int], torch.Tensor], ties_too: bool = False) -> torch.Tensor:
     """Score again, alone, the rows whose order could turn on the rows beside them.
 

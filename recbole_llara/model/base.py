@@ -117,8 +117,9 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         of_training = self.recommender_of_training
         self.data_facts = data_facts(config, data)
-        self.rows_digest = rows_digest(data, None if of_training is None else of_training.sha256)
-        self.steps_an_epoch = len(data.train_data)
+        if data.train_data is not None:
+            self.rows_digest = rows_digest(data, None if of_training is None else of_training.sha256)
+            self.steps_an_epoch = len(data.train_data)
         self.steps_taken = 0  # by ``calculate_loss``
         self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from recbole_llara.checkpoint.weights import Format, given_checkpoint, llm_digest
 from recbole_llara.config.models import is_llm_recommender, resolve_model
-from recbole_llara.config.settings import EvaluationSettings, LLMSettings, OptimSettings, PromptSettings
+from recbole_llara.config.settings import EvaluationSettings, LLMSettings, PromptSettings
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
@@ -14,6 +14,7 @@ from recbole_llara.llm.architecture import causal_lm, compile_blocks, shard_froz
 from recbole_llara.llm.likelihood import AnswerReader
 from recbole_llara.llm.loading import context_length, is_quantized, load_llm, read_files
 from recbole_llara.llm.probe import Probe
+from recbole_llara.model.checks import is_tuned
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.fields import bracketed
@@ -59,8 +60,8 @@ def prepare_llm(
         )
     llm_config, tokenizer = read_files(settings.llm_path, settings.llm_trust_remote_code)
     max_positions = context_length(llm_config)
-    if OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None:
-        data.sampler.check_eligible(data.train_data.dataset.inter_feat[config["USER_ID_FIELD"]].numpy())
+    if is_tuned(config):
+        data.sampler.check_eligible(data.dataset.inter_feat[config["USER_ID_FIELD"]].numpy())
     history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
     prompt = PromptSettings.from_config(config)
     encoder = PromptEncoder(

@@ -47,7 +47,7 @@ def weights_of(model: LLMRecommender) -> Weights:
             model.tokenizer.save_pretrained(folder / LLM)
 
     prompts = {"prompts_digest": model.trained_prompts}
-    return Weights(model.item_tokens.state_dict(), model.numbering, belongs_to(model), model.trained_on, prompts, write_llm)
+    return Weights(model.item_tokens.state_dict(), model.snapshot, belongs_to(model), model.trained_on, prompts, write_llm)
 
 
 def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | Path) -> Checkpoint:

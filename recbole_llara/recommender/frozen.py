@@ -11,7 +11,9 @@ answers, goes on from its weights with all training rows: trained anew it would 
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -28,10 +30,11 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
+from recbole_llara.checkpoint.weights import weights_sha256
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import EARLIER, ids_file, vectors_file
+from recbole_llara.config.settings import EARLIER, VECTORS, ids_file, vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data, training_part
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.data.rows import TrainingPart
@@ -51,7 +54,7 @@ class Recommender:
     """A trained recommender or the user's own vectors, of which an LLM sees the item embeddings only."""
 
     model: str  # its name; of vectors that of their file
-    sha256: str  # of its weights' file; of vectors that of the table and its ids
+    sha256: str  # of its weights and what they know of the items; of vectors that of the table and its ids
     item_embeddings: torch.Tensor  # [N, d_rec] float32, detached, on the CPU; row 0 belongs to the padding item
     path: Path  # folder or file of its weights
     # RecBole's metrics of the recommender itself, by split; empty for a given checkpoint and for vectors.
@@ -74,6 +77,24 @@ class Recommender:
 def weights_file(path: Path) -> Path:
     """The file of weights that a folder of the cache holds; any other path is that file."""
     return path / WEIGHTS if path.is_dir() else path
+
+
+def keep_beside(recommender: Recommender, folder: Path) -> None:
+    """Give a run's folder the files of its recommender, as links where the file system lets a file have two names.
+
+    Every file of weights is written once and replaced as a whole, so that neither name's file changes under the other's.
+    """
+    folder.mkdir()
+    if recommender.path.suffix in VECTORS and ids_file(recommender.path).is_file():
+        files = {path.name: path for path in (recommender.path, ids_file(recommender.path))}
+    else:
+        files = {Path(WEIGHTS).stem + recommender.weights.suffix: recommender.weights}  # a .pth stays one
+    for name, path in files.items():
+        if (path.parent / META).is_file():  # the cache's; a file of the user's may change in place
+            with suppress(OSError):
+                (folder / name).hardlink_to(path)
+        if not (folder / name).exists():
+            shutil.copyfile(path, folder / name)
 
 
 def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:
@@ -124,7 +145,7 @@ def recommender_and_model(
             ) from damage
     model, weights = _build_model(rec_config, prepared), weights_file(path)
     load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
-    table, sha256 = item_embedding_table(model), file_sha256(weights)
+    table, sha256 = item_embedding_table(model), weights_sha256(weights)
     known = told.get("metrics", {}), seconds, model.trained_on, told.get("unlearned_items", 0)
     return Recommender(rec_config["model"], sha256, table, path, *known), model
 
@@ -193,12 +214,12 @@ def _train_into(folder: Path, rec_config: RunConfig, data: PreparedData, sha256:
 def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
     with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
         try:
-            model = make_recommender(rec_config["model"], rec_config, data.train_data.dataset)
+            model = make_recommender(rec_config["model"], rec_config, data.dataset)
         except UserError as error:
             raise UserError(f"{REC_PREFIX}{error}") from error
     model = model.to(rec_config["device"])
     item_embedding_table(model)  # before training it in vain
-    return numbered(model, rec_config, data.train_data.dataset)
+    return numbered(model, rec_config, data.dataset)
 
 
 def unlearned_items(data: PreparedData) -> int:
@@ -214,7 +235,7 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | N
     """
     rows, item_field = hashlib.sha256(), rec_config["ITEM_ID_FIELD"]  # user, history and target of each row, in order
     for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):
-        values = np.ascontiguousarray(data.train_data.dataset.inter_feat[name].numpy().astype("<i8"))
+        values = np.ascontiguousarray(data.dataset.inter_feat[name].numpy().astype("<i8"))
         rows.update(f"{name}{values.shape}".encode())
         rows.update(values)
     facts = {
@@ -231,6 +252,8 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | N
     }
     if start is not None:
         facts["start"] = start
+    if not rec_config["keep_cases"]:
+        facts["keep_cases"] = False  # its file tells no user
     if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
     return facts_sha256(json_ready(facts))

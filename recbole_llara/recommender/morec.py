@@ -13,14 +13,16 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import FeatureType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from recbole_llara.checkpoint.weights import tensors_sha256
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import TextEncoderSettings
-from recbole_llara.data.titles import load_catalogue
+from recbole_llara.data.snapshot import Column, SnapshotDataset
 from recbole_llara.llm.item_tokens import Projector
 from recbole_llara.llm.likelihood import masked_mean
 from recbole_llara.llm.loading import check_no_code, first_line, read_tokenizer, why
@@ -31,6 +33,7 @@ from recbole_llara.utils.atomic import sole_writer, write_file
 from recbole_llara.utils.errors import UserError
 
 POOLINGS = ("mean", "cls")
+FEATURES = "text_features"  # the column of a snapshot that holds them
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
 
 
@@ -148,22 +151,16 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
             try:
                 with safe_open(path, framework="pt") as file:
                     told, features = (file.metadata() or {}).get("sha256"), file.get_tensor("features")
-                if told == _tensor_sha256(features):
+                if told == tensors_sha256({"features": features}):
                     return features
                 fault = "its features are not those whose SHA-256 it tells"
             except (SafetensorError, OSError) as error:
                 fault = first_line(error)
             getLogger().warning(f"The cached text features {path} are damaged ({fault}): they are made again")
         features = encode_all(encoder.eval(), titles, batch_size).cpu()
-        told = {"sha256": _tensor_sha256(features)}
+        told = {"sha256": tensors_sha256({"features": features})}
         write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
     return features
-
-
-def _tensor_sha256(tensor: torch.Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(_bytes(tensor))
-    return digest.hexdigest()
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
@@ -174,23 +171,27 @@ class TextItemEmbedding(nn.Module):
     """Stands where a recommender keeps its item table: every row is computed from the item's title.
 
     Args:
-        encoder: of the titles; its features are kept in the folder ``cache`` where it does not learn.
-        titles: tokens of N titles; the first belongs to the padding item, whose row is 0.
         width: (int, numbers) d_rec of the recommender.
+        features: [N, d_text] of all titles, where the text encoder does not learn; else ``encoder`` makes them anew.
+        encoder, titles: one that learns, and the tokens of N titles; the first belongs to the padding item, whose row is 0.
+        batch_size: (int, titles) that the encoder reads at a time.
     """
 
-    def __init__(self, encoder: TextEncoder, titles: Titles, width: int, settings: TextEncoderSettings, cache: Path) -> None:
+    def __init__(
+        self,
+        width: int,
+        features: torch.Tensor | None = None,
+        encoder: TextEncoder | None = None,
+        titles: Titles | None = None,
+        batch_size: int = 1,
+    ) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = len(titles.input_ids), width
-        self.projector = Projector(encoder.width, width)
-        self.batch_size = settings.text_batch_size
-        self.encoder = encoder if settings.text_encoder_tuning == "full" else None
-        if self.encoder is None:
-            features = cached_features(encoder, titles, self.batch_size, cache)
-            # At unit variance for the projector; one number for all of them, so that distances keep their order.
-            self.register_buffer("features", (features - features[1:].mean(0)) / features[1:].std(), persistent=False)
-        self.register_buffer("input_ids", titles.input_ids, persistent=False)
-        self.register_buffer("attention_mask", titles.attention_mask, persistent=False)
+        self.num_embeddings, self.embedding_dim = len(titles.input_ids if features is None else features), width
+        self.projector = Projector(encoder.width if features is None else features.shape[1], width)
+        self.encoder, self.batch_size = encoder, batch_size
+        self.register_buffer("features", features, persistent=False)
+        for name, tokens in zip(Titles._fields, titles or (None, None), strict=True):
+            self.register_buffer(name, tokens, persistent=False)
         self._held: torch.Tensor | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget())
 
@@ -254,7 +255,6 @@ class MoRec(ChecksConfig, SequentialRecommender):
     def __init__(self, config: Any, dataset: SequentialDataset) -> None:
         super().__init__(config, dataset)
         settings = TextEncoderSettings.from_config(config)
-        catalogue = load_catalogue(dataset, config)
         self.rec_model, self.text_encoder = config["rec_model"], settings.text_encoder_path
         self.recommender = make_recommender(self.rec_model, config, dataset)
         if has_mask_token(self.recommender):
@@ -263,11 +263,22 @@ class MoRec(ChecksConfig, SequentialRecommender):
                 "every row of the item table out of one; choose such as SASRec, GRU4Rec or Caser"
             )
         width = item_embedding_table(self.recommender).shape[1]
-        encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
-        titles = encoder.tokenise(["-", *catalogue.titles[1:]], settings.max_title_tokens)
-        self.items = TextItemEmbedding(encoder, titles, width, settings, Path(config["checkpoint_dir"]) / "text_features")
+        self._identity: dict[str, Any] = {}
+        learns = settings.text_encoder_tuning == "full"
+        if isinstance(dataset, SnapshotDataset) and not learns:
+            self.items = TextItemEmbedding(width, dataset.item_feat[FEATURES])
+        else:
+            encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
+            titles = encoder.tokenise(["-", *dataset.catalogue.titles[1:]], settings.max_title_tokens)
+            self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
+            if learns:
+                self.items = TextItemEmbedding(width, None, encoder, titles, settings.text_batch_size)
+            else:
+                folder = Path(config["checkpoint_dir"]) / "text_features"
+                features = cached_features(encoder, titles, settings.text_batch_size, folder)
+                # At unit variance for the projector; one number for all of them, so that distances keep their order.
+                self.items = TextItemEmbedding(width, (features - features[1:].mean(0)) / features[1:].std())
         self.recommender.item_embedding = self.items
-        self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
         self.encoder_learning_rate = settings.text_encoder_learning_rate
 
     @classmethod
@@ -281,8 +292,13 @@ class MoRec(ChecksConfig, SequentialRecommender):
         return {"rec_model": self.rec_model, "text_encoder": self.text_encoder}
 
     def identity(self) -> dict[str, Any]:
-        """Which text encoder; see ``TellsIdentity``."""
+        """Which text encoder, where it was read; see ``TellsIdentity``."""
         return self._identity
+
+    def item_columns(self) -> dict[str, Column]:
+        """The titles' features, of an encoder that does not learn; see ``KeepsColumns``."""
+        features = self.items.features
+        return {} if features is None else {FEATURES: Column(features.cpu(), FeatureType.FLOAT_SEQ, features.shape[1])}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves, the encoder at a learning rate of its own."""

@@ -96,6 +96,22 @@ class Retriever:
         return scores.view(len(history), -1).float().cpu()
 
 
+class MostPopular(nn.Module):
+    """Proposes what most users took in training, to everybody alike: where a run has no recommender.
+
+    Args:
+        counts: [N] how many users took each item.
+    """
+
+    def __init__(self, counts: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.from_numpy(counts).float(), persistent=False)
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """The counts, [B, N]."""
+        return self.counts.repeat(len(interaction), 1)
+
+
 def asked_of(config: Any, history: torch.Tensor, users: torch.Tensor) -> Interaction:
     """The rows by which RecBole's sequential models are asked, for histories [B, L], 0-padded on the right, and users [B]."""
     item_field = config["ITEM_ID_FIELD"]

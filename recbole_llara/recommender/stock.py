@@ -5,6 +5,7 @@ code a stranger put into it. It is for evaluation, not for resuming: the optimis
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,7 +31,7 @@ from recbole_llara.checkpoint.weights import (
 from recbole_llara.config.keys import answering_keys
 from recbole_llara.config.models import is_llm_recommender, replaces_item_table, resolve_model, stock_models
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.data.numbering import Numbering
+from recbole_llara.data.snapshot import Column, Snapshot, SnapshotDataset
 from recbole_llara.evaluator.evaluation import CandidateTrainer
 from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
@@ -72,15 +73,30 @@ class TellsIdentity(Protocol):
         """What must be the same where its checkpoint is loaded, as JSON has it."""
 
 
+@runtime_checkable
+class KeepsColumns(Protocol):
+    """A model that is made over more of the items than the data holds."""
+
+    def item_columns(self) -> dict[str, Column]:
+        """What its checkpoint keeps beside the columns of the data, by name."""
+
+
 def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     """Add to a model what goes into its checkpoints and is compared with theirs.
 
-    ``numbering`` is that of the data it was made for and ``training_digest`` tells its training interactions; ``belongs_to`` is
-    what a stock model's answers depend on beside its weights.
+    ``snapshot`` is that of the data it was made for and ``training_digest`` tells its training interactions, None over the dataset
+    of a snapshot; ``belongs_to`` is what a stock model's answers depend on beside its weights.
     """
     name = config["model"]
-    model.numbering = Numbering.of(dataset, config["selected_features"])
-    model.training_digest = model.trained_on = training_digest(dataset)
+    model.snapshot = Snapshot.of(dataset, config["selected_features"])
+    if isinstance(model, KeepsColumns):
+        model.snapshot = replace(model.snapshot, columns={**model.snapshot.columns, **model.item_columns()})
+    # A table of users needs to know whose its rows are.
+    has_users = any(model.snapshot.n_users in weight.shape[:1] for weight in model.parameters())
+    if not config["keep_cases"] and not has_users:
+        model.snapshot = replace(model.snapshot, numbering=model.snapshot.numbering.without_users())
+    model.training_digest = None if isinstance(dataset, SnapshotDataset) else training_digest(dataset)
+    model.trained_on = model.training_digest
     if not is_llm_recommender(name):
         keys = answering_keys(name, config["rec_model"] if replaces_item_table(name) else None)
         own = model.identity() if isinstance(model, TellsIdentity) else {}
@@ -108,7 +124,7 @@ def save_recommender(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> 
             plain[name] = value
         elif not isinstance(value, nn.Module):  # a module's weights stand in the state dict
             raise TypeError(f"{type(model).__name__} keeps {name} of type {type(value).__name__}: no safe format holds it")
-    weights = Weights(tensors, model.numbering, model.belongs_to, model.trained_on, {"other_parameter": plain})
+    weights = Weights(tensors, model.snapshot, model.belongs_to, model.trained_on, {"other_parameter": plain})
     write_stock_checkpoint(path, weights, facts)
 
 
@@ -134,12 +150,15 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
     if is_recbole:
         _check_recbole(model, checkpoint, keys or {})
     else:
-        model.numbering.check_same(ids, checkpoint.path)
-        checkpoint.check_belongs_to(model.belongs_to, model_name)
+        model.snapshot.numbering.check_same(ids, checkpoint.path)
+        # What cannot be known without the data, as the digest of a text encoder that is not read, is what the weights tell.
+        told = {} if model.training_digest is not None else checkpoint.facts["belongs_to"]
+        checkpoint.check_belongs_to({**told, **model.belongs_to}, model_name)
     tensors = checkpoint.read_tensors()
     weights = {name: value for name, value in tensors.items() if not name.startswith(OTHER_PREFIX)}
     if differing := differences(shapes(weights), shapes(model.state_dict())):
-        users = f" It knows {len(ids.users)} users, this run's data with them has {len(model.numbering.users)}." if ids else ""
+        own = model.snapshot.numbering
+        users = f" It knows {len(ids.users)} users, this run's data with them has {len(own.users)}." if ids else ""
         raise UserError(
             f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({'; '.join(differing[:3])}). Give "
             "the data and the keys that it was trained with: MAX_ITEM_LIST_LENGTH, widths, layers and the like, of a recommender under "

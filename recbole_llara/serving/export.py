@@ -16,8 +16,16 @@ import yaml
 from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.checkpoint.run_folder import CONFIG, REQUEST, RESULT, read_result
-from recbole_llara.checkpoint.weights import ADAPTER, ITEM_TOKENS, META, llm_digest, read_checkpoint, tokenizer_digest
+from recbole_llara.checkpoint.run_folder import CONFIG, PROMPTS, RECOMMENDER, REQUEST, RESULT, read_result
+from recbole_llara.checkpoint.weights import (
+    ADAPTER,
+    ITEM_TOKENS,
+    META,
+    forget_users,
+    llm_digest,
+    read_checkpoint,
+    tokenizer_digest,
+)
 from recbole_llara.config.keys import from_run
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
@@ -30,24 +38,22 @@ from recbole_llara.config.settings import (
     RecommenderSettings,
     declared,
     ids_file,
-    vectors_file,
 )
 from recbole_llara.config.validation import FromRun
-from recbole_llara.data import numbering
+from recbole_llara.data.numbering import FILE
 from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.loading import is_quantized, load_llm
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.weights import load_adapter
-from recbole_llara.recommender.frozen import WEIGHTS, weights_file
-from recbole_llara.serving.loaded import load
+from recbole_llara.serving.loaded import load, own_files
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import json_ready
 
-COPIED = (RESULT, CONFIG)
+OPTIONAL = (RECOMMENDER, PROMPTS)
 DTYPES = ("float32", "bfloat16", "float16")
-LLM, CHECKPOINT, RECOMMENDER, KEYS, PROMPTS = "llm", "checkpoint", "recommender", "run.yaml", "prompts.yaml"
+LLM, CHECKPOINT, KEYS = "llm", "checkpoint", "run.yaml"
 # A measurement depends on the keys of these and on those given, less the folder's own places and what concerns one machine.
 _MEASURED = (DataSettings, EvaluationSettings, LLMSettings, LossSettings, OptimSettings, PromptSettings, RecommenderSettings)
 _PLACES = frozenset({"resume", "result_file", "state", "checkpoint", "rec_checkpoint", "show_progress"})
@@ -61,7 +67,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         output: a folder that is not there yet.
         merge: fold LoRA's adapter into the LLM's weights.
         dtype: of the merged weights; less than float32 rounds them.
-        keys: over the run's own, such as ``data_path``.
+        keys: over the run's own, such as ``llm_path``.
 
     Raises:
         UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
@@ -71,15 +77,18 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         raise UserError(f"output: {output} is there already, expected a folder to be made")
     if dtype not in DTYPES:
         raise UserError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if keys.get("rec_checkpoint"):
+        raise UserError("rec_checkpoint: the recommender kept with the run is exported, expected no other")
     loaded = load(path, **keys)
     config, model = loaded.config, loaded.model
     if not isinstance(model, LLMRecommender):
         raise UserError(f"run: {path} is one of {config['model']}, expected a run of an LLM recommender")
     if merge and is_quantized(causal_lm(model.llm)):
         raise UserError("merge: the LLM's weights are held quantised, expected whole ones; export without merge")
-    for name in COPIED:
-        if (path / name).is_symlink():  # it would carry a file of this machine along
-            raise UserError(f"run: {path / name} is a link, expected a file of the run")
+    for name in (RESULT, CONFIG, *OPTIONAL):
+        for file in (path / name, *(path / name).glob("*")):
+            if file.is_symlink():  # it would carry a file of this machine along
+                raise UserError(f"run: {file} is a link, expected a file of the run")
     merges = merge and model.llm_tuning == "lora"
     is_whole = merges or model.llm_tuning == "full"
     source, trusts = Path(config["checkpoint"] or path / CHECKPOINT), config["llm_trust_remote_code"]
@@ -93,13 +102,15 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
             _write_item_tokens(source, folder / CHECKPOINT, *load_llm(str(folder / LLM), trust_remote_code=trusts))
         else:
             shutil.copytree(source, folder / CHECKPOINT)
-        if result.get("recommender") is not None:
-            relative |= _write_recommender(loaded.recommender.path, config["item_embeddings"], folder)
-        if config["prompt_file"] is not None:
-            shutil.copyfile(Path(config["prompt_file"]).expanduser(), folder / PROMPTS)
-            relative["prompt_file"] = PROMPTS
-        for name in COPIED:
-            shutil.copyfile(path / name, folder / name)
+        forget_users(folder / CHECKPOINT)
+        for name in (CONFIG, *OPTIONAL):
+            if (path / name).is_dir():
+                shutil.copytree(path / name, folder / name)
+            elif (path / name).is_file():
+                shutil.copyfile(path / name, folder / name)
+        _write_result(result, folder)
+        own = own_files(folder, {})
+        relative |= {key: str(Path(place).relative_to(folder)) for key, place in own.items() if place is not None}
         items = [f"{item}\t{title}\n" for item, title in zip(loaded.names.ids, loaded.names.titles, strict=True)]
         (folder / "items.tsv").write_text("".join(["item_id\ttitle\n", *items[1:]]), encoding="utf-8")
         head = {"model": config["model"], "dataset": config["dataset"]}
@@ -134,7 +145,7 @@ def _write_item_tokens(source: Path, folder: Path, llm: PreTrainedModel, tokeniz
     """What of a checkpoint lies beside its LLM, for an LLM that is tuned already."""
     meta = read_checkpoint(source).facts
     folder.mkdir()
-    kept = (ITEM_TOKENS, numbering.FILE)
+    kept = (ITEM_TOKENS, FILE)
     for name in kept:
         shutil.copyfile(source / name, folder / name)
     digests = {"llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer)}
@@ -143,22 +154,21 @@ def _write_item_tokens(source: Path, folder: Path, llm: PreTrainedModel, tokeniz
     (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
-def _write_recommender(path: Path, item_embeddings: str, folder: Path) -> dict[str, str]:
-    """The recommender's weights, or the table of vectors with its ids; returns the key that names it, and its place."""
-    (folder / RECOMMENDER).mkdir()
-    if vectors_file(item_embeddings) is None:
-        place = f"{RECOMMENDER}/{WEIGHTS}"
-        shutil.copyfile(weights_file(path), folder / place)
-        return {"rec_checkpoint": place}
-    place = f"{RECOMMENDER}/{path.name}"
-    shutil.copyfile(path, folder / place)
-    shutil.copyfile(ids_file(path), ids_file(folder / place))
-    return {"item_embeddings": place}
+def _write_result(result: Mapping[str, Any], folder: Path) -> None:
+    """The run's result, its recommender being the one beside it, which tells no user where it has no table of users."""
+    told, files = dict(result), sorted((folder / RECOMMENDER).glob("*"))
+    if files:
+        path = next((path for path in files if ids_file(path) in files), files[0])
+        if path.suffix == ".safetensors" and len(files) == 1:
+            forget_users(path)
+        told["recommender"] = {**result["recommender"], "path": f"{RECOMMENDER}/{path.name}"}
+    (folder / RESULT).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _settled(config: Any) -> dict[str, Any]:
     """Every key that a measurement depends on, so that another llm_path brings no other defaults."""
     keys = config.external_config_dict | {name: config[name] for name in declared(*_MEASURED)}
+    keys["candidate_file"] = config.external_config_dict.get("candidate_file")  # which answers do not need, and measurements do
     if "topk" not in config.external_config_dict:  # as a default it may be beyond candidate_num, as a given key not
         del keys["topk"]
     keys = json_ready(without_secrets(keys))
@@ -214,7 +224,7 @@ HitRatio@1 {interval["share"]:.4f} (95 % interval {interval["low"]:.4f} to {inte
 
     python run_recbole_llara.py --config_files=this_folder/{KEYS}   # measures it again; paths stand in {KEYS}
 
-Both need the dataset `{result["dataset"]}` in `data_path`.
+The first needs nothing but this folder and the base LLM; to measure again takes the dataset `{result["dataset"]}` in `data_path`.
 
 ## Licence
 

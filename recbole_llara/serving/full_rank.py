@@ -13,7 +13,7 @@ import torch
 
 from recbole_llara.data.dataset import ROW_FIELD
 from recbole_llara.evaluator.significance import paired_t, wilson_interval
-from recbole_llara.serving.loaded import LoadedRun, in_own_order
+from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.utils.processes import Processes
 
 
@@ -91,7 +91,7 @@ def _reranked(
     processes: Processes,
 ) -> torch.Tensor:
     """[R, depth] the first ``retrieve_k`` of each row in the model's order, the others behind them as they were."""
-    head = in_own_order(proposed[:, :retrieve_k])
+    head = run.listed(histories, proposed[:, :retrieve_k])
     batches = [range(len(histories))[first : first + run.batch_size] for first in range(0, len(histories), run.batch_size)]
     own = [
         run.scores(histories[part.start : part.stop], head[part.start : part.stop], users[part.start : part.stop])

@@ -9,35 +9,35 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from recbole_llara.checkpoint.run_folder import RESULT, is_network_share, model_of, read_request, read_result
+from recbole_llara.checkpoint.run_folder import PROMPTS, RECOMMENDER, RESULT, model_of, read_request, read_result
+from recbole_llara.checkpoint.weights import weights_sha256
 from recbole_llara.config.models import is_llm_recommender, load_plugins
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import ALL, NO_FUSION, NO_PRIOR, UNIFORM, vectors_file
+from recbole_llara.config.settings import NO_FUSION, VECTORS, ids_file, vectors_file
 from recbole_llara.config.yaml_files import PlainText
-from recbole_llara.data.dataset import PreparedData, prepare_data
-from recbole_llara.data.numbering import read_numbering
+from recbole_llara.data.dataset import PreparedData
+from recbole_llara.data.snapshot import read_snapshot
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.fusion import Fusion
-from recbole_llara.evaluator.ranking import question_keys, rank_candidates
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates, shown_order
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
 from recbole_llara.model.build import build_model
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
-from recbole_llara.recommender.frozen import Recommender, recommender_model, weights_file
-from recbole_llara.recommender.retriever import Retriever, padded
+from recbole_llara.recommender.frozen import Recommender, recommender_model, vectors_sha256
+from recbole_llara.recommender.retriever import MostPopular, Retriever, padded
 from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.catalogue import ItemNames
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import file_sha256
 from recbole_llara.utils.process_setup import own_environment
 from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
-# What a loaded run has whatever the folder says: answers are ranked by their likelihood, no question waits for a compiler, and nothing
-# is drawn or read for training: the recommender is the one that answered.
+# What a loaded run has whatever the folder says: answers are ranked by their likelihood, no question waits for a compiler, and no
+# file of the data is looked for.
 _SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
 _SETTLED_LLM = {"decoding": "score", "torch_compile": False}
-_SETTLED_LLM |= {"candidate_draw": UNIFORM, "recommender_rows": ALL, "listwise_prior": NO_PRIOR}
+_TEXTS = frozenset({"title_field", "title_rules", "item_fields", "shuffle_titles"})  # keys that made the texts of the items
 _MENDS = "bring that one back, or name it by rec_checkpoint"
 
 
@@ -63,7 +63,8 @@ class LoadedRun:
         model: trained; a stock recommender is its own retriever.
 
     Attributes:
-        recommender: what proposes items to an LLM; None where a stock recommender answers.
+        recommender: what proposes items to an LLM; None where a stock recommender answers, and where none is kept with the run: then
+            the most popular items are proposed.
         fusion: the weights by which its scores are added to the LLM's; None = the LLM's alone rank.
     """
 
@@ -73,9 +74,11 @@ class LoadedRun:
         self.recommender: Recommender | None = None
         self.fusion: Fusion | None = None
         proposing = (model, config)
-        if self.is_llm:
+        if self.is_llm and data.train_data is None and not _names_recommender(config):
+            proposing = (MostPopular(data.dataset.training_counts).to(config["device"]), config)
+        elif self.is_llm:
             self.recommender, *proposing = recommender_model(config, data)
-        self.retriever = Retriever(*proposing, data.sampler.n_items)
+        self.retriever = Retriever(*proposing, data.dataset.n_known)
         ids = data.dataset.field2id_token[data.dataset.iid_field]
         self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
         self.batch_size = config["eval_batch_size"]
@@ -93,7 +96,8 @@ class LoadedRun:
         Args:
             history: titles or ids in order of time, at least one; prompts show the last MAX_ITEM_LIST_LENGTH of them.
             k: (int, items) at most so many.
-            candidates: titles or ids to choose from; None = what the recommender proposes.
+            candidates: titles or ids to choose from, which a prompt lists as they come; None = what the recommender proposes, listed
+                in an order drawn by the history.
             retrieve_k: (int, items) proposed; None = candidate_num.
 
         Raises:
@@ -122,7 +126,7 @@ class LoadedRun:
             takes_again = self.data.dataset.protocol.repeated_targets == "match"
             proposed = self.retriever.propose(rows, retrieve_k, seen=[[]] * len(rows) if takes_again else None)  # [B, C]
             orders = [{item: rank for rank, item in enumerate(row, 1)} for row in proposed.tolist()]
-            asked = in_own_order(proposed)
+            asked = self.listed(rows, proposed)
         else:
             chosen = [self.items("candidates", items) for items in candidates]
             if len(chosen) != len(rows) or len({len(items) for items in chosen}) > 1:
@@ -132,6 +136,10 @@ class LoadedRun:
             asked, orders = torch.tensor(chosen), [{}] * len(rows)
         scores, questions = self._scores_by_length(rows, asked), question_keys(self._history(rows))
         return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
+
+    def listed(self, histories: Sequence[Sequence[int]], items: torch.Tensor) -> torch.Tensor:
+        """[B, C] proposed items, internal ids, in the order in which prompts list them; see ``shown_order``."""
+        return shown_order(items, question_keys(self._history(histories)))
 
     @torch.no_grad()
     def scores(
@@ -236,15 +244,18 @@ def answer_alike(
 def load(run: str | Path, **keys: Any) -> LoadedRun:
     """Load a finished run. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
 
+    Its folder holds what answers need, but for the LLM, which ``llm_path`` names: no file of the dataset is read, no candidate drawn,
+    no lock taken, nothing written.
+
     Args:
         run: its folder, as ``saved/LLaRA-ml-100k-llara-seed2020-...``. It may come from a stranger: none of its code is run, and
             what it asks for beside the values of the computation (see ``config.validation.FromRun``) is refused.
-        keys: over the run's own, such as ``data_path`` or ``use_gpu``; those that change what was learned are refused by
+        keys: over the run's own, such as ``llm_path`` or ``use_gpu``; those that change what was learned are refused by
             the checkpoint. ``plugins`` names the files that registered its model; ``llm_trust_remote_code=True`` with
             ``llm_path`` runs the code that comes with that LLM.
 
     Raises:
-        UserError: the folder is no finished run's, asks for what the caller must give, its data is not there, or it cannot
+        UserError: the folder is no finished run's, asks for what the caller must give, a file of it is missing, or it cannot
             rank (a chat model, decoding aside).
     """
     path = Path(run).expanduser()
@@ -255,12 +266,19 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
         raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
+    if given := sorted(_TEXTS & keys.keys()):
+        raise UserError(
+            f"{given[0]}: found {keys[given[0]]!r}, expected none: the texts of the items are those kept with {path}"
+        )
     is_llm = is_llm_recommender(request.model)
+    checkpoint = keys.get("checkpoint") or request.keys.get("checkpoint")
+    checkpoint = Path(checkpoint or path / ("checkpoint" if is_llm else "checkpoint.safetensors"))
+    settled["checkpoint"] = PlainText(checkpoint)
     if is_llm:
-        settled |= _SETTLED_LLM | _own_recommender(path, {**request.keys, **keys})
-    config = RunConfig(request.model, request.dataset, config_dict={"state": "WARNING", **request.keys, **settled, **keys})
-    checkpoint = Path(config["checkpoint"] or path / ("checkpoint" if is_llm else "checkpoint.safetensors"))
-    data = prepare_data(config, read_numbering(checkpoint, "run"))
+        settled |= _SETTLED_LLM | own_files(path, keys)
+    keys = {"state": "WARNING", **request.keys, **settled, **keys}
+    config = RunConfig(request.model, request.dataset, config_dict=keys, reads_data=False)
+    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config))
     model = build_model(config, data)
     if is_llm:
         load_llm_recommender(model, checkpoint)
@@ -280,10 +298,11 @@ def _fusion_of(run: Path, loaded: LoadedRun) -> Fusion:
             f"fusion: {run} was not fused, so that there are no weights; evaluate its checkpoint with "
             f"--checkpoint={run / 'checkpoint'} --fusion={loaded.config['fusion']}, or leave fusion out"
         )
-    fusion, own = Fusion.read(result["fusion"]), (loaded.recommender.model, loaded.config["model"])
+    fusion, recommender = Fusion.read(result["fusion"]), loaded.recommender
+    own = (None if recommender is None else recommender.model, loaded.config["model"])
     if fusion.systems != own:
         raise UserError(
-            f"fusion: {run / RESULT} tells weights of {', '.join(fusion.systems)}, expected those of {', '.join(own)}"
+            f"fusion: {run / RESULT} tells weights of {', '.join(fusion.systems)}, expected those of {', '.join(map(str, own))}"
         )
     read = result.get("recommender")
     if not isinstance(read, dict) or read.get("sha256") != loaded.recommender.sha256:
@@ -294,32 +313,36 @@ def _fusion_of(run: Path, loaded: LoadedRun) -> Fusion:
     return fusion
 
 
-def _own_recommender(run: Path, keys: Mapping[str, Any]) -> dict[str, str]:
-    """The key that names the recommender whose embeddings a run read; to train another would be minutes for nothing."""
+def _names_recommender(config: Any) -> bool:
+    return bool(config["rec_checkpoint"]) or vectors_file(config["item_embeddings"]) is not None
+
+
+def own_files(run: Path, keys: Mapping[str, Any]) -> dict[str, str | None]:
+    """The keys that name what a run's folder holds beside its checkpoint: the recommender that it read, and its prompts.
+
+    Args:
+        keys: the caller's, which are over these.
+    """
+    own: dict[str, str | None] = {"prompt_file": PlainText(run / PROMPTS)} if (run / PROMPTS).is_file() else {}
     if keys.get("rec_checkpoint") or vectors_file(keys.get("item_embeddings")) is not None:
-        return {}
-    read = read_result(run).get("recommender")
-    if not isinstance(read, dict) or not isinstance(read.get("path"), str):
-        getLogger().warning("run: it read no recommender; items are proposed by rec_model, from the cache or trained now")
-        return {}
-    path = Path(read["path"])
-    beside = run.parent / "recommenders" / path.name  # where the folder of all runs has moved
-    place = next((place for place in (beside, path) if not is_network_share(place) and place.exists()), None)
-    if place is None:
-        raise UserError(f"run: the recommender that {run} read is neither at {beside} nor at {path}; {_MENDS}")
-    weights = weights_file(place)
-    if not weights.is_file() or file_sha256(weights) != read.get("sha256"):
-        raise UserError(
-            f"run: {weights} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); {_MENDS}"
+        return own
+    own["rec_checkpoint"], read = None, read_result(run).get("recommender")
+    if not isinstance(read, dict):
+        getLogger().info(
+            "run: it read no recommender; the most popular items are proposed, or those of one named by rec_checkpoint"
         )
-    return {"rec_checkpoint": PlainText(place)}
+        return own
+    place = next((path for path in sorted((run / RECOMMENDER).glob("*")) if path.suffix in (*VECTORS, ".pth")), None)
+    if place is None:
+        raise UserError(f"run: {run} lacks the folder {RECOMMENDER} with the recommender that it read; {_MENDS}")
+    is_table = ids_file(place).is_file()
+    if (vectors_sha256(place) if is_table else weights_sha256(place)) != read.get("sha256"):
+        raise UserError(
+            f"run: {place} is not the recommender that {run} read (its SHA-256 is not the one in {RESULT}); {_MENDS}"
+        )
+    return {**own, "item_embeddings" if is_table else "rec_checkpoint": PlainText(place)}
 
 
 def as_json(recommendations: Sequence[Recommendation]) -> list[dict[str, Any]]:
     """What JSON can hold of an answer."""
     return [asdict(recommendation) for recommendation in recommendations]
-
-
-def in_own_order(items: torch.Tensor) -> torch.Tensor:
-    """[B, C] the same items by their number: a prompt must not tell the recommender's order, which training never showed."""
-    return torch.where(items > 0, items, torch.iinfo(torch.int64).max).sort(1).values.remainder(torch.iinfo(torch.int64).max)

@@ -1,14 +1,17 @@
 """A finished run that answers for new users: the evaluator's own rankings, unseen items, names that people use."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records
+from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.serving.catalogue import ItemNames
 from recbole_llara.utils.errors import UserError
 
@@ -102,15 +105,58 @@ def test_a_moved_run_and_another_decoding(make_run, tmp_path):
     assert len(recbole_llara.load(moved / folder.name).recommend(["i1"])) == 5
 
 
-def test_a_recommender_that_has_gone_is_not_trained_again(make_run, tmp_path):
+def test_the_recommender_lies_in_the_folder_of_the_run(make_run, tmp_path):
     folder = Path(make_run())
+    before = told(recbole_llara.load(folder))
     cache = folder.parent / "recommenders"
     cache.rename(tmp_path / "away")
-    with pytest.raises(UserError, match="the recommender that .* read is neither at"):
+    assert told(recbole_llara.load(folder)) == before
+    (weights,) = (folder / "recommender").iterdir()
+    weights.rename(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lacks the folder recommender with the recommender that it read"):
         recbole_llara.load(folder)
-    assert not cache.exists()
     (given,) = (tmp_path / "away").glob("SASRec-*")
-    assert len(recbole_llara.load(folder, rec_checkpoint=str(given)).recommend(["i1"])) == 5
+    assert told(recbole_llara.load(folder, rec_checkpoint=str(given))) == before
+    assert not cache.exists()
+
+
+def test_another_recommender_in_its_place_is_refused(make_run):
+    folder, other = Path(make_run()), Path(make_run(rec_epochs=2))
+    shutil.copyfile(other / "recommender" / "model.safetensors", folder / "recommender" / "model.safetensors")
+    with pytest.raises(UserError, match="is not the recommender that"):
+        recbole_llara.load(folder)
+
+
+def test_a_run_without_a_recommender_proposes_what_is_popular(make_run):
+    folder = Path(make_run("TALLRec"))
+    run = recbole_llara.load(folder)
+    assert run.recommender is None
+    found = run.recommend(["i3", "i4"], k=10, retrieve_k=10)
+    counts = run.data.dataset.training_counts
+    order = sorted(range(1, len(counts)), key=lambda item: -counts[item])
+    least = counts[order[11]]  # two that the user has may be among them
+    assert len(found) == 10 and all(counts[run.names.find(f"id:{item.item_id}")] >= least for item in found)
+    assert not {item.item_id for item in found} & {"i3", "i4"}
+
+
+def test_proposed_items_are_listed_in_an_order_of_the_history(run):
+    """Neither by number nor by the recommender's rank, and not in the order of equal scores."""
+    rows = [[run.names.find(name) for name in history] for history in (["i1"], ["i2"], ["i2", "i3"])]
+    proposed = run.retriever.propose(rows, 10)
+    listed = run.listed(rows, proposed)
+    assert torch.equal(listed.sort(1).values, proposed.sort(1).values)
+    assert all(row != sorted(row) for row in listed.tolist()) and not torch.equal(listed, proposed)
+    same = run.listed(rows, proposed.flip(1))
+    assert torch.equal(same, listed)
+    one = torch.arange(1, 11).expand(3, 10)
+    assert len({tuple(row) for row in run.listed(rows, one).tolist()}) == 3
+    ties = rank_candidates(torch.zeros(3, 10), one, question_keys(run._history(rows)))
+    assert not torch.equal(ties, run.listed(rows, one))
+    assert run.listed(rows[:1], torch.tensor([[5, 0, 7, 0]]))[0, 2:].tolist() == [0, 0]
+
+
+def told(run):
+    return [(item.item_id, item.title, item.score, item.recommender_rank) for item in run.recommend(["i1", "i2"], k=10)]
 
 
 def test_names():
