@@ -150,7 +150,7 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
 
     monkeypatch.setattr(runner, "run_recbole_llara", interrupted)
     assert main([THREE, *SMALL]) == 130
-    assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
+    assert "0 of 3 runs are finished and kept, the same command resumes" in capsys.readouterr().err
 
 
 @pytest.mark.slow
