@@ -16,16 +16,16 @@ from recbole_llara.utils.process_setup import prepare_process
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cli:run_main", "train and evaluate a model on the candidates of its test rows (the default)"),
     "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
-    "search": ("experiments.command:search_main", "search hyper-parameters by what they score on the validation rows"),
-    "recommend": ("serving.command:recommend_main", "recommend items by a finished run"),
-    "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
+    "search": ("experiments.command:search_main", "search hyper-parameters by their score on the validation rows"),
+    "recommend": ("serving.command:recommend_main", "recommend items with a finished run"),
+    "demo": ("demo.command:main", "compare finished runs in a browser, on questions of your own"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
-    "convert": ("data.command:convert_main", "make RecBole's atomic files out of the files of a dataset"),
+    "convert": ("data.command:convert_main", "convert the files of a dataset to RecBole's atomic files"),
     "candidates": (
         "recommender.command:candidates_main",
-        "write questions out of what a recommender proposes, for candidate_file",
+        "write a candidate_file of items that a recommender proposes",
     ),
-    "leaks": ("recommender.command:leaks_main", "what rules without a model find in the draws of a run"),
+    "leaks": ("recommender.command:leaks_main", "check whether rules without a model can find the targets of a run"),
 }
 WITHOUT_TORCH = frozenset({"convert"})
 _EPILOG = """\
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--help", "-h", nargs="?", const="", metavar="KEY", help="show this, or what a key means, and end")
     parser.add_argument("--model", "-m", help="one of our models, or a RecBole sequential one (see --list_models)")
     parser.add_argument("--dataset", "-d", help="ml-100k, or the name of a folder of data_path")
-    parser.add_argument("--config_files", metavar='"A.yaml B.yaml"', help="YAML files, parted by spaces; later ones win")
+    parser.add_argument("--config_files", metavar='"A.yaml B.yaml"', help="YAML files, separated by spaces; later ones win")
     parser.add_argument("--list_models", action="store_true", help="list the models and end")
     return parser
 

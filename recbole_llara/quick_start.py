@@ -173,7 +173,7 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
             if str(stop) or not is_llm_recommender(config["model"]):
                 raise
             command = resume_command(folder.path, config.external_config_dict)
-            raise Stopped(signal_of(stop), f"stopped; {command} goes on from the last state") from None
+            raise Stopped(signal_of(stop), f"stopped; {command} resumes from the last state") from None
 
 
 def _note_speed(timings: dict[str, float], trainer: Any) -> None:

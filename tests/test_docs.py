@@ -1,4 +1,5 @@
-"""The pages of docs/: they build without a warning and load nothing from elsewhere, their commands exist, and the tour runs."""
+"""README, RESULTS.md and the pages of docs/: the pages build without a warning and load nothing from elsewhere, every command
+exists, and the tour runs."""
 
 import contextlib
 import importlib.util
@@ -7,10 +8,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,17 +21,26 @@ import yaml
 from commands import arguments_of, check_run, check_study, write_files
 
 from recbole_llara import __version__, cli
+from recbole_llara.config import models
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
+from recbole_llara.experiments.command import search_parser
+from recbole_llara.experiments.search_definition import read_command as read_search_command
 from recbole_llara.serving import command as recommend
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS / "pages").as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("pages/**/*.md")}
-LINES = [line for text in PAGES.values() for line in text.splitlines()]
+TEXTS = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "docs/CONTRIBUTING.md")] + [
+    *PAGES.values()
+]
+LINES = [line for text in TEXTS for line in text.splitlines()]
 COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
 STUDY_COMMANDS = arguments_of("study", LINES)
-RECOMMEND_COMMANDS = arguments_of("recommend", LINES)
+SEARCH_COMMANDS = arguments_of("search", LINES)
+OTHER_COMMANDS = [
+    (command, words) for command in cli.COMMANDS.keys() - {"run", "study", "search"} for words in arguments_of(command, LINES)
+]
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
 TINY_LLM = {"rec_epochs": 1, "rec_max_train_rows": 64, "rec_max_eval_rows": 20, "train_batch_size": 32}
@@ -93,6 +105,14 @@ def test_every_link_leads_somewhere(site: Path) -> None:
             assert not parts.fragment or unquote(parts.fragment) in pages[target].places, f"{path.name}: {link}"
 
 
+@without_mkdocs
+def test_the_readme_leads_to_places_of_pages(site: Path) -> None:
+    links = re.findall(r"\]\(docs/pages/([^)#]+)\.md(?:#([^)]+))?\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 15
+    for page, place in links:
+        assert not place or place in _Links((site / f"{page}.html").read_text(encoding="utf-8")).places, (page, place)
+
+
 @pytest.mark.parametrize(
     "name", ["README.md", "RESULTS.md", "docs/CHANGELOG.md", "docs/CONTRIBUTING.md", *(f"docs/pages/{page}" for page in PAGES)]
 )
@@ -124,7 +144,8 @@ def test_every_model_has_a_page() -> None:
 
 
 def test_there_are_commands_to_follow() -> None:
-    assert len(COMMANDS) >= 15 and len(STUDY_COMMANDS) >= 3 and len(RECOMMEND_COMMANDS) >= 3
+    assert len(COMMANDS) >= 40 and len(STUDY_COMMANDS) >= 20 and len(SEARCH_COMMANDS) >= 2
+    assert {command for command, _ in OTHER_COMMANDS} == cli.COMMANDS.keys() - {"run", "study", "search"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -143,13 +164,38 @@ def test_a_command_is_a_configuration(command: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("command", STUDY_COMMANDS)
 def test_a_study_command_is_a_study(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "MODELS", models.MODELS.copy())  # as it was, after the test
+    write_files(PAGES["extend/model.md"], tmp_path)
     check_study(command, tmp_path)
 
 
-@pytest.mark.parametrize("command", RECOMMEND_COMMANDS)
-def test_a_recommend_command_is_understood(command: str) -> None:
-    arguments, rest = recommend.build_parser().parse_known_args(shlex.split(command.partition(" <")[0]))
-    assert arguments.run == "saved/RUN" and not rest
+@pytest.mark.parametrize("command", SEARCH_COMMANDS)
+def test_a_search_command_is_a_search(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    search = read_search_command(*search_parser().parse_known_args(shlex.split(command)))
+    assert len(search.parameters) >= 1 and search.max_evals >= 4
+
+
+def test_the_pages_parameter_file_can_be_searched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(PAGES["search.md"], tmp_path)
+    command = ["--model=LLaRA", "--dataset=ml-100k", "--params_file=own.hyper", "--algo=bayes"]
+    assert len(read_search_command(*search_parser().parse_known_args(command)).parameters) == 4
+
+
+@pytest.mark.parametrize(("command", "words"), OTHER_COMMANDS)
+def test_the_options_of_another_command_exist(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        cli.main([command, "--help"])
+    declared = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+    given = set(re.findall(r"(?<!\S)--(\w+)", words))
+    assert given and given <= declared | known_keys("LLaRA", "SASRec")
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split())
+    named = {name for text in TEXTS for name in re.findall(r"(?:`|^ *)make ([a-z][a-z0-9-]+)(?=[ `\n])", text, re.MULTILINE)}
+    assert {"quickstart", "install", "docs", "papers"} <= named and named <= targets
 
 
 def test_own_keys_in_tables_exist() -> None:
@@ -162,7 +208,12 @@ def test_own_keys_in_tables_exist() -> None:
 
 def _block(page: str, language: str) -> str:
     """The first block of a language."""
-    return re.search(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)[1]
+    return _blocks(page, language)[0]
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    """The blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
 def _small(words: list[str]) -> list[str]:
@@ -183,8 +234,8 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
                 followed.append("python")
                 continue
             for words in map(shlex.split, block.splitlines()):
-                if words[0] == "pip":
-                    continue
+                if words[:2] == ["recbole-llara", "study"]:
+                    continue  # a quarter of an hour
                 if words[1] == "run_recbole_llara.py":
                     assert cli.main(_small(words[2:])) == 0
                     followed.append(words[2])
@@ -198,8 +249,9 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, printed.getvalue()
 
 
-def _execute(code: str) -> None:
-    exec(compile(code, "a page", "exec"), {})
+def _execute(code: str, names: dict[str, Any] | None = None) -> None:
+    """Run the code of a page; ``names`` are kept for the next block."""
+    exec(compile(code, "a page", "exec"), {} if names is None else names)
 
 
 def _run_of(model: str) -> Path:
@@ -216,13 +268,25 @@ def test_the_tour_compares_and_recommends(toured: tuple[Path, str]) -> None:
     assert not {title for _, title in ranked} & {"Toy Story", "GoldenEye", "Four Rooms"}
 
 
+def test_a_run_from_python_as_the_page_says(toured: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toured[0])
+    keys = {**TINY, **TINY_LLM, "llm_tuning": "frozen", "protocol": "leave_one_out"}
+    names: dict[str, Any] = {}
+    _execute(_block("run.md", "python").replace('{"protocol": "leave_one_out"}', repr(keys)), names)
+    result = names["result"]
+    assert 0 <= result["test_result"]["hit@1"] <= 1 and Path(result["cases_file"]).is_file()
+    shutil.rmtree(Path(result["cases_file"]).parent)  # the tour's is the only run of its model again
+
+
 def test_two_runs_are_compared_as_the_page_says(
     toured: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(toured[0])
-    code = _block("compare.md", "python")
-    _execute(code.replace("saved/RUN_A", str(_run_of("SASRec"))).replace("saved/RUN_B", str(_run_of("LLaRA"))))
-    assert f"Of n = {TINY['max_eval_rows']} rows" in capsys.readouterr().out
+    names: dict[str, Any] = {}
+    for block in _blocks("compare.md", "python"):
+        _execute(block.replace("saved/RUN_A", str(_run_of("SASRec"))).replace("saved/RUN_B", str(_run_of("LLaRA"))), names)
+    told = capsys.readouterr().out
+    assert told.count(f"Of n = {TINY['max_eval_rows']} rows") == 2 and "HitRatio@1 of mine" in told
 
 
 def test_a_run_recommends_as_the_page_says(

@@ -1,92 +1,124 @@
-"""The commands and keys of the README and of RESULTS.md exist, and what the README says of the embedded LLM is so."""
+"""The README: short, true of the code, its figure and prompt the project's own. What reads its commands is ``test_docs``."""
 
+import importlib.util
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from commands import arguments_of, check_run, check_study
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
+from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import property_files
-from recbole_llara.experiments.command import search_parser
-from recbole_llara.experiments.search_definition import read_command as read_search_command
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.prompt.representation import REPRESENTATIONS
+from recbole_llara.prompt.template import load_templates
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = [*README.splitlines(), *(ROOT / "RESULTS.md").read_text(encoding="utf-8").splitlines()]
+RESULTS = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 
 
-COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
-STUDY_COMMANDS = arguments_of("study", LINES)
-SEARCH_COMMANDS = arguments_of("search", LINES)
+def _page(name):
+    return (ROOT / "docs" / "pages" / name).read_text(encoding="utf-8")
 
 
-def test_there_are_commands_to_follow():
-    assert len(COMMANDS) >= 4 and len(STUDY_COMMANDS) >= 8 and len(SEARCH_COMMANDS) >= 2
+def _first_cells(text, header):
+    """What stands in backticks in the first column of the table with this header."""
+    table = text.split(header)[1].split("\n\n")[0]
+    return {name for line in table.splitlines() for name in re.findall(r"`([^`]+)`", line.split("|")[1] if "|" in line else "")}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_a_configuration(command, monkeypatch, tmp_path):
-    monkeypatch.setenv("OPENAI_API_KEY", "of the test")
-    monkeypatch.chdir(tmp_path)
-    check_run(command, tmp_path)
+def test_the_readme_is_short():
+    assert len(README) <= 8000
 
 
-@pytest.mark.parametrize("command", STUDY_COMMANDS)
-def test_a_study_command_is_a_study(command, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    check_study(command, tmp_path)
+def test_results_link_to_no_page():
+    assert not re.search(r"\]\([^)]*docs/", RESULTS)
 
 
-@pytest.mark.parametrize("command", SEARCH_COMMANDS)
-def test_a_search_command_is_a_search(command, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    search = read_search_command(*search_parser().parse_known_args(shlex.split(command)))
-    assert search.max_evals >= 12
+def test_every_model_representation_and_study_stands_in_its_table():
+    assert set(MODELS) <= _first_cells(README, "| model | what it is |\n")
+    assert _first_cells(_page("models/prompts.md"), "| representation | an item reads |\n") == set(REPRESENTATIONS)
+    assert _first_cells(_page("studies.md"), "| study | what it compares |\n") == set(property_files("study"))
 
 
-def test_the_readmes_parameter_file_can_be_searched(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    block = README.split("### Searching hyper-parameters")[1].split("###")[0]
-    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
-    Path("own.hyper").write_text("\n".join(lines), encoding="utf-8")
-    command = ["--model=LLaRA", "--dataset=ml-100k", "--params_file=own.hyper", "--algo=bayes"]
-    search = read_search_command(*search_parser().parse_known_args(command))
-    assert len(search.parameters) == 4
+def test_the_prompt_is_that_of_the_first_test_row():
+    data = prepare_data(RunConfig("LLaRA", "ml-100k", config_dict={"protocol": "leave_one_out"}))
+    titles, row = data.catalogue.titles, data.test_data.dataset.inter_feat[0]
+    history, candidates = ([f"{titles[item]}[*]" for item in row[f"{name}_id_list"].tolist()] for name in ("item", "candidate"))
+    history[2:-1], candidates[2:-3] = ["…"], ["…"]
+    prompt = load_templates("movie", 20)[0].render(history, candidates)
+    shown = README.split("[start:prompt] -->\n```text\n")[1].split("\n```")[0]
+    assert shown.replace("\n", " ") == prompt
+    assert f"The answer is *{titles[row['item_id'].item()]}*." in README
 
 
-def test_every_key_of_the_table_exists():
-    table = README.split("### Keys")[1].split("###")[0]
-    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    names = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} - {"rec_<key>"}
-    assert len(names) > 15
-    assert names <= known_keys("LLaRA", "SASRec")
+def test_the_figure_shows_the_results():
+    """``python docs/figure.py`` makes it so."""
+    spec = importlib.util.spec_from_file_location("docs_figure", ROOT / "docs" / "figure.py")
+    figure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figure)
+    systems = figure.measured(RESULTS)
+    assert {system.system for system in systems} == set(load_study("main_results").systems)
+    assert figure.FIGURE.read_text(encoding="utf-8") == figure.drawn(systems)
 
 
-def _first_cells(heading):
-    section = README.split(heading)[1].split("\n##")[0]
-    return {re.findall(r"`([^`]+)`", line)[0] for line in section.splitlines() if line.startswith("| `")}
+def _tables(page):
+    """The tables of a page: for each its header and its rows, cells without blanks around them."""
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+        header, _, *rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
+        yield header, rows
 
 
-def test_the_tables_of_representations_and_studies_are_whole():
-    assert _first_cells("### Representations") == set(REPRESENTATIONS)
-    assert _first_cells("### Studies") == set(property_files("study"))
-    assert set(MODELS) <= set(re.findall(r"`(\w+)`", README.split("| model | what it is |")[1].split("###")[0]))
+def _number(value):
+    return "" if value is None else f"{value:.4f}".lstrip("0")
+
+
+@pytest.mark.parametrize(("dataset", "column"), [("ml-100k", "MovieLens"), ("steam", "Steam"), ("lastfm-llara", "LastFM")])
+def test_the_papers_numbers_are_those_of_the_studies(dataset, column):
+    """Page "Reproduce the papers"."""
+    page, found = _page("reproduce.md"), 0
+    later = load_study("main_results").published[1].hit[dataset]
+    published = [load_study(name).published[0].hit[dataset] for name in ("main_results", "learning_strategy", "rsllm_ablation")]
+    section = page.split(f"### {column}\n")[1].split("\n##")[0]
+    ((_, rows),) = _tables(section)
+    for name, *_, papers, again in rows:
+        assert papers.split(" ")[0] == _number(published[0].get(name)) and again == _number(later.get(name)), name
+    assert {name for name, *_ in rows} >= set(published[0])
+    for header, rows in _tables(page):
+        if f"{column}, paper" in header:
+            place = header.index(f"{column}, paper")
+            (table,) = [one for one in published[1:] if set(one) <= {row[0] for row in rows}]
+            assert {row[0]: row[place] for row in rows if row[place]} == {name: _number(hit) for name, hit in table.items()}
+            found += 1
+    assert found == 2
+
+
+def test_our_numbers_beside_the_papers_are_those_of_the_results():
+    """Page "Reproduce the papers"."""
+    measured = [row for header, rows in _tables(RESULTS) for row in rows if header[0] == "system"]
+    checked = 0
+    for _, rows in _tables(_page("reproduce.md")):
+        for name, *cells in rows:
+            for hit, low, high in (re.findall(r"^(\.\d+) \[(\.\d+), (\.\d+)\]", cell)[0] for cell in cells if "[." in cell):
+                shown = {f"{hit} [{low}, {high}]", f"{hit} {low} to {high}"}
+                assert any(row[0] == name and shown & {*row, f"{row[1]} {row[2]}"} for row in measured), (name, hit)
+                checked += 1
+    assert checked >= 60
 
 
 def test_the_embedded_llm_is_as_described():
+    page = _page("models/embedded_llm.md")
     with safe_open(TINY_LLAMA_DIR / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     config = AutoConfig.from_pretrained(TINY_LLAMA_DIR)
     pieces = len(AutoTokenizer.from_pretrained(TINY_LLAMA_DIR))
     size = sum(path.stat().st_size for path in TINY_LLAMA_DIR.iterdir())
-    assert f"{parameters / 1e6:.1f} million parameters" in README
-    assert f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads" in README
-    assert f"{pieces:,} pieces" in README
+    assert f"{parameters / 1e6:.1f} million parameters" in page
+    assert f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads" in page
+    assert f"{pieces:,} pieces" in page
     assert size <= 12e6

@@ -284,7 +284,7 @@ def folder_to_resume(config: Any) -> RunFolder | None:
     runs = [path.parent for path in Path(config["checkpoint_dir"]).glob(f"*/{CONFIG}") if (path.parent / REQUEST).is_file()]
     for path in sorted(runs, key=lambda path: (path / CONFIG).stat().st_mtime, reverse=True):
         if not _obstacle(path, here) and not RunFolder(path).is_held():
-            getLogger().info(f"resume: {path} goes on")
+            getLogger().info(f"resume: {path} is resumed")
             return RunFolder(path)
     return None
 
@@ -301,9 +301,9 @@ def _run_folder(wanted: Any) -> Path:
 def _obstacle(run: Path, here: Mapping[str, Any]) -> str:
     """Why a run cannot go on with the keys ``here``; empty where it can."""
     if (run / RESULT).exists():
-        return f"is finished, its result stands in {run / RESULT}; to run it anew leave resume out"
+        return f"is finished, its result stands in {run / RESULT}; to run it again leave resume out"
     if (version := _read(run / REQUEST).get("version")) != __version__:
-        return f"was begun by recbole-llara {version}, expected {__version__}: go on with that version, or start a new run"
+        return f"was begun by recbole-llara {version}, expected {__version__}: resume it with that version, or start a new run"
     if differing := differences(with_effect(_read(run / CONFIG)), with_effect(here)):
         return f"was begun with other keys: {'; '.join(differing)}; leave them as they were, or start a new run"
     return ""

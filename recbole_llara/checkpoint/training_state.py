@@ -126,7 +126,7 @@ class TrainingStates:
             except DamagedCheckpoint as error:
                 getLogger().warning(f"{error}. The state before it is taken, if there is one")
                 continue
-            getLogger().info(f"Training goes on from {path}")
+            getLogger().info(f"Training resumes from {path}")
             return TrainingState.read(path)
         if found:
             raise UserError(

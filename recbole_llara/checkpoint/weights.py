@@ -67,7 +67,7 @@ class Checkpoint:
         return self.facts.get("training_digest")
 
     def check_model(self, model: str, key: str = "checkpoint") -> None:
-        """Refuse, by a ``UserError``, the weights of another model, or of one that is not told."""
+        """Refuse, by a ``UserError``, the weights of another model, or of one that the checkpoint does not name."""
         if self.facts.get("model") != model:
             change = f"{key.replace('checkpoint', 'model')} or {key}"
             raise UserError(f"{key}: {self.path} holds a {self.facts.get('model')}, expected a {model}: change {change}")

@@ -94,8 +94,8 @@ class RunConfig(Config):
 
         if final.get(TRUST) and sources.get(TRUST) not in _CALLER:
             raise UserError(
-                f"{TRUST}: found True in {sources.get(TRUST)}, expected it on the command line or in the config dict: files "
-                f"are passed on, and whoever lets code of an LLM's folder run has to say so; give --{TRUST}=True"
+                f"{TRUST}: found True in {sources.get(TRUST)}, expected it on the command line or in the config dict: config "
+                f"files are passed on, but the code of an LLM's folder runs only with your own consent; give --{TRUST}=True"
             )
         is_llm = models.is_llm_recommender(self.model)
         for kind in settings.COMMON if is_llm else (settings.DataSettings, settings.TrainingSettings):

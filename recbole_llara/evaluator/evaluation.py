@@ -217,7 +217,7 @@ def in_memory(may_shrink: bool, compute: Callable[..., T], *arguments: object) -
 
 @contextmanager
 def _tensorboard_of(processes: Processes) -> Iterator[None]:
-    """RecBole's trainers make a writer of files, unasked; in processes that write nothing it gets one that writes none."""
+    """RecBole's trainers always make a writer of log files; processes that write nothing get one that writes none."""
     made = recbole.trainer.trainer.get_tensorboard
     if not processes.is_main:
         recbole.trainer.trainer.get_tensorboard = lambda logger: NO_BOARD

@@ -62,7 +62,7 @@ def search_parser() -> argparse.ArgumentParser:
     """The parser of a search's named arguments; all others are keys of the configuration."""
     parser = argparse.ArgumentParser(
         prog="recbole-llara search",
-        description="Search hyper-parameters by what they score on the validation rows.",
+        description="Search hyper-parameters by their score on the validation rows.",
         epilog=_SEARCH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -79,7 +79,7 @@ def execute(plan: Plan) -> None:
             say("other processes have finished the rest")
     except KeyboardInterrupt as stop:
         done = f"{len(plan.finished())} of {plan.count} runs are finished and kept"
-        raise Stopped(signal_of(stop), f"stopped; {done}, the same command goes on with the rest") from None
+        raise Stopped(signal_of(stop), f"stopped; {done}, the same command resumes with the rest") from None
 
 
 def run_model(model: str, dataset: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, st
         return failed if failed >= 0 else 128 - failed
     except KeyboardInterrupt as stop:
         ending = signal_of(stop)
-        raise Stopped(ending, "stopped; the same command goes on with the runs that are left") from None
+        raise Stopped(ending, "stopped; the same command resumes with the runs that are left") from None
     finally:
         try:
             for child in children:

@@ -282,7 +282,7 @@ def _check_keys(parameters: Sequence[Parameter], given: Mapping[str, Any], fixed
     for key in KEYS_OF_TRIALS:
         if fixed.get(key) is not None:
             raise UserError(
-                f"{key}: found {fixed[key]!r}, but every trial has its own; leave it out, the search goes on by itself"
+                f"{key}: found {fixed[key]!r}, but every trial has its own; leave it out; the same command resumes the search"
             )
 
 

@@ -15,7 +15,7 @@ from filelock import AcquireReturnProxy
 
 from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, recommender_keys, with_effect
-from recbole_llara.config.models import is_llm_recommender, replaces_item_table, stock_models
+from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import vectors_file
 from recbole_llara.data.dataset import prepare_data
@@ -100,6 +100,7 @@ class StudyRuns(Plan):
     reuse_hint = " (--fresh runs them again)"
 
     def __init__(self, study: Study, fresh: bool = False) -> None:
+        load_plugins(study.settings.get("plugins"))  # before any model is looked up
         self.study = study
         self.places: dict[Arm, Path] = {}  # where an arm's outcome is kept
         self._sha256_of: dict[Path, str] = {}  # of the data's files

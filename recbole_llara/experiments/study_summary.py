@@ -115,7 +115,7 @@ def _system_row(runs: Sequence[FinishedArm], draws: Sequence[FinishedArm], corre
 
 
 def _differences(column: Published, name: str, result: Mapping[str, Any]) -> list[str]:
-    """How a paper's setting differs from a run's, beside the candidates, which nobody else can have drawn."""
+    """How a paper's setting differs from a run's, apart from the candidates, which always differ."""
     found = []
     if result["protocol"] != column.protocol:
         found.append(f"protocol {column.protocol} there, {result['protocol']} here")

@@ -102,7 +102,7 @@ class Probe:
             rounding = self._gap(candidate_log_probs(self.llm, self.padded, few), plain)
         if not rounding <= TOLERANCE[self.dtype]:
             raise UserError(
-                f"{self.subject} answers otherwise where a prompt comes as inputs_embeds with padding on its left (likelihoods "
+                f"{self.subject} answers differently for a prompt given as inputs_embeds with padding on its left (likelihoods "
                 f"move by {rounding:.2g}), expected the same answers: choose another llm_path"
             )
         with self._asked("cannot make a pass of training"):
@@ -120,7 +120,7 @@ class Probe:
             reason = f"likelihoods move by {gap:.2g}"
         _logger.warning(
             f"{self.subject} does not read all candidates' answers in one pass ({reason}): each is read by a pass of its own, "
-            f"which takes about {count} times as long. Training is as usual"
+            f"which takes about {count} times as long. Training is not affected"
         )
         return candidate_log_probs
 
@@ -150,7 +150,7 @@ class Probe:
         gap = float((before[1] - before[0]).abs().mean(1).max())
         if not gap <= CAUSAL_TOLERANCE[self.dtype]:
             raise UserError(
-                f"{self.subject} lets a token see those behind it, and so the answer it should predict (likelihoods of earlier "
+                f"{self.subject} lets a token see later ones, and so the answer that it should predict (likelihoods of earlier "
                 f"tokens move by {gap:.2g}), expected a causal LM: choose another llm_path"
             )
 

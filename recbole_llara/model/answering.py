@@ -25,7 +25,7 @@ from recbole_llara.utils.hashing import numbers, row_keys
 
 @dataclass(frozen=True)
 class Questions:
-    """What a decoding is asked, on the CPU."""
+    """The questions of a batch, which a decoding answers; tensors on the CPU."""
 
     history: torch.Tensor  # [B, L] item ids, 0-padded on the right
     candidates: torch.Tensor  # [B, C] item ids

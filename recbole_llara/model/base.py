@@ -158,7 +158,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def _reading(
         self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False
     ) -> tuple[Recommender, torch.Tensor | None, Concluding | None]:
-        """A recommender, its table [N, d_rec] as the projector reads it, and what asks it for conclusions; None of what nobody reads."""
+        """A recommender, its table [N, d_rec] as the projector reads it, and what asks it for conclusions; None for what is not read."""
         recommender, network, own = recommender_model(config, data, of_training)
         table, conclude = None, None
         if Part.ITEM_EMBEDDING in shown:
@@ -249,7 +249,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         return EmbeddedPrompts(inputs, prompts.attention_mask, prompts.position_ids)
 
     def training_inputs(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
-        """What the decoder reads in training: on a GPU, where the LLM can, under a mask into which nobody has to look."""
+        """What the decoder reads in training; on a GPU, if the LLM can, under a mask that the host need not inspect."""
         embedded, attention = self.embed(prompts), causal_lm(self.llm).config._attn_implementation
         reads_pairs = self.read_answers is trie_log_probs and attention == "sdpa"
         return with_mask_of_pairs(self.llm, embedded) if reads_pairs and self.device.type == "cuda" else embedded

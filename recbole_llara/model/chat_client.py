@@ -102,7 +102,7 @@ class AnswerCache:
                 )
         except sqlite3.DatabaseError as error:
             raise UserError(
-                f"{path} cannot be used as the cache of answers ({error}): move it away to begin a new one, or mend it by "
+                f"{path} cannot be used as the cache of answers ({error}): move it away to begin a new one, or repair it with "
                 "sqlite3's .recover; the answers in it were paid for"
             ) from error
 
@@ -129,7 +129,7 @@ class AnswerCache:
         except sqlite3.Error as error:
             raise RunError(
                 f"an answer that was paid for cannot be kept in {self.path} ({error}): is the disk full or read-only? What is in it "
-                "stays; run again to go on"
+                "stays; run the same command again to continue"
             ) from error
 
 
@@ -213,7 +213,7 @@ class ChatClient:
             if settings.api_max_requests and self.paid["requests"] >= settings.api_max_requests:
                 raise UserError(
                     f"api_max_requests: {self.paid['requests']} requests were made and rows are left; their answers are kept in "
-                    f"{self.cache.path}. Raise it, or set it to 0, and run again to go on."
+                    f"{self.cache.path}. Raise it, or set it to 0, and run the same command again to continue."
                 )
             self.paid["requests"] += 1
         failure = None
@@ -257,7 +257,7 @@ class ChatClient:
     def _without_answer(self, whose: str, message: str, status: int | None) -> ChatAnswer:
         """An answer that only says what happened; a UserError where the run had better end."""
         message = self._hide(masked_urls(message))
-        kept = f"Answers so far are kept in {self.cache.path}; run again to go on."
+        kept = f"Answers so far are kept in {self.cache.path}; run the same command again to continue."
         with self._lock:
             self._failures = self._failures + 1 if (whose, status) == self._last_failure else 1
             self._last_failure = (whose, status)

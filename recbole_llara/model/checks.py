@@ -103,7 +103,7 @@ def check_earlier_rows(config: Any) -> None:
     if not reads and config["candidate_draw"] == UNIFORM:
         raise UserError(
             f"recommender_rows: found {EARLIER} with representation {config['representation']} and candidate_draw {UNIFORM}: training reads "
-            "no recommender, and would lose its earlier rows for nothing; expected all"
+            "no recommender, so that this would only leave out training rows; expected all"
         )
 
 

@@ -21,7 +21,7 @@ from recbole_llara.utils.transfer import send
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows of one forward pass, as the prompt encoder wants them."""
+    """Rows of one forward pass, in the form that the prompt encoder takes."""
 
     history: torch.Tensor  # [B, L] item ids, 0-padded on the right
     candidates: torch.Tensor  # [B, C]

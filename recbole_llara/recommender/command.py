@@ -15,8 +15,8 @@ def candidates_main(argv: Sequence[str] | None = None) -> int:
     """Write the candidate sets of validation and test that a recommender proposes; the exit status is that of ``exit_status``."""
     parser = argparse.ArgumentParser(
         prog="recbole-llara candidates",
-        description="Write a file for candidate_file: of each validation and test row the items that the frozen recommender puts first, "
-        "and the target. Further arguments are the keys of a run of an LLM recommender, such as rec_model and rec_checkpoint.",
+        description="Write a candidate_file: for each validation and test row the target, and the items that the frozen recommender "
+        "ranks first. Further arguments are the keys of a run of an LLM recommender, such as rec_model and rec_checkpoint.",
     )
     parser.add_argument("--out", type=Path, required=True, help="the file; one that is there is replaced")
     parser.add_argument(
@@ -60,7 +60,7 @@ def leaks_main(argv: Sequence[str] | None = None) -> int:
     """Print what rules without a model find; returns the exit status, 1 where one of them is a leak."""
     parser = argparse.ArgumentParser(
         prog="recbole-llara leaks",
-        description="What rules without a model find in the draws of a run; further arguments are the run's keys.",
+        description="Check whether rules without a model can find the targets of a run; further arguments are the run's keys.",
         epilog="--model=LLaRA --candidate_draw=recommender looks at draws from what the recommender proposes.",
     )
     parser.add_argument("--epochs", type=int, default=5, help="training epochs whose draws the rules see (default %(default)s)")

@@ -53,7 +53,7 @@ def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
     if min(sizes) < 1 or (max(sizes) > n_items and config["n_facet_reranker"] > 0):
         raise UserError(
             f"reranker_CAN_NUM: found {text!r}, expected whole numbers from 1 to {n_items}, the {n_items - 1} items of "
-            f"{config['dataset']} and the padding item, parted by commas; lower it, or set n_facet_reranker to 0 and n_facet_all "
+            f"{config['dataset']} and the padding item, separated by commas; lower it, or set n_facet_reranker to 0 and n_facet_all "
             "accordingly"
         )
     facets = config["n_facet"] + config["n_facet_context"] + config["n_facet_reranker"] * len(sizes) + config["n_facet_emb"]

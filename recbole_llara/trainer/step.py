@@ -129,7 +129,7 @@ class OptimiserSteps:
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             each.append({name: value.detach() for name, value in losses.items()})
         step.finish()
-        # Looked at once all passes are under way: each look waits for the GPU.
+        # Read once, after all passes are launched: each read waits for the GPU.
         for (part, _), losses in zip(passes, each, strict=True):
             self._check_finite("loss", torch.stack(list(losses.values())).sum(), step.number, part)
         return _summed([{name: value.item() for name, value in losses.items()} for losses in each])

@@ -251,8 +251,8 @@ class LLMTrainer(CandidateTrainer, Trainer):
         if self.processes.is_main:
             if not self.run_folder.is_dir():  # made again where a disk was unmounted, it would be on another one
                 raise RunError(
-                    f"checkpoint_dir: the run's folder {self.run_folder} has gone since the run began; bring it back (was a disk "
-                    f"unmounted?) and go on with {self._resume_command()}, or start again"
+                    f"checkpoint_dir: the run's folder {self.run_folder} has disappeared since the run began; bring it back (was a "
+                    f"disk unmounted?) and resume with {self._resume_command()}, or start again"
                 )
             write()
         self.processes.wait()
@@ -323,7 +323,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
 
     def _what_is_kept(self) -> str:
         kept = "no checkpoint yet" if self.best_epoch is None else f"the best checkpoint is {self.saved_model_file}"
-        return f"{kept}; {self._resume_command()} goes on from the last state"
+        return f"{kept}; {self._resume_command()} resumes from the last state"
 
     def _resume_command(self) -> str:
         return resume_command(self.run_folder, self.config.external_config_dict)

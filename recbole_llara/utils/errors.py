@@ -1,4 +1,4 @@
-"""What a user can mend, what broke a run, what stops it; and how a program ends by each."""
+"""Errors that a user can fix, errors that end a run, signals that stop it; and how a program ends in each case."""
 
 import difflib
 import errno
@@ -62,7 +62,7 @@ def signal_of(stop: KeyboardInterrupt) -> int:
 
 
 def exit_status(program: str, action: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Run a program's work; what a user can mend, and being stopped, end it with one line and no traceback.
+    """Run a program's work; an error that a user can fix, or a signal, ends it with one line and no traceback.
 
     SIGTERM ends it as Ctrl-C does, so that nothing half-done is left lying about.
 

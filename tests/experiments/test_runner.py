@@ -77,7 +77,7 @@ def test_a_signal_is_passed_on_and_told(number, capsys):
     sender.start()
     assert exit_status("search", lambda: run_processes([*COMMAND, "wait"], environments_of(2))) == 128 + number
     sender.join()
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert Path("ended-1").exists() == (number == signal.SIGTERM)  # the stand-in knows SIGTERM alone
 
 

@@ -124,4 +124,4 @@ def test_where_no_trial_comes_to_a_score_it_ends_with_1(toy, runs):
 def test_an_interrupt_ends_with_130(toy, runs, capsys):
     runs.before = lambda keys: (_ for _ in ()).throw(KeyboardInterrupt)
     assert main(COMMAND) == 130
-    assert "0 of 12 runs are finished and kept, the same command goes on" in capsys.readouterr().err
+    assert "0 of 12 runs are finished and kept, the same command resumes" in capsys.readouterr().err

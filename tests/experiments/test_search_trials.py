@@ -57,7 +57,7 @@ def test_a_search_that_was_broken_off_goes_on_as_if_it_had_not_been(make_search,
     with pytest.raises(MemoryError if ends_by is MemoryError else Stopped) as caught:
         finished(make_search(algo=algo, max_evals=9))
     if ends_by is not MemoryError:
-        assert "4 of 9 runs are finished and kept, the same command goes on" in str(caught.value)
+        assert "4 of 9 runs are finished and kept, the same command resumes" in str(caught.value)
     trials = finished(make_search(algo=algo, max_evals=9))
     assert [trial.values for trial in trials] == whole
     assert searched(runs)[4] == searched(runs)[5] and len(runs.keys) == 10  # the fifth was begun, and run again

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from synthetic_data import write_toy_dataset
 
+from recbole_llara.config import models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments import runner
@@ -115,6 +116,20 @@ def test_a_failed_arm_is_told_and_the_rest_go_on(monkeypatch, capsys):
     assert main([THREE, *SMALL]) == 0  # only what failed is run
 
 
+def test_a_plugins_model_takes_the_settings_of_an_llm_wherever_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "MODELS", models.MODELS.copy())  # as it was, after the test
+    plugin, own = tmp_path / "mine.py", tmp_path / "own.yaml"
+    plugin.write_text(
+        'import recbole_llara\nrecbole_llara.register_model("Mine", "recbole_llara.model.llara:LLaRA", defaults={})'
+    )
+    own.write_text(
+        f"settings: {{protocol: leave_one_out, plugins: [{plugin}]}}\nsystems: {{mine: {{model: Mine}}, SASRec: {{model: SASRec}}}}"
+    )
+    study = read_command([str(own), *SMALL])
+    at_first = StudyRuns(study).places
+    assert at_first == StudyRuns(study).places  # when the plugin has been loaded
+
+
 def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
     assert main([THREE, "--epoch=1"]) == 2
     assert "did you mean 'epochs'" in capsys.readouterr().err
@@ -135,7 +150,7 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
 
     monkeypatch.setattr(runner, "run_recbole_llara", interrupted)
     assert main([THREE, *SMALL]) == 130
-    assert "0 of 3 runs are finished and kept, the same command goes on" in capsys.readouterr().err
+    assert "0 of 3 runs are finished and kept, the same command resumes" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ ARCHITECTURES = {
     "an encoder": (
         "BERT",
         [],
-        ["llm_path is './llm'", "BertLMHeadModel lets a token see those behind it", "choose another llm_path"],
+        ["llm_path is './llm'", "BertLMHeadModel lets a token see later ones", "choose another llm_path"],
     ),
     "one that minds padding": (
         "RWKV",

@@ -82,7 +82,7 @@ def test_scores_are_those_of_plain_passes(family, encoder, caplog):
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_sees_the_answer_or_stumbles_over_padding_is_refused(family, encoder):
-    expected = "inputs_embeds with padding on its left" if family == "RWKV" else "lets a token see those behind it"
+    expected = "inputs_embeds with padding on its left" if family == "RWKV" else "lets a token see later ones"
     with pytest.raises(UserError, match=f"llm_path is './llm': .*{expected}.*choose another llm_path"):
         probed(make_family(family, len(encoder.tokenizer)), encoder)
 

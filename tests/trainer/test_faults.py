@@ -102,7 +102,7 @@ def test_the_folder_goes_and_comes_back(long_keys, monkeypatch):
     away = Path("away")
     with monkeypatch.context() as patch:
         _at(patch, 4, lambda trainer: shutil.move(trainer.run_folder, away))
-        with pytest.raises(RunError, match="has gone since the run began.*--resume"):
+        with pytest.raises(RunError, match="has disappeared since the run began.*--resume"):
             run_recbole_llara(dataset="toy", config_dict=long_keys)
     run = Path(long_keys["checkpoint_dir"]) / yaml.safe_load((away / "request.yaml").read_text())["model"]
     assert not list(Path(long_keys["checkpoint_dir"]).glob("LLaRA-*"))  # nothing was written elsewhere
