@@ -84,17 +84,20 @@ def keep_beside(recommender: Recommender, folder: Path) -> None:
 
     Every file of weights is written once and replaced as a whole, so that neither name's file changes under the other's.
     """
-    folder.mkdir()
     if recommender.path.suffix in VECTORS and ids_file(recommender.path).is_file():
         files = {path.name: path for path in (recommender.path, ids_file(recommender.path))}
     else:
         files = {Path(WEIGHTS).stem + recommender.weights.suffix: recommender.weights}  # a .pth stays one
-    for name, path in files.items():
-        if (path.parent / META).is_file():  # the cache's; a file of the user's may change in place
-            with suppress(OSError):
-                (folder / name).hardlink_to(path)
-        if not (folder / name).exists():
-            shutil.copyfile(path, folder / name)
+
+    def fill(place: Path) -> None:
+        for name, path in files.items():
+            if (path.parent / META).is_file():  # the cache's; a file of the user's may change in place
+                with suppress(OSError):
+                    (place / name).hardlink_to(path)
+            if not (place / name).exists():
+                shutil.copyfile(path, place / name)
+
+    write_folder(folder, fill)
 
 
 def prepare_recommender(config: RunConfig, prepared: PreparedData) -> Recommender:

@@ -157,8 +157,11 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
     tensors = checkpoint.read_tensors()
     weights = {name: value for name, value in tensors.items() if not name.startswith(OTHER_PREFIX)}
     if differing := differences(shapes(weights), shapes(model.state_dict())):
-        own = model.snapshot.numbering
-        users = f" It knows {len(ids.users)} users, this run's data with them has {len(own.users)}." if ids else ""
+        users = (
+            ""
+            if ids is None
+            else (f" It knows {len(ids.users)} users, this run's data with them has {len(model.snapshot.numbering.users)}.")
+        )
         raise UserError(
             f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({'; '.join(differing[:3])}). Give "
             "the data and the keys that it was trained with: MAX_ITEM_LIST_LENGTH, widths, layers and the like, of a recommender under "

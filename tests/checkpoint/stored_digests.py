@@ -28,7 +28,13 @@ _ENTRY, _META, _STATE = "recommenders/*/meta.json", "*/checkpoint/meta.json", "*
 
 STORED = (
     # What a run keeps.
-    Stored("*/checkpoint.safetensors", "numbering_sha256", "its ids", "checkpoint.weights.read_checkpoint", "refused"),
+    Stored(
+        "*/checkpoint.safetensors",
+        "snapshot_sha256",
+        "what it knows of the items",
+        "checkpoint.weights.read_checkpoint",
+        "refused",
+    ),
     Stored(
         "*/checkpoint.safetensors",
         "belongs_to.*",
@@ -61,7 +67,7 @@ STORED = (
     Stored(_META, "prompts_digest", "the templates", "model.weights.has_other_prompts", "warned of"),
     Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "trainer.trainer.resume_checkpoint", "refused"),
     Stored("*/result.json", "prompts_digest", "the templates", "", "told"),
-    Stored("*/result.json", "recommender.sha256", "its weights' file", "serving.loaded.load", "refused"),
+    Stored("*/result.json", "recommender.sha256", "its weights and items", "serving.loaded.load", "refused"),
     Stored(
         "*/result.json",
         "recommender.path",
@@ -85,8 +91,8 @@ STORED = (
     ),
     Stored(
         "recommenders/*/model.safetensors",
-        "numbering_sha256",
-        "its ids",
+        "snapshot_sha256",
+        "what it knows of the items",
         "checkpoint.weights.read_checkpoint",
         "refused",
     ),

@@ -6,10 +6,10 @@ import torch
 from recbole.utils import init_seed
 from synthetic_data import write_toy_dataset
 
-from recbole_llara.checkpoint.weights import read_checkpoint
+from recbole_llara.checkpoint.weights import read_checkpoint, tensors_sha256
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
-from recbole_llara.data.numbering import Numbering
+from recbole_llara.data.snapshot import Snapshot
 from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.model.build import build_model
 from recbole_llara.recommender.stock import load_recommender, stock_trainer
@@ -153,7 +153,7 @@ def test_the_best_checkpoint_is_what_evaluation_loads(make_trainer):
     assert trainer.evaluate(data.valid_data) == valid
     facts = read_checkpoint(trainer.saved_model_file).facts
     assert (facts["model"], facts["dataset"], facts["epoch"]) == ("SASRec", "toy", trainer.best_epoch)
-    assert facts["numbering_sha256"] == Numbering.of(data.dataset).sha256
+    assert facts["snapshot_sha256"] == tensors_sha256(Snapshot.of(data.dataset).tensors())
 
 
 def test_a_checkpoint_of_another_model_or_width_is_refused(make_trainer):

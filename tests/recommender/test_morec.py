@@ -44,9 +44,8 @@ def test_items_of_one_title_have_one_row_and_padding_has_none(toy):
     items = trainer.model.items
     table = items.weight
     assert table[0].eq(0).all() and table[1:].abs().sum(1).gt(0).all()
-    items.input_ids[2], items.attention_mask[2] = items.input_ids[1], items.attention_mask[1]
-    if items.encoder is None:
-        items.features[2] = items.features[1]
+    for values in items.buffers():
+        values[2] = values[1]
     assert torch.equal(items.weight[1], items.weight[2])
     assert trainer.model.recommender.item_embedding is items
 

@@ -6,18 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_llara.checkpoint.run_folder import read_records
+from recbole_llara.data.dataset import prepare_data
 from recbole_llara.serving.full_rank import FullRanks, full_rank_result, rank_test_rows
-from recbole_llara.serving.loaded import load
+from recbole_llara.serving.loaded import LoadedRun, load
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
+
+
+def with_data(run):
+    """A loaded run beside its data, as a run has it that ranks the catalogue for its test rows."""
+    return LoadedRun(run.config, prepare_data(run.config), run.model)
 
 
 @pytest.mark.parametrize("model", ["LLaRA", "SASRec", "Caser", "Popularity"])
 def test_places_are_those_of_a_plain_loop(model, make_run):
     folder = Path(make_run(model, protocol="leave_one_out", full_rank=True, retrieve_k=7, topk=[1, 5, 10]))
-    run = load(folder)
+    run = with_data(load(folder))
     records = read_records(folder / "full_rank.jsonl")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))["full_rank"]
     assert result["n"] == len(records) == len(read_records(folder / "cases.jsonl"))
@@ -40,7 +47,8 @@ def test_places_are_those_of_a_plain_loop(model, make_run):
         place = ranked.index(run.names.find(f"id:{last}")) + 1
         assert record["retriever"] == (place if place <= 10 else None) or model == "Popularity"  # whose scores tie
         if model == "LLaRA" and place <= 7:
-            head = [run.names.ids[item] for item in sorted(ranked[:7])]  # prompts show them so
+            listed = run.listed([history], torch.tensor([ranked[:7]]))[0].tolist()  # prompts show them so
+            head = [run.names.ids[item] for item in listed]
             found = run.recommend([f"id:{item}" for item in case["history"]], k=7, candidates=[f"id:{item}" for item in head])
             assert record["reranker"] == next(item.rank for item in found if item.item_id == last)
         elif model == "LLaRA":
@@ -71,7 +79,7 @@ def test_what_ranks_nothing_is_refused(make_run):
 
 
 def test_more_than_there_is(run):
-    ranks = rank_test_rows(run, retrieve_k=10_000, depth=20, processes=Processes())
+    ranks = rank_test_rows(with_data(run), retrieve_k=10_000, depth=20, processes=Processes())
     assert (ranks.reranker > 0).all() and (ranks.reranker < run.retriever.n_known).all()
 
 
@@ -89,7 +97,7 @@ def test_only_what_came_before_a_row_is_left_out(make_run):
     """Under a ratio split the items of a user's later test rows are proposed for its earlier ones."""
     split = {"split": {"RS": [0.5, 0.2, 0.3]}, "group_by": "user", "order": "TO", "mode": "full"}
     folder = Path(make_run("SASRec", protocol="leave_one_out", full_rank=True, eval_args=split, topk=[1, 5, 10]))
-    run = load(folder)
+    run = with_data(load(folder))
     dataset = run.data.test_data.dataset
     feat = dataset.inter_feat
     watched: dict[str, list[str]] = {}
