@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 
 from recbole_llara.utils.errors import UserError, nearest
 
@@ -19,9 +20,14 @@ class ItemNames:
     def __init__(self, ids: Sequence[str], titles: Sequence[str]) -> None:
         self.ids, self.titles = [str(name) for name in ids], list(titles)
         self._by_id = {name: item for item, name in enumerate(self.ids) if item}
-        self._by_title: dict[str, list[int]] = {}
+
+    @cached_property
+    def _by_title(self) -> dict[str, list[int]]:
+        """Items by folded title: made when somebody asks by a title."""
+        found: dict[str, list[int]] = {}
         for item, title in enumerate(self.titles[1:], 1):
-            self._by_title.setdefault(_folded(title), []).append(item)
+            found.setdefault(_folded(title), []).append(item)
+        return found
 
     def find(self, name: str | int) -> int:
         """The internal id of an item.
@@ -66,4 +72,5 @@ class ItemNames:
 
 
 def _folded(title: str) -> str:
-    return unicodedata.normalize("NFKC", title).casefold().strip()
+    normal = title if title.isascii() else unicodedata.normalize("NFKC", title)
+    return normal.casefold().strip()
