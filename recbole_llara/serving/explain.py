@@ -1,7 +1,7 @@
 """Where an answer comes from: what its recommender says, what its LLM says, and what both say when something is left out.
 
 An item is explained by asking again with a part of the question left out (Li, Monroe and Jurafsky, 2016, "Understanding Neural
-Networks through Representation Erasure", arXiv:1612.08220, who erase words and look at the log-likelihood): the behavioural
+Networks through Representation Erasure", arXiv:1612.08220, who erase parts of the input and look what the model does): the behavioural
 tokens, the history's titles, or one item of the history. The candidates stay the same ones. A large change says that the model's answer
 hangs on what was left out, not that a user would say so; and prompts that training never showed may be strange to an LLM.
 
@@ -26,10 +26,13 @@ from recbole_llara.utils.errors import UserError
 MEANINGS = {
     "log_prob": (
         "nats: the log-softmax, over the candidates shown, of the scores that rank them. An LLM's scores are the log-likelihoods of the "
-        "candidates' titles, a recommender's its own, a sum's its log-probabilities"
+        "candidates' answers, a recommender's its own, a sum's its log-probabilities"
     ),
     "rank": "from 1, among the candidates shown",
-    "unseen_rank": "the recommender's, from 1, among all items that the history does not hold; equals share the better rank",
+    "unseen_rank": (
+        "the recommender's, from 1, among all items that it may propose: those that the history does not hold, or all of them where users "
+        "take items again; equals share the better rank"
+    ),
     "without_behavioural_tokens": (
         "the LLM's, asked with [PH] in place of each behavioural token of history and candidates, and without user token, score tokens and "
         "the recommender's order; all titles stay"
@@ -46,6 +49,9 @@ MEANINGS = {
         "of a sum, for each system: gave = weight x log-probability / temperature, in nats; all that was given, less the "
         "normaliser, is the sum's log-probability. lead = what it gave less what it gave the candidates on average: the leads add up to the "
         "log-probability less the candidates' mean"
+    ),
+    "is_placeholder_trained": (
+        "whether a prompt of the run's training showed [PH]; where none did, it is the mean of the LLM's input vectors"
     ),
 }
 # What is left out of the LLM's prompts, by the field that tells it.
@@ -125,9 +131,7 @@ class Explanation:
     item_id: str  # what is explained
     history: list[dict[str, str | None]]  # the items that are read, the oldest first
     unseen: int  # how many items unseen_rank is among
-    # Whether training showed [PH]; else it is the mean of the LLM's input vectors. None where no token was replaced by it, or the run
-    # itself was not trained.
-    is_placeholder_trained: bool | None
+    is_placeholder_trained: bool | None  # None where no token was replaced by [PH], or the run itself trained nothing
     fusion: FusedWeights | None
     candidates: list[ExplainedCandidate]  # best first
     removals: list[Removal] | None  # the largest change first; None where a single item is read
@@ -137,9 +141,15 @@ class Explanation:
         """The explained item."""
         return next(candidate for candidate in self.candidates if candidate.item_id == self.item_id)
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """Of ``MEANINGS`` those that apply."""
+        optional = {**vars(self.explained), **vars(self), "unseen_rank": self.unseen}
+        return {name: meaning for name, meaning in MEANINGS.items() if optional.get(name, meaning) is not None}
+
     def as_json(self) -> dict[str, Any]:
-        """What JSON can hold of it, with ``MEANINGS``."""
-        return {**asdict(self), "meanings": MEANINGS}
+        """What JSON can hold of it, with its ``meanings``."""
+        return {**asdict(self), "meanings": self.meanings}
 
 
 @dataclass(frozen=True)

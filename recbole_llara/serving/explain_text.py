@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from math import exp
 from textwrap import fill
 
-from recbole_llara.serving.explain import MEANINGS, Explanation, Standing
+from recbole_llara.serving.explain import Explanation, Standing
 
 WIDEST_TITLE = 40  # characters of a title in a table
 WIDEST_LINE = 110  # characters of a line of words
+# Of the keys of ``MEANINGS`` those that the tables call otherwise.
+_WORDS = {
+    "log_prob": "log-prob",
+    "unseen_rank": "unseen",
+    "without_behavioural_tokens": "without behavioural tokens, no tokens",
+    "without_history_titles": "without the history's titles, no titles",
+    "removals": "left out of the history",
+    "parts": "gave, lead",
+}
 
 
 def as_text(explanation: Explanation) -> str:
@@ -20,8 +29,10 @@ def as_text(explanation: Explanation) -> str:
         blocks.append(_parts_table(explanation))
     if explanation.removals is not None:
         blocks.append(_removals_table(explanation))
+    words = {**_WORDS, "is_placeholder_trained": f"[PH], trained: {'yes' if explanation.is_placeholder_trained else 'no'}"}
     told = [
-        fill(f"{name}: {meaning}.", WIDEST_LINE, subsequent_indent="  ") for name, meaning in _meanings(explanation).items()
+        fill(f"{words.get(name, name)}: {meaning}.", WIDEST_LINE, subsequent_indent="  ")
+        for name, meaning in explanation.meanings.items()
     ]
     return "\n\n".join([*blocks, _candidates_table(explanation), "\n".join(told)]) + "\n"
 
@@ -72,24 +83,6 @@ def _candidates_table(explanation: Explanation) -> str:
         mark = ">" if one is own else " "
         rows.append([f"{mark}{one.answer.rank:>3}", _short(one.title), *cells, _number(one.unseen_rank)])
     return _table(["", "candidate", *columns, "unseen"], rows, texts=2)
-
-
-def _meanings(explanation: Explanation) -> dict[str, str]:
-    """What the tables' words stand for, those that stand there."""
-    own = explanation.explained
-    words = {
-        "log-prob": "log_prob",
-        "rank": "rank",
-        "without behavioural tokens, no tokens": own.without_behavioural_tokens and "without_behavioural_tokens",
-        "without the history's titles, no titles": own.without_history_titles and "without_history_titles",
-        "unseen": "unseen_rank",
-        "gave, lead": explanation.fusion and "parts",
-        "left out of the history": explanation.removals and "removals",
-    }
-    meanings = {word: MEANINGS[key] for word, key in words.items() if key}
-    if explanation.is_placeholder_trained is False:
-        meanings["[PH]"] = "no prompt of this run's training showed it: it is the mean of the LLM's input vectors"
-    return meanings
 
 
 def _standing(found: Standing | None, before: Standing | None = None) -> list[str]:

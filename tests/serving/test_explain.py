@@ -356,3 +356,4 @@ def test_the_command_line(model, changes, make_loaded, capsys, monkeypatch):
 def test_meanings_are_of_fields_that_are_there(llara):
     told = explain(llara, HISTORY).as_json()
     assert set(told["meanings"]) <= {*told, *told["candidates"][0], *told["candidates"][0]["llm"]}
+    assert "parts" not in told["meanings"] and told["meanings"]["removals"]
