@@ -29,6 +29,7 @@ LINES = [line for text in PAGES.values() for line in text.splitlines()]
 COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
 STUDY_COMMANDS = arguments_of("study", LINES)
 RECOMMEND_COMMANDS = arguments_of("recommend", LINES)
+EXPLAIN_COMMANDS = arguments_of("explain", LINES)
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
 TINY_LLM = {"rec_epochs": 1, "rec_max_train_rows": 64, "rec_max_eval_rows": 20, "train_batch_size": 32}
@@ -124,7 +125,7 @@ def test_every_model_has_a_page() -> None:
 
 
 def test_there_are_commands_to_follow() -> None:
-    assert len(COMMANDS) >= 15 and len(STUDY_COMMANDS) >= 3 and len(RECOMMEND_COMMANDS) >= 3
+    assert len(COMMANDS) >= 15 and len(STUDY_COMMANDS) >= 3 and len(RECOMMEND_COMMANDS) >= 3 and len(EXPLAIN_COMMANDS) >= 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -149,6 +150,12 @@ def test_a_study_command_is_a_study(command: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("command", RECOMMEND_COMMANDS)
 def test_a_recommend_command_is_understood(command: str) -> None:
     arguments, rest = recommend.build_parser().parse_known_args(shlex.split(command.partition(" <")[0]))
+    assert arguments.run == "saved/RUN" and not rest
+
+
+@pytest.mark.parametrize("command", EXPLAIN_COMMANDS)
+def test_an_explain_command_is_understood(command: str) -> None:
+    arguments, rest = recommend.build_explain_parser().parse_known_args(shlex.split(command))
     assert arguments.run == "saved/RUN" and not rest
 
 
