@@ -51,7 +51,8 @@ MEANINGS = {
         "log-probability less the candidates' mean"
     ),
     "is_placeholder_trained": (
-        "whether a prompt of the run's training showed [PH]; where none did, it is the mean of the LLM's input vectors"
+        "whether a prompt of the run's training showed [PH]; where none did, it stands where it began, about the mean of the LLM's input "
+        "vectors"
     ),
 }
 # What is left out of the LLM's prompts, by the field that tells it.
