@@ -1,4 +1,4 @@
-"""One command: ``recbole-llara [run|study|search|recommend|demo|export|convert|candidates|leaks]``; without a name it trains and evaluates.
+"""One command: ``recbole-llara [run|study|search|recommend|explain|demo|export|convert|candidates|leaks]``; without a name it trains and evaluates.
 
 Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
 """
@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
     "search": ("experiments.command:search_main", "search hyper-parameters by their score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items with a finished run"),
+    "explain": ("serving.command:explain_main", "tell where one item of a run's answer comes from"),
     "demo": ("demo.command:main", "compare finished runs in a browser, on questions of your own"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
     "convert": ("data.command:convert_main", "convert the files of a dataset to RecBole's atomic files"),

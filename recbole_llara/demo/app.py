@@ -57,6 +57,12 @@ class Asked(BaseModel):
     runs: list[Name] | None = Field(None, min_length=1, max_length=MAX_CANDIDATES)
 
 
+class AskedWhy(Asked):
+    """The body of a question about one item of an answer."""
+
+    item: Name | None = None
+
+
 class DemoApi:
     """What the page asks for.
 
@@ -93,6 +99,10 @@ class DemoApi:
         """What each run's LLM writes freely to the same question."""
         return await self._ask("written", asked)
 
+    async def explain(self, asked: AskedWhy) -> dict[str, Any]:
+        """Where one item of each run's answer comes from; ``k`` items of the history are told."""
+        return await self._ask("explained", asked, None if asked.item is None else ID_PREFIX + asked.item)
+
     def find_cases(
         self,
         right: Names,
@@ -103,14 +113,14 @@ class DemoApi:
         """Test rows on which these runs are right and those are wrong."""
         return self.cases.find(right, wrong, offset, limit)
 
-    async def _ask(self, kind: str, asked: Asked) -> dict[str, Any]:
+    async def _ask(self, kind: str, asked: Asked, item: str | None = None) -> dict[str, Any]:
         names = asked.runs or list(self.answerer.runs)
         unknown = [name for name in names if name not in self.answerer.runs]
         if unknown:
             raise UserError(f"runs: found {unknown[0]!r}, expected some of {', '.join(self.answerer.runs)}")
-        history = [ID_PREFIX + item for item in asked.history]
-        candidates = None if asked.candidates is None else [ID_PREFIX + item for item in asked.candidates]
-        question = Question(kind, tuple(dict.fromkeys(names)), history, candidates, asked.k)
+        history = [ID_PREFIX + one for one in asked.history]
+        candidates = None if asked.candidates is None else [ID_PREFIX + one for one in asked.candidates]
+        question = Question(kind, tuple(dict.fromkeys(names)), history, candidates, asked.k, item)
         answers, place = self.queue.submit(question)
         # Others wait for the same batch: a visitor who leaves must not take it along.
         answer = (await asyncio.shield(asyncio.wrap_future(answers)))[place]
@@ -143,6 +153,7 @@ def create_app(api: DemoApi, host: str = LOOPBACK[0]) -> FastAPI:
         ("GET", "/api/items", api.items),
         ("POST", "/api/recommend", api.recommend),
         ("POST", "/api/write", api.write),
+        ("POST", "/api/explain", api.explain),
         ("GET", "/api/cases", api.find_cases),
         ("GET", "/api/cases/{row}", api.cases.open),
     ):

@@ -20,6 +20,7 @@ from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import SLOT_PARTS
 from recbole_llara.prompt.tokens import ANCHORS, spell, tokenise
 from recbole_llara.serving.catalogue import ID_PREFIX, ItemNames
+from recbole_llara.serving.explain import explain
 from recbole_llara.serving.loaded import LoadedRun, answer_alike, as_json
 from recbole_llara.utils.errors import UserError
 
@@ -88,6 +89,7 @@ class Question:
     history: list[str]  # items in order of time
     candidates: list[str] | None  # None = what the first run's recommender proposes
     k: int  # (items) at most so many are told
+    item: str | None = None  # what is explained; None = the run's own first choice
 
 
 class Answerer:
@@ -160,7 +162,13 @@ def written(run: LoadedRun, questions: Sequence[Question]) -> list[dict[str, Any
     ]
 
 
-KINDS: dict[str, Callable[[LoadedRun, Sequence[Question]], list[Any]]] = {"ranked": ranked, "written": written}
+def explained(run: LoadedRun, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Where one item of a run's answer comes from: for each question an ``Explanation`` as JSON has it."""
+    return [explain(run, one.history, one.item, one.candidates, one.k).as_json() for one in questions]
+
+
+Kind = Callable[[LoadedRun, Sequence[Question]], list[Any]]
+KINDS: dict[str, Kind] = {"ranked": ranked, "written": written, "explained": explained}
 
 
 def _internal(run: LoadedRun, questions: Sequence[Question]) -> tuple[list[list[int]], torch.Tensor]:

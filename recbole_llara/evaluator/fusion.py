@@ -55,11 +55,13 @@ class Fusion:
         Returns:
             [R, C] float64, 0 where there is no candidate.
         """
+        return log_probabilities(sum(self.weighted(scores, is_there)) / self.temperature, is_there)
+
+    def weighted(self, scores: Sequence[torch.Tensor], is_there: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """What is summed: ``w_s * log p_s`` [R, C] of each system, in nats; arguments as for ``scores``."""
         if len(scores) != len(self.weights):
             raise ValueError(f"scores of {len(scores)} systems, expected those of {', '.join(self.systems)}")
-        parts = zip(self.weights, scores, strict=True)
-        total = sum(weight * log_probabilities(values, is_there) for weight, values in parts)
-        return log_probabilities(total / self.temperature, is_there)
+        return [weight * log_probabilities(values, is_there) for weight, values in zip(self.weights, scores, strict=True)]
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells, from which ``read`` makes the same again."""

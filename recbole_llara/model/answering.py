@@ -30,10 +30,15 @@ class Questions:
     history: torch.Tensor  # [B, L] item ids, 0-padded on the right
     candidates: torch.Tensor  # [B, C] item ids
     rows: torch.Tensor  # [B] row numbers, for draws
+    representations: tuple[Representation, ...] | None = None  # B, how the prompts are written; None = as the model's
+
+    def part(self, rows: slice) -> "Questions":
+        """Some of them."""
+        return Questions(*(values if values is None else values[rows] for values in vars(self).values()))
 
     def alone(self, number: int) -> "Questions":
         """One of them, as a batch of one."""
-        return Questions(*(values[number : number + 1] for values in vars(self).values()))
+        return self.part(slice(number, number + 1))
 
 
 def score(model: Any, questions: Questions) -> CandidateAnswers:
@@ -81,7 +86,7 @@ def evaluation_prompts(model: Any, questions: Questions) -> EncodedPrompts:
     """The prompts of an evaluation, on the model's device; under eval_template ``all`` those of the first template."""
     is_drawn = model.eval_template == "sampled"
     template_index = model.template_index(questions.rows, "evaluation", 0) if is_drawn else torch.zeros_like(questions.rows)
-    return _encode(model, questions.history, questions.candidates, template_index)
+    return _encode(model, questions, questions.candidates, template_index)
 
 
 def answer_likelihoods(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +112,7 @@ def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
             draws = numbers(keys[:, None], np.arange(candidates.shape[1])[None])  # [B, C]
             order = torch.from_numpy(draws.argsort(1))
         reordered = candidates.gather(1, order)
-        prompts = _encode(model, questions.history, reordered, torch.full_like(rows, number))
+        prompts = _encode(model, questions, reordered, torch.full_like(rows, number))
         total.scatter_add_(1, order, _scores(model, prompts, reordered).log_softmax(1))
     return total / len(model.encoder.templates)
 
@@ -130,6 +135,10 @@ def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> to
     return score_candidates(*answer_context(model, prompts, candidates, model.representation), model.read_answers).cpu()
 
 
-def _encode(model: Any, history: torch.Tensor, candidates: torch.Tensor, template_index: torch.Tensor) -> EncodedPrompts:
+def _encode(model: Any, questions: Questions, candidates: torch.Tensor, template_index: torch.Tensor) -> EncodedPrompts:
+    history, own = questions.history, questions.representations
     listed = model.listed(history, candidates, model.representation)
-    return model.encoder.encode(history, listed, None, model.representation, template_index).to(model.device)
+    if own is not None:
+        is_listed = torch.tensor([representation.in_recommender_order for representation in own])
+        listed = torch.where(is_listed[:, None], listed, candidates)
+    return model.encoder.encode(history, listed, None, own or model.representation, template_index).to(model.device)

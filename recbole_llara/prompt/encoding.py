@@ -275,7 +275,7 @@ class PromptEncoder:
         history: torch.Tensor,
         candidates: torch.Tensor,
         targets: torch.Tensor | None,
-        representation: Representation,
+        representation: Representation | Sequence[Representation],
         template_index: torch.Tensor,
         padding_side: str = "left",
     ) -> EncodedPrompts:
@@ -285,25 +285,24 @@ class PromptEncoder:
             history: [B, L] item ids in order of time, 0-padded on the right.
             candidates: [B, C] item ids.
             targets: [B] item ids whose answers follow the prompts, or None for prompts alone.
+            representation: of all rows, or B of them.
             template_index: [B] which template each row uses.
             padding_side: left or right.
 
         Raises:
             UserError: a prompt is longer than the LLM can hold.
         """
+        of_rows = [representation] * len(history) if isinstance(representation, Representation) else list(representation)
+        distinct = list(dict.fromkeys(of_rows))
+        which = torch.tensor([distinct.index(each) for each in of_rows], dtype=torch.int64)  # [B]
         lists = {HISTORY: history, CANDIDATES: candidates}
-        # By list: the parts of an item, and what closes the list.
-        written = {
-            HISTORY: (representation.parts, Part.USER if representation.has_user_token else None),
-            CANDIDATES: (
-                (*representation.parts, Part.SCORE) if representation.has_score_tokens else representation.parts,
-                None,
-            ),
-        }
-        width = (history.shape[1] + candidates.shape[1]) * (2 + len(representation.parts)) + max(map(len, self.layouts))
+        most_parts = max((len(each.parts) for each in distinct), default=0)
+        width = (history.shape[1] + candidates.shape[1]) * (2 + most_parts) + max(map(len, self.layouts))
         prompts = _pieces(len(history), width + 2, NOTHING)
-        for number in template_index.unique().tolist():
-            rows = (template_index == number).nonzero(as_tuple=True)[0]
+        in_answer = torch.zeros_like(prompts[0], dtype=torch.bool)
+        for number, place in torch.stack([template_index, which], 1).unique(dim=0).tolist():
+            rows = ((template_index == number) & (which == place)).nonzero(as_tuple=True)[0]
+            written = _written(distinct[place])
             layout, parts = iter(self.layouts[number]), []
             for element in layout:
                 if isinstance(element, int):
@@ -313,16 +312,17 @@ class PromptEncoder:
                 parts.append(self._item_list(lists[element][rows], of_item, next(layout), closing))
                 if element == CANDIDATES:
                     parts[-1][2] = 0
-            of_rows = torch.cat(parts, 2)
-            prompts[:, rows, : of_rows.shape[2]] = of_rows
+            joined = torch.cat(parts, 2)
+            prompts[:, rows, : joined.shape[2]] = joined
+            if targets is not None:
+                prompts[0, rows, -2] = self._text_pieces(targets[rows], distinct[place].answer, in_answer=True)
         pieces, slot_items, is_pooled = prompts
-        in_answer = torch.zeros_like(pieces, dtype=torch.bool)
         if targets is not None:
-            pieces[:, -2] = self._text_pieces(targets, representation.answer, in_answer=True)
             pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
         prompts = self.assemble(pieces, slot_items, in_answer, padding_side, is_pooled)
-        return replace(prompts, asked=(history, candidates)) if representation.conclusions else prompts
+        asks = any(each.conclusions for each in distinct)
+        return replace(prompts, asked=(history, candidates)) if asks else prompts
 
     def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
         """Each item [B] alone, as the prompts write it: what RSLLM's item tower reads."""
@@ -376,6 +376,15 @@ class PromptEncoder:
             slot_items=slot_items.flatten()[of_pieces[is_slot]],
             pooled=laid_out(0, 0 if pooled is None else pooled.flatten()[of_pieces].long()).bool(),
         )
+
+
+def _written(representation: Representation) -> dict[str, tuple[tuple[Part, ...], Part | None]]:
+    """By list: the parts of an item, and what closes the list."""
+    scores = (Part.SCORE,) * representation.has_score_tokens
+    return {
+        HISTORY: (representation.in_history, Part.USER if representation.has_user_token else None),
+        CANDIDATES: ((*representation.parts, *scores), None),
+    }
 
 
 def _pieces(rows: int, width: int, piece: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """How an item stands in a prompt: one table of representations (LLaRA eq. 4-6, fig. 4; RSLLM sec. 4.1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Self
 
 
 class Part(Enum):
@@ -20,6 +21,7 @@ class Part(Enum):
 # Parts that are vectors, not tokens of the LLM's vocabulary; a slot's part is told by its place in here.
 SLOT_PARTS = (Part.PLACEHOLDER, Part.ITEM_EMBEDDING, Part.DESCRIPTION, Part.ITEM_ID, Part.USER, Part.SCORE)
 ITEM_SLOT_PARTS = (Part.ITEM_EMBEDDING, Part.ITEM_ID, Part.SCORE)  # those that differ from item to item
+_TELLING = frozenset({Part.TITLE, Part.INDEX, Part.ITEM_EMBEDDING, Part.ITEM_ID})  # those by which items are told apart
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Representation:
         has_user_token: whether ``Part.USER`` stands behind the history.
         has_score_tokens: whether ``Part.SCORE`` stands behind each candidate.
         in_recommender_order: whether candidates are listed from the recommender's best to its worst.
+        history_parts: those of ``parts`` that stand in the history; None = all.
     """
 
     name: str
@@ -41,6 +44,12 @@ class Representation:
     has_user_token: bool = False
     has_score_tokens: bool = False
     in_recommender_order: bool = False
+    history_parts: tuple[Part, ...] | None = None
+
+    @property
+    def in_history(self) -> tuple[Part, ...]:
+        """The pieces of an item in the history."""
+        return self.parts if self.history_parts is None else self.history_parts
 
     @property
     def conclusions(self) -> tuple[Part, ...]:
@@ -76,6 +85,27 @@ class Representation:
     def has_item_embedding(self) -> bool:
         """Whether the recommender's embedding reaches the prompt."""
         return Part.ITEM_EMBEDDING in self.parts
+
+    def without_recommender(self) -> Self | None:
+        """The same prompt less all that a recommender has a say in: ``hybrid`` becomes ``text_only``.
+
+        [PH] stands in place of every behavioural token, in history and candidates, as in the curriculum's easy task (LLaRA fig. 3);
+        what the recommender concluded is left out, and its order. None where there is nothing of it, or nothing else tells items
+        apart.
+        """
+        parts = tuple(Part.PLACEHOLDER if part is Part.ITEM_EMBEDDING else part for part in self.parts)
+        if not self.reads_recommender or _TELLING.isdisjoint(parts):
+            return None
+        return replace(self, parts=parts, has_user_token=False, has_score_tokens=False, in_recommender_order=False)
+
+    def without_history_titles(self) -> Self | None:
+        """The same prompt less the titles of the history, whose items stand by their vectors alone; candidates keep their titles.
+
+        None where the history has no titles, or nothing else tells its items apart.
+        """
+        parts = tuple(part for part in self.in_history if part is not Part.TITLE)
+        is_told = Part.TITLE in self.in_history and not _TELLING.isdisjoint(parts)
+        return replace(self, history_parts=parts) if is_told else None
 
 
 REPRESENTATIONS: dict[str, Representation] = {

@@ -1,4 +1,4 @@
-"""``recbole-llara recommend``: items for one history, or JSON lines for any number of users; ``recbole-llara export``."""
+"""``recbole-llara recommend``: items for one history, or JSON lines for any number of users; ``explain`` one; ``export`` a run."""
 
 import argparse
 import json
@@ -19,26 +19,48 @@ _EPILOG = """\
 A line in: {"history": ["Toy Story", "GoldenEye"], "k": 5, "candidates": [...], "user": "any name"}; only history is needed.
 A line out, in the same order: {"user": ..., "recommendations": [...]}, or {"user": ..., "error": "..."}.
 """
+_EXPLAIN_EPILOG = """\
+  --run=saved/LLaRA-ml-100k-... --history "Toy Story" "GoldenEye"
+  --run=saved/LLaRA-ml-100k-... --history "Toy Story" "GoldenEye" --candidates "Babe" "Heat" "Alien" --item "Heat" --json
+"""
 KEYS = frozenset({"user", "history", "candidates", "k", "retrieve_k"})  # of a line
 LONGEST_LINE = 1 << 20  # characters
 BATCHES_AT_ONCE = 8  # read before they are answered, so that prompts of like length come together
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
-    parser = run_parser("recommend", "Recommend items by a finished run.", epilog=_EPILOG)
-    parser.add_argument(
-        "--history", nargs="+", metavar="ITEM", help="titles or ids, the oldest first; id:NAME is an id in any case"
-    )
-    parser.add_argument(
-        "--candidates", nargs="+", metavar="ITEM", help="what to choose from; else the run's recommender proposes"
-    )
+    """The parser of ``recommend``."""
+    parser = _asking_parser("recommend", "Recommend items by a finished run.", _EPILOG)
     parser.add_argument("--k", type=int, default=5, help="how many items (default %(default)s)")
-    parser.add_argument("--retrieve_k", type=int, help="how many items the recommender proposes (default candidate_num)")
-    parser.add_argument("--json", action="store_true", help="print JSON, in UTF-8")
     parser.add_argument(
         "--jsonl", action="store_true", help="read JSON lines from stdin, write JSON lines to stdout, both in UTF-8"
     )
+    return parser
+
+
+def build_explain_parser() -> argparse.ArgumentParser:
+    """The parser of ``explain``."""
+    what = (
+        "Tell where one item of an answer comes from: the recommender, the LLM's tokens and titles, the items of the history."
+    )
+    parser = _asking_parser("explain", what, _EXPLAIN_EPILOG, is_required=True)
+    parser.add_argument("--item", metavar="ITEM", help="the candidate to explain (default: the run's own first choice)")
+    parser.add_argument(
+        "--k", type=int, default=3, help="how many items of the history, those that matter most (default %(default)s)"
+    )
+    return parser
+
+
+def _asking_parser(command: str, what: str, epilog: str, is_required: bool = False) -> argparse.ArgumentParser:
+    """The parser of a command that asks a run a question."""
+    parser = run_parser(command, what, epilog=epilog)
+    history = "titles or ids, the oldest first; id:NAME is an id in any case"
+    parser.add_argument("--history", nargs="+", metavar="ITEM", required=is_required, help=history)
+    parser.add_argument(
+        "--candidates", nargs="+", metavar="ITEM", help="what to choose from; else the run's recommender proposes"
+    )
+    parser.add_argument("--retrieve_k", type=int, help="how many items the recommender proposes (default candidate_num)")
+    parser.add_argument("--json", action="store_true", help="print JSON, in UTF-8")
     return parser
 
 
@@ -85,6 +107,27 @@ def _recommend(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     for item in found:
         own = "" if item.recommender_rank is None else item.recommender_rank
         sys.stdout.write(f"{item.rank:>4}  {item.title:<{width}}  {item.item_id:>8}  {item.score:>9.3f}  {own}\n")
+
+
+def explain_main(argv: Sequence[str] | None = None) -> int:
+    """Explain one item of an answer; the exit status is that of ``exit_status``."""
+    arguments, keys = build_explain_parser().parse_known_args(argv)
+    return exit_status("recbole-llara", lambda: _explain(arguments, keys))
+
+
+def _explain(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
+    from recbole_llara.config.yaml_files import parse_arguments
+    from recbole_llara.serving.explain import explain
+    from recbole_llara.serving.explain_text import as_text
+    from recbole_llara.serving.loaded import load
+
+    if arguments.json:
+        write_json()
+    run = load(arguments.run, **parse_arguments(keys))
+    asked = (arguments.history, arguments.item, arguments.candidates, arguments.k, arguments.retrieve_k)
+    found = explain(run, *asked)
+    text = json.dumps(found.as_json(), ensure_ascii=False, indent=2) + "\n" if arguments.json else as_text(found)
+    sys.stdout.write(text)
 
 
 def answer_lines(run: "LoadedRun", lines: Iterable[str], out: TextIO, k: int = 5, retrieve_k: int | None = None) -> None:

@@ -113,29 +113,42 @@ class LoadedRun:
         retrieve_k: int | None = None,
     ) -> list[list[Recommendation]]:
         """``recommend`` for B users at once; their lists of candidates are of one length."""
-        retrieve_k = self.config["candidate_num"] if retrieve_k is None else retrieve_k
-        for name, value in (("k", k), ("retrieve_k", retrieve_k)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}: found {value!r}, expected a whole number of at least 1")
-        if retrieve_k >= self.retriever.n_known:
-            raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
+        check_count("k", k)
         rows = [self.items("history", history) for history in histories]
         if not rows:
             return []
-        if candidates is None:
-            takes_again = self.data.dataset.protocol.repeated_targets == "match"
-            proposed = self.retriever.propose(rows, retrieve_k, seen=[[]] * len(rows) if takes_again else None)  # [B, C]
-            orders = [{item: rank for rank, item in enumerate(row, 1)} for row in proposed.tolist()]
-            asked = self.listed(rows, proposed)
-        else:
+        asked, orders = self.asked(rows, candidates, retrieve_k)
+        scores, questions = self._scores_by_length(rows, asked), question_keys(self._history(rows))
+        return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
+
+    def asked(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[Name]] | None, retrieve_k: int | None
+    ) -> tuple[torch.Tensor, list[dict[int, int]]]:
+        """The candidates [B, C] of histories, 0 where there are fewer, and each row's ranks of those that were proposed, by item.
+
+        Histories and what is returned are internal ids; arguments and errors as for ``recommend_batch``.
+        """
+        retrieve_k = self.config["candidate_num"] if retrieve_k is None else retrieve_k
+        check_count("retrieve_k", retrieve_k)
+        if retrieve_k >= self.retriever.n_known:
+            raise UserError(f"retrieve_k: found {retrieve_k}, but there are {self.retriever.n_known - 1} items; expected fewer")
+        if candidates is not None:
             chosen = [self.items("candidates", items) for items in candidates]
-            if len(chosen) != len(rows) or len({len(items) for items in chosen}) > 1:
+            if len(chosen) != len(histories) or len({len(items) for items in chosen}) > 1:
                 raise UserError(
                     "candidates: found lists of different lengths, expected one of the same length for each history"
                 )
-            asked, orders = torch.tensor(chosen), [{}] * len(rows)
-        scores, questions = self._scores_by_length(rows, asked), question_keys(self._history(rows))
-        return [self._told(*row, k) for row in zip(questions, asked, scores, orders, strict=True)]
+            return torch.tensor(chosen), [{}] * len(histories)
+        proposed = self.retriever.propose(
+            histories, retrieve_k, seen=[[]] * len(histories) if self.takes_again else None
+        )  # [B, C]
+        orders = [{item: rank for rank, item in enumerate(row, 1)} for row in proposed.tolist()]
+        return self.listed(histories, proposed), orders
+
+    @property
+    def takes_again(self) -> bool:
+        """Whether users take items again, so that those of a history are proposed too."""
+        return self.data.dataset.protocol.repeated_targets == "match"
 
     def listed(self, histories: Sequence[Sequence[int]], items: torch.Tensor) -> torch.Tensor:
         """[B, C] proposed items, internal ids, in the order in which prompts list them; see ``shown_order``."""
@@ -207,6 +220,12 @@ class LoadedRun:
         if what == "candidates" and len(set(items)) < len(items):
             raise UserError(f"candidates: found {len(items) - len(set(items))} items twice, expected each once")
         return items
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name}: found {value!r}, expected a whole number of at least 1")
 
 
 Question, Answer = TypeVar("Question"), TypeVar("Answer")

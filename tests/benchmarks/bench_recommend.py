@@ -5,7 +5,8 @@
 The ranking is asked for every test row of the run and compared with the order of the scores in ``cases.jsonl``; items of equal
 scores, as two of one title have, may stand either way. Users are made up, of 3 to 20 random items each; their lines go through
 the command line of recommend from a pipe, a process for each number of users, and what is told is its whole time and its
-largest resident memory.
+largest resident memory. Explanations of the first test rows' answers are compared with asking ``recommend`` about them, one row at
+a time: medians of the time, means of the LLM's passes and of the prompts in them.
 """
 
 import argparse
@@ -17,12 +18,18 @@ import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
+
+import torch
+from measure import seconds
 
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.yaml_files import parse_arguments
+from recbole_llara.llm.architecture import causal_lm
+from recbole_llara.serving.explain import explain
 from recbole_llara.serving.loaded import LoadedRun
 
 SEED = 0
@@ -41,6 +48,35 @@ def compare_rankings(run: LoadedRun, folder: Path) -> dict[str, int]:
 
 def _descends(scores: list[float]) -> bool:
     return all(first >= second for first, second in pairwise(scores))
+
+
+def explain_rows(run: LoadedRun, folder: Path, rows: int) -> dict[str, dict[str, float]]:
+    """What ``recommend`` and ``explain`` cost a test row: milliseconds, passes of the LLM, prompts."""
+    found: dict[str, dict[str, float]] = {}
+    cases = [
+        [[f"id:{item}" for item in case[key]] for key in ("history", "candidates")]
+        for case in read_records(folder / "cases.jsonl")[:rows]
+    ]
+    prompts: list[int] = []  # of each pass
+
+    def count(_: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        prompts.append(len(named["inputs_embeds"]))
+
+    def recommended(history: list[str], candidates: list[str]) -> None:
+        run.recommend(history, 5, candidates)
+
+    def explained(history: list[str], candidates: list[str]) -> None:
+        explain(run, history, candidates=candidates)
+
+    hook = causal_lm(run.model.llm).register_forward_pre_hook(count, with_kwargs=True)
+    for ask in (recommended, explained):
+        ask(*cases[0])
+        prompts.clear()
+        spent = [seconds(lambda case=case, ask=ask: ask(*case)) for case in cases]
+        cost = {"ms": 1000 * median(spent), "passes": len(prompts) / len(spent), "prompts": sum(prompts) / len(spent)}
+        found[ask.__name__] = cost
+    hook.remove()
+    return found
 
 
 def answer_users(run: LoadedRun, folder: Path, users: int, keys: list[str]) -> dict[str, float]:
@@ -69,11 +105,16 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--users", default="300,3000", help="numbers of users, ascending (default %(default)s)")
+    parser.add_argument("--explained", type=int, default=100, help="how many answers are explained (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("recommend.json"))
     arguments, words = parser.parse_known_args(argv)
     run = recbole_llara.load(arguments.run, **parse_arguments(words))
     found: dict[str, Any] = {"ranking": compare_rankings(run, arguments.run), "users": []}
     sys.stdout.write("{equal_answers} answers and {equal_rankings} rankings of {rows} equal\n".format(**found["ranking"]))
+    if run.is_llm:
+        found["explained"] = explain_rows(run, arguments.run, arguments.explained)
+        for name, cost in found["explained"].items():
+            sys.stdout.write(name + ": {ms:.0f} ms, {passes:.2f} passes, {prompts:.1f} prompts\n".format(**cost))
     for users in sorted(map(int, arguments.users.split(","))):
         found["users"].append(answer_users(run, arguments.run, users, words))
         told = "{users:,} users: {users_per_second:.1f} a second, {peak_memory_mb:,.0f} MB\n"

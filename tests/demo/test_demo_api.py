@@ -12,6 +12,8 @@ from recbole_llara.demo.app import MAX_BODY, MAX_CANDIDATES, MAX_HISTORY, MAX_QU
 from recbole_llara.demo.command import main
 from recbole_llara.demo.questions import BatchQueue
 from recbole_llara.demo.runs import CASES, check_same_items, load_runs
+from recbole_llara.prompt.representation import SLOT_PARTS
+from recbole_llara.serving.explain import explain
 from recbole_llara.utils.errors import UserError
 
 HISTORY = ["i3", "i4", "i7"]
@@ -70,6 +72,34 @@ def test_what_is_written_freely_is_told_valid_or_not(client, demo_runs):
     assert answers["SASRec"] is None
     assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["item_id"] is not None)
     assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["title"] in demo_runs[0].run.names.titles)
+
+
+def test_every_run_tells_where_an_item_comes_from(client, demo_runs):
+    ranking = _ask(client, k=4).json()
+    candidates = ranking["candidates"]
+    for run in demo_runs:
+        item = ranking["answers"][run.name]["items"][2]["item_id"]
+        answers = _ask(client, "/api/explain", candidates=candidates, item=item, runs=[run.name], k=2).json()["answers"]
+        told = answers[run.name]
+        asked = ([f"id:{one}" for one in HISTORY], f"id:{item}", [f"id:{one}" for one in candidates])
+        own = explain(run.run, *asked).explained
+        assert told["item_id"] == item and len(told["removals"]) == 2 and set(answers) == {run.name}
+        found = next(one for one in told["candidates"] if one["item_id"] == item)
+        assert (found["answer"]["rank"], found["unseen_rank"]) == (3, own.unseen_rank)
+        assert found["answer"]["log_prob"] == pytest.approx(own.answer.log_prob, abs=1e-5)
+        assert (found["llm"] is None) == (run.name == "SASRec")
+    first = _ask(client, "/api/explain").json()["answers"]
+    assert {name: answer["item_id"] for name, answer in first.items()} == {
+        name: answer["items"][0]["item_id"] for name, answer in ranking["answers"].items()
+    }
+    refused = _ask(client, "/api/explain", item="i3")
+    assert refused.status_code == 400 and "is not among the 10 candidates" in refused.json()["error"]
+    assert _ask(client, item="i3").status_code == 422  # a question of another kind
+
+
+def test_the_page_knows_every_mark():
+    script = (STATIC / "ask.js").read_text(encoding="utf-8")
+    assert all(re.search(rf"^  {part.value}: {{ short:", script, re.MULTILINE) for part in SLOT_PARTS)
 
 
 def test_questions_at_once_are_one_call(demo_runs, monkeypatch):

@@ -44,12 +44,33 @@ def test_a_visit(page, toy):
 
     page.get_by_role("button", name="Ask", exact=True).click()
     for run in ("LLaRA", "SASRec"):
-        expect(page.get_by_role("article", name=run).locator("tbody tr")).to_have_count(5)
+        expect(page.get_by_role("article", name=run).locator("tr.answer")).to_have_count(5)
     llara = page.get_by_role("article", name="LLaRA")
     expect(llara.locator(".free")).to_contain_text(re.compile("valid"))
     llara.locator("summary").click()
     expect(llara.locator(".prompt mark")).to_have_count(13)  # three of the history, ten candidates
     expect(llara.locator(".prompt")).to_contain_text(toy.attack)
+
+    why = llara.locator(".why").first
+    expect(why).to_have_attribute("aria-expanded", "false")
+    why.focus()
+    page.keyboard.press("Enter")
+    expect(why).to_have_attribute("aria-expanded", "true")
+    because = llara.locator("tr.because").first
+    expect(because.get_by_role("row", name="without behavioural tokens")).to_have_text(re.compile(r"tokens−?-?\d+\.\d\d"))
+    expect(because.get_by_role("group", name="Left out of the history").locator("tbody tr")).to_have_count(3)
+    expect(because.get_by_role("group", name="Left out of the history")).to_contain_text(toy.attack)
+    page.keyboard.press("Enter")
+    expect(because).to_be_hidden()
+    page.keyboard.press("Enter")  # kept: not asked again
+    expect(because).to_be_visible()
+    sasrec = page.get_by_role("article", name="SASRec")
+    sasrec.locator(".why").nth(1).click()
+    expect(sasrec.locator("tr.because").nth(1)).to_contain_text("unseen items")
+    expect(sasrec.locator("tr.because").nth(1)).not_to_contain_text("without behavioural tokens")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 720})
 
     page.get_by_role("link", name="Test cases").click()
     page.get_by_label("SASRec").last.select_option("wrong")

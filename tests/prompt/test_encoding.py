@@ -1,6 +1,7 @@
 """Prompts as arrays against prompts as text: the same tokens, the same slots, the same loss."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,47 @@ def test_a_row_is_the_same_in_any_batch(encoder):
         assert torch.equal(together.input_ids[row][kept], alone.input_ids[0])
         assert torch.equal(together.position_ids[row][kept], alone.position_ids[0])
         assert torch.equal(together.slot_items[together.slot_rows == row], alone.slot_items)
+
+
+def test_rows_of_several_representations_are_those_of_each(encoder):
+    """Also with answers, and with one row between others of its own."""
+    names = ["hybrid", "numerical", "hybrid"]
+    of_rows = [REPRESENTATIONS[name] for name in names]
+    of_rows[2] = replace(of_rows[2].without_history_titles(), has_score_tokens=True)
+    template_index = torch.tensor([1, 0, 1])
+    together = encoder.encode(HISTORY_ITEMS, CANDIDATE_ITEMS, TARGETS, of_rows, template_index)
+    assert together.asked is not None and torch.equal(together.asked[1], CANDIDATE_ITEMS)
+    for row, representation in enumerate(of_rows):
+        one = slice(row, row + 1)
+        alone = encoder.encode(HISTORY_ITEMS[one], CANDIDATE_ITEMS[one], TARGETS[one], representation, template_index[one])
+        is_token, own = together.attention_mask[row].bool(), together.slot_rows == row
+        for name in ("input_ids", "position_ids", "labels", "pooled"):
+            assert torch.equal(getattr(together, name)[row][is_token], getattr(alone, name)[0])
+        assert torch.equal(together.slot_parts[own], alone.slot_parts) and torch.equal(
+            together.slot_items[own], alone.slot_items
+        )
+        width = len(is_token) - int(is_token.sum())
+        assert torch.equal(together.slot_columns[own] - width, alone.slot_columns)
+
+
+@pytest.mark.parametrize("name", list(REPRESENTATIONS))
+def test_what_a_representation_can_lack(name, encoder):
+    """Without the recommender nothing of it is left, without the history's titles none of these; else there is nothing to lack."""
+    whole = replace(REPRESENTATIONS[name], has_user_token=True, has_score_tokens=True, in_recommender_order=True)
+    without, untitled = whole.without_recommender(), whole.without_history_titles()
+    tells_itself = {Part.TITLE, Part.INDEX, Part.ITEM_ID} & set(whole.parts)
+    assert (without is None) == (not tells_itself)
+    assert (untitled is None) == (Part.TITLE not in whole.parts or not {Part.ITEM_EMBEDDING, Part.ITEM_ID} & set(whole.parts))
+    if without is not None:
+        assert not without.reads_recommender and without.answer == whole.answer and without.without_recommender() is None
+    if untitled is not None:
+        assert (untitled.parts, untitled.conclusions) == (whole.parts, whole.conclusions)
+        assert Part.TITLE not in untitled.in_history and untitled.without_history_titles() is None
+    if name == "hybrid":
+        asked = (HISTORY_ITEMS, CANDIDATE_ITEMS, None)
+        found, easy = (encoder.encode(*asked, each, TARGETS * 0) for each in (without, REPRESENTATIONS["text_only"]))
+        assert found.asked is None and torch.equal(found.input_ids, easy.input_ids)
+        assert torch.equal(found.slot_parts, easy.slot_parts) and torch.equal(found.slot_columns, easy.slot_columns)
 
 
 def test_titles_are_cut_in_prompt_and_answer_alike(tokenizer):

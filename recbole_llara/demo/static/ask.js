@@ -1,6 +1,7 @@
 // The question: titles are searched, a history is built, the runs answer side by side.
 
 import { byId, element, fill, request, rounded, showError } from "./dom.js";
+import { explainer } from "./explain.js";
 
 const PAUSE = 120; // ms without a key before titles are searched
 const SCORES = { true: "Score: log-likelihood in nats.", false: "Score: the recommender's own." };
@@ -11,6 +12,8 @@ const PARTS = {
   item_id: { short: "id", long: "item-id token" },
   placeholder: { short: "PH", long: "placeholder" },
   description: { short: "DSR", long: "description token" },
+  user_token: { short: "user", long: "user token" },
+  recommender_score: { short: "score", long: "score token" },
 };
 
 /** Wire the view up. @returns {{load: function}} `load` takes over another question's history and candidates. */
@@ -146,7 +149,7 @@ async function ask(state, known) {
     if (asked !== state.asked) return;
     showError(null);
     status.textContent = `Each run ranked the same ${candidates.length} candidates. What the LLMs write freely follows.`;
-    const cards = new Map(runs.map((name) => [name, card(facts.get(name), answers[name])]));
+    const cards = new Map(runs.map((name) => [name, card(facts.get(name), answers[name], { history: question.history, candidates, runs: [name] })]));
     fill(byId("answers"), ...[...cards.values()].map((made) => made.root));
     if (status.getBoundingClientRect().top > 0.7 * innerHeight) status.scrollIntoView();
     const free = await request("/api/write", { ...question, candidates });
@@ -163,17 +166,18 @@ async function ask(state, known) {
   }
 }
 
-function card(run, answer) {
+function card(run, answer, question) {
   const free = element("div", { class: "free", "aria-live": "polite" });
   if (run.is_llm) fill(free, element("p", { class: "hint" }, "Writing …"));
-  const rows = answer.items.map((item) => {
+  const rows = answer.items.flatMap((item) => {
+    const { button, row } = explainer(item, question, 4);
     const bar = element("span", { class: "bar", "aria-hidden": "true" });
     bar.style.setProperty("--share", item.share);
-    return element("tr", {},
+    return [element("tr", { class: "answer" },
       element("td", {}, item.rank),
-      element("td", { class: "title" }, item.title, bar),
+      element("td", { class: "title" }, item.title, " ", button, bar),
       element("td", { class: "number" }, rounded(item.score)),
-      element("td", { class: "number" }, `${(100 * item.share).toFixed(0)} %`));
+      element("td", { class: "number" }, `${(100 * item.share).toFixed(0)} %`)), row];
   });
   const table = element("table", {},
     element("caption", {}, `${run.is_fused ? FUSED : SCORES[run.is_llm]} ${SHARE}`),
