@@ -67,6 +67,12 @@ def test_runs_on_few_rows(tmp_path, name, words, told):
 
 
 @pytest.mark.slow
+def test_what_loading_costs_of_few_items(tmp_path):
+    lines = _run(tmp_path, "bench_load.py", "--items=300").stdout.splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["SASRec", "LLaRA"] and all(line.endswith("MB") for line in lines[1:])
+
+
+@pytest.mark.slow
 def test_what_titles_are_worth_on_few_rows(tmp_path):
     few = ["--llm_path=tiny", "--rec_epochs=1", "--rec_max_train_rows=512", "--max_train_rows=256", "--max_eval_rows=48"]
     done = _run(tmp_path, "bench_knowledge.py", *few)

@@ -348,6 +348,10 @@ class StudyRuns(Plan):
             config = RunConfig(model, config_dict={**values, **address})
         except UserError as error:
             raise UserError(f"{arm.system} on {arm.dataset}: {error}") from error
+        if not config["keep_cases"]:
+            raise UserError(
+                f"{arm.system} on {arm.dataset}: keep_cases: found False, expected True: a study compares answers row by row"
+            )
         configs = {"run": config.final_config_dict, "recommender": {}}
         if is_llm_recommender(model):
             configs["recommender"] = config.for_recommender().final_config_dict

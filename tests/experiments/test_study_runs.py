@@ -135,6 +135,8 @@ def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
     assert "did you mean 'epochs'" in capsys.readouterr().err
     assert main(["main_results", "--train_batch_size=1"]) == 2
     assert "RSLLM(GRU4Rec) on ml-100k: train_batch_size: found 1" in capsys.readouterr().err
+    assert main([THREE, "--keep_cases=False"]) == 2
+    assert "keep_cases: found False, expected True: a study compares answers row by row" in capsys.readouterr().err
     assert main([THREE, "--dataset=ml-100k,nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert main([]) == 2
