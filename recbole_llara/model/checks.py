@@ -81,8 +81,8 @@ def check_llm_keys(model: type, config: Any) -> None:
 
 
 def is_tuned(config: Any) -> bool:
-    """Whether a run trains its LLM recommender."""
-    return OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None
+    """Whether a run trains its LLM recommender; one that is loaded to answer does not."""
+    return config.reads_data and OptimSettings.from_config(config).epochs > 0 and config["checkpoint"] is None
 
 
 def check_earlier_rows(config: Any) -> None:

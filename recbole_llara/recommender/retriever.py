@@ -105,11 +105,11 @@ class MostPopular(nn.Module):
 
     def __init__(self, counts: np.ndarray) -> None:
         super().__init__()
-        self.register_buffer("counts", torch.from_numpy(counts).float(), persistent=False)
+        self.register_buffer("scores", torch.from_numpy(counts).float().log1p(), persistent=False)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """The counts, [B, N]."""
-        return self.counts.repeat(len(interaction), 1)
+        """log(1 + count) of each item, [B, N]: by a softmax, its share of what was taken."""
+        return self.scores.repeat(len(interaction), 1)
 
 
 def asked_of(config: Any, history: torch.Tensor, users: torch.Tensor) -> Interaction:

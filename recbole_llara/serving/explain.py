@@ -235,7 +235,7 @@ def explain(
     return Explanation(
         system=run.name,
         llm=run.config["model"] if run.is_llm else None,
-        recommender=run.recommender.model if run.is_llm else run.config["model"],
+        recommender=run.proposing,
         item_id=run.names.ids[int(asked[wanted])],
         history=[run.names.told(one) for one in read],
         unseen=unseen,

@@ -38,6 +38,7 @@ Name = str | int
 _SETTLED = {"resume": None, "result_file": None, "log_wandb": False, "show_progress": False}
 _SETTLED_LLM = {"decoding": "score", "torch_compile": False}
 _TEXTS = frozenset({"title_field", "title_rules", "item_fields", "shuffle_titles"})  # keys that made the texts of the items
+POPULARITY = "Popularity"  # what proposes where no recommender is kept with an LLM's run
 _MENDS = "bring that one back, or name it by rec_checkpoint"
 
 
@@ -87,6 +88,13 @@ class LoadedRun:
     def name(self) -> str:
         """The system that answers: its model, or ``LLaRA + SASRec``."""
         return self.config["model"] if self.fusion is None else self.fusion.name
+
+    @property
+    def proposing(self) -> str:
+        """What proposes items: the name of a recommender."""
+        if self.is_llm:
+            return POPULARITY if self.recommender is None else self.recommender.model
+        return self.config["model"]
 
     def recommend(
         self, history: Sequence[Name], k: int = 5, candidates: Sequence[Name] | None = None, retrieve_k: int | None = None
@@ -292,7 +300,6 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     is_llm = is_llm_recommender(request.model)
     checkpoint = keys.get("checkpoint") or request.keys.get("checkpoint")
     checkpoint = Path(checkpoint or path / ("checkpoint" if is_llm else "checkpoint.safetensors"))
-    settled["checkpoint"] = PlainText(checkpoint)
     if is_llm:
         settled |= _SETTLED_LLM | own_files(path, keys)
     keys = {"state": "WARNING", **request.keys, **settled, **keys}

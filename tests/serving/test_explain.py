@@ -60,7 +60,9 @@ def recommended(run, history, candidates=None):
 
 def as_asked(run, told):
     """The candidates that were proposed in the order in which the LLM is asked about them."""
-    return sorted((one.item_id for one in told.candidates), key=lambda one: run.names.find(f"id:{one}"))
+    history = [run.names.find(f"id:{item['item_id']}") for item in told.history]
+    items = torch.tensor([[run.names.find(f"id:{one.item_id}") for one in told.candidates]])
+    return [run.names.ids[item] for item in run.listed([history], items)[0].tolist()]
 
 
 def test_it_tells_what_recommend_ranks_by(llara):

@@ -18,7 +18,7 @@ from recbole_llara.utils.processes import Processes
 
 def with_data(run):
     """A loaded run beside its data, as a run has it that ranks the catalogue for its test rows."""
-    return LoadedRun(run.config, prepare_data(run.config), run.model)
+    return LoadedRun(run.config, prepare_data(run.config, run.data.dataset.snapshot.numbering), run.model)
 
 
 @pytest.mark.parametrize("model", ["LLaRA", "SASRec", "Caser", "Popularity"])
