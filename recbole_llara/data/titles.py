@@ -58,6 +58,11 @@ def is_visible(title: str) -> bool:
     return any(unicodedata.category(character) not in _INVISIBLE for character in title)
 
 
+def is_csv_quoted(title: str) -> bool:
+    """Whether a title stands in quotes and has each quote inside doubled, as CSV writers leave it."""
+    return _CSV_QUOTED.fullmatch(title) is not None
+
+
 def _join_article(match: re.Match[str]) -> str:
     article = match["article"]
     return article + ("" if article.endswith("'") else " ") + match["title"]
@@ -145,7 +150,7 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     )
     if several := sum(bool(_CONTROLS.search(title)) for title in raw):
         _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
-    if quoted := sum(bool(_CSV_QUOTED.fullmatch(title)) for title in raw):
+    if quoted := sum(map(is_csv_quoted, raw)):
         _logger.warning(
             f"{quoted} titles {where} stand in quotes and have each quote inside doubled, as CSV writers leave them; they are taken "
             "as they stand: an atomic file knows no quoting"

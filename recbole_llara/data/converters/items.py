@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from recbole_llara.data.tables import HOLES, PADDING
-from recbole_llara.data.titles import is_visible, unescape_html
+from recbole_llara.data.titles import is_csv_quoted, is_visible, unescape_html
 from recbole_llara.utils.errors import UserError
 
 _ROUNDED = re.compile(r"\d(?:[.,]\d+)?E\+\d+")  # 9.78E+12, a long number as a spreadsheet leaves it
@@ -132,6 +132,10 @@ class Texts:
         if lost := [title for title in self.titles.values() if "\ufffd" in title]:
             told.append(
                 f"titles: {len(lost):,} hold U+FFFD, a character lost before, such as {lost[0]!r}: fetch the file again"
+            )
+        if quoted := [title for title in self.titles.values() if is_csv_quoted(title)]:
+            told.append(
+                f"titles: {len(quoted):,} stand in quotes as CSV writers leave them, such as {quoted[0]!r}: give --quoting csv"
             )
         if holes := [title for title in self.titles.values() if title in HOLES]:
             told.append(f"titles: {len(holes):,} read {holes[0]!r}; if that means none, empty these cells")

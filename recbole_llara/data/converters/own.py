@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_llara.config.columns import columns_like, is_timely
+from recbole_llara.config.yaml_files import read_properties
 from recbole_llara.data.converters.items import Ids, Texts
 from recbole_llara.data.converters.raw_table import BATCH, RawTable, open_table
 from recbole_llara.data.converters.times import Clock
@@ -41,6 +42,12 @@ def generic(options: Namespace) -> Tables:
     """
     if options.inter is None:
         raise UserError("generic: expected --inter FILE and --item FILE, or an --inter FILE with titles too")
+    name = options.dataset or _stem(options.inter)
+    if read_properties(f"dataset/{name}"):
+        raise UserError(
+            f"dataset: found the name {name!r}, of which this package has properties of its own (properties/dataset); expected another "
+            "one by --dataset"
+        )
     given = _parse_columns(options.columns or "")
     inter, item = (_open(options, kind) for kind in ("inter", "item"))
     chosen = _choose_inter(inter, item, given)
@@ -88,7 +95,7 @@ def generic(options: Namespace) -> Tables:
         "item": ((items.texts[number], *texts.cells(number, header["item"][1:])) for number in texts.titles),
     }
     tables = {kind: ([f"{name}:{COLUMNS[kind][name]}" for name in header[kind]], files[kind]) for kind in files}
-    return Tables(options.dataset or _stem(options.inter), tables, notes=notes, warnings=warnings)
+    return Tables(name, tables, notes=notes, warnings=warnings)
 
 
 def _stem(path: Path) -> str:
@@ -180,6 +187,11 @@ def _choose(
             raise UserError(
                 f"{key}: {table.path} has the columns {_listed(there)}, expected one for {ours}: --columns {ours}=YOURS"
                 + (f"; if the first line is no header, --{key}_header NAME,NAME,..." if table.form == "text" else "")
+                + (
+                    f"; if {table.separator!r} does not part its columns, --separator"
+                    if table.separator and len(there) == 1
+                    else ""
+                )
             )
         if theirs and there.count(theirs[0]) > 1:
             raise UserError(f"{key}: {table.path} has the column {theirs[0]!r} twice, expected it once")

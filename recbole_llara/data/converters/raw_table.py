@@ -208,12 +208,12 @@ def _sample_rows(sample: str, separator: str, quoting: str) -> Iterator[list[str
 
 
 def _find_quoting(sample: str, separator: str) -> str:
-    """As ``tables.read_rows`` takes it: a comma or semicolon comes with quotes; a tab does where the first cells all have them."""
+    """As ``tables.read_rows`` takes it: CSV, but for tab, | and :: none, unless the first cells all stand in quotes."""
     if len(separator) > 1:
         return "none"
     first = next(_sample_rows(sample, separator, "none"), [])
     has_quotes = all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in first)
-    if separator not in ",;" and not has_quotes:
+    if separator in "\t|" and not has_quotes:
         return "none"
     # A backslash before a quote that does not end a cell.
     return "escaped" if re.search(rf'\\"(?!\s*(?:"|{re.escape(separator)}|$))', sample, re.MULTILINE) else "csv"

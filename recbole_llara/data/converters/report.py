@@ -12,6 +12,7 @@ _DATES_BEGIN = 1e8  # (s) March 1973: smaller numbers are steps rather than time
 _FEW = 100  # test rows from which on an interval is narrower than +- .1
 # Interactions that a user needs for a test row, and for a validation row too, under leave_one_out; for any row under llara.
 _TEST, _VALID = 3, 4
+_USERS = 10  # from which on llara deals one to each split
 
 
 def report(tables: Tables, written: Written, out: Path) -> str:
@@ -29,8 +30,10 @@ def report(tables: Tables, written: Written, out: Path) -> str:
     lines += ["rows, for example:", *(f"  {_row(names, example)}" for example in written.examples)]
     lines += [f"WARNING: {what}" for what in tables.warnings]
     fit, keys = _protocol(tables, written, out, endings)
-    command = ["recbole-llara", "--model=SASRec", f"--dataset={tables.name}", f"--data_path={out}", *keys]
-    return "\n".join([*lines, *fit, "next:", f"  {shlex.join(command)}"]) + "\n"
+    if keys is not None:
+        command = ["recbole-llara", "--model=SASRec", f"--dataset={tables.name}", f"--data_path={out}", *keys]
+        fit += ["next:", f"  {shlex.join(command)}"]
+    return "\n".join([*lines, *fit]) + "\n"
 
 
 def _moment(seconds: float) -> str:
@@ -46,13 +49,16 @@ def _row(names: list[str], example: tuple[str, ...]) -> str:
     return "  ".join(f"{name} {cell[:60]}" for name, cell in zip([*names, "title"], example, strict=True) if cell)
 
 
-def _protocol(tables: Tables, written: Written, out: Path, endings: list[str]) -> tuple[list[str], list[str]]:
-    """Which protocol fits and why; and the keys that a run wants for it."""
+def _protocol(tables: Tables, written: Written, out: Path, endings: list[str]) -> tuple[list[str], list[str] | None]:
+    """Which protocol fits and why; and the keys that a run wants for it, None where there can be no run."""
     if endings != ["inter"]:
         return [], ["--protocol=windows"]
     if read_properties(f"dataset/{tables.name}"):
         return [], []
     tested, validated = (sum(count >= least for count in written.per_user.values()) for least in (_TEST, _VALID))
+    if not validated and (len(written.per_user) < _USERS or max(written.per_user.values()) < 2):
+        why = f"{len(written.per_user):,} users with {max(written.per_user.values()):,} interactions at most"
+        return [f"WARNING: no protocol fits: {why} leave nothing to validate by; were interactions left out above?"], None
     dealt = validated // 10
     lines = [
         f"protocol leave_one_out: {tested:,} test rows, one for each user with {_TEST} interactions or more; {validated:,} validation rows"

@@ -82,7 +82,7 @@ class Clock:
             return
         size = np.abs(numbers[np.isfinite(numbers) & (numbers != 0)])
         ends = [begin for begin in _BEGINS.values() if begin > _BEGINS.get(self._unit, 0)]
-        if len(size) and (size.max() >= min(ends, default=np.inf) or size.min() * 100 < _BEGINS.get(self._unit, 0)):
+        if len(size) and (size.max() >= min(ends, default=np.inf) or size.min() * 10 < _BEGINS.get(self._unit, 0)):
             raise UserError(
                 f"timestamp: found {size.min():.0f} and {size.max():.0f} in {self._path}, which look like times of different units; "
                 f"expected one, {self._unit} by most: --time_unit={self._unit} takes all so"
