@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import lzma
+import math
 import re
 import sys
 import zipfile
@@ -286,16 +287,17 @@ def write_dataset(tables: Tables, out: Path, overwrite: bool = False) -> Written
 
     def counted(columns: Sequence[str], rows: Rows, item: int) -> Rows:
         time = columns.index(_TIME) if _TIME in columns else None
+        first, last, per_user, items = math.inf, -math.inf, written.per_user, written.items
         for row in rows:
-            written.per_user[row[0]] += 1
-            written.items.add(row[item])
+            per_user[row[0]] += 1
+            items.add(row[item])
             if time is not None:
                 now = float(row[time])
-                first, last = written.times or (now, now)
-                written.times = min(first, now), max(last, now)
+                first, last = now if now < first else first, now if now > last else last
             if len(written.examples) < EXAMPLES:
                 written.examples.append((*map(str, row), row[item]))
             yield row
+        written.times = (first, last) if first <= last else None
 
     def with_titles(columns: Sequence[str], rows: Rows) -> Rows:
         shown = {example[-1] for example in written.examples}
@@ -324,7 +326,9 @@ def _write(path: Path, columns: Sequence[str], rows: Rows) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write("\t".join(columns) + "\n")
         for row in rows:
-            line = "\t".join(_one_line(str(cell)) for cell in row)
+            line = "\t".join(map(str, row))
+            if line.count("\t") >= len(row) or "\n" in line or "\r" in line:
+                line = "\t".join(_one_line(str(cell)) for cell in row)
             if line.startswith(BYTE_ORDER_MARK):
                 raise UserError(f"raw: found a byte order mark (U+FEFF) before the row {line!r}: were two files joined there?")
             try:

@@ -23,7 +23,7 @@ from recbole_llara.data.tables import opener, read_rows, readable
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import with_mark
 
-BATCH = 100_000  # rows read at a time
+BATCH = 20_000  # rows read at a time
 _SEPARATORS = (",", ";", "\t", "|", "::")
 _SPOKEN = {"tab": "\t", "\\t": "\t"}  # separators that a command line cannot hold
 _SAMPLE = 1 << 16  # (characters) by which a separator is found
