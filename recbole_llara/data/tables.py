@@ -274,15 +274,31 @@ class Written:
         return {"sequences": len(self.per_user), "items": len(self.items), "interactions": self.per_user.total()}
 
 
+def dataset_folder(out: Path, name: str, overwrite: bool) -> Path:
+    """Where a dataset is written.
+
+    Raises:
+        UserError: something is there already, or the name is none of a folder.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(
+            f"dataset: found {name!r}, expected the name of a folder, without the folders above it, which --out is for"
+        )
+    folder = out / name
+    if folder.exists() and not overwrite:
+        raise UserError(f"out: {folder} is there already; choose another folder, or give --overwrite")
+    if any(place.exists() and not place.is_dir() for place in (out, folder)):
+        raise UserError(f"out: found a file at {folder} or {out}, expected a folder or nothing")
+    return folder
+
+
 def write_dataset(tables: Tables, out: Path, overwrite: bool = False) -> Written:
     """Write ``<out>/<name>/<name>.inter`` (of windows one a split) and ``.item``, all of them or none.
 
     Raises:
         UserError: the folder is there already, no interaction is left, or a cell holds what an atomic file cannot.
     """
-    folder = out / tables.name
-    if folder.exists() and not overwrite:
-        raise UserError(f"out: {folder} is there already; choose another folder, or give --overwrite")
+    folder = dataset_folder(out, tables.name, overwrite)
     written, titles = Written(), {}
 
     def counted(columns: Sequence[str], rows: Rows, item: int) -> Rows:

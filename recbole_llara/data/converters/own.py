@@ -18,7 +18,7 @@ from recbole_llara.config.yaml_files import read_properties
 from recbole_llara.data.converters.items import Ids, Texts
 from recbole_llara.data.converters.raw_table import BATCH, RawTable, open_table
 from recbole_llara.data.converters.times import Clock
-from recbole_llara.data.tables import HOLES, Rows, Tables
+from recbole_llara.data.tables import HOLES, Rows, Tables, dataset_folder
 from recbole_llara.utils.errors import UserError, nearest
 
 # The columns of each file and RecBole's types; those of OPTIONAL may be absent.
@@ -48,6 +48,7 @@ def generic(options: Namespace) -> Tables:
             f"dataset: found the name {name!r}, of which this package has properties of its own (properties/dataset); expected another "
             "one by --dataset"
         )
+    dataset_folder(options.out, name, options.overwrite)  # before all is read
     given = _parse_columns(options.columns or "")
     inter, item = (_open(options, kind) for kind in ("inter", "item"))
     chosen = _choose_inter(inter, item, given)
@@ -140,7 +141,8 @@ def _choose_inter(inter: RawTable, item: RawTable | None, given: Mapping[str, st
     """Our columns of interactions -> theirs."""
     shared = set(item.columns) if item is not None else set()
     chosen = _choose(inter, "inter", COLUMNS["inter"], given, shared)
-    unused = [name for name in inter.columns if name not in {*chosen.values(), *given.values()}]
+    of_items = columns_like("release_year", inter.columns) if item is None else []
+    unused = [name for name in inter.columns if name not in {*chosen.values(), *given.values(), *of_items}]
     if "timestamp" not in chosen and "timestamp" not in given and (timely := _timely(inter, unused)):
         raise UserError(
             f"timestamp: found no column of times by name in {inter.path}, but {_listed(timely)} may be one; expected --columns "

@@ -76,7 +76,8 @@ class RawTable:
         places = [self.columns.index(name) for name in wanted]
         hint = {
             "none": "; where cells stand in quotes, give --quoting csv",
-            "csv": "; where quotes are text, give --quoting none, where a backslash stands before them, --quoting escaped",
+            "csv": f"; a cell that holds {self.separator!r} has to stand in quotes; where quotes are text, give --quoting none, where a "
+            "backslash stands before them, --quoting escaped",
         }.get(self.quoting, "")
         rows = read_rows(self.path, self.separator, self.encoding, self.quoting, hint)
         for _, cells in islice(rows, int(self.has_header), None):
@@ -232,10 +233,10 @@ def _find_separator(path: Path, sample: str, quoting: str | None) -> str:
         scores[mark] = (sum(len(row) == width for row in rows) / len(rows), known, width)
     best = [mark for mark, score in scores.items() if score == max(scores.values())]
     if len(best) != 1:
-        found = " and ".join(map(repr, best)) if best else "no such mark"
+        found = f"{' and '.join(map(repr, best))} in" if best else "none of them in"
         raise UserError(
-            f"{path}: found {found} between the columns of the first line {next(io.StringIO(sample))[:80]!r}, expected one of , ; tab | "
-            "and ::; give --separator"
+            f"{path}: columns may be parted by , ; tab | or ::, but found {found} the first line {next(io.StringIO(sample))[:80]!r}; give "
+            "--separator"
         )
     return best[0]
 

@@ -100,7 +100,7 @@ def test_separators_are_found(convert, written, separator):
 @pytest.mark.parametrize("separator", ["#", " "])
 def test_a_separator_is_given(convert, written, separator):
     inter = _plain(("user_id", "item_id", "timestamp"), ROWS, separator)
-    with pytest.raises(UserError, match=r"shop.csv: found no such mark between .*--separator"):
+    with pytest.raises(UserError, match=r"shop.csv: columns may be parted by .* found none of them in .*--separator"):
         convert(inter, ITEM)
     item = _text(("item_id", "title"), ITEMS, separator)
     convert(inter, item, "--separator", separator)
@@ -323,6 +323,11 @@ def test_one_file_of_both(convert, written):
     inter = _text(("user", "item", "when", "product title"), [(*row, titles[row[1]]) for row in ROWS])
     convert(inter, None)
     _same(written)
+
+
+def test_a_year_of_release_is_no_time(convert, read, tmp_path):
+    convert(_text(("user", "item", "title", "year"), [(*row[:2], f"T {row[1]}", 1999) for row in ROWS]), None)
+    assert read(tmp_path / "out" / "own" / "own.item")[1][0] == [IDS[0], f"T {IDS[0]}", "1999"]
 
 
 def test_no_titles_at_all(convert, written):
@@ -582,3 +587,21 @@ def test_a_dataset_that_no_protocol_fits(convert, written):
     report = convert(_text(("user_id", "item_id"), [(f"u{user}", IDS[user]) for user in range(20)]), ITEM)
     assert "no protocol fits: 20 users with 1 interactions at most" in report and "next:" not in report
     assert len(written()[1]) == 20
+
+
+def test_nothing_is_written_where_it_cannot_be(tmp_path, run):
+    files = ["--inter", _save(tmp_path / "shop.csv", INTER), "--item", _save(tmp_path / "goods.csv", ITEM)]
+    for words, message in (
+        (["--out", tmp_path, "--dataset", "a/b"], "dataset: found 'a/b', expected the name of a folder"),
+        (["--out", tmp_path / "shop.csv"], "out: found a file at .*shop.csv"),
+        (["--out", tmp_path, "--dataset", "goods.csv", "--overwrite"], "out: found a file at .*goods.csv"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run("generic", *files, *words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["goods.csv", "shop.csv"]
+
+
+def test_an_older_dataset_is_told_of_before_all_is_read(tmp_path, run):
+    (tmp_path / "out" / "shop").mkdir(parents=True)
+    with pytest.raises(UserError, match="is there already"):
+        run("generic", "--inter", tmp_path / "shop.csv", "--item", tmp_path / "goods.csv", "--out", tmp_path / "out")
