@@ -1,5 +1,6 @@
 """What ``recbole-llara convert`` says of a dataset it has written: counts, what was left out, rows to look at, and the next command."""
 
+import json
 import shlex
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ _DATES_BEGIN = 1e8  # (s) March 1973: smaller numbers are steps rather than time
 _FEW = 100  # test rows from which on an interval is narrower than +- .1
 # Interactions that a user needs for a test row, and for a validation row too, under leave_one_out; for any row under llara.
 _TEST, _VALID = 3, 4
+_ITEMS = 3  # a history's, a target and a negative
 _USERS = 10  # from which on llara deals one to each split
 
 
@@ -56,9 +58,10 @@ def _protocol(tables: Tables, written: Written, out: Path, endings: list[str]) -
     if read_properties(f"dataset/{tables.name}"):
         return [], []
     tested, validated = (sum(count >= least for count in written.per_user.values()) for least in (_TEST, _VALID))
-    if not validated and (len(written.per_user) < _USERS or max(written.per_user.values()) < 2):
-        why = f"{len(written.per_user):,} users with {max(written.per_user.values()):,} interactions at most"
-        return [f"WARNING: no protocol fits: {why} leave nothing to validate by; were interactions left out above?"], None
+    most = max(written.per_user.values())
+    if len(written.items) < _ITEMS or (not validated and (len(written.per_user) < _USERS or most < 2)):
+        why = f"{len(written.per_user):,} users with {most:,} interactions at most, and {len(written.items):,} items"
+        return [f"WARNING: no protocol fits: {why}; were interactions left out above?"], None
     dealt = validated // 10
     lines = [
         f"protocol leave_one_out: {tested:,} test rows, one for each user with {_TEST} interactions or more; {validated:,} validation rows"
@@ -75,18 +78,31 @@ def _protocol(tables: Tables, written: Written, out: Path, endings: list[str]) -
         keys = ["--protocol=llara", "--min_train_history=1", "--min_eval_history=1"]
     elif tested < _FEW:
         lines.append(f"{tested:,} test rows are few: a HitRatio@1 has an interval of {tested**-0.5:.2f} or so to each side")
-    candidates = _most_candidates(tables, written, out)
-    usual = int(read_properties("overall")["candidate_num"])
-    if 2 <= candidates < usual:
-        lines.append(
-            f"the catalogue is small: the user with the most items leaves {candidates - 1} as negatives, so candidate_num is "
-            f"{candidates} instead of {usual}"
-        )
-        keys.append(f"--candidate_num={candidates}")
-    elif candidates < 2:
-        lines.append("a user has had every item, so negatives exclude the history alone (candidate_exclude)")
-        keys += ["--candidate_exclude=window", f"--candidate_num={max(2, min(usual, len(written.items) - 10))}"]
+    keys += _small(written, _most_candidates(tables, written, out), lines)
     return lines, keys
+
+
+def _small(written: Written, candidates: int, lines: list[str]) -> list[str]:
+    """The keys that a small catalogue wants; ``lines`` get the reason."""
+    usual, n_items, keys = read_properties("overall"), len(written.items), []
+    if candidates >= 2:
+        candidates = min(candidates, usual["candidate_num"])
+        if candidates < usual["candidate_num"]:
+            lines.append(
+                f"the catalogue is small: the user with the most items leaves {candidates - 1} as negatives, so candidate_num is "
+                f"{candidates} instead of {usual['candidate_num']}"
+            )
+    else:
+        lines.append("a user has had every item, so negatives exclude the history alone (candidate_exclude)")
+        length = min(usual["MAX_ITEM_LIST_LENGTH"], n_items // 2)
+        candidates = min(n_items - length, usual["candidate_num"])
+        keys.append("--candidate_exclude=window")
+        keys += [f"--MAX_ITEM_LIST_LENGTH={length}"] if length < usual["MAX_ITEM_LIST_LENGTH"] else []
+    if candidates < usual["candidate_num"]:
+        keys.append(f"--candidate_num={candidates}")
+    if max(usual["topk"]) > n_items:
+        keys.append(f"--topk={json.dumps([rank for rank in usual['topk'] if rank <= candidates])}")
+    return keys
 
 
 def _most_candidates(tables: Tables, written: Written, out: Path) -> int:

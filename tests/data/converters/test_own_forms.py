@@ -571,10 +571,11 @@ def test_what_the_report_says_to_run_runs(case, convert, written, tmp_path, monk
     assert result["dataset"] == "own" and len({row[1] for row in rows}) == len(by_id)
 
 
+@pytest.mark.parametrize("n_items", [3, 4, 7, 11, 30])
 @pytest.mark.parametrize("lengths", [(2, 3, 4, 9), (3, 3, 3, 3), (30, 5, 4, 3), (33, 33, 5, 5)])
-def test_the_protocol_that_is_said_to_fit_fits(lengths, convert, tmp_path, monkeypatch):
-    """Short histories, users who leave few negatives, and users who have had every item."""
-    rows = [(f"u{user}", IDS[(user + step) % 30], step) for user in range(20) for step in range(lengths[user % 4])]
+def test_the_protocol_that_is_said_to_fit_fits(lengths, n_items, convert, tmp_path, monkeypatch):
+    """Short histories, small catalogues, users who leave few negatives, and users who have had every item."""
+    rows = [(f"u{user}", IDS[(user + step) % n_items], step) for user in range(20) for step in range(lengths[user % 4])]
     report = convert(_text(("user_id", "item_id", "timestamp"), rows), ITEM)
     result = _train(report, tmp_path, monkeypatch)
     if "--protocol=leave_one_out" in report:
