@@ -288,10 +288,8 @@ def _check_malformed(path: Path, malformed: Mapping[str, tuple[int, str]], total
         return
     name, (count, first) = max(malformed.items(), key=lambda entry: entry[1][0])
     expected = _EXPECTED.get(name, "an id; empty cells, NA, null and the like are none")
-    raise UserError(
-        f"{name}: found {first} of {path}, expected {expected}; {count:,} of {total:,} rows have none; "
-        f"--max_malformed={np.ceil(1000 * bad / total) / 1000:g} leaves such rows out"
-    )
+    hint = f"; --max_malformed={np.ceil(1000 * bad / total) / 1000:g} leaves such rows out" if 2 * bad < total else ""
+    raise UserError(f"{name}: found {first} of {path}, expected {expected}; {count:,} of {total:,} rows have none{hint}")
 
 
 def _ratings(path: Path, cells: Sequence[str]) -> np.ndarray:

@@ -32,6 +32,7 @@ _LONGEST_OBJECT = 1 << 26  # (characters) of JSON
 _KEYS_OF = 1000  # objects whose keys are the columns
 # An accented letter of Western Europe mostly stands between letters of ASCII; in other alphabets few do.
 _MOST_BESIDE = 0.25
+_ACCENTED = re.compile(rb"[\w\x80-\xff]*[\x80-\xff][\w\x80-\xff]*")  # words of such letters
 _ATOMIC_TYPE = re.compile(r":(token|float)(_seq)?$")
 
 
@@ -182,7 +183,7 @@ def find_encoding(path: Path) -> tuple[str, list[str]]:
                 beside += sum(map(len, re.findall(rb"[\x80-\xff]{2,}", block)))
                 undefined = undefined or re.search(rb"[\x81\x8d\x8f\x90\x9d]", block)
                 if len(words) < 3:
-                    words |= dict.fromkeys(re.findall(rb"[A-Za-z]+[\x80-\xff][A-Za-z]+", block)[:3])
+                    words |= dict.fromkeys(_ACCENTED.findall(block)[:3])
             place += len(block)
             block = file.read(_BLOCK)
         if broken is None and decoder.getstate()[0]:
@@ -194,7 +195,7 @@ def find_encoding(path: Path) -> tuple[str, list[str]]:
             f"{path}: found bytes that are no UTF-8 (near byte {broken + 1:,}) and are hardly Western European; expected --encoding "
             "with the file's own, such as cp1251, gbk, shift_jis or utf-16-le"
         )
-    shown = ", ".join(word.decode("cp1252") for word in list(words)[:3]) or "no whole word"
+    shown = ", ".join(word.decode("cp1252") for word in list(words)[:3])
     return "cp1252", [
         f"{path.name} is no UTF-8 and was read as cp1252 (latin-1, Windows in Western Europe), by which it holds: {shown}; if that "
         "reads wrong, give --encoding"
