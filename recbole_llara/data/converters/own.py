@@ -70,24 +70,16 @@ def generic(options: Namespace) -> Tables:
     read = _read(inter, chosen, {} if item else of_items, items, texts, options)
     rows = pd.DataFrame({name: read.columns.pop(name) for name in ("user", "item", "time")})
     rating = read.columns.get("rating")
-    is_kept = np.ones(len(rows), dtype=bool)
-    if (again := _repeated(rows, options.duplicates)) is not None:
-        is_kept &= ~again
-        notes.append(f"left out: {again.sum():,} interactions that repeat user, item and time of one before (--duplicates)")
-    counts = np.bincount(rows["item"][is_kept], minlength=len(items.texts))
-    has_title = np.array([number in texts.titles for number in range(len(items.texts))], dtype=bool)
-    lacking = np.flatnonzero((counts > 0) & ~has_title)
-    if len(lacking):
-        what = _settle_titles(lacking, counts, items, texts, options.missing_titles, item or inter)
-        notes.append(what)
-        if options.missing_titles == "drop":
-            is_kept &= has_title[rows["item"]]
-            users = np.setdiff1d(rows["user"], rows["user"][is_kept])
-            notes += [f"left out: {len(users):,} users, for no interaction of theirs is left"] if len(users) else []
-    elif not texts.titles:
-        raise UserError("item: found no title at all, expected at least one")
+    is_kept, left_out = _keep(rows, items, texts, options, item or inter)
     kept = rows[is_kept]
-    notes += [*read.notes, *texts.notes(), *items.notes(), *read.users.notes(), *_told_of_order(kept, read.has_times)]
+    notes += [
+        *left_out,
+        *read.notes,
+        *texts.notes(),
+        *items.notes(),
+        *read.users.notes(),
+        *_told_of_order(kept, read.has_times),
+    ]
     warnings += [*texts.warnings(), *read.warnings, *items.warnings(), *read.users.warnings()]
     header = {"inter": [name for name in COLUMNS["inter"] if name in chosen or name == "timestamp"]}
     header["item"] = ["item_id", "title", *(name for name in of_items if name not in ("item_id", "title"))]
@@ -97,6 +89,24 @@ def generic(options: Namespace) -> Tables:
     }
     tables = {kind: ([f"{name}:{COLUMNS[kind][name]}" for name in header[kind]], files[kind]) for kind in files}
     return Tables(name, tables, notes=notes, warnings=warnings)
+
+
+def _keep(rows: pd.DataFrame, items: Ids, texts: Texts, options: Namespace, table: RawTable) -> tuple[np.ndarray, list[str]]:
+    """[M] which interactions are kept, and what is told of the others; items without a title get one, or lose theirs."""
+    notes, is_kept = [], np.ones(len(rows), dtype=bool)
+    if (again := _repeated(rows, options.duplicates)) is not None:
+        is_kept &= ~again
+        notes.append(f"left out: {again.sum():,} interactions that repeat user, item and time of one before (--duplicates)")
+    counts = np.bincount(rows["item"][is_kept], minlength=len(items.texts))
+    has_title = np.array([number in texts.titles for number in range(len(items.texts))], dtype=bool)
+    lacking = np.flatnonzero((counts > 0) & ~has_title)
+    if len(lacking):
+        notes.append(_settle_titles(lacking, counts, items, texts, options.missing_titles, table))
+        if options.missing_titles == "drop":
+            is_kept &= has_title[rows["item"]]
+            users = np.setdiff1d(rows["user"], rows["user"][is_kept])
+            notes += [f"left out: {len(users):,} users, for no interaction of theirs is left"] if len(users) else []
+    return is_kept, notes
 
 
 def _stem(path: Path) -> str:
@@ -139,6 +149,11 @@ def _told(table: RawTable, chosen: Mapping[str, str]) -> str:
 
 def _choose_inter(inter: RawTable, item: RawTable | None, given: Mapping[str, str]) -> dict[str, str]:
     """Our columns of interactions -> theirs."""
+    if windows := [name for name in inter.columns if name.removesuffix("_list") in set(inter.columns) - {name}]:
+        raise UserError(
+            f"inter: found the column {windows[0]} in {inter.path}, expected an interaction a row; rows of a history and the next item run "
+            "as they are by --protocol=windows, in RecBole's three files"
+        )
     shared = set(item.columns) if item is not None else set()
     chosen = _choose(inter, "inter", COLUMNS["inter"], given, shared)
     of_items = columns_like("release_year", inter.columns) if item is None else []

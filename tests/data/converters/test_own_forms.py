@@ -354,6 +354,12 @@ def test_atomic_files_go_in(convert, written):
     _same(written)
 
 
+def test_windows_are_no_interactions(convert):
+    rows = [(user, f"{item} {item}", item) for user, item, _ in ROWS]
+    with pytest.raises(UserError, match="found the column item_id_list .*--protocol=windows"):
+        convert(_plain(("user_id:token", "item_id_list:token_seq", "item_id:token"), rows, "\t"), ITEM)
+
+
 def test_a_name_with_properties_is_refused(convert):
     with pytest.raises(UserError, match="dataset: found the name 'steam'.*--dataset"):
         convert(INTER, ITEM, "--dataset", "steam")
