@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llara.data.converters import CONVERTERS, SPLITS, convert
-from recbole_llara.data.converters.times import UNITS
+from recbole_llara.data.converters import CONVERTERS, SPLITS, UNITS, convert
 from recbole_llara.utils.errors import exit_status
 
 
@@ -41,7 +40,7 @@ def build_convert_parser() -> argparse.ArgumentParser:
     add("--encoding", help="of the files, such as cp1252 (default: UTF-8, or cp1252 where that is clear, and told)")
     quoting = 'csv = cells may stand in quotes, escaped = with \\" for a quote inside, none = a quote is text (default: found)'
     add("--quoting", choices=("csv", "escaped", "none"), help=quoting)
-    add("--time_unit", choices=tuple(UNITS), help="of times that are numbers (default: by their size)")
+    add("--time_unit", choices=UNITS, help="of times that are numbers (default: by their size)")
     add("--time_format", metavar="FORMAT", help="of times that are dates, such as %%d/%%m/%%Y (default: ISO 8601)")
     titles = (
         "items without a title: refuse (the default), drop = leave them out with their interactions, id = the id is the title"

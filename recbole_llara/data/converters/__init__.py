@@ -19,6 +19,7 @@ CONVERTERS: dict[str, Callable[[Namespace], object] | str] = {
 }
 _PACKAGED = frozenset(CONVERTERS)
 SPLITS = ("train", "valid", "test")
+UNITS = ("s", "ms", "us", "ns")  # of times that are numbers
 
 
 def register_converter(name: str, converter: Callable[[Namespace], object]) -> None:

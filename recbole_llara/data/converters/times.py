@@ -8,7 +8,7 @@ import pandas as pd
 
 from recbole_llara.utils.errors import UserError
 
-UNITS = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}  # how many are a second
+_A_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 # Numbers from here on are of the unit: 1e11 s is the year 5138, 1e11 ms is 1973.
 _BEGINS = {"ms": 1e11, "us": 1e14, "ns": 1e17}
 _DAY_NUMBERS = (19000101, 21001231)
@@ -19,7 +19,7 @@ class Clock:
 
     Args:
         path: of the file, for messages.
-        unit: of numbers, a key of ``UNITS``; None = by their size.
+        unit: of numbers, one of ``converters.UNITS``; None = by their size.
         form: of dates, as ``strptime`` has it; None = ISO 8601.
 
     Raises:
@@ -42,7 +42,7 @@ class Clock:
             self._begin(numbers)
         if self._is_number:
             self._check_unit(numbers)
-            return numbers / UNITS[self._unit]
+            return numbers / _A_SECOND[self._unit]
         dates = pd.to_datetime(column.str.strip(), errors="coerce", utc=True, format=self._form or "ISO8601")
         if dates.notna().sum() < np.isfinite(numbers).sum() and self._form is None:
             raise UserError(f"timestamp: found dates and then numbers in {self._path}, expected one of them throughout")
@@ -67,7 +67,7 @@ class Clock:
             return
         if self._unit is None:
             size = np.median(np.abs(found))
-            self._unit = max((unit for unit, begin in _BEGINS.items() if size >= begin), key=UNITS.get, default="s")
+            self._unit = max((unit for unit, begin in _BEGINS.items() if size >= begin), key=_A_SECOND.get, default="s")
             first, last = _DAY_NUMBERS
             if ((found >= first) & (found <= last)).all() and not pd.to_datetime(
                 pd.Series(found.astype(np.int64).astype(str)), format="%Y%m%d", errors="coerce"
