@@ -73,6 +73,11 @@ def test_what_loading_costs_of_few_items(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_catalogue_is_converted_beside_pandas(tmp_path):
+    assert "times pandas' table" in _run(tmp_path, "bench_convert.py", "--own", "--lines=50000").stdout
+
+
+@pytest.mark.slow
 def test_what_titles_are_worth_on_few_rows(tmp_path):
     few = ["--llm_path=tiny", "--rec_epochs=1", "--rec_max_train_rows=512", "--max_train_rows=256", "--max_eval_rows=48"]
     done = _run(tmp_path, "bench_knowledge.py", *few)

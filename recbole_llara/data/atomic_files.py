@@ -17,18 +17,13 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llara.config.settings import READY_MADE, SPLITS
-from recbole_llara.data.tables import as_float, read_rows
+from recbole_llara.data.tables import HOLES, PADDING, as_float, read_rows
 from recbole_llara.utils.compat import Table, fill_holes
 from recbole_llara.utils.errors import UserError, nearest
 
 TYPES = tuple(kind.value for kind in FeatureType)
 FLOAT = FeatureType.FLOAT.value
 FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item")
-PADDING = "[PAD]"  # RecBole's name of the padding item, and of the padding user
-# Cells without a value, as pandas.read_csv knows them.
-_ENGLISH = ("n/a", "N/A", "NA", "<NA>", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "None")
-_NUMERIC = ("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
-HOLES = frozenset({"", *_ENGLISH, *_NUMERIC})
 
 
 class CheckedFiles(SequentialDataset):

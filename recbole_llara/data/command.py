@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llara.data.converters import CONVERTERS, SPLITS, convert
+from recbole_llara.data.converters import CONVERTERS, SPLITS, UNITS, convert
 from recbole_llara.utils.errors import exit_status
 
 
@@ -21,19 +21,39 @@ def build_convert_parser() -> argparse.ArgumentParser:
     add(
         "--plugins", action="append", default=[], metavar="FILE.py", help="registers converters of your own; may be given again"
     )
-    add("--raw", type=Path, help="folder of the raw files")
+    add("--raw", type=Path, help="folder of the raw files; not for generic and windows")
     add("--out", type=Path, required=True, help="folder of datasets, RecBole's data_path")
     add("--overwrite", action="store_true", help="replace a dataset that is there already")
+    add("--dataset", help="generic, windows: the dataset's name (default: that of the interactions' file)")
     add("--max_malformed", type=float, default=0.001, help="share of malformed lines that is left out (default %(default)s)")
     add("--seed", type=int, default=2020, help="steam: of the third of users and games (default %(default)s)")
-    add("--inter", type=Path, help="generic: interactions, CSV, TSV or Parquet")
-    add("--item", type=Path, help="generic: items, likewise; windows: titles, TSV")
+    add("--item", type=Path, metavar="FILE", help="generic: items, if --inter has no titles; windows: titles, TSV")
     for split in SPLITS:
-        add(f"--{split}", type=Path, help=f"windows: the {split} rows, TSV of history, length and next item")
-    add("--columns", help="generic: OURS=YOURS,... for user_id, item_id, timestamp, title, rating, release_year, class")
-    quoting = "generic: csv = cells may stand in quotes (default of CSV); none = a quote is text (default of TSV)"
-    add("--quoting", choices=("csv", "none"), help=quoting)
-    add("--dataset", help="generic, windows: the dataset's name (default: that of the interactions' file)")
+        add(f"--{split}", type=Path, metavar="FILE", help=f"windows: the {split} rows, TSV of history, length and next item")
+    add = parser.add_argument_group("generic", "a dataset of your own: text, JSON or Parquet, also compressed").add_argument
+    add("--inter", type=Path, metavar="FILE", help="interactions")
+    columns = "OURS=YOURS,... for user_id, item_id, timestamp, title, rating, release_year, class (default: by their names)"
+    add("--columns", help=f"{columns}; OURS= takes none; item.item_id for other ids' names in --item")
+    add("--inter_header", metavar="NAMES", help="names of the columns, parted by commas, of a file whose first line is data")
+    add("--item_header", metavar="NAMES", help="likewise of --item")
+    add("--separator", metavar="MARK", help="between columns, tab for a tabulator (default: found among , ; tab | ::)")
+    add("--encoding", help="of the files, such as cp1252 (default: UTF-8, or cp1252 where that is clear, and told)")
+    quoting = 'csv = cells may stand in quotes, escaped = with \\" for a quote inside, none = a quote is text (default: found)'
+    add("--quoting", choices=("csv", "escaped", "none"), help=quoting)
+    add("--time_unit", choices=UNITS, help="of times that are numbers (default: by their size)")
+    add("--time_format", metavar="FORMAT", help="of times that are dates, such as %%d/%%m/%%Y (default: ISO 8601)")
+    titles = (
+        "items without a title: refuse (the default), drop = leave them out with their interactions, id = the id is the title"
+    )
+    add("--missing_titles", choices=("refuse", "drop", "id"), default="refuse", help=titles)
+    duplicates = "interactions of equal user, item and time: drop = the first counts (the default), keep, refuse"
+    add("--duplicates", choices=("drop", "keep", "refuse"), default="drop", help=duplicates)
+    add(
+        "--html",
+        choices=("clean", "keep"),
+        default="clean",
+        help="entities and tags in titles: text (the default), or as they are",
+    )
     return parser
 
 

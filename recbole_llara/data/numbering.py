@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from recbole_llara.data.atomic_files import PADDING
+from recbole_llara.data.tables import PADDING
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import DIGITS, facts_sha256, file_sha256
 

@@ -6,17 +6,24 @@ A byte order mark (U+FEFF) at the beginning of a file belongs to its encoding an
 line it is refused: two files were joined there, and an id would silently become another one. Elsewhere it is text.
 """
 
+import bz2
 import codecs
 import csv
 import gzip
+import io
+import lzma
+import math
+import re
 import sys
+import zipfile
 import zlib
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from tqdm import tqdm
 
@@ -24,7 +31,14 @@ from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import BYTE_ORDER_MARK, with_mark
 
+_TIME = "timestamp:float"
+EXAMPLES = 3  # rows of a dataset that a report shows
 SHOWN = 5  # malformed lines that a message repeats
+PADDING = "[PAD]"  # RecBole's name of the padding item, and of the padding user
+# Cells without a value, as pandas.read_csv knows them.
+_ENGLISH = ("n/a", "N/A", "NA", "<NA>", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "None")
+_NUMERIC = ("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
+HOLES = frozenset({"", *_ENGLISH, *_NUMERIC})
 
 
 class Malformed(ValueError):
@@ -50,10 +64,10 @@ def readable(path: Path, encoding: str) -> Iterator[None]:
     """
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} breaks off or is no gzip file ({error}): fetch it again") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} breaks off or is damaged ({error}): fetch it again") from error
     except UnicodeDecodeError:
-        with _opener(path)(path, "rb") as file:
+        with opener(path)(path, "rb") as file:
             content = file.read()
         try:
             content.decode(encoding)
@@ -66,8 +80,31 @@ def readable(path: Path, encoding: str) -> Iterator[None]:
         raise
 
 
-def _opener(path: Path) -> Callable:
-    return gzip.open if path.suffix == ".gz" else open
+def opener(path: Path) -> Callable[..., IO]:
+    """What opens a file: ``open``, or the like for what its first bytes say it is compressed by, whatever it is called."""
+    with open(path, "rb") as file:
+        begin = file.read(10)
+    return next((opens for magic, opens in _COMPRESSED.items() if re.match(magic, begin)), open)
+
+
+def _open_zip(path: Path, mode: str, encoding: str | None = None, newline: str | None = None) -> IO:
+    """The one file of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+        if "[Content_Types].xml" in names:
+            raise UserError(f"{path} is a workbook of Excel, expected text: save it as CSV UTF-8")
+        if len(names) != 1:
+            raise UserError(f"{path} holds {len(names)} files ({', '.join(names[:SHOWN])}), expected one: unpack it")
+        member = archive.open(names[0])  # stays open
+    return io.TextIOWrapper(member, encoding, newline=newline) if mode == "rt" else member
+
+
+_COMPRESSED: dict[bytes, Callable[..., IO]] = {
+    rb"\x1f\x8b": gzip.open,
+    rb"BZh[1-9]1AY&SY": bz2.open,
+    rb"\xfd7zXZ\x00": lzma.open,
+    rb"PK\x03\x04": _open_zip,
+}
 
 
 def read_rows(
@@ -76,8 +113,9 @@ def read_rows(
     """The lines of a table that are not empty: their numbers, from 1, and their cells, the header among them.
 
     Args:
-        path: plain text or gzip.
-        quoting: none = cells as they stand; csv = they may stand in quotes.
+        path: plain text, or compressed by gzip, bzip2, xz or zip.
+        quoting: none = cells as they stand; csv = they may stand in quotes, in which a quote is doubled; escaped = in which a
+            backslash stands before it.
         hint: what to try where a line has another number of cells than the first.
 
     Raises:
@@ -86,12 +124,12 @@ def read_rows(
     """
     if not path.is_file():
         raise UserError(f"found no file {path}")
-    is_csv = quoting == "csv"
+    is_csv = quoting != "none"
     names: list[str] = []
     # A CSV reader wants line ends as they are.
     newline = "" if is_csv else None
-    with readable(path, encoding), _opener(path)(path, "rt", encoding=with_mark(encoding), newline=newline) as file:
-        for number, cells in _quoted(file, separator, path) if is_csv else _plain(file, separator):
+    with readable(path, encoding), opener(path)(path, "rt", encoding=with_mark(encoding), newline=newline) as file:
+        for number, cells in _quoted(file, separator, path, quoting == "escaped") if is_csv else _plain(file, separator):
             if cells[0].startswith(BYTE_ORDER_MARK):
                 raise UserError(
                     f"{path}: found a byte order mark (U+FEFF) before line {number}, expected it at the beginning of the file or "
@@ -112,8 +150,8 @@ def _plain(file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
             yield number, text.split(separator)
 
 
-def _quoted(file: TextIO, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file, delimiter=separator, strict=True)
+def _quoted(file: TextIO, separator: str, path: Path, is_escaped: bool) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file, delimiter=separator, strict=True, escapechar="\\" if is_escaped else None)
     number = 1
     try:
         for row in reader:
@@ -123,7 +161,8 @@ def _quoted(file: TextIO, separator: str, path: Path) -> Iterator[tuple[int, lis
     except csv.Error as error:
         raise UserError(
             f"{path}, line {number}: a quote opens a cell there and is not closed as in CSV ({error}); where quotes are text, give "
-            f"--quoting none; where cells are parted by another mark than {separator!r}, change that"
+            f"--quoting none; where a backslash stands before a quote that is text, --quoting escaped; where cells are parted by "
+            f"another mark than {separator!r}, --separator"
         ) from error
 
 
@@ -201,55 +240,111 @@ class Tables:
             ``valid.inter`` and ``test.inter``.
         published: the papers' statistics, by ``sequences``, ``items`` and ``interactions``.
         differences: why the counts are not the published ones.
-        warning: what everybody who uses the dataset should know.
+        notes: what was found in the raw files, changed and left out.
+        warnings: what everybody who uses the dataset should know.
     """
 
     name: str
     files: Mapping[str, tuple[Sequence[str], Rows]]
     published: Mapping[str, int] = field(default_factory=dict)
     differences: Sequence[str] = ()
-    warning: str | None = None
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
-def write_dataset(tables: Tables, out: Path, overwrite: bool = False) -> dict[str, int]:
+@dataclass
+class Written:
+    """What a dataset holds.
+
+    Attributes:
+        per_user: interactions, or ready-made rows, of each user.
+        items: that have an interaction, or are a target.
+        times: the first and the last; None where there are none.
+        examples: the first rows of interactions, as they are written, with their item's title.
+    """
+
+    per_user: Counter[str] = field(default_factory=Counter)
+    items: set[str] = field(default_factory=set)
+    times: tuple[float, float] | None = None
+    examples: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By what the papers call them."""
+        return {"sequences": len(self.per_user), "items": len(self.items), "interactions": self.per_user.total()}
+
+
+def dataset_folder(out: Path, name: str, overwrite: bool) -> Path:
+    """Where a dataset is written.
+
+    Raises:
+        UserError: something is there already, or the name is none of a folder.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(
+            f"dataset: found {name!r}, expected the name of a folder, without the folders above it, which --out is for"
+        )
+    folder = out / name
+    if folder.exists() and not overwrite:
+        raise UserError(f"out: {folder} is there already; choose another folder, or give --overwrite")
+    if any(place.exists() and not place.is_dir() for place in (out, folder)):
+        raise UserError(f"out: found a file at {folder} or {out}, expected a folder or nothing")
+    return folder
+
+
+def write_dataset(tables: Tables, out: Path, overwrite: bool = False) -> Written:
     """Write ``<out>/<name>/<name>.inter`` (of windows one a split) and ``.item``, all of them or none.
-
-    Returns:
-        the numbers of ``sequences`` (users), ``items`` (with an interaction, or a target) and ``interactions`` (or rows).
 
     Raises:
         UserError: the folder is there already, no interaction is left, or a cell holds what an atomic file cannot.
     """
-    folder = out / tables.name
-    if folder.exists() and not overwrite:
-        raise UserError(f"out: {folder} is there already; choose another folder, or give --overwrite")
-    users, items, count = set(), set(), 0
+    folder = dataset_folder(out, tables.name, overwrite)
+    written, titles = Written(), {}
 
-    def counted(rows: Rows, item: int) -> Rows:
-        nonlocal count
+    def counted(columns: Sequence[str], rows: Rows, item: int) -> Rows:
+        time = columns.index(_TIME) if _TIME in columns else None
+        first, last, per_user, items = math.inf, -math.inf, written.per_user, written.items
         for row in rows:
-            users.add(row[0])
+            per_user[row[0]] += 1
             items.add(row[item])
-            count += 1
+            if time is not None:
+                now = float(row[time])
+                first, last = now if now < first else first, now if now > last else last
+            if len(written.examples) < EXAMPLES:
+                written.examples.append((*map(str, row), row[item]))
+            yield row
+        written.times = (first, last) if first <= last else None
+
+    def with_titles(columns: Sequence[str], rows: Rows) -> Rows:
+        shown = {example[-1] for example in written.examples}
+        title = next((place for place, name in enumerate(columns) if name.endswith("title:token_seq")), None)
+        for row in rows:
+            if row[0] in shown and title is not None:
+                titles.setdefault(row[0], str(row[title]))
             yield row
 
     def fill(temporary: Path) -> None:
-        for ending, (columns, rows) in tables.files.items():
+        for ending, (columns, rows) in sorted(tables.files.items(), key=lambda file: file[0] == "item"):
             if ending.endswith("inter"):
-                rows = counted(rows, 1 if ending == "inter" else 2)
+                rows = counted(columns, rows, 1 if ending == "inter" else 2)
+            else:
+                rows = with_titles(columns, rows)
             _write(temporary / f"{tables.name}.{ending}", columns, rows)
-        if not count:
+        if not written.per_user:
             raise UserError("raw: no interaction is left, expected at least one")
 
     write_folder(folder, fill)
-    return {"sequences": len(users), "items": len(items), "interactions": count}
+    written.examples = [(*example[:-1], titles.get(example[-1], "")) for example in written.examples]
+    return written
 
 
 def _write(path: Path, columns: Sequence[str], rows: Rows) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write("\t".join(columns) + "\n")
         for row in rows:
-            line = "\t".join(_one_line(str(cell)) for cell in row)
+            line = "\t".join(map(str, row))
+            if line.count("\t") >= len(row) or "\n" in line or "\r" in line:
+                line = "\t".join(_one_line(str(cell)) for cell in row)
             if line.startswith(BYTE_ORDER_MARK):
                 raise UserError(f"raw: found a byte order mark (U+FEFF) before the row {line!r}: were two files joined there?")
             try:

@@ -12,6 +12,7 @@ these exceptions:
 Of another column such a cell says nothing, and is empty.
 """
 
+import html
 import logging
 import re
 import unicodedata
@@ -35,6 +36,11 @@ _YEAR_BEHIND_TITLE = re.compile(r"\((?:18|19|20)\d\d\)\s*$")
 # ASCII's control characters and what else Unicode takes for a line break; the other C1 codes are left as they are.
 _CONTROLS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]+")
 _CSV_QUOTED = re.compile(r'"(?=.*"")(?:[^"]|"")*"', re.DOTALL)  # such as "the ""real"" one"
+# With their semicolon: "AT&T" and "R&not;" without one are text.
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_LINE_TAGS = "br|p|div|li|ul|ol|hr|tr|td|th|table|tbody|h[1-6]|blockquote|center"
+_INLINE_TAGS = "a|abbr|b|big|code|em|font|i|img|s|small|span|strong|sub|sup|tt|u"
+_TAG = re.compile(rf"</?(?:(?P<line>{_LINE_TAGS})|{_INLINE_TAGS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 POPULARITY, POPULARITY_LEVELS = "popularity", 5
 _POINT_ZERO = re.compile(r"(?<=\d)\.0+$")
 _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # Unicode's categories of control, format and space characters
@@ -54,6 +60,11 @@ def is_visible(title: str) -> bool:
     return any(unicodedata.category(character) not in _INVISIBLE for character in title)
 
 
+def is_csv_quoted(title: str) -> bool:
+    """Whether a title stands in quotes and has each quote inside doubled, as CSV writers leave it."""
+    return _CSV_QUOTED.fullmatch(title) is not None
+
+
 def _join_article(match: re.Match[str]) -> str:
     article = match["article"]
     return article + ("" if article.endswith("'") else " ") + match["title"]
@@ -71,7 +82,20 @@ def strip_year(title: str) -> str:
     return title if found is None else title[: found.start()].rstrip() or title
 
 
-TITLE_RULES: dict[str, Callable[[str], str]] = {"move_article": move_article, "strip_year": strip_year}
+def unescape_html(title: str) -> str:
+    """Write HTML as text: "Tom &amp;amp; <b>Vera</b>" becomes "Tom & Vera". Entities are taken with their semicolon, tags if HTML has them."""
+    text, before = title, None
+    while text != before:  # of what was escaped twice
+        text, before = _ENTITY.sub(lambda match: html.unescape(match[0]), text), text
+    text = _TAG.sub(lambda match: " " if match["line"] else "", text)
+    return title if text == title else " ".join(text.split())
+
+
+TITLE_RULES: dict[str, Callable[[str], str]] = {
+    "move_article": move_article,
+    "strip_year": strip_year,
+    "unescape_html": unescape_html,
+}
 
 
 def clean_title(raw: str, rules: Sequence[str]) -> str:
@@ -128,7 +152,7 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     )
     if several := sum(bool(_CONTROLS.search(title)) for title in raw):
         _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
-    if quoted := sum(bool(_CSV_QUOTED.fullmatch(title)) for title in raw):
+    if quoted := sum(map(is_csv_quoted, raw)):
         _logger.warning(
             f"{quoted} titles {where} stand in quotes and have each quote inside doubled, as CSV writers leave them; they are taken "
             "as they stand: an atomic file knows no quoting"

@@ -45,6 +45,10 @@ STORED = (
     Stored(
         "*/checkpoint.safetensors", "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"
     ),
+    Stored(
+        "*/recommender/model.safetensors", "snapshot_sha256", "what it knows of the items", "serving.loaded.load", "refused"
+    ),
+    Stored("*/recommender/model.safetensors", "training_digest", "training interactions", "", "told"),
     Stored(_META, "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"),
     Stored(_META, "sha256.*", "each file beside it", "model.weights.load_llm_recommender", "refused"),
     Stored(

@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.data.atomic_files import HOLES, PADDING
 from recbole_llara.data.dataset import CandidateDataset
-from recbole_llara.data.tables import read_rows
+from recbole_llara.data.tables import HOLES, PADDING, read_rows
 from recbole_llara.data.titles import load_catalogue
 
 # Anything but what parts cells and rows; characters that CSV readers, str.splitlines and old parsers stumble over are likely.

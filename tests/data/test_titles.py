@@ -294,3 +294,20 @@ def test_validation_and_test_interactions_change_no_level(protocol, make_config,
     assert len(set(before.values())) > 3
     assert levels(split) == before
     assert levels(lambda user, place: user % 2) != before
+
+
+@pytest.mark.parametrize(
+    ("raw", "title"),
+    [
+        ("Tom &amp; Vera&#39;s &quot;Best&quot; Soap", 'Tom & Vera\'s "Best" Soap'),
+        ("Salt &amp;amp; Pepper &#xe9;", "Salt & Pepper é"),
+        ("<b>Bold</b> and <I class='x'>italic</I><br/>line", "Bold and italic line"),
+        ("&lt;i&gt;Escaped&lt;/i&gt;", "Escaped"),
+        ("AT&T, R&not a D, I <3 you, <Untitled>, a < b > c", "AT&T, R&not a D, I <3 you, <Untitled>, a < b > c"),
+        ("two  blanks stay", "two  blanks stay"),
+        ("&unknown; stays", "&unknown; stays"),
+    ],
+)
+def test_html_becomes_text(raw, title):
+    assert clean_title(raw, ["unescape_html"]) == title
+    assert clean_title(raw, []) == raw

@@ -15,10 +15,11 @@ CONVERTERS: dict[str, Callable[[Namespace], object] | str] = {
     **dict.fromkeys(("lastfm", "lastfm-llara"), "published:lastfm"),
     "steam": "published:steam",
     "generic": "own:generic",
-    "windows": "own:windows",
+    "windows": "ready_made:windows",
 }
 _PACKAGED = frozenset(CONVERTERS)
 SPLITS = ("train", "valid", "test")
+UNITS = ("s", "ms", "us", "ns")  # of times that are numbers
 
 
 def register_converter(name: str, converter: Callable[[Namespace], object]) -> None:
@@ -47,6 +48,7 @@ def convert(options: Namespace) -> str:
         from recbole_llara.config.models import load_plugins
 
         load_plugins(options.plugins)
+    from recbole_llara.data.converters.report import report
     from recbole_llara.data.tables import write_dataset
 
     if options.name not in CONVERTERS:
@@ -56,12 +58,4 @@ def convert(options: Namespace) -> str:
         module, _, function = converter.partition(":")
         converter = getattr(import_module(f"{__name__}.{module}"), function)
     tables = converter(options)
-    lines = [f"{options.out / tables.name}:"]
-    for what, count in write_dataset(tables, options.out, options.overwrite).items():
-        paper = tables.published.get(what)
-        beside = "" if paper is None else f"  (papers: {paper:,}{'' if paper == count else ', see below'})"
-        lines.append(f"  {count:>9,} {what}{beside}")
-    lines += [f"  - {difference}" for difference in tables.differences]
-    if tables.warning is not None:
-        lines.append(f"WARNING: {tables.warning}")
-    return "\n".join(lines) + "\n"
+    return report(tables, write_dataset(tables, options.out, options.overwrite), options.out)

@@ -121,7 +121,7 @@ def lastfm(options: Namespace) -> Tables:
         },
         published={"sequences": 1220, "items": 4606, "interactions": 73_510},
         differences=[LASTFM_DIFFERENCE],
-        warning=BY_NUMBER if is_by_number else None,
+        warnings=[BY_NUMBER] if is_by_number else [],
     )
 
 

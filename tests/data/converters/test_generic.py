@@ -70,7 +70,7 @@ def test_an_older_dataset_is_kept_unless_it_may_go(files, tmp_path, run):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ("user_id=uid", "expected 'item_id' for item_id: --columns item_id=YOURS"),
+        ("user_id=", "expected one for user_id: --columns user_id=YOURS; if the first line is no header, --inter_header"),
         (COLUMNS + ",colour=x", "columns: found 'colour=x', expected OURS=YOURS"),
         (COLUMNS.replace("title=name", "title=label"), "has the columns sku, name, expected 'label' for title"),
     ],
@@ -82,7 +82,11 @@ def test_wrong_columns_say_which(files, tmp_path, run, columns, message):
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [("a,1,\n", "row 1 of .* has an empty cell"), ("a,1,yesterday\n", "timestamp: found 'yesterday'"), ("", "has no rows")],
+    [
+        ("a,1,\n", "timestamp: found '' in row 1 of .*, expected a number"),
+        ("a,1,yesterday\n", "timestamp: found 'yesterday'"),
+        ("", "has no rows"),
+    ],
 )
 def test_wrong_rows_say_which(files, tmp_path, run, rows, message):
     files[0].write_text("uid,sku,when\n" + rows, encoding="utf-8")

@@ -35,6 +35,7 @@ def raw_100k(tmp_path):
 def test_ml_100k_is_recbole_s_own_copy(raw_100k, tmp_path, run, read):
     report = run("ml-100k", "--raw", raw_100k, "--out", tmp_path / "out")
     assert "943 sequences  (papers: 943)" in report and "100,000 interactions" in report and "82,520" in report
+    assert "times from 1997-09-20 03:05:10 to 1998-04-22 23:10:38" in report and "title Kolya" in report
     header, rows = read(tmp_path / "out" / "ml-100k" / "ml-100k.inter")
     assert [header, *rows] == _packaged("inter")
     _, films = read(tmp_path / "out" / "ml-100k" / "ml-100k.item")

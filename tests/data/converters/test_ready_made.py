@@ -36,6 +36,7 @@ def _keys(folder, **keys):
 def test_a_run_reads_the_very_windows(tmp_path, run, read):
     report = run("windows", *_windows(tmp_path), "--dataset", "made", "--out", tmp_path / "out")
     assert "12 interactions" in report and "a user of its own" in report
+    assert report.endswith(f"recbole-llara --model=SASRec --dataset=made --data_path={tmp_path / 'out'} --protocol=windows\n")
     assert read(tmp_path / "out" / "made" / "made.valid.inter")[1][0] == ["valid-0", "0 1 2", "3"]
     data = prepare_data(RunConfig("SASRec", "made", config_dict=_keys(tmp_path)))
     rows = data.valid_data.dataset.inter_feat

@@ -99,7 +99,7 @@ def test_a_truncated_file_and_a_foreign_one_are_refused(raw, tmp_path, run):
     with pytest.raises(UserError, match="steam_reviews.json.gz breaks off"):
         run("steam", "--raw", raw, "--out", tmp_path / "out")
     (raw / "steam_reviews.json.gz").write_bytes(b"no gzip at all")
-    with pytest.raises(UserError, match="breaks off or is no gzip file"):
+    with pytest.raises(UserError, match="breaks off or is damaged"):
         run("steam", "--raw", raw, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
