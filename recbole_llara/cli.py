@@ -1,4 +1,4 @@
-"""One command: ``recbole-llara [run|study|search|recommend|demo|export|convert|candidates|leaks]``; without a name it trains and evaluates.
+"""One command: ``recbole-llara [run|study|search|recommend|serve|export|convert|candidates|leaks]``; without a name it trains and evaluates.
 
 Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
 """
@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
     "search": ("experiments.command:search_main", "search hyper-parameters by what they score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items by a finished run"),
-    "demo": ("demo.command:main", "ask finished runs side by side in a browser"),
+    "serve": ("serving.http.command:main", "serve a finished run over HTTP, with a page that shows runs side by side"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
     "convert": ("data.command:convert_main", "make RecBole's atomic files out of the files of a dataset"),
     "candidates": (
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "leaks": ("recommender.command:leaks_main", "what rules without a model find in the draws of a run"),
 }
-WITHOUT_TORCH = frozenset({"convert"})
+WITHOUT_TORCH = frozenset({"convert", "serve"})  # the workers of serve set themselves up
 _EPILOG = """\
 Any further key of properties/ or of RecBole: --key=value, over those of the config files.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out

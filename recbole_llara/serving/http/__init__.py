@@ -1,1 +1,1 @@
-"""A local page that asks finished runs side by side and browses what they answered on the test rows."""
+"""``recbole-llara serve``: one HTTP service over a finished run, and a page that shows it beside others."""

@@ -1,180 +1,196 @@
-"""The application: a page of the package's own files, and the JSON that it asks for. Nothing here writes.
+"""The application: one run's recommendations as JSON, and the page that shows it beside others. Nothing here writes.
 
-Bodies are bounded, and headers let a page run nothing but its own files.
+Every question goes through one queue (``batches``), every request through one guard (``guard``), every error has one shape.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from starlette.datastructures import MutableHeaders
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recbole_llara.demo.questions import Answerer, BatchQueue, Question
-from recbole_llara.demo.runs import CaseBook, DemoRun
-from recbole_llara.serving.catalogue import ID_PREFIX
+from recbole_llara import __version__
+from recbole_llara.serving.http.guard import Guard, Rules, problem
+from recbole_llara.serving.http.page import add_page
+from recbole_llara.serving.http.service import MAX_CANDIDATES, MAX_FOUND, MAX_HISTORY, MAX_QUERY, Name, Service
+from recbole_llara.serving.loaded import as_json
 from recbole_llara.utils.errors import UserError
 
-STATIC = Path(__file__).parent / "static"
-MAX_BODY = 1 << 16  # bytes
-MAX_HISTORY, MAX_CANDIDATES, MAX_FOUND, MAX_CASES = 200, 100, 20, 100  # items, items, items, rows
-MAX_QUERY = 200  # characters
-MAX_ROW = 1 << 53  # the whole numbers that JSON carries
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+
+Item = Annotated[
+    StrictInt | Name, Field(description="a title in any case, else an id; a number or id:NAME is an id in any case")
+]
+
+
+class AskedAnything(BaseModel):
+    """To recommend what a user has not seen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    history: list[Item] = Field(min_length=1, max_length=MAX_HISTORY, description="what the user has seen, the oldest first")
+    k: int = Field(5, ge=1, le=MAX_CANDIDATES, description="at most so many items")
+    retrieve_k: int | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="how many items the recommender proposes; None = the run's candidate_num"
+    )
+
+
+class AskedCandidates(BaseModel):
+    """To rank candidates that are given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    history: list[Item] = Field(min_length=1, max_length=MAX_HISTORY, description="what the user has seen, the oldest first")
+    candidates: list[Item] = Field(min_length=2, max_length=MAX_CANDIDATES, description="what to choose from, each once")
+    k: int = Field(MAX_CANDIDATES, ge=1, le=MAX_CANDIDATES, description="at most so many items; all of them, unless said")
+
+
+class Recommended(BaseModel):
+    """One item of an answer."""
+
+    item_id: str
+    title: str
+    score: float
+    rank: int
+    recommender_rank: int | None
+
+
+class Recommendations(BaseModel):
+    """The items, best first."""
+
+    recommendations: list[Recommended]
+
+
+class Found(BaseModel):
+    """An item that a search found."""
+
+    item_id: str
+    title: str
+
+
+class FoundItems(BaseModel):
+    """Those whose titles begin with the text first, then the shorter titles."""
+
+    items: list[Found]
+
+
+class Problem(BaseModel):
+    """Every error."""
+
+    error: str
+
+
+class Health(BaseModel):
+    """What a probe is told."""
+
+    status: str
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": what}
+    for status, what in {
+        400: "An item that does not exist, or numbers out of range.",
+        401: "No token, or another one.",
+        413: "The body is too large.",
+        422: "The request is malformed.",
+        429: "Too many questions wait; Retry-After tells when to come back.",
+        503: "The service is stopping.",
+        504: "Not answered in time.",
+    }.items()
 }
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
-Names = Annotated[list[Name], Query(default_factory=list, max_length=MAX_CANDIDATES)]
 
+class RunApi:
+    """The routes of one run."""
 
-class Asked(BaseModel):
-    """The body of a question; ids are the dataset's."""
+    def __init__(self, service: Service) -> None:
+        self.service = service
 
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    async def recommend(self, asked: AskedAnything, request: Request) -> dict[str, Any]:
+        """The best items that a user has not seen: the run's recommender proposes, its LLM ranks."""
+        found = await self.service.ask(request, {**asked.model_dump(), "candidates": None})
+        return {"recommendations": as_json(found)}
 
-    history: list[Name] = Field(min_length=1, max_length=MAX_HISTORY)
-    candidates: list[Name] | None = Field(None, min_length=2, max_length=MAX_CANDIDATES)
-    k: int = Field(5, ge=1, le=MAX_CANDIDATES)
-    runs: list[Name] | None = Field(None, min_length=1, max_length=MAX_CANDIDATES)
+    async def rank(self, asked: AskedCandidates, request: Request) -> dict[str, Any]:
+        """Candidates that are given, best first."""
+        found = await self.service.ask(request, {**asked.model_dump(), "retrieve_k": None})
+        return {"recommendations": as_json(found)}
 
-
-class DemoApi:
-    """What the page asks for.
-
-    Args:
-        runs: at least one.
-        queue: answers questions; None = one of its own.
-    """
-
-    def __init__(self, runs: Sequence[DemoRun], queue: BatchQueue | None = None) -> None:
-        self.demo_runs, self.first = list(runs), runs[0].run
-        self.answerer = Answerer(runs)
-        self.queue = queue or BatchQueue(self.answerer.answer)
-        self.cases = CaseBook({run.name: run.folder for run in runs})
-
-    def runs(self) -> dict[str, Any]:
-        """The runs, and what a question may hold."""
-        return {
-            "dataset": self.first.config["dataset"],
-            "candidate_num": self.first.config["candidate_num"],
-            "history_read": max(run.run.config["MAX_ITEM_LIST_LENGTH"] for run in self.demo_runs),
-            "limits": {"history": MAX_HISTORY, "query": MAX_QUERY, "found": MAX_FOUND, "k": MAX_CANDIDATES},
-            "runs": [run.facts for run in self.demo_runs],
-        }
-
-    def items(self, query: Annotated[str, Query(max_length=MAX_QUERY)]) -> dict[str, Any]:
-        """Items whose titles hold a text."""
-        return {"items": [self.first.names.told(item) for item in self.first.names.search(query, MAX_FOUND)]}
-
-    async def recommend(self, asked: Asked) -> dict[str, Any]:
-        """Each run's ranking of the same candidates, and what its LLM read."""
-        return await self._ask("ranked", asked)
-
-    async def write(self, asked: Asked) -> dict[str, Any]:
-        """What each run's LLM writes freely to the same question."""
-        return await self._ask("written", asked)
-
-    def find_cases(
+    def items(
         self,
-        right: Names,
-        wrong: Names,
-        offset: Annotated[int, Query(ge=0, le=MAX_ROW)] = 0,
-        limit: Annotated[int, Query(ge=1, le=MAX_CASES)] = 20,
+        query: Annotated[str, Query(max_length=MAX_QUERY, description="part of a title, in any case")],
+        count: Annotated[int, Query(ge=1, le=MAX_FOUND, description="at most so many")] = MAX_FOUND,
     ) -> dict[str, Any]:
-        """Test rows on which these runs are right and those are wrong."""
-        return self.cases.find(right, wrong, offset, limit)
+        """Items whose titles hold a text."""
+        names = self.service.first.names
+        return {"items": [names.told(item) for item in names.search(query, count)]}
 
-    async def _ask(self, kind: str, asked: Asked) -> dict[str, Any]:
-        names = asked.runs or list(self.answerer.runs)
-        unknown = [name for name in names if name not in self.answerer.runs]
-        if unknown:
-            raise UserError(f"runs: found {unknown[0]!r}, expected some of {', '.join(self.answerer.runs)}")
-        history = [ID_PREFIX + item for item in asked.history]
-        candidates = None if asked.candidates is None else [ID_PREFIX + item for item in asked.candidates]
-        question = Question(kind, tuple(dict.fromkeys(names)), history, candidates, asked.k)
-        answers, place = self.queue.submit(question)
-        # Others wait for the same batch: a visitor who leaves must not take it along.
-        answer = (await asyncio.shield(asyncio.wrap_future(answers)))[place]
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+    async def live(self) -> dict[str, str]:
+        """Whether the process answers at all."""
+        return {"status": "live"}
+
+    async def ready(self) -> dict[str, str]:
+        """Whether questions are answered: 503 while the service stops, and where a batch takes longer than a request may."""
+        if not self.service.queue.is_ready(self.service.limits.timeout):
+            raise HTTPException(503, "stopping, or a batch takes longer than a request may")
+        return {"status": "ready"}
+
+    def metrics(self) -> Response:
+        """What was counted, for Prometheus."""
+        return Response(self.service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(api: DemoApi, host: str = LOOPBACK[0]) -> FastAPI:
+def create_app(
+    service: Service, host: str = "127.0.0.1", token: str | None = None, gateway: bool = False, page: bool = True
+) -> FastAPI:
     """The application.
 
     Args:
-        api: answers.
-        host: where it is served; on loopback it answers only to loopback's names, so that no other site's name can be
-            pointed at it (DNS rebinding).
+        service: answers.
+        host: where it is served; on loopback without a token it answers only to loopback's names, so that no other site's name
+            can be pointed at it (DNS rebinding).
+        token: the bearer token that requests must bring; None = none.
+        gateway: requests come through a gateway, which checks who asks and by which name.
+        page: whether ``/`` shows the runs side by side, and their test rows.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        api.queue.close()
+        service.queue.close()
 
-    app = FastAPI(title="recbole-llara demo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK) if host in LOOPBACK else ["*"])
-    app.add_middleware(Guard)
+    app = FastAPI(
+        title="recbole-llara",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        dependencies=[Security(HTTPBearer(auto_error=False))] if token else [],  # for OpenAPI; Guard is what checks
+        responses=_PROBLEMS,
+    )
+    hosts = LOOPBACK if host in LOOPBACK and token is None and not gateway else None
+    app.add_middleware(Guard, rules=Rules(service.limits.timeout, token, hosts), metrics=service.metrics)
     for kind in (UserError, RequestValidationError, AnyHTTPException):
         app.add_exception_handler(kind, _refused)
-    for method, path, endpoint in (
-        ("GET", "/api/runs", api.runs),
-        ("GET", "/api/items", api.items),
-        ("POST", "/api/recommend", api.recommend),
-        ("POST", "/api/write", api.write),
-        ("GET", "/api/cases", api.find_cases),
-        ("GET", "/api/cases/{row}", api.cases.open),
-    ):
-        app.add_api_route(path, endpoint, methods=[method], response_model=None)
-    app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), methods=["GET"], response_class=FileResponse)
-    app.mount("/static", StaticFiles(directory=STATIC))
+    api = RunApi(service)
+    app.post("/recommend", response_model=Recommendations)(api.recommend)
+    app.post("/rank", response_model=Recommendations)(api.rank)
+    app.get("/items", response_model=FoundItems)(api.items)
+    app.get("/health", response_model=Health, operation_id="health")(api.ready)
+    app.get("/health/ready", response_model=Health, operation_id="ready")(api.ready)
+    app.get("/health/live", response_model=Health, operation_id="live")(api.live)
+    app.get("/metrics", response_class=Response)(api.metrics)
+    app.get("/openapi.json", include_in_schema=False)(lambda: JSONResponse(app.openapi()))
+    if page:
+        add_page(app, service)
     return app
-
-
-class Guard:
-    """Adds ``HEADERS`` to every response, and refuses bodies of more than ``MAX_BODY`` bytes, whatever length they announce."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        read = 0
-
-        async def receive_bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY:
-                raise HTTPException(413, f"body: expected at most {MAX_BODY} bytes")
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await self.app(scope, receive_bounded, send_with_headers)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
@@ -182,7 +198,5 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()) or "request"
-        return JSONResponse({"error": f"{where}: {first['msg']}"[:500]}, 422)
-    if isinstance(error, AnyHTTPException):
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-    return JSONResponse({"error": str(error)}, 400)
+        return problem(HTTPException(422, f"{where}: {first['msg']}"[:500]))
+    return problem(error if isinstance(error, AnyHTTPException) else HTTPException(400, str(error)))
