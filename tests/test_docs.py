@@ -21,6 +21,7 @@ from recbole_llara import __version__, cli
 from recbole_llara.config.keys import known_keys
 from recbole_llara.config.models import MODELS
 from recbole_llara.serving import command as recommend
+from recbole_llara.serving.http import command as serve
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -28,7 +29,8 @@ PAGES = {path.relative_to(DOCS / "pages").as_posix(): path.read_text(encoding="u
 LINES = [line for text in PAGES.values() for line in text.splitlines()]
 COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" in arguments]
 STUDY_COMMANDS = arguments_of("study", LINES)
-RECOMMEND_COMMANDS = arguments_of("recommend", LINES)
+ASKED = {"recommend": recommend.build_parser, "serve": serve.build_parser}  # what commands over a finished run take
+ASK_COMMANDS = [(command, arguments) for command in ASKED for arguments in arguments_of(command, LINES)]
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
 TINY_LLM = {"rec_epochs": 1, "rec_max_train_rows": 64, "rec_max_eval_rows": 20, "train_batch_size": 32}
@@ -124,7 +126,7 @@ def test_every_model_has_a_page() -> None:
 
 
 def test_there_are_commands_to_follow() -> None:
-    assert len(COMMANDS) >= 15 and len(STUDY_COMMANDS) >= 3 and len(RECOMMEND_COMMANDS) >= 3
+    assert len(COMMANDS) >= 15 and len(STUDY_COMMANDS) >= 3 and len(ASK_COMMANDS) >= 5
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -146,9 +148,9 @@ def test_a_study_command_is_a_study(command: str, monkeypatch: pytest.MonkeyPatc
     check_study(command, tmp_path)
 
 
-@pytest.mark.parametrize("command", RECOMMEND_COMMANDS)
-def test_a_recommend_command_is_understood(command: str) -> None:
-    arguments, rest = recommend.build_parser().parse_known_args(shlex.split(command.partition(" <")[0]))
+@pytest.mark.parametrize(("command", "words"), ASK_COMMANDS)
+def test_a_command_over_a_run_is_understood(command: str, words: str) -> None:
+    arguments, rest = ASKED[command]().parse_known_args(shlex.split(words.partition(" <")[0]))
     assert arguments.run == "saved/RUN" and not rest
 
 

@@ -1,5 +1,6 @@
 """The command as processes: a worker that is killed is started again, a stop loses nothing, nobody outlives the parent."""
 
+import importlib.util
 import json
 import os
 import re
@@ -155,3 +156,24 @@ def test_a_run_that_cannot_be_loaded_ends_it_with_one_line(toy, tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("recbole-llara: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_asks_and_tells(toy, tmp_path):
+    if importlib.util.find_spec("locust") is None:  # importing it would patch this process
+        pytest.skip("needs the extra bench")
+    words = [f"--run={toy.folders['LLaRA']}", "--clients=2", "--seconds=3", "--soak=20", "--out=found.json"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "benchmarks" / "bench_serve.py"), *words, f"--data_path={toy.keys['data_path']}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    (stage,) = found["stages"]
+    assert stage["answered"] > 0 and stage["p50_ms"] <= stage["p95_ms"] <= stage["p99_ms"]
+    assert sum(half["answered"] for half in found["soak"]["halves"]) >= 20 and len(found["soak"]["memory_mb"]) == 3
