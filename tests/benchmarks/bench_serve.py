@@ -4,8 +4,9 @@
         [--locust COMMAND] [--out serve.json] [--key=value ...]
 
 locust asks (extra ``bench``): every client asks /recommend again as soon as it is answered. Told are the percentiles of what was
-answered, users a second, and the answers that were no 200, of which 429 is the queue's. Then come the requests of the soak, in two
-halves, and the resident memory of the workers before, between and after. The service and locust share this machine.
+answered, users a second, the time of a core that an answer costs the service, and the answers that were no 200, of which 429 is the
+queue's. Then come the requests of the soak, in two halves, and the resident memory of the workers before, between and after. The service
+and locust share this machine.
 """
 
 import argparse
@@ -68,6 +69,7 @@ class Service:
         ]
         command += ["--run-time", f"{seconds}s"] if seconds else []
         environment = {**os.environ, "BENCH": str(settings)}
+        spent = self._processor_seconds()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not out.is_file():
             raise SystemExit(f'{self.locust[0]} failed: {done.stderr}; pip install "recbole-llara[bench]"')
@@ -75,14 +77,22 @@ class Service:
         answered = found["statuses"].pop("200", 0)
         if not answered:
             raise SystemExit(f"nothing was answered: {found['statuses']}")
+        spent = 1000 * (self._processor_seconds() - spent) / answered
         p50, p95, p99 = np.percentile(found["milliseconds"], [50, 95, 99])
         rate = answered / found["seconds"] if found["seconds"] else float("nan")
         told = {"clients": clients, "answered": answered, "others": found["statuses"], "users_per_second": rate}
+        told["processor_ms"] = spent
         return told | {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
 
     def memory_mb(self) -> float:
         """The resident memory of all workers."""
-        return sum(child.memory_info().rss for child in psutil.Process(self.process.pid).children(recursive=True)) / 1e6
+        return sum(child.memory_info().rss for child in self._children()) / 1e6
+
+    def _processor_seconds(self) -> float:
+        return sum(sum(child.cpu_times()[:2]) for child in self._children())
+
+    def _children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self) -> None:
         """Stop it, as a service manager does."""
@@ -108,7 +118,7 @@ def main(argv: list[str]) -> None:
     run = recbole_llara.load(arguments.run, **parse_arguments(words))
     ids = run.names.ids[1 : run.retriever.n_known]
     found: dict[str, Any] = {"run": arguments.run.name, "workers": arguments.workers, "stages": []}
-    told = "{clients:>4} clients: p50 {p50_ms:,.0f} ms, p95 {p95_ms:,.0f}, p99 {p99_ms:,.0f}, {users_per_second:.1f} users a second, others {others}\n"
+    told = "{clients:>4} clients: p50 {p50_ms:,.0f} ms, p95 {p95_ms:,.0f}, p99 {p99_ms:,.0f}, {users_per_second:.1f} users a second, {processor_ms:.0f} ms of a core each, others {others}\n"
     with tempfile.TemporaryDirectory() as scratch:
         options = [f"--workers={arguments.workers}", *words]
         service = Service(arguments.run, options, ids, arguments.locust.split(), Path(scratch))

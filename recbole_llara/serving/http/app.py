@@ -16,13 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from recbole_llara import __version__
-from recbole_llara.serving.http.guard import Guard, Rules, problem
+from recbole_llara.serving.http.guard import LOOPBACK, Guard, Rules, problem
 from recbole_llara.serving.http.page import add_page
 from recbole_llara.serving.http.service import MAX_CANDIDATES, MAX_FOUND, MAX_HISTORY, MAX_QUERY, Name, Service
 from recbole_llara.serving.loaded import as_json
 from recbole_llara.utils.errors import UserError
-
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 
 Item = Annotated[
     StrictInt | Name, Field(description="a title in any case, else an id; a number or id:NAME is an id in any case")

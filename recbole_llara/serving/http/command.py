@@ -103,10 +103,12 @@ def _serve(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
 
 def _token(host: str, behind_gateway: bool) -> str | None:
     """The bearer token of the environment; without one only this machine, or a gateway, may ask."""
+    from recbole_llara.serving.http.guard import LOOPBACK
+
     token = os.environ.get(TOKEN)
     if token is not None and (not token or not all("!" <= character <= "~" for character in token)):
         raise UserError(f"{TOKEN}: expected visible ASCII characters without blanks, at least one")
-    if token is None and host not in ("127.0.0.1", "localhost", "::1") and not behind_gateway:
+    if token is None and host not in LOOPBACK and not behind_gateway:
         raise UserError(
             f"host: {host} may be reached from other machines; set the environment variable {TOKEN} to a secret that requests "
             "bring as a bearer token, or say --behind_gateway where a gateway of yours checks who asks"

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from recbole_llara.serving.http.metrics import Metrics
 
 MAX_BODY = 1 << 16  # bytes
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "

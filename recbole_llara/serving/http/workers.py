@@ -92,14 +92,14 @@ class _Worker:
         theirs.close()
 
     def wait(self) -> None:
-        """Return when it answers; UserError where the runs cannot be loaded, RunError where it died."""
+        """Return when it answers; UserError or RunError where the runs cannot be loaded or it died."""
         try:
-            mistake = self._told.recv()
+            failure = self._told.recv()
         except EOFError:
             self.process.join()
             raise RunError(f"serve: a worker ended with exit status {self.process.exitcode} before it could answer") from None
-        if mistake is not None:
-            raise UserError(mistake)
+        if failure is not None:
+            raise failure
 
 
 def _again(context: SpawnContext, *told: object) -> _Worker:
@@ -140,8 +140,8 @@ def work(served: Served, listener: socket.socket, count: int, metrics: str, told
     with json_log():
         try:
             server = _server(served)
-        except UserError as error:
-            told.send(str(error))
+        except (UserError, RunError) as error:
+            told.send(error)
             return
         # uvicorn takes the signal over while it runs, and gives it back here afterwards: the process ends as any other does.
         signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
