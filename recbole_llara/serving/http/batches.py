@@ -31,7 +31,7 @@ class BatchQueue(Generic[Asked, Answer]):
         self,
         answer: Callable[[Sequence[Asked]], Sequence[Answer]],
         capacity: int = 64,
-        most: int = 64,
+        most: int = 16,
         gather: float = 0.005,
         tell_length: Callable[[int], object] = lambda _: None,
     ) -> None:

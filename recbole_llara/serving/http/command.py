@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--queue", type=int, default=64, help="questions that a worker takes at a time; more get 429 (default %(default)s)"
     )
+    parser.add_argument("--batch", type=int, default=16, help="questions answered at once, at most (default %(default)s)")
     parser.add_argument(
         "--timeout", type=float, default=30.0, help="seconds in which a request is answered, else 504 (default %(default)s)"
     )
@@ -68,7 +69,7 @@ def _serve(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     from recbole_llara.serving.http.workers import Served, supervise
 
     host, port = arguments.host, arguments.port
-    for name, least in (("workers", 1), ("queue", 1), ("batch_wait", 0)):
+    for name, least in (("workers", 1), ("queue", 1), ("batch", 1), ("batch_wait", 0)):
         if not getattr(arguments, name) >= least:
             raise UserError(f"{name}: found {getattr(arguments, name)}, expected at least {least}")
     if not 0 < arguments.timeout < float("inf"):
@@ -81,6 +82,7 @@ def _serve(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         words=tuple(keys),
         host=host,
         queue=arguments.queue,
+        batch=arguments.batch,
         timeout=arguments.timeout,
         batch_wait=arguments.batch_wait,
         token=_token(host, arguments.behind_gateway),

@@ -28,6 +28,7 @@ class Limits:
     """How much an application takes at a time."""
 
     queue: int = 64  # (questions) that wait or are being answered; more get 429
+    batch: int = 16  # (questions) answered at once
     timeout: float = 30.0  # (s) in which a request is answered; later it gets 504
     batch_wait: float = 0.005  # (s) that a batch waits for company
 
@@ -44,7 +45,7 @@ class Service:
         self.runs, self.first, self.limits = list(runs), runs[0].run, limits
         self.comparison = Comparison(runs)
         self.metrics = Metrics(runs[0].folder.name, self.first.config["model"], self.first.name)
-        most = max(1, min(self.first.batch_size, limits.queue))
+        most = min(limits.batch, limits.queue)
         self.queue = BatchQueue(self._answer_batch, limits.queue, most, limits.batch_wait, self.metrics.tell_length)
 
     async def ask(self, request: Request, question: Mapping[str, Any] | Question) -> Any:

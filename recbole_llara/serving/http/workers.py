@@ -24,6 +24,7 @@ from recbole_llara.utils.errors import RunError, UserError
 if TYPE_CHECKING:
     import uvicorn
 
+KEEP_ALIVE = 75  # (s) an idle connection stays: longer than proxies and clients that wait as Retry-After says keep theirs
 LONGEST_PAUSE = 30  # (s) between attempts to start a worker again that never comes to answer
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Served:
     words: tuple[str, ...]  # keys over the runs' own, as --key=value
     host: str
     queue: int
+    batch: int
     timeout: float
     batch_wait: float
     token: str | None
@@ -165,10 +167,12 @@ def _server(served: Served) -> "uvicorn.Server":
 
     disable_progress_bar()  # standard error holds lines of JSON
     runs = load_runs(served.runs, **parse_arguments(served.words))
-    service = Service(runs, Limits(served.queue, served.timeout, served.batch_wait))
+    service = Service(runs, Limits(served.queue, served.batch, served.timeout, served.batch_wait))
     app = create_app(service, served.host, served.token, served.gateway, served.page)
     settings = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", proxy_headers=False, **settings))
+    return uvicorn.Server(
+        uvicorn.Config(app, lifespan="on", ws="none", proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, **settings)
+    )
 
 
 def _end_with_parent() -> None:

@@ -98,7 +98,7 @@ def test_answers_are_the_runs_own(asking, served_runs):
 
 
 def test_questions_at_once_get_their_own_answers(asking, served_runs):
-    client = asking(batch_wait=1.0, queue=24)
+    client = asking(batch_wait=1.0, queue=24, batch=24)
     run = served_runs[0].run
     histories = [[f"i{1 + (number * 7 + place) % 50}" for place in range(1 + number % 5)] for number in range(23)]
     with ThreadPoolExecutor(24) as visitors:
@@ -221,6 +221,7 @@ def test_other_machines_are_let_in_by_a_token_alone(monkeypatch, capsys, tmp_pat
         (["--port=99999"], "cannot be listened to"),
         (["--workers=0"], "workers: found 0"),
         (["--queue=0"], "queue: found 0"),
+        (["--batch=0"], "batch: found 0"),
         (["--timeout=0"], "timeout: found 0"),
         (["--timeout=nan"], "timeout: found nan"),
         (["--batch_wait=-1"], "batch_wait: found -1"),
