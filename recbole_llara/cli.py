@@ -1,4 +1,4 @@
-"""One command: ``recbole-llara [run|study|search|recommend|explain|demo|export|convert|candidates|leaks]``; without a name it trains and evaluates.
+"""One command: ``recbole-llara [run|study|search|recommend|explain|serve|export|convert|candidates|leaks]``; without a name it trains and evaluates.
 
 Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
 """
@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("experiments.command:search_main", "search hyper-parameters by their score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items with a finished run"),
     "explain": ("serving.command:explain_main", "tell where one item of a run's answer comes from"),
-    "demo": ("demo.command:main", "compare finished runs in a browser, on questions of your own"),
+    "serve": ("serving.http.command:main", "serve a finished run over HTTP, with a page that shows runs side by side"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
     "convert": ("data.command:convert_main", "convert the files of a dataset to RecBole's atomic files"),
     "candidates": (
@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "leaks": ("recommender.command:leaks_main", "check whether rules without a model can find the targets of a run"),
 }
-WITHOUT_TORCH = frozenset({"convert"})
+WITHOUT_TORCH = frozenset({"convert", "serve"})  # the workers of serve set themselves up
 _EPILOG = """\
 Any further key of properties/ or of RecBole: --key=value, over those of the config files.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out

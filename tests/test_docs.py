@@ -39,7 +39,9 @@ COMMANDS = [arguments for arguments in arguments_of("run", LINES) if "--model" i
 STUDY_COMMANDS = arguments_of("study", LINES)
 SEARCH_COMMANDS = arguments_of("search", LINES)
 OTHER_COMMANDS = [
-    (command, words) for command in sorted(cli.COMMANDS.keys() - {"run", "study", "search"}) for words in arguments_of(command, LINES)
+    (command, words)
+    for command in sorted(cli.COMMANDS.keys() - {"run", "study", "search"})
+    for words in arguments_of(command, LINES)
 ]
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}

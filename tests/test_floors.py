@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "recbole_llara"
 # From the ground up; ``quick_start`` and ``cli`` are modules.
 FLOORS = (
     "utils", "config", "data", "prompt", "llm", "checkpoint", "evaluator", "recommender", "model", "trainer", "serving",
-    "quick_start", "experiments", "tiny_llama", "demo", "cli", "__main__",
+    "quick_start", "experiments", "tiny_llama", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_a_build_holds_every_property_and_the_weights(tmp_path: Path, by_sdist: 
     weights = ROOT / "recbole_llara" / "tiny_llama" / "weights"
     wanted |= {f"recbole_llara/tiny_llama/weights/{path.name}" for path in weights.glob("*") if path.is_file()}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara").rglob("*.py")}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara" / "demo" / "static").iterdir()}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llara" / "serving" / "http" / "static").iterdir()}
     wanted.add("recbole_llara/experiments/report.html")
     assert wanted <= names, wanted - names
     assert (

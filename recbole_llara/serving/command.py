@@ -141,24 +141,15 @@ def answer_lines(run: "LoadedRun", lines: Iterable[str], out: TextIO, k: int = 5
         out: gets a JSON object a line.
         k, retrieve_k: for lines that say nothing of them.
     """
-    from recbole_llara.serving.loaded import answer_alike, as_json
-
-    def kind(question: Mapping[str, Any]) -> tuple[str, str, int | None]:
-        candidates = question["candidates"]
-        return str(question["k"]), str(question["retrieve_k"]), None if candidates is None else len(candidates)
-
-    def recommend(alike: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        first = alike[0]
-        candidates = None if first["candidates"] is None else [question["candidates"] for question in alike]
-        found = run.recommend_batch([question["history"] for question in alike], first["k"], candidates, first["retrieve_k"])
-        return [{"recommendations": as_json(items)} for items in found]
+    from recbole_llara.serving.loaded import as_json
+    from recbole_llara.serving.questions import recommend_each
 
     defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
     asked = (_asked(line, defaults) for line in lines if line.strip())
     while batch := list(islice(asked, BATCHES_AT_ONCE * run.batch_size)):
-        answers = answer_alike([question for _, question in batch], kind, recommend)
-        for (user, _), answer in zip(batch, answers, strict=True):
-            told = {**user, **({"error": str(answer)} if isinstance(answer, UserError) else answer)}
+        for (user, _), answer in zip(batch, recommend_each(run, [question for _, question in batch]), strict=True):
+            told = {"error": str(answer)} if isinstance(answer, UserError) else {"recommendations": as_json(answer)}
+            told = {**user, **told}
             text = json.dumps(told, ensure_ascii=False)
             out.write((text if is_text(text) else json.dumps(told)) + "\n")
         out.flush()

@@ -18,14 +18,14 @@ from recbole_llara.config.models import MODELS, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.validation import FromRun
 from recbole_llara.data.dataset import prepare_data
-from recbole_llara.demo import command as demo
-from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.loading import load_llm
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import prepare_recommender
 from recbole_llara.serving import command as recommend
 from recbole_llara.serving.export import export
+from recbole_llara.serving.http import command as serve
+from recbole_llara.serving.http.runs import load_runs
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import Stopped, UserError
 
@@ -133,7 +133,7 @@ def jsonl(folder, capsys):
 ENTRIES = {
     "load": lambda folder, capsys: recbole_llara.load(folder),
     "export": lambda folder, capsys: export(folder, "out", merge=True),
-    "demo": lambda folder, capsys: load_runs([str(folder)]),
+    "serve": lambda folder, capsys: load_runs([str(folder)]),
     "compare": lambda folder, capsys: load_runs([str(folder.parents[1] / "copy"), str(folder)]),
     "recommend's command": lambda folder, capsys: failing_words(
         recommend.recommend_main, [f"--run={folder}", "--history", "i1"], capsys
@@ -142,7 +142,7 @@ ENTRIES = {
     "export's command": lambda folder, capsys: failing_words(
         recommend.export_main, [f"--run={folder}", "--output=out"], capsys
     ),
-    "demo's command": lambda folder, capsys: failing_words(demo.main, [f"--run={folder}", "--port=0"], capsys),
+    "serve's command": lambda folder, capsys: failing_words(serve.main, [f"--run={folder}", "--port=0"], capsys),
 }
 
 

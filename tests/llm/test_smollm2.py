@@ -1,4 +1,4 @@
-"""A real pretrained LLM goes through the whole product: training, resuming, recommending, exporting, the demo."""
+"""A real pretrained LLM goes through the whole product: training, resuming, recommending, exporting, serving."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records, read_result
-from recbole_llara.demo.app import DemoApi, create_app
-from recbole_llara.demo.runs import load_runs
 from recbole_llara.llm.source import SMOLLM2_FILE, SMOLLM2_PACKAGE
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.command import export_main
+from recbole_llara.serving.http.app import create_app
+from recbole_llara.serving.http.runs import load_runs
+from recbole_llara.serving.http.service import Service
 
 pytestmark = [
     pytest.mark.slow,
@@ -115,9 +116,9 @@ def test_an_exported_folder_is_the_run_s_llm(trained, tmp_path, merge):
     assert (untuned - expected).abs().max() > 2e-2  # so it is the adapter that was merged
 
 
-def test_the_demo_answers_by_it(trained):
-    api = DemoApi(load_runs([str(trained.folder)]))
-    with TestClient(create_app(api), base_url="http://127.0.0.1:8000") as client:
+def test_the_page_answers_by_it(trained):
+    service = Service(load_runs([str(trained.folder)]))
+    with TestClient(create_app(service), base_url="http://127.0.0.1:8000") as client:
         told = client.post("/api/recommend", json={"history": HISTORY, "candidates": CANDIDATES, "k": 5}).json()
         written = client.post("/api/write", json={"history": HISTORY, "candidates": CANDIDATES}).json()["answers"]
     answer = told["answers"]["LLaRA"]

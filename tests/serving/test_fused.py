@@ -12,12 +12,12 @@ from toy_run import stopped_run, toy_keys
 
 import recbole_llara
 from recbole_llara.checkpoint.run_folder import read_records, read_result
-from recbole_llara.demo.runs import load_runs
 from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.evaluator.report import system_name
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.export import export
 from recbole_llara.serving.fused import fuse_run
+from recbole_llara.serving.http.runs import load_runs
 from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.utils.errors import UserError
 
@@ -189,7 +189,7 @@ def test_a_user_who_has_seen_nearly_everything(fused):
     assert sum(np.exp(item.score) for item in found) == pytest.approx(1)  # of the list shown
 
 
-def test_the_demo_calls_it_by_its_own_name(fused, alone):
+def test_the_page_calls_it_by_its_own_name(fused, alone):
     runs = load_runs([str(fused), str(alone)])
     assert [run.name for run in runs] == ["LLaRA + SASRec", "LLaRA"]
     assert [run.facts["is_fused"] for run in runs] == [True, False]

@@ -33,21 +33,42 @@ export function showError(error) {
   place.hidden = !error;
 }
 
+let token = null; // what the service wants to see; kept until the page is left
+
+/** Ask the reader for the token. @returns {Promise<string>} */
+function askForToken() {
+  const form = byId("token-form");
+  form.hidden = false;
+  byId("token").focus();
+  return new Promise((resolve) => {
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      form.hidden = true;
+      resolve(byId("token").value);
+    }, { once: true });
+  });
+}
+
 /**
- * Ask the server.
+ * Ask the server; where it wants a token, ask the reader for it first.
  * @returns {Promise<Object>} its JSON.
  * @throws {Error} with what the server says is wrong.
  */
 export async function request(path, body = null, signal = null) {
+  const headers = token === null ? {} : { Authorization: `Bearer ${token}` };
   const options = body === null
-    ? { signal }
-    : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+    ? { headers, signal }
+    : { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
   let response;
   try {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is it still running?");
+  }
+  if (response.status === 401) {
+    token = await askForToken();
+    return request(path, body, signal);
   }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? `The server answered ${response.status}.`);

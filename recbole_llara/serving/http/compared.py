@@ -1,88 +1,25 @@
-"""What visitors ask, and how it is answered: what waits together in one batch, by one thread, each run called once a batch.
+"""What the page asks of several runs side by side, about the same candidates; each run is called once for questions of one kind."""
 
-Every run is asked about the same candidates. torch is never called from two threads at once.
-"""
-
-import math
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
-from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.demo.runs import DemoRun
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import SLOT_PARTS
 from recbole_llara.prompt.tokens import ANCHORS, spell, tokenise
 from recbole_llara.serving.catalogue import ID_PREFIX, ItemNames
 from recbole_llara.serving.explain import explain
+from recbole_llara.serving.http.runs import ServedRun
 from recbole_llara.serving.loaded import LoadedRun, answer_alike, as_json
 from recbole_llara.utils.errors import UserError
-
-Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
-
-
-class BatchQueue(Generic[Asked, Answer]):
-    """Gathers questions while others are answered, and for a moment more.
-
-    Args:
-        answer: gives one answer for each of its questions; called by one thread, never twice at once.
-        capacity: (int, questions) at most so many wait or are being answered.
-        most: (int, questions) of one batch.
-        gather: (float, s) how long a batch waits for company before it is answered.
-    """
-
-    def __init__(
-        self, answer: Callable[[Sequence[Asked]], Sequence[Answer]], capacity: int = 64, most: int = 16, gather: float = 0.005
-    ) -> None:
-        self._answer, self._capacity, self._most, self._gather = answer, capacity, most, gather
-        self._thread = ThreadPoolExecutor(1, "answers")
-        self._lock = threading.Lock()
-        self._open: list[Asked] = []  # the batch that still takes questions; empty where none does
-        self._answers: Future[Sequence[Answer]]  # that batch's
-        self._waiting = 0
-        self._last_seconds = 0.0  # what the last batch took
-
-    def submit(self, question: Asked) -> "tuple[Future[Sequence[Answer]], int]":
-        """Ask: the answers of the question's batch, and its place among them; HTTPException 429 where too many wait already."""
-        with self._lock:
-            if self._waiting >= self._capacity:
-                seconds = max(1, math.ceil(self._waiting / self._most * self._last_seconds))
-                told = f"too many questions wait already; try again in {seconds} s"
-                raise HTTPException(429, told, {"Retry-After": str(seconds)})
-            self._waiting += 1
-            if len(self._open) in (0, self._most):
-                self._open = []
-                self._answers = self._thread.submit(self._answered, self._open)
-            self._open.append(question)
-            return self._answers, len(self._open) - 1
-
-    def close(self) -> None:
-        """End the thread; what waits is given up."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _answered(self, batch: list[Asked]) -> Sequence[Answer]:
-        time.sleep(self._gather)
-        with self._lock:
-            if self._open is batch:
-                self._open = []
-        start = time.monotonic()
-        try:
-            return self._answer(batch)
-        finally:
-            with self._lock:
-                self._waiting -= len(batch)
-                self._last_seconds = time.monotonic() - start
 
 
 @dataclass(frozen=True)
 class Question:
-    """One visitor's."""
+    """One visitor's, to several runs."""
 
     kind: str  # a key of KINDS
     runs: tuple[str, ...]  # names of those that are asked
@@ -92,10 +29,10 @@ class Question:
     item: str | None = None  # what is explained; None = the run's own first choice
 
 
-class Answerer:
+class Comparison:
     """Answers batches of questions by at least one run; the first proposes candidates."""
 
-    def __init__(self, runs: Sequence[DemoRun]) -> None:
+    def __init__(self, runs: Sequence[ServedRun]) -> None:
         self.runs = {run.name: run.run for run in runs}
         self._first = runs[0].run
 

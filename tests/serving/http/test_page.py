@@ -1,19 +1,21 @@
-"""The demo's JSON: the runs' own answers to the same candidates, bounds with clear words, and nothing from elsewhere."""
+"""The page's JSON: the runs' own answers to the same candidates, bounds with clear words, and nothing from elsewhere."""
 
-import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi.testclient import TestClient
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.demo.app import MAX_BODY, MAX_CANDIDATES, MAX_HISTORY, MAX_QUERY, STATIC, Asked, DemoApi, create_app
-from recbole_llara.demo.command import main
-from recbole_llara.demo.questions import BatchQueue
-from recbole_llara.demo.runs import CASES, check_same_items, load_runs
 from recbole_llara.prompt.representation import SLOT_PARTS
 from recbole_llara.serving.explain import explain
+from recbole_llara.serving.http.app import create_app
+from recbole_llara.serving.http.guard import MAX_BODY
+from recbole_llara.serving.http.page import STATIC
+from recbole_llara.serving.http.runs import CASES, check_same_items, load_runs
+from recbole_llara.serving.http.service import MAX_CANDIDATES, MAX_HISTORY, MAX_QUERY
 from recbole_llara.utils.errors import UserError
 
 HISTORY = ["i3", "i4", "i7"]
@@ -34,18 +36,18 @@ def test_the_runs_are_told(client, toy):
 
 
 def test_titles_are_searched(client):
-    found = client.get("/api/items", params={"query": "TITLE 5"}).json()["items"]
+    found = client.get("/items", params={"query": "TITLE 5"}).json()["items"]
     assert found[0] == {"item_id": "i5", "title": "Title 5 é"}
     assert {item["item_id"] for item in found} == {"i5", *(f"i{item}" for item in range(50, 60))}
-    assert client.get("/api/items", params={"query": " "}).json()["items"] == []
+    assert client.get("/items", params={"query": " "}).json()["items"] == []
 
 
-def test_every_run_ranks_the_same_candidates(client, demo_runs):
+def test_every_run_ranks_the_same_candidates(client, served_runs):
     told = _ask(client, k=4).json()
     candidates = told["candidates"]
     assert len(set(candidates)) == 10
     assert not set(candidates) & set(HISTORY)
-    for run in demo_runs:
+    for run in served_runs:
         own = run.run.recommend([f"id:{item}" for item in HISTORY], 10, [f"id:{item}" for item in candidates])
         items = told["answers"][run.name]["items"]
         assert [item["item_id"] for item in items] == [item.item_id for item in own][:4]
@@ -55,29 +57,29 @@ def test_every_run_ranks_the_same_candidates(client, demo_runs):
     assert set(_ask(client, runs=["SASRec"]).json()["answers"]) == {"SASRec"}
 
 
-def test_the_prompt_holds_every_title_and_marks_every_embedding(client, demo_runs, toy):
+def test_the_prompt_holds_every_title_and_marks_every_embedding(client, served_runs, toy):
     told = _ask(client).json()
     assert told["answers"]["SASRec"]["prompt"] is None
     segments = told["answers"]["LLaRA"]["prompt"]["segments"]
     marks = [segment for segment in segments if "part" in segment]
     assert [mark["item_id"] for mark in marks] == [*HISTORY, *told["candidates"]]
     text = "".join(segment.get("text", "") for segment in segments)
-    names = demo_runs[0].run.names
+    names = served_runs[0].run.names
     assert all(mark["title"] in text and mark["title"] == names.titles[names.find(f"id:{mark['item_id']}")] for mark in marks)
     assert toy.attack in text
 
 
-def test_what_is_written_freely_is_told_valid_or_not(client, demo_runs):
+def test_what_is_written_freely_is_told_valid_or_not(client, served_runs):
     answers = _ask(client, "/api/write").json()["answers"]
     assert answers["SASRec"] is None
     assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["item_id"] is not None)
-    assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["title"] in demo_runs[0].run.names.titles)
+    assert answers["LLaRA"]["valid"] == (answers["LLaRA"]["title"] in served_runs[0].run.names.titles)
 
 
-def test_every_run_tells_where_an_item_comes_from(client, demo_runs):
+def test_every_run_tells_where_an_item_comes_from(client, served_runs):
     ranking = _ask(client, k=4).json()
     candidates = ranking["candidates"]
-    for run in demo_runs:
+    for run in served_runs:
         item = ranking["answers"][run.name]["items"][2]["item_id"]
         answers = _ask(client, "/api/explain", candidates=candidates, item=item, runs=[run.name], k=2).json()["answers"]
         told = answers[run.name]
@@ -102,59 +104,36 @@ def test_the_page_knows_every_mark():
     assert all(re.search(rf"^  {part.value}: {{ short:", script, re.MULTILINE) for part in SLOT_PARTS)
 
 
-def test_questions_at_once_are_one_call(demo_runs, monkeypatch):
+def test_questions_at_once_are_one_call(served_runs, make_service, monkeypatch):
     calls = []
-    for run in demo_runs:
+    for run in served_runs:
         whole = run.run.recommend_batch
-        monkeypatch.setattr(
-            run.run, "recommend_batch", lambda *args, whole=whole: calls.append(len(args[0])) or whole(*args), raising=True
-        )
-    api = DemoApi(demo_runs)
-    api.queue = BatchQueue(api.answerer.answer, gather=0.3)
+        monkeypatch.setattr(run.run, "recommend_batch", lambda *args, whole=whole: calls.append(len(args[0])) or whole(*args))
     histories = [["i1"], ["i2", "i3"], HISTORY, ["nothing"], ["i9", "i8"]]
-
-    async def visit():
-        return await asyncio.gather(*(api.recommend(Asked(history=one)) for one in histories), return_exceptions=True)
-
-    together = asyncio.run(visit())
-    api.queue.close()
+    together = _at_once(make_service(batch_wait=1.0, queue=len(histories)), [{"history": one} for one in histories])
     assert calls == [4, 4]  # one call of each run; the mistaken question never got there
-    assert isinstance(together[3], UserError)
-    alone = DemoApi(demo_runs)
+    assert together[3].status_code == 400
+    alone = TestClient(create_app(make_service()), base_url="http://localhost")
     for history, found in zip(histories, together, strict=True):
         if history != ["nothing"]:
-            again = asyncio.run(alone.recommend(Asked(history=history)))
-            assert again["candidates"] == found["candidates"]
+            again = _ask(alone, history=history).json()
+            assert again["candidates"] == found.json()["candidates"]
             for name, answer in again["answers"].items():
                 scores = [item["score"] for item in answer["items"]]
-                assert [item["score"] for item in found["answers"][name]["items"]] == pytest.approx(scores, abs=1e-4)
-    alone.queue.close()
+                assert [item["score"] for item in found.json()["answers"][name]["items"]] == pytest.approx(scores, abs=1e-4)
 
 
-def test_one_mistake_in_a_group_is_its_own(demo_runs):
-    api = DemoApi(demo_runs)
-    api.queue = BatchQueue(api.answerer.answer, gather=0.3)
-
-    async def visit():
-        asked = [Asked(history=HISTORY, candidates=["i10", other]) for other in ("i11", "i10", "none", "i12")]
-        return await asyncio.gather(*map(api.recommend, asked), return_exceptions=True)
-
-    answers = asyncio.run(visit())
-    api.queue.close()
-    assert [isinstance(answer, UserError) for answer in answers] == [False, True, True, False]
-    assert answers[3]["candidates"] == ["i10", "i12"]
+def test_one_mistake_in_a_group_is_its_own(make_service):
+    asked = [{"history": HISTORY, "candidates": ["i10", other]} for other in ("i11", "i10", "none", "i12")]
+    answers = _at_once(make_service(batch_wait=1.0, queue=len(asked)), asked)
+    assert [answer.status_code for answer in answers] == [200, 400, 400, 200]
+    assert answers[3].json()["candidates"] == ["i10", "i12"]
 
 
-def test_a_full_queue_is_429(demo_runs):
-    from fastapi.testclient import TestClient
-
-    api = DemoApi(demo_runs, BatchQueue(lambda questions: questions, capacity=0))
-    with TestClient(create_app(api), base_url="http://localhost") as client:
-        full = _ask(client)
-        assert full.status_code == 429
-        assert int(full.headers["Retry-After"]) >= 1
-        assert "too many" in full.json()["error"]
-        assert client.get("/api/runs").status_code == 200
+def _at_once(service, asked):
+    """Responses to the page's questions, all of them in one batch: the queue holds as many as there are."""
+    with TestClient(create_app(service), base_url="http://localhost") as client, ThreadPoolExecutor(len(asked)) as visitors:
+        return list(visitors.map(lambda one: client.post("/api/recommend", json=one), asked))
 
 
 @pytest.mark.parametrize(
@@ -184,9 +163,9 @@ def test_questions_out_of_bounds_are_refused_in_words(client, changes, status, s
 
 
 def test_requests_out_of_bounds_are_refused_in_words(client):
-    long = client.get("/api/items", params={"query": "a" * (MAX_QUERY + 1)})
+    long = client.get("/items", params={"query": "a" * (MAX_QUERY + 1)})
     assert (long.status_code, long.json()["error"].split(":")[0]) == (422, "query")
-    assert client.get("/api/items").status_code == 422
+    assert client.get("/items").status_code == 422
     body = b'{"history": ["' + b" " * MAX_BODY + b'"]}'
     json_type = {"Content-Type": "application/json"}
     assert client.post("/api/recommend", content=body, headers=json_type).status_code == 413
@@ -199,7 +178,7 @@ def test_requests_out_of_bounds_are_refused_in_words(client):
     assert client.get("/api/cases", params={"offset": -1}).status_code == 422
     assert client.get("/api/cases/one").status_code == 422
     assert client.get("/api/cases/99999").status_code == 400
-    assert client.get("/static/../app.py").status_code == 404
+    assert client.get("/static/../page.py").status_code == 404
     for method in ("PUT", "DELETE", "PATCH", "POST"):
         assert client.request(method, "/api/cases").status_code == 405
 
@@ -214,24 +193,13 @@ def test_cases_are_found_and_opened(client):
     assert set(case["candidates"][0]["scores"]) == {"LLaRA", "SASRec"}
 
 
-def test_only_loopbacks_names_are_answered(client, api):
-    from fastapi.testclient import TestClient
-
-    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
-        assert client.get("/api/runs", headers={"Host": host}).status_code == 200
-    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", ""):
-        assert client.get("/api/runs", headers={"Host": host}).status_code == 400
-    public = TestClient(create_app(api, "0.0.0.0"), base_url="http://demo.example")
-    assert public.get("/api/runs").status_code == 200
-
-
 def test_pages_may_run_nothing_but_the_packages_files(client):
-    for path in ("/", "/static/demo.js", "/api/runs", "/nothing"):
+    for path in ("/", "/static/page.js", "/api/runs", "/nothing"):
         policy = client.get(path).headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert client.get(path).headers["X-Content-Type-Options"] == "nosniff"
-    assert client.get("/api/items", params={"query": "<img"}).headers["Content-Type"] == "application/json"
+    assert client.get("/items", params={"query": "<img"}).headers["Content-Type"] == "application/json"
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_never_writes_markup():
@@ -258,15 +226,3 @@ def test_a_run_is_not_compared_with_itself(toy):
     folder = str(toy.folders["SASRec"])
     with pytest.raises(UserError, match="same run twice"):
         load_runs([folder, folder + "/"])
-
-
-def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
-    import socket
-
-    assert main([f"--run={tmp_path}", "--port=0"]) == 2
-    assert "expected the folder of a run" in capsys.readouterr().err
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert main([f"--run={tmp_path}", f"--port={port}"]) == 2
-    assert f"127.0.0.1:{port} cannot be listened to" in capsys.readouterr().err
-    assert main([f"--run={tmp_path}", "--port=99999"]) == 2

@@ -79,7 +79,7 @@ function startSearch(add, limits) {
       byId("found-status").textContent = hint;
       return;
     }
-    const { items } = await request(`/api/items?query=${encodeURIComponent(query.value)}`, null, running.signal);
+    const { items } = await request(`/items?query=${encodeURIComponent(query.value)}`, null, running.signal);
     byId("found-status").textContent = tell(items.length, limits.found);
     fill(found, ...items.map((item) => element("li", {}, element("button", {
       type: "button", "aria-label": `Add ${item.title}`, on: { click: () => add(item) },

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.demo.runs import CASES, CaseBook
+from recbole_llara.serving.http.runs import CASES, CaseBook
 from recbole_llara.utils.errors import UserError
 
 
@@ -91,8 +91,7 @@ def test_an_opened_row_is_what_the_files_say(toy):
 def test_no_row_and_no_file_are_named(make_book, tmp_path):
     with pytest.raises(UserError, match="row: found 7"):
         make_book(one=[_record(0, True)]).open(7)
-    with pytest.raises(UserError, match=r"cases\.jsonl"):
-        CaseBook({"none": tmp_path})
+    assert CaseBook({"exported": tmp_path}).find([], [], 0, 1) == {"count": 0, "n": 0, "cases": []}
     (tmp_path / CASES).write_text("nothing\n", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be read"):
         CaseBook({"bad": tmp_path})

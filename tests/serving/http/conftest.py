@@ -1,7 +1,8 @@
-"""Toy runs of LLaRA and SASRec, made once, and the demo over them; one title is an attack."""
+"""Toy runs of LLaRA and SASRec, made once, and the service over them; one title is an attack."""
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import uvicorn
 from fastapi.testclient import TestClient
 from toy_run import toy_keys
 
-from recbole_llara.demo.app import DemoApi, create_app
-from recbole_llara.demo.runs import load_runs
 from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.serving.http.app import create_app
+from recbole_llara.serving.http.runs import load_runs
+from recbole_llara.serving.http.service import Limits, Service
 
 ATTACK = "<img src=x onerror=window.harmed=1> Title 7"
 SHARED = ("data_path", "checkpoint_dir", "protocol", "load_col", "title_field", "candidate_num", "use_gpu", "show_progress")
@@ -30,7 +32,7 @@ class Toy:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory, make_llm, make_tokenizer):
     """Two runs of the same rows."""
-    folder = tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp("served")
     keys = toy_keys(folder, make_llm, make_tokenizer) | {"max_train_rows": 16}
     items = folder / "toy" / "toy.item"
     items.write_text(items.read_text(encoding="utf-8").replace("Title 7 é", ATTACK), encoding="utf-8")
@@ -45,7 +47,7 @@ def toy(tmp_path_factory, make_llm, make_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def demo_runs(toy):
+def served_runs(toy):
     """Both, loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.keys["data_path"])
@@ -53,30 +55,56 @@ def demo_runs(toy):
 
 
 @pytest.fixture
-def api(demo_runs):
-    """What answers."""
-    made = DemoApi(demo_runs)
-    yield made
-    made.queue.close()
+def make_service(served_runs):
+    """Builds what the routes ask; its queues end with the test."""
+    made = []
+
+    def make(**limits):
+        made.append(Service(served_runs, Limits(**limits)))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.queue.close()
 
 
 @pytest.fixture
-def client(api):
+def service(make_service):
+    """What the routes ask."""
+    return make_service()
+
+
+@pytest.fixture
+def client(service):
     """Asks the application without a network."""
-    with TestClient(create_app(api), base_url="http://127.0.0.1:8000") as made:
+    with TestClient(create_app(service), base_url="http://127.0.0.1:8000") as made:
         yield made
 
 
-@pytest.fixture
-def address(api):
-    """The application behind a real socket of loopback."""
-    server = uvicorn.Server(uvicorn.Config(create_app(api), port=0, log_level="warning"))
+@contextmanager
+def _listening(app):
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
     host, port = server.servers[0].sockets[0].getsockname()[:2]
-    yield f"http://{host}:{port}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://{host}:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def listening():
+    """Puts an application behind a real socket of loopback, while its context lasts: its address."""
+    return _listening
+
+
+@pytest.fixture
+def address(service, listening):
+    """The service behind a real socket."""
+    with listening(create_app(service)) as made:
+        yield made

@@ -1,4 +1,4 @@
-"""The runs that a demo shows: loaded, named, and of the same items; and their test rows, with who was right on which."""
+"""The runs that a service has: loaded, named, and of the same items; and their test rows, with who was right on which."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _SHARED = ("row", "user", "history", "history_titles", "target", "target_title")
 _OWN = ("answer", "answer_title", "answer_text", "valid", "correct")
 
 
-class DemoRun(NamedTuple):
+class ServedRun(NamedTuple):
     """One run: its system's name, numbered where several have the same, and the facts that the page tells."""
 
     name: str
@@ -24,7 +24,7 @@ class DemoRun(NamedTuple):
     facts: dict[str, Any]
 
 
-def load_runs(folders: Sequence[str], **keys: Any) -> list[DemoRun]:
+def load_runs(folders: Sequence[str], **keys: Any) -> list[ServedRun]:
     """Load finished runs that know the same items; the first one's recommender proposes candidates.
 
     Raises:
@@ -41,7 +41,7 @@ def load_runs(folders: Sequence[str], **keys: Any) -> list[DemoRun]:
         name, result = f"{system} {before + 1}" if before else system, read_result(path)
         facts = {"name": name, "model": run.config["model"], "folder": path.name, "is_llm": run.is_llm}
         facts["is_fused"] = run.fusion is not None
-        runs.append(DemoRun(name, path, run, facts | {key: result.get(key) for key in _FACTS}))
+        runs.append(ServedRun(name, path, run, facts | {key: result.get(key) for key in _FACTS}))
     return runs
 
 
@@ -67,11 +67,11 @@ class _Answered(NamedTuple):
 class CaseBook:
     """The rows that runs answered, by the runs' names.
 
-    A row of a run whose candidates differ from those of the first run that answered it is another question, and is
-    left out.
+    A run without a file of cases, as an exported one, has answered none. A row of a run whose candidates differ from those of the
+    first run that answered it is another question, and is left out.
 
     Raises:
-        UserError: a run's cases are missing or cannot be read.
+        UserError: a run's cases cannot be read.
     """
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
@@ -79,6 +79,8 @@ class CaseBook:
         self._rows: dict[int, dict[str, _Answered]] = {}
         for name, path in self._files.items():
             start = 0
+            if not path.is_file():
+                continue
             try:
                 with open(path, "rb") as file:
                     for line in file:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from recbole_llara.demo.questions import prompt_views
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.serving.catalogue import ItemNames
+from recbole_llara.serving.http.compared import prompt_views
 
 TITLES = ["", "Crème brûlée", "[ItemEmb] <b>bold</b>", "星", "M, the film (1931)", "a  b", "</s>"]
 IDS = ["[PAD]", *(f"x{item}" for item in range(1, len(TITLES)))]
