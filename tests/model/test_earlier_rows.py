@@ -147,14 +147,13 @@ def test_a_run_and_what_is_loaded_of_it(keys, tmp_path, model, more, learned):
     assert loaded.recommender.sha256 == result["recommender"]["sha256"]
     cases = [json.loads(line) for line in cases_of(told).splitlines()]
     histories = [loaded.items("history", case["history"]) for case in cases]
-    users = [int(loaded.data.dataset.field2token_id["user_id"][case["user"]]) for case in cases]
     candidates = torch.tensor([loaded.items("candidates", case["candidates"]) for case in cases])
-    scores = loaded.scores(histories, candidates, users)
+    scores = loaded.scores(histories, candidates)
     assert torch.allclose(scores.float(), torch.tensor([case["scores"] for case in cases]), atol=1e-3)
     shipped = recbole_llara.load(export(told["run_dir"], tmp_path / "shipped"))
     assert shipped.recommender.sha256 == loaded.recommender.sha256
     assert Path(shipped.config["rec_checkpoint"]).is_relative_to(tmp_path / "shipped")
-    assert torch.equal(shipped.scores(histories, candidates, users), scores)
+    assert torch.equal(shipped.scores(histories, candidates), scores)
     # Its checkpoint is evaluated anew, by the recommender of the cache and by its name.
     given = {"rec_checkpoint": result["recommender"]["path"]}
     for own in ({}, given):

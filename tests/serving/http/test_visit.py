@@ -114,4 +114,4 @@ def test_a_visitor_is_asked_for_the_token(service, listening):
         page.get_by_role("searchbox", name="Search titles").fill("title 3")
         page.get_by_role("button", name="Add Title 3 é", exact=True).click()
         page.get_by_role("button", name="Ask", exact=True).click()
-        expect(page.get_by_role("article", name="SASRec").locator("tbody tr")).to_have_count(5)
+        expect(page.get_by_role("article", name="SASRec").locator("tr.answer")).to_have_count(5)
