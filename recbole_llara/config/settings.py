@@ -40,8 +40,10 @@ NO_PRIOR = "none"
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
 READY_MADE = "benchmark"
-# Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
-SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
+COLD_ITEMS = "cold_items"
+# Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, by items that are held out, or
+# ready-made files.
+SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "cold_items": COLD_ITEMS, "windows": READY_MADE}
 EXCLUDE_RULES = ("user", "window")
 UNIFORM = "uniform"
 DRAWS = (UNIFORM, "recommender", "mixed")  # where the negatives of training rows come from
@@ -81,6 +83,7 @@ class DataProtocol(Settings):
     repeated_targets: str = key(VALUE, SHARED, names=one_of("keep", "drop", "match"))
     candidate_seed: Natural | None = key(VALUE, SHARED)
     candidate_file: str | Path | None = key(PATH, SHARED)
+    cold_item_share: Annotated[float, Field(gt=0, lt=0.5)] = key(VALUE, SHARED)
     eval_args: dict = key(VALUE, SHARED)
     benchmark_filename: Any = key(VALUE, SHARED, is_optional=True)
     ITEM_ID_FIELD: str = key(VALUE, SHARED)
@@ -105,6 +108,9 @@ class DataProtocol(Settings):
         if self.repeated_targets == "match" and self.candidate_exclude != "user":
             expected = "candidate_exclude 'user': match adds negatives of the user's past to those that the user never had"
             raise self.wrong("repeated_targets", expected, "candidate_exclude")
+        if self.repeated_targets == "match" and self.split == COLD_ITEMS:
+            expected = "keep or drop: what the user had before was learned, and would tell that the target was not"
+            raise self.wrong("repeated_targets", expected, "protocol")
         if self.candidate_file is not None and not Path(self.candidate_file).is_file():
             raise self.wrong("candidate_file", "an existing file of candidate sets")
         return self
