@@ -37,6 +37,8 @@ VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings
 REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
 NO_FUSION = "none"
 NO_PRIOR = "none"
+OWN, PLACEHOLDER = "own", "placeholder"
+NEW_ITEM_TOKENS = (OWN, PLACEHOLDER, "neighbours", "text")
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
 READY_MADE = "benchmark"
@@ -240,6 +242,8 @@ class RecommenderSettings(Settings):
     recommender_rows: str = key(VALUE, names=one_of(ALL, EARLIER), is_answering=False)
     later_rows_share: Annotated[float, Field(gt=0, lt=1)] = key(VALUE, is_answering=False)
     recommender_at_test: str = key(VALUE, names=one_of(ALL, EARLIER))
+    new_item_token: str = key(VALUE, names=one_of(*NEW_ITEM_TOKENS))
+    new_item_neighbours: Count = key(VALUE)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -329,6 +333,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     user_token: bool = key(VALUE)
     recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
     candidate_order: str = key(VALUE, names=one_of("drawn", "recommender"))
+    item_token_dropout: ShareBelow1 = key(VALUE)
 
 
 class LossSettings(Settings):

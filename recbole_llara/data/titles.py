@@ -97,6 +97,11 @@ class Catalogue:
     domain: str
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def texts(self) -> list[str]:
+        """N texts: all that is known of an item without any interaction, its title and its fields but popularity."""
+        columns = [self.titles, *(texts for name, texts in self.fields.items() if name != POPULARITY)]
+        return [" ".join(filter(None, of_item)) for of_item in zip(*columns, strict=True)]
+
 
 def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     """Read and clean the texts of a RecBole dataset's items, by the keys title_field, title_rules, item_fields and domain.

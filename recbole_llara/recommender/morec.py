@@ -9,8 +9,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import TextEncoderSettings
+from recbole_llara.data.dataset import CandidateDataset
 from recbole_llara.data.titles import load_catalogue
 from recbole_llara.llm.item_tokens import Projector
 from recbole_llara.llm.likelihood import masked_mean
@@ -177,9 +178,18 @@ class TextItemEmbedding(nn.Module):
         encoder: of the titles; its features are kept in the folder ``cache`` where it does not learn.
         titles: tokens of N titles; the first belongs to the padding item, whose row is 0.
         width: (int, numbers) d_rec of the recommender.
+        is_held_out: [N] whose rows are 0 in training, where they would be negatives of every softmax; None = of no item.
     """
 
-    def __init__(self, encoder: TextEncoder, titles: Titles, width: int, settings: TextEncoderSettings, cache: Path) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        titles: Titles,
+        width: int,
+        settings: TextEncoderSettings,
+        cache: Path,
+        is_held_out: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = len(titles.input_ids), width
         self.projector = Projector(encoder.width, width)
@@ -191,6 +201,10 @@ class TextItemEmbedding(nn.Module):
             self.register_buffer("features", (features - features[1:].mean(0)) / features[1:].std(), persistent=False)
         self.register_buffer("input_ids", titles.input_ids, persistent=False)
         self.register_buffer("attention_mask", titles.attention_mask, persistent=False)
+        is_learned = torch.ones(self.num_embeddings, dtype=torch.bool)
+        if is_held_out is not None:
+            is_learned &= torch.from_numpy(~is_held_out)
+        self.register_buffer("is_learned", is_learned, persistent=False)
         self._held: torch.Tensor | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget())
 
@@ -238,7 +252,7 @@ class TextItemEmbedding(nn.Module):
             features = encode_all(self.encoder, Titles(self.input_ids, self.attention_mask), self.batch_size)
         table = self.projector(features)  # [N, d_rec]
         is_item = torch.arange(len(table), device=table.device) > 0
-        return table * is_item[:, None]
+        return table * (is_item & self.is_learned if self.training else is_item)[:, None]
 
 
 class MoRec(ChecksConfig, SequentialRecommender):
@@ -251,7 +265,7 @@ class MoRec(ChecksConfig, SequentialRecommender):
         UserError: no titles, no text encoder, or a recommender without an item table.
     """
 
-    def __init__(self, config: Any, dataset: SequentialDataset) -> None:
+    def __init__(self, config: Any, dataset: CandidateDataset) -> None:
         super().__init__(config, dataset)
         settings = TextEncoderSettings.from_config(config)
         catalogue = load_catalogue(dataset, config)
@@ -265,7 +279,8 @@ class MoRec(ChecksConfig, SequentialRecommender):
         width = item_embedding_table(self.recommender).shape[1]
         encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
         titles = encoder.tokenise(["-", *catalogue.titles[1:]], settings.max_title_tokens)
-        self.items = TextItemEmbedding(encoder, titles, width, settings, Path(config["checkpoint_dir"]) / "text_features")
+        cache = Path(config["checkpoint_dir"]) / "text_features"
+        self.items = TextItemEmbedding(encoder, titles, width, settings, cache, dataset.is_held_out)
         self.recommender.item_embedding = self.items
         self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
         self.encoder_learning_rate = settings.text_encoder_learning_rate

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from recbole_llara.checkpoint.run_folder import RESULT, is_network_share, model_of, read_request, read_result
-from recbole_llara.config.models import is_llm_recommender, load_plugins
+from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import ALL, NO_FUSION, NO_PRIOR, UNIFORM, vectors_file
 from recbole_llara.config.yaml_files import PlainText
@@ -75,7 +75,9 @@ class LoadedRun:
         proposing = (model, config)
         if self.is_llm:
             self.recommender, *proposing = recommender_model(config, data)
-        self.retriever = Retriever(*proposing, data.sampler.n_items)
+        # A recommender has learned nothing of held-out items, unless it reads their titles.
+        never = None if replaces_item_table(proposing[1]["model"]) else data.dataset.is_held_out
+        self.retriever = Retriever(*proposing, data.sampler.n_items, never)
         ids = data.dataset.field2id_token[data.dataset.iid_field]
         self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
         self.batch_size = config["eval_batch_size"]
