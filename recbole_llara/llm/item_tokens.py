@@ -83,9 +83,7 @@ class Conclusions:
     is_new: torch.Tensor | None = None  # [B, C] bool, of which it says nothing; None = of none
 
     def has_nothing(self, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """[S] bool, whether nothing is said of candidates [S] of rows [S]."""
-        if self.is_new is None:
-            return torch.zeros_like(items, dtype=torch.bool)
+        """[S] bool, whether nothing is said of candidates [S] of rows [S]; where ``is_new`` is known."""
         return (self.is_new[rows] & (self.candidates[rows] == items[:, None])).any(1)
 
     def features(self, rows: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +191,7 @@ class ItemTokens(nn.Module):
             lacking = self.without_training_token if has_own else self.without_token
             if part is Part.ITEM_EMBEDDING and lacking is not None:
                 slots = slots[~lacking[items]]
-            elif part is Part.SCORE:
+            elif part is Part.SCORE and conclusions is not None and conclusions.is_new is not None:
                 slots = slots[~conclusions.has_nothing(slot_rows[slots], items)]
             items = slot_items[slots]
             if part is Part.ITEM_EMBEDDING and self.projector is not None:
