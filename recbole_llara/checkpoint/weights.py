@@ -293,6 +293,8 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
     """Which items a model knows, by which titles, and by which split: a row it learned from may be a test row of another."""
     protocol = data.dataset.protocol
     split = {key: getattr(protocol, key) for key in SPLIT_KEYS} | {key: config[key] for key in FILTERS}
+    if data.dataset.is_held_out is not None:
+        split["held_out"] = data.dataset.held_out_digest
     return {
         "dataset": config["dataset"],
         "split": protocol.split,

@@ -254,6 +254,11 @@ class RunConfig(Config):
                 f"topk: found {max(asked.topk)}, expected at most candidate_num ({candidate_num}): there is no further place "
                 "among the candidates; lower topk or raise candidate_num"
             )
+        if asked.full_rank and settings.SPLITS[final["protocol"]] == settings.COLD_ITEMS:
+            raise UserError(
+                "full_rank: found True with protocol cold_items, whose targets no recommender has learned, so that it proposes none of them; "
+                "expected False"
+            )
         try:
             self._set_default_parameters()
         except (ValueError, TypeError) as error:

@@ -37,11 +37,15 @@ VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings
 REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
 NO_FUSION = "none"
 NO_PRIOR = "none"
+OWN, PLACEHOLDER = "own", "placeholder"
+NEW_ITEM_TOKENS = (OWN, PLACEHOLDER, "neighbours", "text")
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
 READY_MADE = "benchmark"
-# Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, or ready-made files.
-SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "windows": READY_MADE}
+COLD_ITEMS = "cold_items"
+# Protocol -> how its rows are split: whole users by time, RecBole's eval_args within every user, by items that are held out, or
+# ready-made files.
+SPLITS = {"llara": "user_time", "leave_one_out": "leave_one_out", "cold_items": COLD_ITEMS, "windows": READY_MADE}
 EXCLUDE_RULES = ("user", "window")
 UNIFORM = "uniform"
 DRAWS = (UNIFORM, "recommender", "mixed")  # where the negatives of training rows come from
@@ -81,6 +85,7 @@ class DataProtocol(Settings):
     repeated_targets: str = key(VALUE, SHARED, names=one_of("keep", "drop", "match"))
     candidate_seed: Natural | None = key(VALUE, SHARED)
     candidate_file: str | Path | None = key(PATH, SHARED)
+    cold_item_share: Annotated[float, Field(gt=0, lt=0.5)] = key(VALUE, SHARED)
     eval_args: dict = key(VALUE, SHARED)
     benchmark_filename: Any = key(VALUE, SHARED, is_optional=True)
     ITEM_ID_FIELD: str = key(VALUE, SHARED)
@@ -105,6 +110,9 @@ class DataProtocol(Settings):
         if self.repeated_targets == "match" and self.candidate_exclude != "user":
             expected = "candidate_exclude 'user': match adds negatives of the user's past to those that the user never had"
             raise self.wrong("repeated_targets", expected, "candidate_exclude")
+        if self.repeated_targets == "match" and self.split == COLD_ITEMS:
+            expected = "keep or drop: what the user had before was learned, and would tell that the target was not"
+            raise self.wrong("repeated_targets", expected, "protocol")
         if self.candidate_file is not None and not Path(self.candidate_file).is_file():
             raise self.wrong("candidate_file", "an existing file of candidate sets")
         return self
@@ -235,6 +243,8 @@ class RecommenderSettings(Settings):
     recommender_rows: str = key(VALUE, names=one_of(ALL, EARLIER), is_answering=False)
     later_rows_share: Annotated[float, Field(gt=0, lt=1)] = key(VALUE, is_answering=False)
     recommender_at_test: str = key(VALUE, names=one_of(ALL, EARLIER))
+    new_item_token: str = key(VALUE, names=one_of(*NEW_ITEM_TOKENS))
+    new_item_neighbours: Count = key(VALUE)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -324,6 +334,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     user_token: bool = key(VALUE)
     recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
     candidate_order: str = key(VALUE, names=one_of("drawn", "recommender"))
+    item_token_dropout: ShareBelow1 = key(VALUE)
 
 
 class LossSettings(Settings):

@@ -1,7 +1,8 @@
 """Candidate sets: drawn, frozen in files, and read from files of a user's own.
 
 A set is the target and C - 1 items that the split knows no interaction of the user with, in an order that says nothing. They
-are uniform over all such items, or some of them are of those that a recommender puts first for the row (``Proposals``).
+are uniform over all such items (of a pool, where there is one), or some of them are of those that a recommender puts first for
+the row (``Proposals``).
 Every number of a draw is ``hashing.numbers`` at (seed, purpose, epoch, row, counter): a row's set is the same in any batch,
 order or process, and the target neither seeds nor places anything. Item ids are internal, 1..N-1 (0 = padding); no matrix of
 rows x N is built.
@@ -75,7 +76,7 @@ class Proposals:
 class CandidateSampler:
     """Draws candidate sets for rows."""
 
-    seen: SeenItems  # what the rows' split knows of all users; items 1..N-1 are drawn
+    seen: SeenItems  # what the rows' split knows of all users; items 1..N-1 are drawn, or those of ``pool``
     candidate_num: int  # C, the target included
     seed: int
     exclude: str = "user"  # negatives are items that `seen` lacks for the user; "window": items outside the row's history
@@ -85,11 +86,22 @@ class CandidateSampler:
     past_share: float = 0.0  # of the rows, those whose target the user had before: as often, a negative is such an item
     proposals: Proposals | None = None  # some negatives are drawn from what these have of the row
     proposed_num: int = 0  # how many of the C - 1; where fewer items are proposed, the others are uniform as well
+    pool: np.ndarray | None = None  # [P] int64, ascending: the items that can be negatives; None = all
 
     @property
     def n_items(self) -> int:
         """N, the padding item counted."""
         return self.seen.n_items
+
+    @property
+    def n_drawn_from(self) -> int:
+        """How many items there are to draw from."""
+        return self.n_items - 1 if self.pool is None else len(self.pool)
+
+    @property
+    def _outside(self) -> np.ndarray:
+        """The items that are no negatives of anybody."""
+        return np.empty(0, np.int64) if self.pool is None else np.setdiff1d(np.arange(1, self.n_items), self.pool)
 
     def draw(self, row_ids: np.ndarray, rows: Rows, purpose: str, epoch: int = 0) -> np.ndarray:
         """The candidate sets [B, C] of rows.
@@ -131,6 +143,9 @@ class CandidateSampler:
         refused = self._refused(rows)
         position, column = np.nonzero(refused)
         item = refused[position, column]
+        outside = self._outside
+        position = np.concatenate([position, np.repeat(np.arange(len(rows.users)), len(outside))])
+        item = np.concatenate([item, np.tile(outside, len(rows.users))])
         if self.exclude != "user":
             return position, item
         seen, place = self.seen.places(rows.users)
@@ -144,16 +159,19 @@ class CandidateSampler:
     def check_eligible(self, users: np.ndarray) -> None:
         """Refuse users [B] who have seen so much that fewer than C - 1 items are left, before the first set is drawn."""
         if self.exclude == "user" and len(users):
-            seen = np.bincount(self.seen.keys // self.n_items, minlength=int(users.max()) + 1)  # [U]
+            user, item = np.divmod(self.seen.keys, self.n_items)
+            is_drawn = ~np.isin(item, self._outside)
+            seen = np.bincount(user[is_drawn], minlength=int(users.max()) + 1)  # [U]
             worst = users[seen[users].argmax()]
-            self._check_enough(self.n_items - 1 - int(seen[worst]), int(worst))
+            self._check_enough(self.n_drawn_from - int(seen[worst]), int(worst))
 
     def _check_enough(self, eligible: int, user: int) -> None:
         if eligible < self.candidate_num - 1:
+            more = "" if self.pool is None else ", or raise cold_item_share"
             raise UserError(
-                f"Only {eligible} of {self.n_items - 1} items are left as negatives for user {user} "
+                f"Only {eligible} of {self.n_drawn_from} items are left as negatives for user {user} "
                 f"(internal id), expected at least {self.candidate_num - 1}: lower candidate_num (now {self.candidate_num}) or set "
-                f"candidate_exclude to 'window' (now '{self.exclude}')."
+                f"candidate_exclude to 'window' (now '{self.exclude}'){more}."
             )
 
     def _draw_negatives(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
@@ -174,8 +192,9 @@ class CandidateSampler:
         return items
 
     def _items_at(self, keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
-        """Items 1..N-1; the remainder of a 64-bit number is uniform to N / 2^64."""
-        return (numbers(keys, counters) % np.uint64(self.n_items - 1)).astype(np.int64) + 1
+        """Items 1..N-1, or those of the pool; the remainder of a 64-bit number is uniform to N / 2^64."""
+        places = (numbers(keys, counters) % np.uint64(self.n_drawn_from)).astype(np.int64)
+        return places + 1 if self.pool is None else self.pool[places]
 
     def _is_refused(self, items: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
         """Slots [b, C - 1] that hold a refused item or repeat one of an earlier slot."""
@@ -194,7 +213,7 @@ class CandidateSampler:
     def _draw_exactly(self, keys: np.ndarray, users: np.ndarray, refused: np.ndarray) -> np.ndarray:
         """Distinct eligible items where few are left: number all N items, take the C - 1 smallest eligible."""
         order = numbers(keys[:, None], np.arange(self.n_items)[None] + _EXACT_COUNTERS)  # [b, N]
-        order[:, 0] = _REFUSED
+        order[:, 0] = order[:, self._outside] = _REFUSED
         np.put_along_axis(order, refused, _REFUSED, axis=1)
         if self.exclude == "user":
             position, place = self.seen.places(users)

@@ -19,13 +19,14 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType, ModelType
 
 from recbole_llara.config.models import is_llm_recommender
-from recbole_llara.config.settings import EARLIER, READY_MADE, DataProtocol
+from recbole_llara.config.settings import COLD_ITEMS, EARLIER, READY_MADE, DataProtocol
 from recbole_llara.data.atomic_files import CheckedFiles
 from recbole_llara.data.candidates import CandidateSampler, read_candidates, save_candidates
+from recbole_llara.data.held_out import TEST, TRAIN, VALID, HoldsItemsOut, draw_homes, split_by_homes
 from recbole_llara.data.numbering import Numbering, read_numbering, user_hashes
 from recbole_llara.data.rows import SPLITS, Knowledge, Rows, TrainingPart, split_users
 from recbole_llara.data.snapshot import SnapshotDataset
-from recbole_llara.data.titles import Catalogue, load_catalogue
+from recbole_llara.data.titles import Catalogue, load_catalogue, read_titles
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import sample_rows
 
@@ -38,7 +39,7 @@ MODELS_WITH_OWN_DATASET = ("DIEN", "GRU4RecKG", "KSR")
 _logger = logging.getLogger()
 
 
-class CandidateDataset(CheckedFiles):
+class CandidateDataset(HoldsItemsOut, CheckedFiles):
     """A SequentialDataset split by our protocols.
 
     After `build`, each split's `inter_feat` has the int64 columns `row_id` [rows], counted before max_train_rows or
@@ -108,18 +109,26 @@ class CandidateDataset(CheckedFiles):
     def data_augmentation(self) -> None:
         """RecBole's rows by array operations: (history, target) for each position of each user but the first, R in all.
 
-        Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3].
+        Users [5, 5, 5, 8, 8] and L = 2 give targets at 1, 2, 4, of histories [0], [0, 1], [3]. Were the item at 1 held out by
+        protocol cold_items, the histories would be [0], [0], [3].
         """
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
-        users = self.inter_feat[self.uid_field].numpy()
-        self._interactions = users, self.inter_feat[self.iid_field].numpy()  # [M] each, by user and time
-        position = torch.from_numpy(pd.Series(users).groupby(users).cumcount().to_numpy(copy=True))  # [M] within the user's own
-        target = position.nonzero()[:, 0]  # [R]
-        length, column = position[target].clamp(max=self.max_item_list_len), torch.arange(self.max_item_list_len)[None]
+        users, items = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.iid_field].numpy()
+        self._interactions = users, items  # [M] each, by user and time
+        if self.protocol.split == COLD_ITEMS:
+            self.homes = self._draw_homes()
+        is_shown = np.ones(len(items), dtype=bool) if self.homes is None else self.homes[items] == TRAIN  # [M] in histories
+        shown = torch.from_numpy(np.flatnonzero(is_shown))
+        before = np.cumsum(is_shown) - is_shown  # [M] how many are shown before each, of this user and of those above
+        above = pd.Series(before).groupby(users).transform("first").to_numpy()
+        place = torch.from_numpy(before - above)  # [M] among the user's own
+        target = place.nonzero()[:, 0]  # [R]
+        length, column = place[target].clamp(max=self.max_item_list_len), torch.arange(self.max_item_list_len)[None]
         is_padding = column >= length[:, None]  # [R, L]
-        history = (target - length)[:, None] + torch.minimum(column, length[:, None] - 1)  # [R, L] within the user's own
+        first = torch.from_numpy(before)[target] - length
+        history = shown[first[:, None] + torch.minimum(column, length[:, None] - 1)]  # [R, L] interactions
         columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
         columns[self.item_list_length_field], columns[PLACE_FIELD] = length, target
         for field, values in self.inter_feat.interaction.items():
@@ -136,7 +145,8 @@ class CandidateDataset(CheckedFiles):
         """
         protocol = self.protocol
         least = (protocol.min_train_history, protocol.min_eval_history, protocol.min_eval_history)
-        splits = self._build_by_user(least) if protocol.split == "user_time" else super().build()
+        by_protocol = {"user_time": lambda: self._build_by_user(least), COLD_ITEMS: self._build_by_homes}
+        splits = by_protocol.get(protocol.split, super().build)()
         if protocol.split == READY_MADE:
             for number, split in enumerate(splits):
                 split.inter_feat[PLACE_FIELD] = torch.full((len(split.inter_feat),), number)
@@ -148,7 +158,7 @@ class CandidateDataset(CheckedFiles):
         else:
             users, items = self._interactions
             rows = [self.rows_of(split.inter_feat) for split in splits]
-            self.knowledge = Knowledge(users, items, np.arange(len(users)), rows)
+            self.knowledge = Knowledge(users, items, np.arange(len(users)), rows, self.homes)
         for name, split in zip(SPLITS, splits, strict=True):
             split.knowledge = self.knowledge
             split.inter_feat = self._finish(self._settle_repeats(split.inter_feat, name), name)
@@ -169,6 +179,40 @@ class CandidateDataset(CheckedFiles):
             is_taken = np.isin(users, own) & (length >= number) & (is_last | (name == "train"))
             splits.append(self.copy(self.inter_feat[np.flatnonzero(is_taken)]))
         return splits
+
+    def _draw_homes(self) -> np.ndarray:
+        """[N] of each item the split whose targets it may be; those of one title share it."""
+        names = self.field2id_token[self.iid_field]
+        if self.config["title_field"]:
+            names = ["", *read_titles(self, self.config)[2]]
+        protocol = self.protocol
+        homes = draw_homes(names, protocol.cold_item_share, protocol.eval_seed)
+        n_test, n_valid = (int((homes == split).sum()) for split in (TEST, VALID))
+        told = f"{n_test} items for test and {n_valid} for validation of {len(names) - 1} by cold_item_share {protocol.cold_item_share}"
+        if min(n_test, n_valid) < protocol.candidate_num:
+            raise UserError(
+                f"protocol cold_items: held out {told}, expected at least candidate_num ({protocol.candidate_num}) each, which stand "
+                "together in a row: raise cold_item_share, or lower candidate_num"
+            )
+        _logger.info(f"protocol cold_items: held out {told}, seed {protocol.eval_seed}")
+        return homes
+
+    def _build_by_homes(self) -> list["CandidateDataset"]:
+        """Of every user the last rows of a test and, before it, of a validation item, and the training rows before both."""
+        self._change_feat_format()
+        self._drop_unused_col()
+        everybody, items = self._interactions
+        place = self.inter_feat[PLACE_FIELD].numpy()
+        is_new = ~pd.Series(everybody * self.item_num + items).duplicated().to_numpy()[place]
+        parts = split_by_homes(self.inter_feat[self.uid_field].numpy(), self.homes[items[place]], is_new)
+        if not all(map(np.any, parts)):
+            counts = ", ".join(f"{int(part.sum())} {name}" for name, part in zip(SPLITS, parts, strict=True))
+            raise UserError(
+                f"protocol cold_items: {counts} rows are left of {self.dataset_name}, {len(everybody)} interactions of "
+                f"{len(self.users_in_order)} users, expected some of each: users need a held-out item of either kind behind learned "
+                f"ones; change cold_item_share (now {self.protocol.cold_item_share}), or keep more interactions"
+            )
+        return [self.copy(self.inter_feat[np.flatnonzero(part)]) for part in parts]
 
     def _settle_repeats(self, inter_feat: Interaction, split: str) -> Interaction:
         """Look for targets that the user had before; leave them out, or tell of them, as `repeated_targets` says."""
@@ -214,10 +258,21 @@ class CandidateDataset(CheckedFiles):
         if protocol.candidate_file is not None:
             ids = self.field2token_id[self.uid_field], self.field2token_id[self.iid_field]
             candidates = read_candidates(Path(protocol.candidate_file), rows, split, protocol.candidate_num, *ids)
+            self._refuse_other_homes(candidates, split)
         else:
             candidates = self.candidate_sampler(split, seed).draw(numbers, rows, split)
         inter_feat[CANDIDATE_FIELD] = torch.from_numpy(candidates)
         return inter_feat
+
+    def _refuse_other_homes(self, candidates: np.ndarray, split: str) -> None:
+        """Raise where candidates of a user's own [B, C] are not all held out for the split: one that is learned is no target."""
+        is_other = False if self.homes is None else (self.homes[candidates] != SPLITS.index(split)).any(axis=1)
+        if np.any(is_other):
+            raise UserError(
+                f"candidate_file: {is_other.sum()} of {len(candidates)} {split} rows have candidates that protocol cold_items does not hold "
+                f"out for {split}, expected held-out ones alone, among which the target does not stand out; draw them by "
+                "recbole-llara candidates under the same keys, or leave candidate_file out"
+            )
 
     @property
     def n_known(self) -> int:
@@ -233,7 +288,10 @@ class CandidateDataset(CheckedFiles):
         """A sampler for the rows of a split, over the items that have interactions; only after `build`."""
         protocol, known, share = self.protocol, self.knowledge.known[split], self.repeat_share[split]
         past = self.knowledge.past if protocol.repeated_targets == "match" else None
-        return CandidateSampler(known, protocol.candidate_num, seed, protocol.candidate_exclude, past, share)
+        pool = None
+        if self.homes is not None:
+            pool = 1 + np.flatnonzero(self.homes[1 : known.n_items] == SPLITS.index(split))
+        return CandidateSampler(known, protocol.candidate_num, seed, protocol.candidate_exclude, past, share, pool=pool)
 
     def order_by_text(self, catalogue: Catalogue) -> None:
         """Put the rows of an evaluation in the order of their texts' length, so that prompts of one batch need little padding.

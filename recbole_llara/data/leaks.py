@@ -7,7 +7,8 @@ them. A rule that says nothing is right in 1 / C of the rows. One that differs f
 is a leak, unless the nature of the data explains it: then the reason stands beside it. The command takes the keys of a run,
 and --epochs, the training epochs whose draws are looked at; it exits with 1 where it finds a leak. With --model=LLaRA and
 --candidate_draw=recommender the rules see draws from what the recommender proposes; with --recommender_rows=earlier it is looked
-whether the recommender of training learned from what it is asked in training, of which not one row is right.
+whether the recommender of training learned from what it is asked in training, of which not one row is right. With
+--protocol=cold_items it is looked for held-out items where none may be: in training rows, in histories, and among what training knows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ class Evidence:
     def __init__(self, dataset: CandidateDataset, before: Mapping[str, Draws]) -> None:
         self.rows, self.before = dataset.rows_of(dataset.inter_feat), before
         self.candidates = dataset.inter_feat[CANDIDATE_FIELD].numpy()
-        self.known = dataset.knowledge.known["train"]
+        self.known, self.is_held_out = dataset.knowledge.known["train"], dataset.is_held_out
         self.id_rank = rank_ids([str(token) for token in dataset.field2id_token[dataset.iid_field]])
         self.n_items = self.known.n_items  # N, the padding item counted
         self.keys = self.rows.users[:, None] * self.n_items + self.candidates  # [B, C] of user and candidate
@@ -111,6 +112,10 @@ class Evidence:
         _, place, count = np.unique(self.keys, return_inverse=True, return_counts=True)
         return count[place].reshape(self.keys.shape) - 1
 
+    def held_out(self) -> np.ndarray:
+        """[B, C] whether each candidate is held out from training."""
+        return np.zeros(self.keys.shape, dtype=bool) if self.is_held_out is None else self.is_held_out[self.candidates]
+
     def next_above(self, rank: np.ndarray) -> np.ndarray:
         """[B, C] higher the closer a candidate stands above the newest item of the history, by a rank [N] of all items."""
         last = np.take_along_axis(self.rows.history, (self.rows.history > 0).sum(1, keepdims=True) - 1, axis=1)  # [B, 1]
@@ -131,6 +136,9 @@ def rank_ids(ids: Sequence[str]) -> np.ndarray:
 
 
 LEARNED = "training: the recommender of training learned the target"
+HELD_OUT_LEARNED = "training: a held-out item in target, history or draws"
+HELD_OUT_COUNTED = "training: a held-out item in its interactions"
+HELD_OUT_SHOWN = "history: a held-out item"
 MISSED = "training: often anybody's, never the user's negative"
 # Of each rule what it scores candidates by, higher for the likelier target, and what in the nature of the data may explain it.
 RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
@@ -147,6 +155,8 @@ RULES: dict[str, tuple[Callable[[Evidence], np.ndarray], str | None]] = {
     "history: had before": (lambda found: found.in_past, None),
     "history: not had before": (lambda found: ~found.in_past, None),
     "other rows of the user: in fewest": (lambda found: -found.in_other_rows(), None),
+    "held out from training": (Evidence.held_out, None),
+    "not held out from training": (lambda found: ~found.held_out(), None),
     "item number: lowest": (lambda found: -found.candidates, NUMBERING),
     "item number: next above the newest item": (lambda found: found.next_above(np.arange(found.n_items)), NUMBERING),
     "item id: next above the newest item": (lambda found: found.next_above(found.id_rank), IDS),
@@ -218,6 +228,7 @@ def find_leaks(data: PreparedData, epochs: int = 5, learned: Rows | None = None)
     if learned is not None:
         met = is_learned(data.dataset.rows_of(data.dataset.inter_feat), learned)
         found.append(_finding("train", LEARNED, met, 0.0, None))
+    found += _held_out_findings(data, before["train"])
     for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
         dataset: CandidateDataset = loader.dataset
         evidence, reasons = Evidence(dataset, before), _reasons(dataset, split)
@@ -231,6 +242,22 @@ def find_leaks(data: PreparedData, epochs: int = 5, learned: Rows | None = None)
                 reason = PROPOSED  # what the recommender never proposes for the user is seldom the target
             found.append(_finding(split, rule, credit, chance, reason))
         before = {**before, split: Draws(rows.users, rows.targets, candidates)}
+    return found
+
+
+def _held_out_findings(data: PreparedData, draws: Draws) -> list[Finding]:
+    """Where held-out items stand that training or histories must not have, under a protocol that holds some out."""
+    is_held_out, found = data.dataset.is_held_out, []
+    if is_held_out is None:
+        return []
+    known, rows = data.dataset.knowledge.known["train"], data.dataset.rows_of(data.dataset.inter_feat)
+    epochs = len(draws.users) // len(rows.users)
+    met = np.concatenate([np.tile(rows.history, (epochs, 1)), draws.candidates], axis=1)
+    found.append(_finding("train", HELD_OUT_LEARNED, is_held_out[met].any(axis=1), 0.0, None))
+    found.append(_finding("train", HELD_OUT_COUNTED, is_held_out[known.keys % known.n_items], 0.0, None))
+    for split, loader in (("valid", data.valid_data), ("test", data.test_data)):
+        history = loader.dataset.rows_of(loader.dataset.inter_feat).history
+        found.append(_finding(split, HELD_OUT_SHOWN, is_held_out[history].any(axis=1), 0.0, None))
     return found
 
 
@@ -270,7 +297,7 @@ def report(data: PreparedData, epochs: int, learned: Rows | None = None) -> tupl
     """What the rules find in the data of a run, as text, and how many of them are leaks; arguments as of ``find_leaks``."""
     config, findings = data.dataset.config, find_leaks(data, epochs, learned)
     leaks = sum(found.is_leak for found in findings)
-    width = max(map(len, (*RULES, LEARNED)))
+    width = max(len(found.rule) for found in findings)
     lines = [
         f"dataset {config['dataset']}, protocol {config['protocol']}: draws of {epochs} training epochs",
         f"{'split':5}  {'rule':{width}}  {'share':>5}  {'95 %':^12}  {'n':>6}",

@@ -95,20 +95,30 @@ class Knowledge:
         users, items, places: [M] all interactions; the places ascend and are of the kind that the rows have.
         splits: rows of train, valid and test, before any is left out: a split knows each user's interactions up to the last
             target in it and in the splits before; "test" knows all.
+        homes: [N] of each item the first split that may know it, as its place in ``SPLITS``; None = all know every item.
 
     Attributes:
         known: split -> the interactions that it knows.
     """
 
-    def __init__(self, users: np.ndarray, items: np.ndarray, places: np.ndarray, splits: Sequence[Rows]) -> None:
+    def __init__(
+        self,
+        users: np.ndarray,
+        items: np.ndarray,
+        places: np.ndarray,
+        splits: Sequence[Rows],
+        homes: np.ndarray | None = None,
+    ) -> None:
         n_items = int(items.max(initial=0)) + 1
         keys, first = np.unique(users.astype(np.int64) * n_items + items, return_index=True)
         self._first = places[first]  # [pairs] the place of each pair's first interaction
         last = np.full(int(users.max(initial=0)) + 1, -1)
         self.known: dict[str, SeenItems] = {}
-        for name, rows in zip(SPLITS, splits, strict=True):
+        for number, (name, rows) in enumerate(zip(SPLITS, splits, strict=True)):
             np.maximum.at(last, rows.users, rows.places)
-            kept = self._first <= last[keys // n_items] if name != "test" else slice(None)
+            kept = np.full(len(keys), name == "test") | (self._first <= last[keys // n_items])
+            if homes is not None:
+                kept &= homes[keys % n_items] <= number
             self.known[name] = SeenItems(keys[kept], n_items)
 
     @classmethod

@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 
 from recbole_llara.config.settings import DataProtocol
 from recbole_llara.data.atomic_files import PADDING
+from recbole_llara.data.held_out import HoldsItemsOut
 from recbole_llara.data.numbering import FILE, PREFIX, Numbering, kept_in
 from recbole_llara.data.titles import Catalogue, is_visible
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import is_text
 
-_FACTS, _COUNTS, _COLUMN = f"{PREFIX}facts", f"{PREFIX}counts", f"{PREFIX}column/"
+_FACTS, _COUNTS, _HOMES, _COLUMN = (f"{PREFIX}{name}" for name in ("facts", "counts", "homes", "column/"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Snapshot:
     training_counts: np.ndarray  # [N] int64, how many users took each item in training
     titles: Sequence[str] | None = None  # N, as prompts and answers have them; None where the run has no title_field
     fields: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of ``Catalogue``
+    homes: np.ndarray | None = None  # [N] int64, see ``HoldsItemsOut``
     columns: Mapping[str, Column] = field(default_factory=dict)  # what was loaded of the .item file, by name
 
     @classmethod
@@ -66,6 +68,7 @@ class Snapshot:
             dataset.training_counts,
             None if catalogue is None else catalogue.titles,
             {} if catalogue is None else catalogue.fields,
+            dataset.homes,
             columns,
         )
 
@@ -84,6 +87,7 @@ class Snapshot:
             **self.numbering.tensors(),
             _FACTS: torch.from_numpy(np.frombuffer(text, np.uint8).copy()),
             _COUNTS: torch.from_numpy(self.training_counts.astype(np.int64)),
+            **({} if self.homes is None else {_HOMES: torch.from_numpy(self.homes.astype(np.int64))}),
             **{_COLUMN + name: column.values.contiguous().clone() for name, column in self.columns.items()},
         }
 
@@ -99,7 +103,9 @@ class Snapshot:
                 for name, (kind, length, values, buckets) in told["columns"].items()
             }
             texts = [*fields.values(), *([] if titles is None else [titles])]
-            shapes = [tensors[_COUNTS].shape, *(column.values.shape[:1] for column in columns.values())]
+            homes = tensors.get(_HOMES)
+            numbers = [tensors[_COUNTS], *([] if homes is None else [homes])]
+            shapes = [of.shape for of in numbers] + [column.values.shape[:1] for column in columns.values()]
             if (
                 type(n_users) is not int
                 or n_users < 1
@@ -107,21 +113,22 @@ class Snapshot:
                 or any(tuple(shape) != (n_items,) for shape in shapes)
                 or any(type(column.tokens) not in (list, type(None)) for column in columns.values())
                 or any(type(column.buckets) not in (int, type(None)) for column in columns.values())
-                or tensors[_COUNTS].dtype != torch.int64
+                or any(of.dtype != torch.int64 for of in numbers)
             ):
                 raise TypeError("texts, counts or columns are of another form")
             if titles is not None and not all(is_visible(title) and is_text(title) for title in titles[1:]):
                 raise ValueError("an item has no title")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{origin} tells not what it knows of its items ({error!r}); train it again.") from error
-        return cls(numbering, n_users, tensors[_COUNTS].numpy(), titles, fields, columns)
+        held_out = None if homes is None else homes.numpy()
+        return cls(numbering, n_users, tensors[_COUNTS].numpy(), titles, fields, held_out, columns)
 
     def dataset(self, config: Any) -> "SnapshotDataset":
         """What models of ``config`` are made over."""
         return SnapshotDataset(config, self)
 
 
-class SnapshotDataset(SequentialDataset):
+class SnapshotDataset(HoldsItemsOut, SequentialDataset):
     """The items of a snapshot where RecBole's models expect a dataset: sizes, ids and features, but no rows.
 
     Args:
@@ -140,6 +147,7 @@ class SnapshotDataset(SequentialDataset):
         history = self.iid_field + config["LIST_SUFFIX"]
         numbering, n_items = snapshot.numbering, len(snapshot.numbering.items) + 1
         self.n_known, self.user_hashes, self.training_counts = numbering.n_known, numbering.users, snapshot.training_counts
+        self.homes = snapshot.homes
         domain = str(config["domain"] or "item")
         ids = (PADDING, *numbering.items)
         self.catalogue = None

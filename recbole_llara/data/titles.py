@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,6 +123,11 @@ class Catalogue:
     domain: str
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def texts(self) -> list[str]:
+        """N texts: all that is known of an item without any interaction, its title and its fields but popularity."""
+        columns = [self.titles, *(texts for name, texts in self.fields.items() if name != POPULARITY)]
+        return [" ".join(filter(None, of_item)) for of_item in zip(*columns, strict=True)]
+
 
 def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     """Read and clean the texts of a RecBole dataset's items, by the keys title_field, title_rules, item_fields and domain.
@@ -132,24 +137,8 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
     Raises:
         UserError: title_field is not set, the file or a column is missing, or items have no title or a text that is none.
     """
-    name, encoding = config["title_field"], config["encoding"] or "utf-8"
-    if not name:
-        raise UserError("title_field is not set, expected the .item column that holds the titles (a dataset property).")
-    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    file = (path, dataset.iid_field, config["field_separator"] or "\t", encoding)
-    tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
-    by_id, _ = _read_column(*file, name, "title_field")
-    raw = [by_id.get(token, "") for token in tokens[1:]]
-    titles = [clean_title(title, config["title_rules"] or []) for title in raw]
-    where = f"in '{name}' of {path} (title_field)"
-    _refuse(is_visible, tokens, titles, f"have no title {where}", "Every item needs one.")
-    _refuse(
-        is_text,
-        tokens,
-        titles,
-        f"have half of a surrogate pair in their title {where}",
-        f"Is the file in {encoding} (encoding)?",
-    )
+    file, where = _item_file(dataset, config), _where(dataset, config)
+    tokens, raw, titles = read_titles(dataset, config)
     if several := sum(bool(_CONTROLS.search(title)) for title in raw):
         _logger.info(f"{several} titles hold line breaks or control characters, each a space in prompts and answers")
     if quoted := sum(map(is_csv_quoted, raw)):
@@ -165,14 +154,56 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
             continue
         by_id, kind = _read_column(*file, name, "item_fields")
         texts = [_field_text(by_id.get(token, ""), kind) for token in tokens[1:]]
-        what = f"have half of a surrogate pair in '{name}' of {path} (item_fields)"
-        _refuse(is_text, tokens, texts, what, f"Is the file in {encoding} (encoding)?")
+        what = f"have half of a surrogate pair in '{name}' of {file.path} (item_fields)"
+        _refuse(is_text, tokens, texts, what, f"Is the file in {file.encoding} (encoding)?")
         fields[name] = ("", *texts)
     texts = {"": ("", *titles), **fields}
     if config["shuffle_titles"]:
         order = 1 + np.random.default_rng(config["seed"]).permutation(len(titles))
         texts |= {name: ("", *(of[item] for item in order)) for name, of in texts.items() if name != POPULARITY}
     return Catalogue(texts.pop(""), tokens, str(config["domain"] or "item"), texts)
+
+
+def read_titles(dataset: Any, config: Any) -> tuple[tuple[str, ...], list[str], list[str]]:
+    """External ids of a RecBole dataset's N items; and of all but the padding item the titles, as they stand and cleaned.
+
+    Raises:
+        UserError: title_field is not set, the file or the column is missing, or items have no title or a text that is none.
+    """
+    if not config["title_field"]:
+        raise UserError("title_field is not set, expected the .item column that holds the titles (a dataset property).")
+    file, where = _item_file(dataset, config), _where(dataset, config)
+    tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
+    by_id, _ = _read_column(*file, config["title_field"], "title_field")
+    raw = [by_id.get(token, "") for token in tokens[1:]]
+    titles = [clean_title(title, config["title_rules"] or []) for title in raw]
+    _refuse(is_visible, tokens, titles, f"have no title {where}", "Every item needs one.")
+    _refuse(
+        is_text,
+        tokens,
+        titles,
+        f"have half of a surrogate pair in their title {where}",
+        f"Is the file in {file.encoding} (encoding)?",
+    )
+    return tokens, raw, titles
+
+
+class _ItemFile(NamedTuple):
+    """Where an atomic .item file lies and how it is read."""
+
+    path: Path
+    id_field: str
+    separator: str
+    encoding: str
+
+
+def _item_file(dataset: Any, config: Any) -> _ItemFile:
+    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    return _ItemFile(path, dataset.iid_field, config["field_separator"] or "\t", config["encoding"] or "utf-8")
+
+
+def _where(dataset: Any, config: Any) -> str:
+    return f"in '{config['title_field']}' of {_item_file(dataset, config).path} (title_field)"
 
 
 def popularity_levels(counts: np.ndarray) -> np.ndarray:

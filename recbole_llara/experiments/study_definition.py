@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from recbole_llara.config.secrets import redacted
+from recbole_llara.config.settings import COLD_ITEMS
 from recbole_llara.config.validation import check_name
 from recbole_llara.config.yaml_files import parse_arguments, property_files, read_yaml
 from recbole_llara.utils.errors import UserError, nearest
@@ -71,7 +72,14 @@ class Study:
         for key in ("seeds", "candidate_seeds", "seed"):
             if key in keys:
                 changes["seeds" if key == "seed" else key] = _whole_numbers(key, keys.pop(key))
-        return replace(self, settings={**self.settings, **keys}, **changes)
+        changed = replace(self, settings={**self.settings, **keys}, **changes)
+        if changed.candidate_seeds and changed.settings.get("protocol") == COLD_ITEMS:
+            raise UserError(
+                f"candidate_seeds: found {list(changed.candidate_seeds)} with protocol {COLD_ITEMS}, where a candidate_seed draws the held-out "
+                "items too: under another one the checkpoints have learned from what they are asked; expected none, or a study for each "
+                "candidate_seed"
+            )
+        return changed
 
     def model_of(self, name: str) -> str:
         """The model of a system; of one that adds others their names."""

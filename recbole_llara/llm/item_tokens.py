@@ -80,6 +80,11 @@ class Conclusions:
     outputs: torch.Tensor | None  # [B, d_rec] its sequence output, at unit variance; None where nobody reads it
     log_probs: torch.Tensor  # [B, C] the log-softmax of its scores over the candidates, in nats
     candidates: torch.Tensor  # [B, C] their items
+    is_new: torch.Tensor | None = None  # [B, C] bool, of which it says nothing; None = of none
+
+    def has_nothing(self, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """[S] bool, whether nothing is said of candidates [S] of rows [S]; where ``is_new`` is known."""
+        return (self.is_new[rows] & (self.candidates[rows] == items[:, None])).any(1)
 
     def features(self, rows: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of candidates [S] of rows [S]: the rank [S], 0 = best, and [S, 3] log-probability, probability and 1 / (1 + rank)."""
@@ -106,6 +111,8 @@ class ItemTokens(nn.Module):
         rank_vectors: [C, D] what the vectors of the ranks start as, to tell ``Part.SCORE`` by a vector for each rank; None = by the
             projected features.
         training_embeddings: [N, d_rec] what the projector reads in training mode; None = the same.
+        without_token: [N] bool, whose behavioural token is the placeholder; None = of no item.
+        without_training_token: [N] bool, likewise in training mode, beside ``training_embeddings``.
     """
 
     def __init__(
@@ -118,6 +125,8 @@ class ItemTokens(nn.Module):
         output_size: int | None = None,
         rank_vectors: torch.Tensor | None = None,
         training_embeddings: torch.Tensor | None = None,
+        without_token: torch.Tensor | None = None,
+        without_training_token: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -135,6 +144,8 @@ class ItemTokens(nn.Module):
             # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
             self.projector.linear_2.bias.data.copy_(centre)
         self.register_buffer("training_embeddings", training_embeddings, persistent=False)
+        self.register_buffer("without_token", without_token, persistent=False)
+        self.register_buffer("without_training_token", without_training_token, persistent=False)
         self.description = nn.Parameter(centre.clone()) if Part.DESCRIPTION in parts else None
         spread = vocabulary.std(0).cpu()  # [D]
         # As words that join the vocabulary would be drawn.
@@ -162,6 +173,8 @@ class ItemTokens(nn.Module):
     ) -> torch.Tensor:
         """The vectors [S, D] of slots that hold ``slot_parts`` [S] on the CPU, places in ``SLOT_PARTS``, of items [S].
 
+        The placeholder stands where there is no behavioural token for an item, and where the recommender has nothing to say of it.
+
         Args:
             slot_rows: [S] whose slots they are; read for ``Part.USER`` and ``Part.SCORE``, as are ``conclusions``.
 
@@ -174,9 +187,14 @@ class ItemTokens(nn.Module):
             if part is Part.PLACEHOLDER:
                 continue
             slots = send((slot_parts == number).nonzero(as_tuple=True)[0], slot_items.device)  # [s]
+            items, has_own = slot_items[slots], self.training and self.training_embeddings is not None
+            lacking = self.without_training_token if has_own else self.without_token
+            if part is Part.ITEM_EMBEDDING and lacking is not None:
+                slots = slots[~lacking[items]]
+            elif part is Part.SCORE and conclusions is not None and conclusions.is_new is not None:
+                slots = slots[~conclusions.has_nothing(slot_rows[slots], items)]
             items = slot_items[slots]
             if part is Part.ITEM_EMBEDDING and self.projector is not None:
-                has_own = self.training and self.training_embeddings is not None
                 table = self.training_embeddings if has_own else self.item_embeddings
                 filled = self.projector(table[items])
             elif part is Part.DESCRIPTION and self.description is not None:
@@ -206,16 +224,25 @@ def number_vectors(tokenizer: PreTrainedTokenizerBase, vocabulary: torch.Tensor,
     return torch.stack([vocabulary[own].float().mean(0) for own in tokens]).cpu()
 
 
-def centred(table: torch.Tensor) -> torch.Tensor:
-    """A recommender's table [N, d_rec], centred and at unit variance, the padding item's row 0 counting for nothing.
+def centred(table: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """A recommender's table [N, d_rec], centred and at unit variance.
 
     Recommenders differ in the scale of their tables by an order of magnitude; one number for all keeps the order of distances.
+
+    Args:
+        counted: [N] bool, the rows whose mean and variance these are; None = all but the padding item's row 0.
     """
-    moved = table - table[1:].mean(0)
-    return moved / moved[1:].std()
+    counted = slice(1, None) if counted is None else counted
+    moved = table - table[counted].mean(0)
+    return moved / moved[counted].std()
 
 
-def shuffled(table: torch.Tensor, seed: int) -> torch.Tensor:
-    """The rows of [N, d_rec] dealt to other items, the padding item keeping its own."""
-    order = torch.randperm(len(table) - 1, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([table[:1], table[1:][order]])
+def shuffled(table: torch.Tensor, seed: int, dealt: torch.Tensor | None = None) -> torch.Tensor:
+    """The rows of [N, d_rec] dealt to other items, the rest keeping their own.
+
+    Args:
+        dealt: [N] bool, which; None = all but the padding item's row 0.
+    """
+    rows = torch.arange(1, len(table)) if dealt is None else dealt.nonzero()[:, 0]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return table.index_copy(0, rows, table[rows][order])

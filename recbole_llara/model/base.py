@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -16,6 +17,8 @@ from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import (
     EARLIER,
     NO_PRIOR,
+    OWN,
+    PLACEHOLDER,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
@@ -44,7 +47,9 @@ from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
+from recbole_llara.recommender.new_items import text_features, vectors_of_new_items
 from recbole_llara.recommender.proposals import with_proposals
+from recbole_llara.utils.hashing import row_keys
 from recbole_llara.utils.processes import processes_of
 from recbole_llara.utils.transfer import send
 
@@ -82,7 +87,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def __init__(self, config: Any, data: PreparedData) -> None:
         super().__init__(config, data.dataset)
         settings, prompt = LLMSettings.from_config(config), PromptSettings.from_config(config)
-        self.seed = config["seed"]
+        self.seed, self.item_token_dropout = config["seed"], prompt.item_token_dropout
         self.decoding, self.eval_template = EvaluationSettings.from_config(config).decoding, prompt.eval_template
         self.loss_settings, self.stages = LossSettings.from_config(config), stages_of(config)
         self.reference: dict[str, torch.Tensor] | None = None
@@ -106,6 +111,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded or a loss adds it
         self._conclude_by_mode: dict[bool, Concluding | None] = {}  # where training mode has a recommender of its own
         self._drift: dict[str, float] | None = None
+        self.new_item_token: str | None = None  # what stands for items that the recommender never learned; None = its own row
+        self.n_new_items = 0
         self.item_tokens = self._item_tokens(config, data)
         self.proposing: Recommender | None = None
         if is_tuned(config):
@@ -129,13 +136,15 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
         table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
         training_table: torch.Tensor | None = None
+        lacking: torch.Tensor | None = None  # [N] whose behavioural token is the placeholder
+        lacking_in_training: torch.Tensor | None = None
         is_shown = reads_recommender(config) and not is_drawn
         if is_shown:
-            self.recommender, table, self.conclude = self._reading(config, data, shown)
+            self.recommender, table, self.conclude, lacking = self._reading(config, data, shown)
         are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
         if is_tuned(config) and (are_two if is_shown else self.has_prior):
             of_training = self._reading(config, data, shown, of_training=True)
-            self.recommender_of_training, training_table, conclude = of_training
+            self.recommender_of_training, training_table, conclude, lacking_in_training = of_training
             self._conclude_by_mode = {True: conclude, False: self.conclude}
             self.conclude = self._conclude_by_mode[self.training]
             self._drift = None if table is None else drift(training_table, table)
@@ -143,7 +152,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         vocabulary, ranks = embedded_vocabulary(self.llm), None
         if config["recommender_score_token"] == "rank":
             ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
-        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks, training_table)
+        tables = (training_table, lacking, lacking_in_training)
+        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks, *tables)
 
     def _tell_of_training(self, config: Any) -> None:
         """Log which recommender training rows are read with, where it learned from earlier ones."""
@@ -157,16 +167,33 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def _reading(
         self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False
-    ) -> tuple[Recommender, torch.Tensor | None, Concluding | None]:
-        """A recommender, its table [N, d_rec] as the projector reads it, and what asks it for conclusions; None for what is not read."""
+    ) -> tuple[Recommender, torch.Tensor | None, Concluding | None, torch.Tensor | None]:
+        """A recommender, its table [N, d_rec] as the projector reads it, what asks it for conclusions, and the items [N] whose behavioural
+        token is the placeholder; None for what is not read.
+        """
         recommender, network, own = recommender_model(config, data, of_training)
-        table, conclude = None, None
+        settings, table, conclude, lacking = RecommenderSettings.from_config(config), None, None, None
+        is_new = None if settings.new_item_token == OWN else recommender.is_new
+        learned = None if is_new is None else ~is_new
         if Part.ITEM_EMBEDDING in shown:
             table = recommender.item_embeddings
-            table = centred(shuffled(table, self.seed) if config["shuffle_item_embeddings"] else table)
+            table = shuffled(table, self.seed, learned) if config["shuffle_item_embeddings"] else table
+            if settings.new_item_token == PLACEHOLDER:
+                lacking = is_new
+            elif is_new is not None:
+                features = text_features(self.tokenizer, embedded_vocabulary(self.llm), data.catalogue.texts())
+                table = vectors_of_new_items(settings.new_item_token, table, is_new, features, settings.new_item_neighbours)
+            table = centred(table, learned)
         if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
-            conclude = Concluding(network, own, with_outputs=Part.USER in shown)
-        return recommender, table, conclude
+            conclude = Concluding(network, own, Part.USER in shown, is_new)
+        if is_new is not None and not of_training:
+            kind, count = settings.new_item_token, settings.new_item_neighbours
+            self.new_item_token, self.n_new_items = f"{count} {kind}" if kind == "neighbours" else kind, int(is_new[1:].sum())
+            getLogger().info(
+                f"new_item_token {self.new_item_token}: the {recommender.model} learned nothing of {self.n_new_items} of "
+                f"{self.n_items - 1} items"
+            )
+        return recommender, table, conclude, lacking
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -189,6 +216,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         if self.recommender_of_training is not None:
             fields["recommender_of_training"] = self.recommender_of_training.result_fields()
             fields["recommender_drift"] = self._drift
+        if self.new_item_token is not None:
+            fields |= {"new_item_token": self.new_item_token, "new_items": self.n_new_items}
         if self.recommender is None:
             return {**fields, "recommender": None}
         return {**fields, "rec_model": self.recommender.model, "recommender": self.recommender.result_fields()}
@@ -237,7 +266,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         rows = Rows(users.numpy(), targets.numpy(), history.numpy(), places.numpy())
         candidates = torch.from_numpy(self.sampler.draw(row_ids.numpy(), rows, "train", epoch))
         templates = self.template_index(row_ids, "train", epoch)
-        return TrainingRows(history, candidates, targets, templates, torch.arange(len(row_ids)), row_ids)
+        draws = torch.from_numpy(row_keys(self.seed, "dropped item tokens", epoch, row_ids.numpy()).view(np.int64))
+        return TrainingRows(history, candidates, targets, templates, torch.arange(len(row_ids)), row_ids, draws)
 
     def embed(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
         """What the decoder reads: behavioural tokens and placeholders stand in their slots (LLaRA eq. 6)."""
@@ -284,7 +314,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         targets = rows.targets if with_answers else None
         listed = self.listed(rows.history, rows.candidates, representation)
         prompts = self.encoder.encode(rows.history, listed, targets, representation, rows.template_index)
-        return prompts.to(self.device)
+        return prompts.with_dropped_tokens(rows.draws, self.item_token_dropout).to(self.device)
 
     def listed(self, history: torch.Tensor, candidates: torch.Tensor, representation: Representation) -> torch.Tensor:
         """Candidates [B, C], of histories [B, L], in the order in which prompts list them; on the CPU."""

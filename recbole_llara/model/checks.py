@@ -1,12 +1,15 @@
 """Which keys an LLM recommender refuses, before anything is loaded or trained."""
 
 from collections.abc import Iterable
+from logging import getLogger
 from typing import Any
 
 from recbole_llara.config.settings import (
     EARLIER,
     NO_FUSION,
     NO_PRIOR,
+    OWN,
+    PLACEHOLDER,
     READY_MADE,
     SPLITS,
     UNIFORM,
@@ -72,6 +75,7 @@ def check_llm_keys(model: type, config: Any) -> None:
             "candidate to add"
         )
     check_item_fields(config, shown_parts(config))
+    check_new_items(config)
     if config["recommender_rows"] == EARLIER:
         check_earlier_rows(config)
     if model.reads_words_only:
@@ -104,6 +108,26 @@ def check_earlier_rows(config: Any) -> None:
         raise UserError(
             f"recommender_rows: found {EARLIER} with representation {config['representation']} and candidate_draw {UNIFORM}: training reads "
             "no recommender, so that this would only leave out training rows; expected all"
+        )
+
+
+def check_new_items(config: Any) -> None:
+    """Refuse another token for items without interactions where item embeddings come from none; warn where [PH] is never trained."""
+    settings = RecommenderSettings.from_config(config)
+    token, embeddings = settings.new_item_token, settings.item_embeddings
+    if token == OWN or not reads_recommender(config):
+        return
+    if embeddings != "recommender":
+        raise UserError(
+            f"new_item_token: found {token} with item_embeddings {embeddings}, which do not come from interactions, so that no item is "
+            f"new to them; expected {OWN}, or item_embeddings recommender"
+        )
+    stages = stages_of(config)
+    trains_placeholder = any(Part.PLACEHOLDER in stage.easy.parts for stage in stages) or config["item_token_dropout"] > 0
+    if token == PLACEHOLDER and is_tuned(config) and stages[-1].hard.has_item_embedding and not trains_placeholder:
+        getLogger().warning(
+            f"new_item_token: found {PLACEHOLDER} with strategy {config['strategy']}, under which no training prompt shows [PH], so that the "
+            "LLM has never read what stands for new items; give item_token_dropout 0.1, or strategy curriculum or two_stage"
         )
 
 

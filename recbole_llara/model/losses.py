@@ -29,6 +29,7 @@ class TrainingRows:
     template_index: torch.Tensor  # [B]
     places: torch.Tensor  # [B] which rows of the optimiser step these are
     row_ids: torch.Tensor  # [B] which rows of the training split
+    draws: torch.Tensor  # [B] the stream of ``hashing.numbers`` of each row in this epoch, as int64
 
     def take(self, rows: torch.Tensor) -> "TrainingRows":
         """Some of the rows."""

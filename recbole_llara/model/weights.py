@@ -31,6 +31,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "representation": model.representation.name,
         "candidate_order": "recommender" if model.representation.in_recommender_order else "drawn",
         "item_fields": facts_digest(model.encoder.fields) if model.encoder.fields else None,
+        "new_item_token": model.new_item_token,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
         "item_tokens": shapes(model.item_tokens.state_dict()),
     }

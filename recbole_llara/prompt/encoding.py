@@ -19,6 +19,7 @@ from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, tokenise_items
 from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, Texts, tokenise, tokenise_followed, tokenise_inside
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.hashing import numbers
 from recbole_llara.utils.transfer import send
 
 SEPARATOR = ","
@@ -54,6 +55,20 @@ class EncodedPrompts:
         moved = {name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay}
         asked = None if self.asked is None else tuple(send(tensor, device) for tensor in self.asked)
         return replace(self, **moved, asked=asked)
+
+    def with_dropped_tokens(self, draws: torch.Tensor, share: float) -> "EncodedPrompts":
+        """The same prompts with [PH] for the behavioural tokens of a share of each row's items, wherever they stand in the row.
+
+        Args:
+            draws: [B] int64, each row's stream of ``hashing.numbers``: an item's token is dropped by (row, item) alone.
+            share: the probability of each item.
+        """
+        if not share:
+            return self
+        keys, items = draws[self.slot_rows].numpy().view(np.uint64), self.slot_items.numpy()
+        is_dropped = torch.from_numpy((numbers(keys, items) >> np.uint64(11)) * 2.0**-53 < share)  # [S]
+        is_dropped &= self.slot_parts == SLOT_PARTS.index(Part.ITEM_EMBEDDING)
+        return replace(self, slot_parts=self.slot_parts.masked_fill(is_dropped, SLOT_PARTS.index(Part.PLACEHOLDER)))
 
 
 class PromptEncoder:

@@ -18,6 +18,7 @@ class Concluding:
         model: the recommender, frozen, in evaluation mode.
         config: its own.
         with_outputs: whether its sequence output is wanted too.
+        is_new: [N] bool, the items that it never learned, of which it is to say nothing; None = it is asked of all.
 
     Attributes:
         output_size: d_rec of the sequence output; None where it is not wanted.
@@ -26,8 +27,9 @@ class Concluding:
         UserError: the sequence output is wanted, but the recommender makes none of one vector a history.
     """
 
-    def __init__(self, model: nn.Module, config: Any, with_outputs: bool) -> None:
+    def __init__(self, model: nn.Module, config: Any, with_outputs: bool, is_new: torch.Tensor | None = None) -> None:
         self.model, self.config, self.with_outputs = model.eval(), config, with_outputs
+        self.is_new = None if is_new is None else is_new.to(next(model.parameters()).device)
         self.output_size: int | None = None
         if with_outputs:
             one = torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
@@ -44,13 +46,18 @@ class Concluding:
     def __call__(self, history: torch.Tensor, candidates: torch.Tensor) -> Conclusions:
         """Conclusions from histories [B, L], 0-padded on the right, about candidates [B, C]; on the recommender's device.
 
-        The sequence output comes at mean 0 and unit variance of its d_rec numbers: recommenders differ in its scale.
+        The sequence output comes at mean 0 and unit variance of its d_rec numbers: recommenders differ in its scale. A candidate that
+        it never learned has the score of the lowest that it did, so that it is no better than any; where all are new, all are equal.
         """
         with torch.autocast(history.device.type, enabled=False):
-            scores, output = self._read(history)
-            log_probs = scores.view(len(history), -1).gather(1, candidates).float().log_softmax(1)
+            all_scores, output = self._read(history)
+            scores = all_scores.view(len(history), -1).gather(1, candidates).float()  # [B, C]
+            is_new = None if self.is_new is None else self.is_new[candidates]
+            if is_new is not None:
+                lowest = scores.masked_fill(is_new, torch.inf).amin(1, keepdim=True)
+                scores = torch.where(is_new, lowest.masked_fill(is_new.all(1, keepdim=True), 0), scores)
             outputs = layer_norm(output.float(), output.shape[1:]) if self.with_outputs else None
-        return Conclusions(outputs, log_probs, candidates)
+        return Conclusions(outputs, scores.log_softmax(1), candidates, is_new)
 
     def _read(self, history: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores of all items, and what the recommender's ``forward`` gave them from."""

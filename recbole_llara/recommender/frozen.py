@@ -45,7 +45,7 @@ from recbole_llara.utils.hashing import facts_sha256, file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
 WEIGHTS, META = "model.safetensors", "meta.json"
-FORMAT = 2  # raise it when the meaning of a cached folder changes
+FORMAT = 3  # raise it when the meaning of a cached folder changes
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
 
@@ -62,6 +62,8 @@ class Recommender:
     seconds: float = 0.0  # that this call spent on training it
     trained_on: str | None = None  # digest of its training interactions; None where nobody knows
     unlearned_items: int = 0  # that occur in later training rows only, where it learned from earlier ones
+    # [N] bool, which items stand in none of the rows that it learned from; None of vectors, which it has of all.
+    is_new: torch.Tensor | None = None
 
     @property
     def weights(self) -> Path:
@@ -89,9 +91,12 @@ def keep_beside(recommender: Recommender, folder: Path) -> None:
     else:
         files = {Path(WEIGHTS).stem + recommender.weights.suffix: recommender.weights}  # a .pth stays one
 
+    if is_cached := (recommender.weights.parent / META).is_file():
+        files[META] = recommender.weights.parent / META
+
     def fill(place: Path) -> None:
         for name, path in files.items():
-            if (path.parent / META).is_file():  # the cache's; a file of the user's may change in place
+            if is_cached and name != META:  # a file of the user's may change in place
                 with suppress(OSError):
                     (place / name).hardlink_to(path)
             if not (place / name).exists():
@@ -136,12 +141,13 @@ def recommender_and_model(
     rec_config, told, seconds = config.for_recommender(), {}, 0.0
     if not config["rec_checkpoint"]:
         path, told, seconds = _cached(config, rec_config, prepared, of_training)
+        new_items = told["new_items"]
     else:
         path = Path(config["rec_checkpoint"])
-        folder = weights_file(path).parent
+        folder, new_items = weights_file(path).parent, np.flatnonzero(prepared.dataset.training_counts == 0)
         try:
             if weights_file(path) == folder / WEIGHTS and (folder / META).is_file():  # an entry of the cache
-                unseal(folder)
+                new_items = unseal(folder).get("new_items", new_items)
         except DamagedEntry as damage:
             raise UserError(
                 f"rec_checkpoint: {folder} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
@@ -150,7 +156,8 @@ def recommender_and_model(
     load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
     table, sha256 = item_embedding_table(model), weights_sha256(weights)
     known = told.get("metrics", {}), seconds, model.trained_on, told.get("unlearned_items", 0)
-    return Recommender(rec_config["model"], sha256, table, path, *known), model
+    is_new = torch.zeros(len(table), dtype=torch.bool).index_fill_(0, torch.as_tensor(new_items), True)
+    return Recommender(rec_config["model"], sha256, table, path, *known, is_new), model
 
 
 def learned_part(config: RunConfig, of_training: bool) -> TrainingPart | None:
@@ -208,6 +215,7 @@ def _train_into(folder: Path, rec_config: RunConfig, data: PreparedData, sha256:
         trained = train_stock(rec_config, model, data, folder / WEIGHTS)
     seconds = perf_counter() - started
     facts = {"model": rec_config["model"], "dataset": rec_config["dataset"], "sha256": sha256, **trained}
+    facts["new_items"] = np.flatnonzero(never_learned(data))
     if data.dataset.part is not None:
         facts["unlearned_items"] = unlearned_items(data)
     seal(folder, {**facts, "candidate_sha256": data.candidate_sha256, "training_seconds": round(seconds, 1)})
@@ -225,10 +233,17 @@ def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
     return numbered(model, rec_config, data.dataset)
 
 
+def never_learned(data: PreparedData) -> np.ndarray:
+    """[N] bool, which items stand in none of the training rows that are taken; the padding item counts as one of them."""
+    rows, is_new = data.dataset.rows_of(data.dataset.inter_feat), np.ones(data.dataset.item_num, dtype=bool)
+    is_new[np.append(rows.history, rows.targets)] = False
+    is_new[0] = True
+    return is_new
+
+
 def unlearned_items(data: PreparedData) -> int:
     """How many items occur among a split's training interactions, but in none of the training rows that are taken."""
-    known, rows = data.dataset.knowledge.known["train"], data.dataset.rows_of(data.dataset.inter_feat)
-    return len(np.setdiff1d(known.keys % known.n_items, np.append(rows.history, rows.targets)))
+    return int((never_learned(data) & (data.dataset.training_counts > 0)).sum())
 
 
 def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | None = None) -> str:
@@ -257,6 +272,8 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | N
         facts["start"] = start
     if not rec_config["keep_cases"]:
         facts["keep_cases"] = False  # its file tells no user
+    if data.dataset.is_held_out is not None:
+        facts["held_out"] = data.dataset.held_out_digest
     if code := own_code(rec_config["model"]):
         facts["code"] = file_sha256(code)
     return facts_sha256(json_ready(facts))

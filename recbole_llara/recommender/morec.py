@@ -9,8 +9,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import FeatureType
@@ -22,6 +22,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from recbole_llara.checkpoint.weights import tensors_sha256
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import TextEncoderSettings
+from recbole_llara.data.dataset import CandidateDataset
 from recbole_llara.data.snapshot import Column, SnapshotDataset
 from recbole_llara.llm.item_tokens import Projector
 from recbole_llara.llm.likelihood import masked_mean
@@ -175,6 +176,7 @@ class TextItemEmbedding(nn.Module):
         features: [N, d_text] of all titles, where the text encoder does not learn; else ``encoder`` makes them anew.
         encoder, titles: one that learns, and the tokens of N titles; the first belongs to the padding item, whose row is 0.
         batch_size: (int, titles) that the encoder reads at a time.
+        is_held_out: [N] whose rows are 0 in training, where they would be negatives of every softmax; None = of no item.
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class TextItemEmbedding(nn.Module):
         encoder: TextEncoder | None = None,
         titles: Titles | None = None,
         batch_size: int = 1,
+        is_held_out: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = len(titles.input_ids if features is None else features), width
@@ -192,6 +195,10 @@ class TextItemEmbedding(nn.Module):
         self.register_buffer("features", features, persistent=False)
         for name, tokens in zip(Titles._fields, titles or (None, None), strict=True):
             self.register_buffer(name, tokens, persistent=False)
+        is_learned = torch.ones(self.num_embeddings, dtype=torch.bool)
+        if is_held_out is not None:
+            is_learned &= torch.from_numpy(~is_held_out)
+        self.register_buffer("is_learned", is_learned, persistent=False)
         self._held: torch.Tensor | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget())
 
@@ -239,7 +246,7 @@ class TextItemEmbedding(nn.Module):
             features = encode_all(self.encoder, Titles(self.input_ids, self.attention_mask), self.batch_size)
         table = self.projector(features)  # [N, d_rec]
         is_item = torch.arange(len(table), device=table.device) > 0
-        return table * is_item[:, None]
+        return table * (is_item & self.is_learned if self.training else is_item)[:, None]
 
 
 class MoRec(ChecksConfig, SequentialRecommender):
@@ -252,7 +259,7 @@ class MoRec(ChecksConfig, SequentialRecommender):
         UserError: no titles, no text encoder, or a recommender without an item table.
     """
 
-    def __init__(self, config: Any, dataset: SequentialDataset) -> None:
+    def __init__(self, config: Any, dataset: CandidateDataset | SnapshotDataset) -> None:
         super().__init__(config, dataset)
         settings = TextEncoderSettings.from_config(config)
         self.rec_model, self.text_encoder = config["rec_model"], settings.text_encoder_path
@@ -264,20 +271,22 @@ class MoRec(ChecksConfig, SequentialRecommender):
             )
         width = item_embedding_table(self.recommender).shape[1]
         self._identity: dict[str, Any] = {}
+        held_out = dataset.is_held_out
         learns = settings.text_encoder_tuning == "full"
         if isinstance(dataset, SnapshotDataset) and not learns:
-            self.items = TextItemEmbedding(width, dataset.item_feat[FEATURES])
+            self.items = TextItemEmbedding(width, dataset.item_feat[FEATURES], is_held_out=held_out)
         else:
             encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
             titles = encoder.tokenise(["-", *dataset.catalogue.titles[1:]], settings.max_title_tokens)
             self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
             if learns:
-                self.items = TextItemEmbedding(width, None, encoder, titles, settings.text_batch_size)
+                self.items = TextItemEmbedding(width, None, encoder, titles, settings.text_batch_size, held_out)
             else:
                 folder = Path(config["checkpoint_dir"]) / "text_features"
                 features = cached_features(encoder, titles, settings.text_batch_size, folder)
                 # At unit variance for the projector; one number for all of them, so that distances keep their order.
-                self.items = TextItemEmbedding(width, (features - features[1:].mean(0)) / features[1:].std())
+                features = (features - features[1:].mean(0)) / features[1:].std()
+                self.items = TextItemEmbedding(width, features, is_held_out=held_out)
         self.recommender.item_embedding = self.items
         self.encoder_learning_rate = settings.text_encoder_learning_rate
 

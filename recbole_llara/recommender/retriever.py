@@ -14,10 +14,14 @@ SCORED_AT_ONCE = 1 << 25  # scores [B, N] that are held at a time
 
 
 class Retriever:
-    """Ranks all items for histories by a stock recommender; items from ``n_known`` have no interactions and are never proposed."""
+    """Ranks all items for histories by a stock recommender.
 
-    def __init__(self, model: nn.Module, config: Any, n_known: int) -> None:
+    Items from ``n_known`` have no interactions and are never proposed, nor are those that ``never`` [N] is true of.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, n_known: int, never: np.ndarray | None = None) -> None:
         self.model, self.config, self.n_known = model.eval(), config, n_known
+        self.never = None if never is None else torch.from_numpy(never)
 
     @torch.no_grad()
     def propose(
@@ -64,6 +68,8 @@ class Retriever:
         scores = self._scores(history, users)
         scores[torch.from_numpy(rows), torch.from_numpy(columns)] = -torch.inf
         scores[:, 0] = scores[:, self.n_known :] = -torch.inf
+        if self.never is not None:
+            scores[:, self.never] = -torch.inf
         values, items = scores.topk(min(count, self.n_known - 1), dim=1)
         return torch.where(values.isfinite(), items, 0)
 

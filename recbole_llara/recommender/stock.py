@@ -40,14 +40,14 @@ OTHER_PREFIX = "other_parameter/"  # what RecBole's models keep outside their st
 
 
 def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
-    """Make a model that is not ours as RecBole does, from its keys and the training split.
+    """Make a model that is not ours as RecBole does, from its keys and the training split; see ``blank_held_out`` too.
 
     Raises:
         UserError: a partition of items that is larger than the catalogue, or partitions that do not add up.
     """
     model_class, stock, n_items = resolve_model(name), stock_models(), dataset.item_num
     if not issubclass(model_class, (stock["SASRecCPR"], stock["GRU4RecCPR"])):
-        return model_class(config, dataset)
+        return blank_held_out(model_class(config, dataset), dataset)
     text = str(config["reranker_CAN_NUM"])  # Softmax-CPR ranks the best so many items anew
     sizes = [int(size) if size.strip().isdecimal() else 0 for size in text.split(",")]
     if min(sizes) < 1 or (max(sizes) > n_items and config["n_facet_reranker"] > 0):
@@ -62,7 +62,27 @@ def make_recommender(name: str, config: Any, dataset: Any) -> nn.Module:
             f"n_facet_all: found {config['n_facet_all']}, expected {facets}: n_facet + n_facet_context + n_facet_reranker for each of "
             f"the {len(sizes)} sizes of reranker_CAN_NUM + n_facet_emb"
         )
-    return model_class(config, dataset)
+    return blank_held_out(model_class(config, dataset), dataset)
+
+
+def blank_held_out(model: nn.Module, dataset: Any) -> nn.Module:
+    """Keep at zero, whatever is trained, the rows of a model's item table that belong to held-out items.
+
+    A softmax over all items has every item that is no target for a negative, and would teach the model which items are held out. At
+    zero they are as the padding item is: nothing is learned of them, and all of them score the same.
+    """
+    if dataset.is_held_out is None or not _has_item_table(model):
+        return model
+    held_out, weight = torch.from_numpy(np.flatnonzero(dataset.is_held_out)), model.item_embedding.weight
+    with torch.no_grad():
+        weight[held_out] = 0
+    weight.register_hook(lambda gradient: gradient.index_fill(0, held_out.to(gradient.device), 0))
+    return model
+
+
+def _has_item_table(model: nn.Module) -> bool:
+    """Whether a model looks items up in a table of its own, by the name that RecBole's sequential models give it."""
+    return isinstance(getattr(model, "item_embedding", None), nn.Embedding)
 
 
 @runtime_checkable
@@ -250,6 +270,13 @@ def stock_trainer(config: Any, model: torch.nn.Module) -> CandidateTrainer:
     class StockTrainer(CandidateTrainer, get_trainer(config["MODEL_TYPE"], config["model"])):
         def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, Mapping[str, float] | None]:
             """Train as RecBole does; on Ctrl-C say where the best checkpoint is, then let the interrupt pass."""
+            has_blanks = train_data.dataset.is_held_out is not None and _has_item_table(self.model)
+            if has_blanks and self.config["eval_step"] and self.config["epochs"]:
+                raise UserError(
+                    f"eval_step (of an LLM's recommender rec_eval_step): found {self.config['eval_step']} with protocol cold_items, under "
+                    f"whose validation rows a {self.config['model']} has equal scores for all candidates, so that no epoch is better than "
+                    "the first; expected 0, and epochs (rec_epochs) such as 12"
+                )
             try:
                 return super().fit(train_data, *args, **kwargs)
             except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from recbole_llara.checkpoint.weights import (
 from recbole_llara.config.keys import from_run
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
+    VECTORS,
     DataSettings,
     EvaluationSettings,
     LLMSettings,
@@ -46,6 +47,8 @@ from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.loading import is_quantized, load_llm
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.weights import load_adapter
+from recbole_llara.recommender.frozen import META as SEAL
+from recbole_llara.recommender.frozen import seal, unseal
 from recbole_llara.serving.loaded import load, own_files
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
@@ -85,6 +88,11 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         raise UserError(f"run: {path} is one of {config['model']}, expected a run of an LLM recommender")
     if merge and is_quantized(causal_lm(model.llm)):
         raise UserError("merge: the LLM's weights are held quantised, expected whole ones; export without merge")
+    if model.llm_tuning == "full" and config["new_item_token"] in ("neighbours", "text"):
+        raise UserError(
+            f"new_item_token: found {config['new_item_token']!r} with llm_tuning full, expected placeholder or own: these vectors are made "
+            "out of the embeddings of the LLM as it was before it was tuned, which the exported one no longer has"
+        )
     for name in (RESULT, CONFIG, *OPTIONAL):
         for file in (path / name, *(path / name).glob("*")):
             if file.is_symlink():  # it would carry a file of this machine along
@@ -158,9 +166,12 @@ def _write_result(result: Mapping[str, Any], folder: Path) -> None:
     """The run's result, its recommender being the one beside it, which tells no user where it has no table of users."""
     told, files = dict(result), sorted((folder / RECOMMENDER).glob("*"))
     if files:
-        path = next((path for path in files if ids_file(path) in files), files[0])
-        if path.suffix == ".safetensors" and len(files) == 1:
+        path = next(path for path in files if path.suffix in (*VECTORS, ".pth"))
+        if path.suffix == ".safetensors" and ids_file(path) not in files:
+            facts = unseal(path.parent) if path.with_name(SEAL) in files else None
             forget_users(path)
+            if facts is not None:
+                seal(path.parent, facts)
         told["recommender"] = {**result["recommender"], "path": f"{RECOMMENDER}/{path.name}"}
     (folder / RESULT).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

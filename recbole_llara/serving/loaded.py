@@ -11,7 +11,7 @@ from torch import nn
 
 from recbole_llara.checkpoint.run_folder import PROMPTS, RECOMMENDER, RESULT, model_of, read_request, read_result
 from recbole_llara.checkpoint.weights import weights_sha256
-from recbole_llara.config.models import is_llm_recommender, load_plugins
+from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import NO_FUSION, VECTORS, ids_file, vectors_file
 from recbole_llara.config.yaml_files import PlainText
@@ -79,7 +79,9 @@ class LoadedRun:
             proposing = (MostPopular(data.dataset.training_counts).to(config["device"]), config)
         elif self.is_llm:
             self.recommender, *proposing = recommender_model(config, data)
-        self.retriever = Retriever(*proposing, data.dataset.n_known)
+        # A recommender has learned nothing of held-out items, unless it reads their titles.
+        never = None if replaces_item_table(proposing[1]["model"]) else data.dataset.is_held_out
+        self.retriever = Retriever(*proposing, data.dataset.n_known, never)
         ids = data.dataset.field2id_token[data.dataset.iid_field]
         self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
         self.batch_size = config["eval_batch_size"]

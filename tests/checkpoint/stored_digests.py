@@ -49,6 +49,10 @@ STORED = (
         "*/recommender/model.safetensors", "snapshot_sha256", "what it knows of the items", "serving.loaded.load", "refused"
     ),
     Stored("*/recommender/model.safetensors", "training_digest", "training interactions", "", "told"),
+    Stored("*/recommender/meta.json", "sha256", "all that its weights depend on", "recommender.frozen.unseal", "refused"),
+    Stored("*/recommender/meta.json", "weights_sha256", "the file beside it", "recommender.frozen.unseal", "refused"),
+    Stored("*/recommender/meta.json", "candidate_sha256.*", "the candidates' file", "recommender.frozen.unseal", "refused"),
+    Stored("*/recommender/meta.json", "meta_sha256", "the other facts", "recommender.frozen.unseal", "refused"),
     Stored(_META, "training_digest", "training interactions", "quick_start.run_recbole_llara", "warned of"),
     Stored(_META, "sha256.*", "each file beside it", "model.weights.load_llm_recommender", "refused"),
     Stored(

@@ -17,6 +17,7 @@ DATA_KEYS = {
     "repeated_targets": "keep",
     "candidate_seed": None,
     "candidate_file": None,
+    "cold_item_share": 0.1,
     "train_neg_sample_args": None,
     "seed": 2020,
     "use_gpu": False,
@@ -51,8 +52,8 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def prepared(make_config, tmp_path_factory):
-    """ml-100k under both protocols, by name."""
+    """ml-100k under the protocols that split it here, by name."""
     from recbole_llara.data.dataset import prepare_data
 
     folder = str(tmp_path_factory.mktemp("saved"))
-    return {name: prepare_data(make_config(name, checkpoint_dir=folder)) for name in ("llara", "leave_one_out")}
+    return {name: prepare_data(make_config(name, checkpoint_dir=folder)) for name in ("llara", "leave_one_out", "cold_items")}

@@ -36,7 +36,7 @@ def windows(prepared, tmp_path_factory):
     return {"dataset": "rows", "data_path": str(folder.parent)}
 
 
-@pytest.mark.parametrize("protocol", ["leave_one_out", "llara", "windows", "ratio"])
+@pytest.mark.parametrize("protocol", ["leave_one_out", "llara", "cold_items", "windows", "ratio"])
 def test_no_rule_beats_chance_unless_the_data_explain_it(protocol, prepared, make_config, windows, tmp_path):
     if protocol in prepared:
         data = prepared[protocol]
@@ -46,9 +46,13 @@ def test_no_rule_beats_chance_unless_the_data_explain_it(protocol, prepared, mak
         data = prepare_data(make_config(protocol, checkpoint_dir=str(tmp_path), **(windows if protocol == "windows" else {})))
     found = {(finding.split, finding.rule): finding for finding in leaks.find_leaks(data, epochs=5)}
     assert not [finding for finding in found.values() if finding.is_leak]
-    assert len(found) == 2 * len(leaks.RULES)
+    of_held_out = 4 if protocol == "cold_items" else 0
+    assert len(found) == 2 * len(leaks.RULES) + of_held_out
     if protocol == "leave_one_out":
         assert found["test", LEAST_DRAWN].share <= 0.07 and found["test", LEAST_DRAWN].n == 943
+    if protocol == "cold_items":  # of held-out items nobody knows how popular they are
+        assert all(finding.is_chance for (_, rule), finding in found.items() if not rule.startswith("item "))
+        return
     # Popularity is there to be found, and is said to be that.
     popular = found["test", "training interactions: most"]
     assert popular.share > 0.15 and not popular.is_chance and popular.reason == leaks.POPULARITY
@@ -114,6 +118,41 @@ def test_a_recommender_that_learned_later_targets_is_found(make_config, prepared
     found, *_ = leaks.find_leaks(data, 1, leaking)
     assert found.is_leak and found.share == 1 / len(data.dataset)
     assert not [finding for finding in leaks.find_leaks(data, 5, honest) if finding.is_leak]
+
+
+def test_learned_candidates_beside_held_out_targets_are_found(prepared):
+    """Negatives out of all items, as an implementation that forgets the pool would draw them."""
+    data = prepared["cold_items"]
+    split = data.test_data.dataset
+    feat = split.inter_feat
+    before, rows = feat[CANDIDATE_FIELD].clone(), split.rows_of(feat)
+    everywhere = CandidateSampler(data.dataset.knowledge.known["test"], 20, seed=2020)
+    try:
+        feat[CANDIDATE_FIELD][:] = torch.from_numpy(everywhere.draw(feat["row_id"].numpy(), rows, "test"))
+        found = leaks.find_leaks(dataclasses.replace(data, sampler=everywhere), epochs=1)
+    finally:
+        feat[CANDIDATE_FIELD][:] = before
+    rules = {(finding.split, finding.rule): finding for finding in found}
+    assert rules["test", "held out from training"].is_leak and rules["test", "held out from training"].share > 0.2
+    drawn = rules["train", leaks.HELD_OUT_LEARNED]
+    assert drawn.is_leak and drawn.share > 0.9
+
+
+def test_held_out_items_in_histories_and_counts_are_found(prepared):
+    data = prepared["cold_items"]
+    split, knowledge = data.test_data.dataset, data.dataset.knowledge
+    feat, known = split.inter_feat, knowledge.known["train"]
+    history, held_out = feat["item_id_list"], np.flatnonzero(split.is_held_out)
+    before = history[0, 0].item()
+    try:
+        history[0, 0] = int(held_out[0])
+        knowledge.known["train"] = knowledge.known["test"]
+        found = {(finding.split, finding.rule): finding for finding in leaks.find_leaks(data, epochs=1)}
+    finally:
+        history[0, 0], knowledge.known["train"] = before, known
+    assert found["test", leaks.HELD_OUT_SHOWN].is_leak and found["test", leaks.HELD_OUT_SHOWN].share == 1 / 923
+    assert found["train", leaks.HELD_OUT_COUNTED].is_leak
+    assert found["valid", leaks.HELD_OUT_SHOWN].share == 0
 
 
 def test_a_column_that_tells_is_found(prepared):

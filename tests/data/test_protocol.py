@@ -27,6 +27,7 @@ def test_protocols_name_the_same_keys():
     """What one settles, another settles too; ready-made windows need three of RecBole's keys besides."""
     files = {path.stem: set(yaml.safe_load(path.read_text())) for path in (PROPERTIES / "protocol").glob("*.yaml")}
     assert files["windows"] - files["llara"] == {"benchmark_filename", "alias_of_item_id", "load_col"}
+    assert files["cold_items"] - files["llara"] == {"new_item_token"}  # of all systems that read a recommender
     assert files["llara"] == files["leave_one_out"] < files["windows"]
 
 
@@ -57,6 +58,8 @@ def test_candidate_seed_falls_back_to_seed():
         ("candidate_num", 1),
         ("candidate_num", True),
         ("candidate_exclude", "users"),
+        ("cold_item_share", 0),
+        ("cold_item_share", 0.5),
         ("benchmark_filename", ["train", "valid", "test"]),
         ("eval_args", {"order": "RO", "mode": "full"}),
         ("eval_args", {"order": "TO", "mode": {"valid": "uni100", "test": "full"}}),
@@ -65,6 +68,11 @@ def test_candidate_seed_falls_back_to_seed():
 def test_a_wrong_value_names_its_key(key, value):
     with pytest.raises(UserError, match=key):
         DataProtocol.from_config(keys_of(**{key: value}))
+
+
+def test_held_out_targets_are_not_matched_by_what_was_learned():
+    with pytest.raises(UserError, match="repeated_targets: found 'match' with protocol 'cold_items', expected keep or drop"):
+        DataProtocol.from_config(keys_of("cold_items", repeated_targets="match"))
 
 
 @pytest.mark.parametrize("files", [None, ["train", "valid"], "train"])

@@ -16,7 +16,8 @@ def test_every_system_of_a_shipped_study_is_a_configuration(name, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     study = load_study(name)
     StudyRuns(study)
-    assert study.settings["protocol"] == "leave_one_out" and study.datasets == ("ml-100k",)
+    assert study.settings["protocol"] == ("cold_items" if name == "cold_items" else "leave_one_out")
+    assert study.datasets == ("ml-100k",)
     for column in study.published:
         for values in [*column.hit.values(), *column.valid.values(), column.llms]:
             assert set(values) <= set(study.systems)
@@ -90,6 +91,10 @@ def test_a_further_draw_trains_nothing_and_only_the_first_seed_has_some():
             "systems: {A: {model: Popularity}}\npublished: [{source: a, protocol: b, llm: c, hit: {}}, "
             "{source: d, protocol: b, llm: c, hit: {}}]",
             "published has columns named published, published, expected a different name for each",
+        ),
+        (
+            "candidate_seeds: [7]\nsettings: {protocol: cold_items}\nsystems: {A: {model: Popularity}}",
+            r"candidate_seeds: found \[7\] with protocol cold_items",
         ),
         ("systems: {A: {model: Popularity}}\ncases: [{title: x, right: [A], wrong: [C]}]", "cases: found 'C'"),
     ],

@@ -33,6 +33,7 @@ def stages():
             user_token=False,
             recommender_score_token="none",
             candidate_order="drawn",
+            item_token_dropout=0.0,
         )
         keys = {
             "epochs": 5, "train_batch_size": 1, "learning_rate": 0.5, "weight_decay": 0.0, "stage_1_epochs": 2,

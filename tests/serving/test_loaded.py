@@ -111,8 +111,7 @@ def test_the_recommender_lies_in_the_folder_of_the_run(make_run, tmp_path):
     cache = folder.parent / "recommenders"
     cache.rename(tmp_path / "away")
     assert told(recbole_llara.load(folder)) == before
-    (weights,) = (folder / "recommender").iterdir()
-    weights.rename(tmp_path / "model.safetensors")
+    (folder / "recommender" / "model.safetensors").rename(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="lacks the folder recommender with the recommender that it read"):
         recbole_llara.load(folder)
     (given,) = (tmp_path / "away").glob("SASRec-*")
