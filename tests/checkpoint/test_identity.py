@@ -223,7 +223,7 @@ READ = {
     "checkpoint.training_state.load_newest": {"": resume},
     "trainer.trainer.resume_checkpoint": {"": resume},
     "evaluator.report.refuse_unlike": {"": compare_results},
-    "recommender.frozen.unseal": {"": take_recommender},
+    "recommender.frozen.unseal": {"recommenders": take_recommender, "": load_run},
     "recommender.proposals.with_proposals": {"": take_proposals},
     "recommender.morec.cached_features": {"": build_morec},
 }

@@ -135,3 +135,21 @@ def test_a_file_of_candidates_may_be_gone(make_run, tmp_path):
     run = Path(make_run(candidate_file=str(given)))
     os.remove(given)
     assert len(recbole_llara.load(run).recommend(["i1"])) == 5
+
+
+@pytest.mark.parametrize("token", ["placeholder", "neighbours", "text"])
+def test_items_that_nobody_has_seen_have_the_same_tokens_wherever_the_run_is(token, make_run, tmp_path):
+    cold = {"protocol": "cold_items", "cold_item_share": 0.3, "candidate_num": 4, "topk": [1], "rec_eval_step": 0}
+    run = Path(make_run(**cold, new_item_token=token, rec_max_train_rows=40))
+    cases = [json.loads(line) for line in (run / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+    for folder in ("toy", "saved/recommenders", "saved/candidates"):
+        shutil.rmtree(tmp_path / folder)
+    out = export(run, tmp_path / "out")
+    for place in (run, out):
+        loaded = recbole_llara.load(place)
+        for case in cases:
+            asked = [[f"id:{item}" for item in case[name]] for name in ("history", "candidates")]
+            found = {item.item_id: item.score for item in loaded.recommend(asked[0], k=4, candidates=asked[1])}
+            assert found == pytest.approx(dict(zip(case["candidates"], case["scores"], strict=True)), abs=1e-4)
+        # What is held out is never proposed.
+        assert not {item.item_id for item in loaded.recommend(["i1"], k=20, retrieve_k=20)} & set(cases[0]["candidates"])
