@@ -145,7 +145,7 @@ def test_workers_end_with_their_parent(serve):
 
 @pytest.mark.slow
 def test_a_run_that_cannot_be_loaded_ends_it_with_one_line(toy, tmp_path):
-    words = [f"--run={toy.folders['LLaRA']}", "--port=0", "--workers=2", f"--data_path={tmp_path}"]
+    words = [f"--run={toy.folders['LLaRA']}", "--port=0", "--workers=2", f"--llm_path={tmp_path}"]
     done = subprocess.run(
         [sys.executable, "-m", "recbole_llara", "serve", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
