@@ -424,7 +424,7 @@ def test_every_key_is_declared():
         sounds_like_a_place = any(
             part in key for part in ("path", "file", "dir", "url", "api_", "trust", "token_", "key", "wandb")
         )
-        is_plain = key in ("benchmark_filename", "token_num_threshold", "token_loss_weight")
+        is_plain = key in ("benchmark_filename", "token_num_threshold", "token_loss_weight", "item_token_dropout")
         assert not sounds_like_a_place or is_plain or from_run(key) is not FromRun.VALUE, key
 
 
