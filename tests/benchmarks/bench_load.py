@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_load.py [--items 1000,100000,1000000] [--models SASRec,LLaRA] [--run FOLDER --key=value ...]
 
 Runs of made-up catalogues are made without training, the data are removed, and each is loaded in a process of its own, once before
-it is measured. The floor is reading the same bytes: the safetensors of the run's folder and of the LLM. Memory is that of the
-process at its peak less what the imports took, beside the size of those files.
+it is measured. The floor is reading the same bytes: the safetensors of the run's folder and of the LLM. Memory is what is resident
+after loading less what was before, beside the size of those files.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 POINT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from time import perf_counter
-import torch
+import psutil, torch
 from safetensors.torch import load_file
 import recbole_llara.model.rsllm, recbole_llara.recommender.morec, recbole.trainer, peft, transformers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -27,20 +27,20 @@ from recbole_llara.serving.loaded import load
 from recbole_llara.llm.source import resolve_llm_path
 
 run, keys = Path(sys.argv[1]), json.loads(sys.argv[2])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+resident = psutil.Process().memory_info
 folders = [run]
 if (run / "checkpoint").is_dir():
     told = json.loads((run / "result.json").read_text())["llm"]
     folders.append(Path(resolve_llm_path(keys.get("llm_path", told)).where))
 files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
-started = perf_counter()
-size = sum(sum(tensor.clone().nbytes for tensor in load_file(path).values()) for path in files)
-reading = perf_counter() - started
-before = peak()
+before = resident().rss
 started = perf_counter()
 loaded = load(run, use_gpu=False, **keys)
 seconds = perf_counter() - started
-memory = peak() - before
+memory = resident().rss - before
+started = perf_counter()
+size = sum(sum(tensor.clone().nbytes for tensor in load_file(path).values()) for path in files)
+reading = perf_counter() - started
 started = perf_counter()
 loaded.recommend([loaded.names.ids[1]], k=5)
 print(json.dumps({"reading": reading, "load": seconds, "first_answer": perf_counter() - started, "bytes": size, "memory": memory}))
