@@ -112,7 +112,9 @@ def numbered(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     if isinstance(model, KeepsColumns):
         model.snapshot = replace(model.snapshot, columns={**model.snapshot.columns, **model.item_columns()})
     # A table of users needs to know whose its rows are.
-    has_users = any(model.snapshot.n_users in weight.shape[:1] for weight in model.parameters())
+    has_users = not is_llm_recommender(name) and any(
+        model.snapshot.n_users in weight.shape[:1] for weight in model.parameters()
+    )
     if not config["keep_cases"] and not has_users:
         model.snapshot = replace(model.snapshot, numbering=model.snapshot.numbering.without_users())
     model.training_digest = None if isinstance(dataset, SnapshotDataset) else training_digest(dataset)
@@ -177,11 +179,8 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
     tensors = checkpoint.read_tensors()
     weights = {name: value for name, value in tensors.items() if not name.startswith(OTHER_PREFIX)}
     if differing := differences(shapes(weights), shapes(model.state_dict())):
-        users = (
-            ""
-            if ids is None
-            else (f" It knows {len(ids.users)} users, this run's data with them has {len(model.snapshot.numbering.users)}.")
-        )
+        here = f"this run's data with them has {len(model.snapshot.numbering.users)}" if ids else ""
+        users = f" It knows {len(ids.users)} users, {here}." if ids else ""
         raise UserError(
             f"{key}: {checkpoint.path} does not fit this {model_name}: {len(differing)} weights differ in shape or name ({'; '.join(differing[:3])}). Give "
             "the data and the keys that it was trained with: MAX_ITEM_LIST_LENGTH, widths, layers and the like, of a recommender under "

@@ -141,8 +141,7 @@ def answer_lines(run: "LoadedRun", lines: Iterable[str], out: TextIO, k: int = 5
         out: gets a JSON object a line.
         k, retrieve_k: for lines that say nothing of them.
     """
-    from recbole_llara.serving.loaded import as_json
-    from recbole_llara.serving.questions import recommend_each
+    from recbole_llara.serving.loaded import as_json, recommend_each
 
     defaults = {"k": k, "retrieve_k": retrieve_k, "candidates": None}
     asked = (_asked(line, defaults) for line in lines if line.strip())

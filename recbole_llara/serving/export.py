@@ -73,7 +73,8 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         keys: over the run's own, such as ``llm_path``.
 
     Raises:
-        UserError: the run has no LLM, its weights are quantised and were to be merged, or ``output`` is there.
+        UserError: the run has no LLM, its weights are quantised and were to be merged, ``output`` is there, another recommender is
+            asked for, or tokens of new items rest on embeddings that a whole tuned LLM no longer has.
     """
     path, output = Path(run).expanduser(), Path(output).expanduser()
     if output.exists():

@@ -92,7 +92,7 @@ def test_a_recommender_with_a_table_of_users_has_to_know_them(make_run, tmp_path
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_exported_run_tells_no_user_and_no_place_of_this_machine(merge, make_run, tmp_path):
+def test_an_exported_run_tells_no_user_and_not_where_its_recommender_lay(merge, make_run, tmp_path):
     run = Path(make_run())
     before = recbole_llara.load(run).recommend(["i1", "i2"], k=10)
     out = export(run, tmp_path / "out", merge=merge)

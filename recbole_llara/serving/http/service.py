@@ -12,8 +12,7 @@ from recbole_llara.serving.http.batches import BatchQueue
 from recbole_llara.serving.http.compared import Comparison, Question
 from recbole_llara.serving.http.metrics import Metrics
 from recbole_llara.serving.http.runs import ServedRun
-from recbole_llara.serving.loaded import answer_alike
-from recbole_llara.serving.questions import recommend_each
+from recbole_llara.serving.loaded import answer_alike, recommend_each
 from recbole_llara.utils.errors import UserError
 
 MAX_HISTORY, MAX_CANDIDATES, MAX_FOUND = 200, 100, 20  # items

@@ -104,7 +104,7 @@ def test_questions_at_once_get_their_own_answers(asking, served_runs):
     with ThreadPoolExecutor(24) as visitors:
         found = list(visitors.map(lambda one: _recommend(client, one), [*histories, ["nothing"]]))
     assert [one.status_code for one in found] == [200] * 23 + [400]
-    for history, answer in zip(histories, found, strict=False):
+    for history, answer in zip(histories, found[:-1], strict=True):
         own, told = run.recommend(history), answer.json()["recommendations"]
         assert [item["item_id"] for item in told] == [item.item_id for item in own]
         assert [item["score"] for item in told] == pytest.approx([item.score for item in own], abs=1e-4)
