@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
@@ -118,7 +119,12 @@ def test_the_embedded_llm_is_as_described():
     config = AutoConfig.from_pretrained(TINY_LLAMA_DIR)
     pieces = len(AutoTokenizer.from_pretrained(TINY_LLAMA_DIR))
     size = sum(path.stat().st_size for path in TINY_LLAMA_DIR.iterdir())
-    assert f"{parameters / 1e6:.1f} million parameters" in page
-    assert f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads" in page
-    assert f"{pieces:,} pieces" in page
+    card = (TINY_LLAMA_DIR / "README.md").read_text(encoding="utf-8")
+    for text in (page, card):
+        assert f"{parameters / 1e6:.1f} million parameters" in text
+        assert f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads" in text
+        assert f"{pieces:,} pieces" in text
+    assert ModelCard(card).data.license == "mit"
+    figures = re.findall(r"(?<=[ (])\.\d\d\b", card.split("## What it can do")[1].split("## Use")[0])
+    assert set(figures) <= set(re.findall(r"(?<=[ (])\.\d\d\b", page)) and len(figures) >= 5
     assert size <= 12e6
