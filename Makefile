@@ -5,7 +5,8 @@
 # bench-gpu: the same at Llama-2-7B's size.
 # bench-knowledge: minutes, what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec.
 # bench-load: what loading a run costs beside reading its bytes. bench-serve SERVED=saved/RUN: minutes, a service over a run under load.
-# bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
+# bench-growth: time and memory by size. results: the tables of the pages, days; RUNS="quickstart main_results": those runs of
+# docs/results/runs.yaml. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
 # thousands of catalogues of odd titles.
 # smoke: another Python, PYTHON=python3.12, in .venv-other.
@@ -23,7 +24,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs results accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -68,6 +69,9 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f docs/mkdocs.yml
+
+results: $(STAMP)
+	$(RUN) docs/results/make.py $(RUNS)
 
 accuracy: $(STAMP)
 	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022

@@ -9,13 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recbole_llara.config.secrets import MASK, is_secret, masked_text, without_secrets
 from recbole_llara.config.yaml_files import parse_value
 from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.calibration import calibration
 from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.utils import __version__
-from recbole_llara.utils.hashing import json_ready
+from recbole_llara.utils.hashing import code_digest, json_ready
 
 PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy")  # on which a number depends
 
@@ -93,8 +95,15 @@ def build_result(
         "metrics": {split: dict(values) for split, values in metrics.items()},
         "best_epoch": best_epoch,
         "timings": dict(timings),
-        "versions": {"python": platform.python_version(), "recbole_llara": __version__}
+        "versions": {"python": platform.python_version(), "recbole_llara": __version__, "code": code_digest()}
         | {package: version(package) for package in PACKAGES},
+        "machine": _machine(torch.device(config["device"])),
         "command": command_line(),
         **fields,
     }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """On what a run computed: the processor's instruction set as torch uses it, its threads, and the GPU's name or None."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "gpu": gpu}

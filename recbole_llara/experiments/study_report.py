@@ -1,4 +1,4 @@
-"""A study's report: tables to read, to print (LaTeX) and to compute with (CSV), figures, and case studies on the page."""
+"""A study's report: tables to read, to print (LaTeX) and to compute with (CSV, JSON), figures, and case studies on the page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -17,6 +17,7 @@ from recbole_llara.evaluator.report import ABSENT
 from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
 from recbole_llara.experiments.study_definition import Study
+from recbole_llara.experiments.study_record import record_text, study_record
 from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
 from recbole_llara.experiments.study_summary import CALIBRATION, METRICS, Summary, find_cases, summarise
 
@@ -25,7 +26,7 @@ SMOOTH = 20  # optimiser steps in the moving mean of a loss
 
 
 def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
-    """Write a study's Markdown, page, LaTeX table, CSV files and figures; returns what to print."""
+    """Write a study's Markdown, page, LaTeX table, CSV files, ``study.json`` and figures; returns what to print."""
     summaries = summarise(study, outcomes)
     blocks: list[Block] = []
     cases: dict[str, list[dict[str, Any]]] = {}
@@ -47,6 +48,7 @@ def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
         "table.tex": latex(study, summaries),
         "runs.csv": csv_text([_run_row(arm, outcome) for arm, outcome in outcomes.items()]),
         "comparisons.csv": csv_text([row for summary in summaries for row in summary.comparisons]),
+        "study.json": record_text(study_record(study, summaries)),
     }
     text = write_report(Report(study.title, blocks, draw(study, summaries), cases), study.folder, "report.html", files)
     return (

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def facts_sha256(facts: Any) -> str:
 def facts_digest(facts: Any) -> str:
     """The first digits of ``facts_sha256``."""
     return facts_sha256(facts)[:DIGITS]
+
+
+@cache
+def code_digest() -> str:
+    """The first digits of a SHA-256 over this package's source files: two runs with the same one ran the same code."""
+    package = Path(__file__).resolve().parent.parent
+    files = {path.relative_to(package).as_posix(): file_sha256(path) for path in sorted(package.rglob("*.py"))}
+    return facts_digest(files)
 
 
 def mix(state: np.ndarray) -> np.ndarray:

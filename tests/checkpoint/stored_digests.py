@@ -83,6 +83,7 @@ STORED = (
         "recommender.frozen.prepare_recommender",
         "looked for elsewhere",
     ),
+    Stored("*/result.json", "versions.code", "the package's source files", "", "told"),
     Stored("*/result.json", "proposing.sha256", "its weights' file", "", "told"),
     Stored("*/result.json", "proposing.path", "see recommenders/*", "", "told"),
     Stored("*/result.json", "recommender_of_training.sha256", "its weights' file", "", "told"),

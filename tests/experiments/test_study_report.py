@@ -173,7 +173,7 @@ def test_a_report_is_written_whole(study, outcomes_of, tmp_path, monkeypatch):
     monkeypatch.setattr("recbole_llara.experiments.report.write_pngs", lambda figures, folder: "no PNG files: none")
     text = write_study_report(study, outcomes_of(ANSWERS))
     assert "no PNG files: none" in text
-    files = {"report.md", "report.html", "table.tex", "runs.csv", "comparisons.csv"}
+    files = {"report.md", "report.html", "table.tex", "runs.csv", "comparisons.csv", "study.json"}
     assert {path.name for path in study.folder.iterdir()} == files
 
 

@@ -1,0 +1,344 @@
+"""Measures what the pages tell: runs the studies of runs.yaml, keeps the numbers of each in measured/, and writes them into the pages.
+
+``python docs/results/make.py`` (``make results``) runs every study that has no file in measured/; names of runs.yaml behind it run
+these alone, with ``--fresh`` also where a file is there. ``--write`` runs nothing. A study that was stopped resumes: its finished
+systems are kept in saved/.
+
+In a page, what stands between ``<!-- = CALL -->`` and ``<!-- / -->`` is written by the function of ``WRITERS`` that the call names, such as
+``table("quickstart")``. Where one of its runs has not been measured, the page keeps what is there.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment
+
+from recbole_llara.evaluator.significance import wilson_interval
+from recbole_llara.experiments.study_definition import Study, load_study, read_command
+from recbole_llara.experiments.study_record import unpack
+from recbole_llara.utils.atomic import write_text
+
+Records = Mapping[str, Mapping[str, Any]]  # name of a run -> its ``study.json``
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PAGES = ("README.md", "RESULTS.md", "docs/pages/reproduce.md", "docs/pages/tour.md")
+WRITTEN = re.compile(r"(<!-- = (?P<call>.+?) -->)(?P<text>.*?)(<!-- / -->)", re.DOTALL)
+BANDS = ((0, 5), (6, 20), (21, None))  # how many users took the target in training
+COLUMNS = {"hit@5": "HitRatio@5", "ndcg@10": "NDCG@10"}
+
+
+def load_runs() -> dict[str, dict[str, Any]]:
+    """The entries of runs.yaml."""
+    return yaml.safe_load((HERE / "runs.yaml").read_text(encoding="utf-8"))
+
+
+def words_of(run: Mapping[str, Any]) -> list[str]:
+    """What stands behind ``recbole-llara study``."""
+    return [run["study"], *run.get("arguments", [])]
+
+
+def study_of(run: Mapping[str, Any]) -> Study:
+    """The study that an entry runs."""
+    return read_command(words_of(run))
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """Name -> record, of the runs that have been measured, in the order of runs.yaml."""
+    files = {name: HERE / "measured" / f"{name}.json" for name in load_runs()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
+
+
+def measure(name: str, run: Mapping[str, Any], is_fresh: bool) -> bool:
+    """Run a study and keep its numbers, with the commit; returns whether all of its systems ended well."""
+    commit = _git("rev-parse", "--short=10", "HEAD")
+    changed = _git("status", "--porcelain", "--", "recbole_llara", "properties")
+    command = [sys.executable, "-m", "recbole_llara", "study", *words_of(run), *(["--fresh"] if is_fresh else [])]
+    status = subprocess.run(command, cwd=ROOT).returncode
+    if status not in (0, 1):  # stopped, or refused: nothing new was measured
+        sys.exit(status)
+    record = json.loads((ROOT / study_of(run).folder / "study.json").read_text(encoding="utf-8"))
+    record["commit"] = f"{commit}, changed" if changed else commit
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    write_text(HERE / "measured" / f"{name}.json", text)
+    return status == 0
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class NotMeasured(Exception):
+    """A run has no file in measured/."""
+
+
+def written(text: str, records: Records) -> str:
+    """The text of a page with the numbers of records."""
+    environment = Environment()
+    functions = {function.__name__: partial(function, records) for function in WRITERS}
+
+    def write(found: re.Match[str]) -> str:
+        try:
+            told = str(environment.compile_expression(found["call"], undefined_to_none=False)(functions))
+        except NotMeasured:
+            return found[0]
+        return f"{found[1]}\n\n{told}\n\n{found[4]}" if "\n" in found["text"] else f"{found[1]}{told}{found[4]}"
+
+    return WRITTEN.sub(write, text)
+
+
+def _only(records: Records, run: str) -> Mapping[str, Any]:
+    if run not in load_runs():
+        raise ValueError(f"found the run {run!r}, expected one of runs.yaml")
+    if run not in records:
+        raise NotMeasured(run)
+    (of_dataset,) = records[run]["datasets"].values()
+    return of_dataset
+
+
+def table(records: Records, run: str, systems: Sequence[str] = ()) -> str:
+    """A run's systems: HitRatio@1 over all seeds with its interval over rows, and what else was measured."""
+    of_dataset = _only(records, run)
+    shown = {name: of_dataset["systems"][name] for name in systems or of_dataset["systems"]}
+    has_nll = any("nll" in seed for system in shown.values() for seed in system["seeds"])
+    valid = {name: _mean(system, "validratio") for name, system in shown.items()}
+    has_valid = any(share is not None and share < 1 for share in valid.values())
+    header = [
+        "system",
+        "HitRatio@1",
+        *COLUMNS.values(),
+        *(["NLL", "ECE"] if has_nll else []),
+        *(["ValidRatio"] if has_valid else []),
+    ]
+    lines = []
+    for name, system in shown.items():
+        cells = [name, hit(records, run, name), *(_share(_mean(system, key)) for key in COLUMNS)]
+        if has_nll:
+            cells += [_fixed(_mean_of(system, "nll"), 2), _share(_mean_of(system, "ece"), 2)]
+        if has_valid:
+            cells.append(_share(valid[name]))
+        lines.append(cells)
+    return _markdown(header, lines)
+
+
+def beside(records: Records, columns: Mapping[str, str], papers: Mapping[str, tuple[str, int, str]] | None = None) -> str:
+    """HitRatio@1 of the same systems in several runs.
+
+    Args:
+        columns: heading -> run.
+        papers: heading -> (study, which of its published columns, dataset), of which ValidRatio stands in brackets where it has one.
+    """
+    names = list(dict.fromkeys(name for run in columns.values() for name in _only(records, run)["systems"]))
+    published = {heading: _published(*place) for heading, place in (papers or {}).items()}
+    lines = []
+    for name in names:
+        cells = [hit(records, run, name) if name in _only(records, run)["systems"] else "" for run in columns.values()]
+        lines.append([name, *cells, *(told.get(name, "") for told in published.values())])
+    return _markdown(["system", *columns, *published], lines)
+
+
+def _published(study: str, number: int, dataset: str) -> dict[str, str]:
+    column = load_study(study).published[number]
+    valid = column.valid.get(dataset, {})
+    return {
+        name: _share(hit) + (f" ({_share(valid[name])})" if name in valid else "") for name, hit in column.hit[dataset].items()
+    }
+
+
+def seeds(records: Records, run: str, systems: Sequence[str]) -> str:
+    """HitRatio@1 of every seed and their mean."""
+    of_dataset, numbers = _only(records, run), records[run]["seeds"]
+    lines = []
+    for name in systems:
+        shares = [_correct(of_dataset, seed).mean() for seed in of_dataset["systems"][name]["seeds"]]
+        lines.append([name, *map(_share, shares), _share(sum(shares) / len(shares))])
+    return _markdown(["system", *(f"seed {number}" for number in numbers), "mean"], lines)
+
+
+def differences(records: Records, run: str, pairs: Sequence[Sequence[str]] = ()) -> str:
+    """The comparisons of a run, all or those of pairs, with Holm's correction over all of them."""
+    found = _only(records, run)["comparisons"]
+    if pairs:
+        found = [_comparison(records, run, one, other) for one, other in pairs]
+    over_seeds = any("t_p" in row and row["t_p"] is not None for row in found)
+    header = ["compared", "difference", "only the first / only the second", "p", "p (Holm)"]
+    header += ["over seeds: 95 % interval", "p", "p (Holm)"] if over_seeds else []
+    lines = []
+    for row in found:
+        cells = [f"{row['one']} against {row['other']}", _signed(row["difference"]), f"{row['only_one']} / {row['only_other']}"]
+        cells += [_p(row["mcnemar_p"]), _p(row["mcnemar_holm"])]
+        if over_seeds:
+            interval = "" if row.get("low") is None else f"{_signed(row['low'])} to {_signed(row['high'])}"
+            cells += [interval, _p(row.get("t_p")), _p(row.get("t_holm"))]
+        lines.append(cells)
+    return _markdown(header, lines)
+
+
+def popularity(records: Records, run: str, systems: Sequence[str]) -> str:
+    """HitRatio@1 over all seeds by how many users took the target in training."""
+    of_dataset = _only(records, run)
+    users = of_dataset["target_users"]
+    header, lines = ["system"], [[name] for name in systems]
+    for first, last in BANDS:
+        chosen = [row for row, count in enumerate(users) if count >= first and (last is None or count <= last)]
+        header.append(
+            f"{first} to {last} users, n = {len(chosen)}" if last is not None else f"{first} or more, n = {len(chosen)}"
+        )
+        for cells, name in zip(lines, systems, strict=True):
+            of_seeds = (
+                [_correct(of_dataset, seed)[chosen].mean() for seed in of_dataset["systems"][name]["seeds"]] if chosen else []
+            )
+            cells.append(_interval(sum(of_seeds) / len(of_seeds), len(chosen)) if of_seeds else "")
+    return _markdown(header, lines)
+
+
+def re_ranked(records: Records, run: str) -> str:
+    """What systems make of their recommender's own list of the whole catalogue, each seed apart."""
+    lines = []
+    for name, system in _only(records, run)["systems"].items():
+        for number, seed in zip(records[run]["seeds"], system["seeds"], strict=True):
+            if told := seed.get("full_rank"):
+                cells = [name, str(number)]
+                for metric in ("hit@10", "ndcg@10"):
+                    gain = told["gain"][metric]
+                    cells.append(f"{_share(told['retriever'][metric]['share'])} to {_share(told['reranker'][metric]['share'])}")
+                    cells.append(f"{_signed(gain['mean'])} [{_signed(gain['low'])}, {_signed(gain['high'])}]")
+                lines.append(cells)
+    return _markdown(["system", "seed", "Hit@10", "gain [95 %]", "NDCG@10", "gain [95 %]"], lines)
+
+
+def hit(records: Records, run: str, system: str) -> str:
+    """``.5005 [.469, .532]``: HitRatio@1 over all seeds, Wilson's interval over the rows."""
+    of_dataset = _only(records, run)
+    shares = [_correct(of_dataset, seed).mean() for seed in of_dataset["systems"][system]["seeds"]]
+    return _interval(sum(shares) / len(shares), of_dataset["n"])
+
+
+def hits(records: Records, run: str, system: str) -> str:
+    """``.5005``, HitRatio@1 over all seeds alone."""
+    return hit(records, run, system).split(" ")[0]
+
+
+def p(records: Records, run: str, one: str, other: str) -> str:
+    """The corrected p value of a comparison: over seeds where they can be tested, else McNemar's."""
+    row = _comparison(records, run, one, other)
+    return _p(row["mcnemar_holm"] if row.get("t_holm") is None else row["t_holm"])
+
+
+def rows(records: Records, run: str) -> str:
+    """The number of test rows."""
+    return str(_only(records, run)["n"])
+
+
+def provenance(records: Records) -> str:
+    """Every stored run: its command, code, machine and time."""
+    if not records:
+        return "No run yet."
+    lines = []
+    for name, record in records.items():
+        run = load_runs()[name]
+        told = [
+            seed
+            for of_dataset in record["datasets"].values()
+            for system in of_dataset["systems"].values()
+            for seed in system["seeds"]
+        ]
+        machines = {_machine(seed["machine"]) for seed in told if "machine" in seed}
+        codes = {seed["versions"]["code"][:10] for seed in told}
+        seconds = sum(value for seed in told for key, value in seed["timings"].items() if key.endswith("_seconds"))
+        command = f"`recbole-llara study {' '.join(words_of(run))}`"
+        spent = str(timedelta(seconds=round(seconds)))
+        lines.append([command, record["commit"], ", ".join(sorted(codes)), "; ".join(sorted(machines)), spent, run["budget"]])
+    return _markdown(["command", "commit", "code", "machine", "time of all systems", "budget"], lines)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+
+
+def _comparison(records: Records, run: str, one: str, other: str) -> Mapping[str, Any]:
+    return next(row for row in _only(records, run)["comparisons"] if (row["one"], row["other"]) == (one, other))
+
+
+def _correct(of_dataset: Mapping[str, Any], seed: Mapping[str, Any]) -> Any:
+    return unpack(seed["correct"], of_dataset["n"])  # [n] bool
+
+
+def _mean(system: Mapping[str, Any], metric: str) -> float | None:
+    values = [seed["metrics"]["test"].get(metric) for seed in system["seeds"]]
+    return None if None in values else sum(values) / len(values)
+
+
+def _mean_of(system: Mapping[str, Any], key: str) -> float | None:
+    values = [seed.get(key) for seed in system["seeds"]]
+    return None if None in values else sum(values) / len(values)
+
+
+def _interval(share: float, n: int) -> str:
+    interval = wilson_interval(round(share * n), n)
+    return f"{_share(share)} [{_share(interval.low, 3)}, {_share(interval.high, 3)}]"
+
+
+def _share(value: float | None, digits: int = 4) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.0f}"
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("0.", ".", 1)
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}".replace("0.", ".", 1) if value < 1 else "1"
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+
+
+WRITERS = (table, beside, seeds, differences, popularity, re_ranked, hit, hits, p, rows, provenance)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is asked for and write the page; returns 1 where a system failed."""
+    runs = load_runs()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", choices=[[], *runs], metavar="RUN", help=f"of runs.yaml: {', '.join(runs)}")
+    parser.add_argument("--fresh", action="store_true", help="measure again what has been measured")
+    parser.add_argument("--write", action="store_true", help="run nothing, write the page")
+    arguments = parser.parse_args(argv)
+    status = 0
+    for name in [] if arguments.write else arguments.runs or runs:
+        if arguments.fresh or name not in stored():
+            sys.stderr.write(f"{name}: {runs[name]['budget']}\n")
+            status |= not measure(name, runs[name], arguments.fresh)
+            write_pages()
+    write_pages()
+    return int(status)
+
+
+def write_pages() -> None:
+    """Write what has been measured into every page."""
+    records = stored()
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        write_text(ROOT / page, written(text, records))
+    subprocess.run([sys.executable, str(ROOT / "docs" / "figure.py")], check=True)  # draws the first table of RESULTS.md
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""The numbers of the pages are those of the stored result files, and those follow from the rows that were answered correctly."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from recbole_llara.experiments.study_record import pack, unpack
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("docs_results", ROOT / "docs" / "results" / "make.py")
+make = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(make)
+RUNS, STORED = make.load_runs(), make.stored()
+CALLS = [
+    (page, found["call"]) for page in make.PAGES for found in make.WRITTEN.finditer((ROOT / page).read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_a_study_that_can_be_started(name):
+    assert make.study_of(RUNS[name]).systems and RUNS[name]["budget"]
+
+
+def test_every_stored_file_is_of_a_run():
+    assert {path.stem for path in (ROOT / "docs" / "results" / "measured").glob("*.json")} == set(STORED)
+
+
+@pytest.mark.parametrize("page", make.PAGES)
+def test_pages_tell_what_is_stored(page):
+    """``make results RUNS=...``, or ``python docs/results/make.py --write``, makes it so."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert make.written(text, STORED) == text
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_stored_follows_from_the_rows(name):
+    """Shares from the rows, McNemar's p from scipy's binomial test; systems and seeds are those of the study."""
+    record, study = STORED[name], make.study_of(RUNS[name])
+    assert (record["study"], tuple(record["seeds"]), record["candidate_seed"]) == (
+        study.name,
+        study.seeds,
+        study.candidate_seed,
+    )
+    assert tuple(record["datasets"]) == study.datasets
+    for of_dataset in record["datasets"].values():
+        n = of_dataset["n"]
+        assert len(of_dataset["target_users"]) == n and set(of_dataset["systems"]) | set(of_dataset["failures"]) == set(
+            study.systems
+        )
+        right = {}
+        for system, told in of_dataset["systems"].items():
+            right[system] = np.array([unpack(seed["correct"], n) for seed in told["seeds"]])  # [seeds, n]
+            assert len(right[system]) == len(study.seeds)
+            hits = [seed["metrics"]["test"]["hit@1"] for seed in told["seeds"]]
+            assert right[system].mean(1) == pytest.approx(hits, abs=5e-5)
+        for row in of_dataset["comparisons"]:
+            one, other = right[row["one"]][0], right[row["other"]][0]
+            counts = int((one & ~other).sum()), int((other & ~one).sum())
+            assert (row["only_one"], row["only_other"]) == counts
+            expected = binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+            assert row["mcnemar_p"] == pytest.approx(expected)
+
+
+def _record(seeds, **systems):
+    """A stored run by hand: system -> [seeds, n] rows."""
+    n = len(next(iter(systems.values()))[0])
+    test = {"hit@5": 0.75, "ndcg@10": 0.5, "validratio": 1.0}
+    told = {
+        name: {
+            "seeds": [
+                {"correct": pack(np.array(rows, dtype=bool)), "metrics": {"test": test}, "nll": 1.5, "ece": 0.05} for rows in of
+            ]
+        }
+        for name, of in systems.items()
+    }
+    comparison = {
+        "one": "A",
+        "other": "B",
+        "difference": 0.25,
+        "only_one": 1,
+        "only_other": 0,
+        "mcnemar_p": 1.0,
+        "mcnemar_holm": 0.04,
+    }
+    of_dataset = {"n": n, "target_users": [0, 5, 6, 30], "systems": told, "comparisons": [comparison]}
+    return {"seeds": seeds, "datasets": {"ml-100k": of_dataset}, "commit": "abc"}
+
+
+BY_HAND = {"quickstart": _record([1, 2], A=[[1, 0, 1, 0], [1, 1, 1, 0]], B=[[1, 0, 0, 0], [1, 0, 0, 0]])}
+
+
+def test_tables_are_written_between_their_marks():
+    text = 'x <!-- = hit("quickstart", "A") -->old<!-- / --> y <!-- = hits("quickstart", "B") --><!-- / -->'
+    told = make.written(text, BY_HAND)
+    assert (
+        told
+        == 'x <!-- = hit("quickstart", "A") -->.6250 [.150, .850]<!-- / --> y <!-- = hits("quickstart", "B") -->.2500<!-- / -->'
+    )
+    assert make.written(told, BY_HAND) == told
+    block = '<!-- = seeds("quickstart", ["A", "B"]) -->\n\nold\n\n<!-- / -->'
+    rows = make.written(block, BY_HAND).splitlines()
+    assert rows[2:6] == [
+        "| system | seed 1 | seed 2 | mean |",
+        "| --- | --- | --- | --- |",
+        "| A | .5000 | .7500 | .6250 |",
+        "| B | .2500 | .2500 | .2500 |",
+    ]
+    assert (
+        make.written('<!-- = p("quickstart", "A", "B") -->?<!-- / -->', BY_HAND)
+        == '<!-- = p("quickstart", "A", "B") -->.04<!-- / -->'
+    )
+
+
+def test_tables_by_popularity_and_of_papers():
+    rows = make.popularity(BY_HAND, "quickstart", ["A"]).splitlines()
+    assert rows[0] == "| system | 0 to 5 users, n = 2 | 6 to 20 users, n = 1 | 21 or more, n = 1 |"
+    assert [cell.strip().split(" ")[0] for cell in rows[2].strip("|").split("|")] == ["A", ".7500", "1", ".0000"]
+    records = {"main_results": _record([1], LLaRA=[[1, 0, 1, 0]], TALLRec=[[0, 0, 0, 0]])}
+    rows = make.beside(records, {"here": "main_results"}, {"paper": ("main_results", 0, "ml-100k")}).splitlines()
+    assert rows[-1] == "| TALLRec | .0000 [.000, .490] | .3895 (.9263) |"
+
+
+def test_what_was_not_measured_stays():
+    text = '<!-- = hit("ahead", "SASRec") -->.526<!-- / -->'
+    assert make.written(text, BY_HAND) == text
+    with pytest.raises(ValueError, match="expected one of runs.yaml"):
+        make.written('<!-- = hit("ahed", "SASRec") -->.526<!-- / -->', BY_HAND)
+
+
+@pytest.mark.parametrize(("page", "call"), CALLS)
+def test_calls_in_the_pages_name_runs_and_writers(page, call):
+    assert call.partition("(")[0] in {function.__name__ for function in make.WRITERS}
+    make.written(f"<!-- = {call} -->?<!-- / -->", {})
+
+
+def test_stored_files_name_no_place():
+    for name, record in STORED.items():
+        text = json.dumps(record)
+        assert not any(place in text for place in ("/home", "/root", "/tmp", "/work")), name
