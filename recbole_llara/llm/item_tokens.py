@@ -113,6 +113,8 @@ class ItemTokens(nn.Module):
         training_embeddings: [N, d_rec] what the projector reads in training mode; None = the same.
         without_token: [N] bool, whose behavioural token is the placeholder; None = of no item.
         without_training_token: [N] bool, likewise in training mode, beside ``training_embeddings``.
+        standard: mean [d_rec] and deviation [1] by which the projector reads frozen ``item_embeddings``, see ``standard_of``: so the
+            table stays the recommender's own memory. None = as they are.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class ItemTokens(nn.Module):
         training_embeddings: torch.Tensor | None = None,
         without_token: torch.Tensor | None = None,
         without_training_token: torch.Tensor | None = None,
+        standard: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -143,6 +146,8 @@ class ItemTokens(nn.Module):
             self.projector = Projector(item_embeddings.shape[1], len(centre))
             # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
             self.projector.linear_2.bias.data.copy_(centre)
+        for name, value in zip(("item_mean", "item_deviation"), standard or (None, None), strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.register_buffer("training_embeddings", training_embeddings, persistent=False)
         self.register_buffer("without_token", without_token, persistent=False)
         self.register_buffer("without_training_token", without_training_token, persistent=False)
@@ -163,6 +168,11 @@ class ItemTokens(nn.Module):
             self.score_projector.linear_2.bias.data.copy_(centre)
         elif Part.SCORE in parts:
             self.ranks = nn.Parameter(rank_vectors.clone())
+
+    def item_vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """[..., d_rec] what the projector reads of items [...]."""
+        rows = self.item_embeddings[items]
+        return rows if self.item_mean is None else (rows - self.item_mean) / self.item_deviation
 
     def forward(
         self,
@@ -195,8 +205,7 @@ class ItemTokens(nn.Module):
                 slots = slots[~conclusions.has_nothing(slot_rows[slots], items)]
             items = slot_items[slots]
             if part is Part.ITEM_EMBEDDING and self.projector is not None:
-                table = self.training_embeddings if has_own else self.item_embeddings
-                filled = self.projector(table[items])
+                filled = self.projector(self.training_embeddings[items] if has_own else self.item_vectors(items))
             elif part is Part.DESCRIPTION and self.description is not None:
                 filled = self.description.expand(len(items), -1)
             elif part is Part.ITEM_ID and self.item_ids is not None:
@@ -232,9 +241,15 @@ def centred(table: torch.Tensor, counted: torch.Tensor | None = None) -> torch.T
     Args:
         counted: [N] bool, the rows whose mean and variance these are; None = all but the padding item's row 0.
     """
+    mean, deviation = standard_of(table, counted)
+    return (table - mean) / deviation
+
+
+def standard_of(table: torch.Tensor, counted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean [d_rec] and the deviation [1] of ``centred``."""
     counted = slice(1, None) if counted is None else counted
-    moved = table - table[counted].mean(0)
-    return moved / moved[counted].std()
+    mean = table[counted].mean(0)
+    return mean, (table - mean)[counted].std()[None]
 
 
 def shuffled(table: torch.Tensor, seed: int, dealt: torch.Tensor | None = None) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from recbole_llara.checkpoint.run_folder import PROMPTS, RECOMMENDER, RESULT, model_of, read_request, read_result
-from recbole_llara.checkpoint.weights import weights_sha256
+from recbole_llara.checkpoint.weights import read_checkpoint, weights_sha256
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import NO_FUSION, VECTORS, ids_file, vectors_file
@@ -78,12 +78,11 @@ class LoadedRun:
         if self.is_llm and data.train_data is None and not _names_recommender(config):
             proposing = (MostPopular(data.dataset.training_counts).to(config["device"]), config)
         elif self.is_llm:
-            self.recommender, *proposing = recommender_model(config, data)
+            self.recommender, *proposing = getattr(model, "answering", None) or recommender_model(config, data)
         # A recommender has learned nothing of held-out items, unless it reads their titles.
         never = None if replaces_item_table(proposing[1]["model"]) else data.dataset.is_held_out
         self.retriever = Retriever(*proposing, data.dataset.n_known, never)
-        ids = data.dataset.field2id_token[data.dataset.iid_field]
-        self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
+        self.names = _names_of(data)
         self.batch_size = config["eval_batch_size"]
 
     @property
@@ -328,10 +327,13 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         settled |= _SETTLED_LLM | own_files(path, keys)
     keys = {"state": "WARNING", **request.keys, **settled, **keys}
     config = RunConfig(request.model, request.dataset, config_dict=keys, reads_data=False)
-    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config))
+    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config), kept=checkpoint if is_llm else None)
+    kept = read_checkpoint(checkpoint) if is_llm else None
+    if kept is not None:
+        kept.read_tensors()  # all files are compared with their digests before anything is made of them
     model = build_model(config, data)
     if is_llm:
-        load_llm_recommender(model, checkpoint)
+        load_llm_recommender(model, kept)
     else:
         load_recommender(model, checkpoint, request.model)
     loaded = LoadedRun(config, data, model)
@@ -361,6 +363,14 @@ def _fusion_of(run: Path, loaded: LoadedRun) -> Fusion:
             "the LLM alone by fusion none"
         )
     return fusion
+
+
+def _names_of(data: PreparedData) -> ItemNames:
+    ids, snapshot = data.dataset.field2id_token[data.dataset.iid_field], getattr(data.dataset, "snapshot", None)
+    titles = ids if data.catalogue is None else data.catalogue.titles
+    return (
+        ItemNames(ids, titles) if snapshot is None else ItemNames(ids, titles, snapshot.numbering.index, snapshot.title_index)
+    )
 
 
 def _names_recommender(config: Any) -> bool:

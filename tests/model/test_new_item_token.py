@@ -37,7 +37,7 @@ def test_what_a_new_item_shows(keys, make_trainer, token):
     table, is_new, tokens = recommender.item_embeddings, recommender.is_new, model.item_tokens
     new, learned = is_new.nonzero()[1:4, 0].tolist(), (~is_new).nonzero()[:4, 0].tolist()
     if token == "own":
-        assert torch.equal(tokens.item_embeddings, centred(table)) and model.new_item_token is None
+        assert torch.equal(tokens.item_vectors(torch.arange(len(table))), centred(table)) and model.new_item_token is None
         assert torch.equal(slots(model, EMBEDDING, new), tokens.projector(centred(table)[new]))
         return
     if token == "placeholder":
@@ -193,6 +193,6 @@ def test_shuffled_embeddings_deal_what_was_learned_alone(keys):
     data = prepare_data(config)
     model = build_model(config, data)
     is_new, table = model.recommender.is_new, centred(model.recommender.item_embeddings, ~model.recommender.is_new)
-    dealt = model.item_tokens.item_embeddings
+    dealt = model.item_tokens.item_vectors(torch.arange(len(table)))
     assert torch.allclose(dealt[~is_new].sort(0).values, table[~is_new].sort(0).values, atol=1e-5)
     assert not torch.allclose(dealt[~is_new], table[~is_new])
