@@ -217,8 +217,9 @@ def _read_stock(path: Path) -> Checkpoint:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER_KEY)
-        tensors = load_file(path)
+            header, names = (file.metadata() or {}).get(HEADER_KEY), list(file.keys())
+            # Mapped apart from the weights, which stay when these go.
+            snapshot = {name: file.get_tensor(name) for name in names if name.startswith(PREFIX)}
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file ({error}): expected one written by a training run.") from error
     try:
@@ -231,11 +232,15 @@ def _read_stock(path: Path) -> Checkpoint:
             f"{path} was not written by this version of recbole-llara: its header tells not all of "
             f"{', '.join(sorted(HEADER_FACTS))}; train it again."
         )
-    snapshot = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith(PREFIX)]}
     ids = Numbering.from_tensors(snapshot, str(path))
     if tensors_sha256(snapshot) != facts["snapshot_sha256"]:
         raise UserError(f"{path}: what it tells of items and users was altered since it was written; train it again.")
-    return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)
+
+    def read_tensors() -> dict[str, torch.Tensor]:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names if not name.startswith(PREFIX)}
+
+    return Checkpoint(path, Format.STOCK, facts, ids, read_tensors)
 
 
 def weights_sha256(path: Path) -> str:

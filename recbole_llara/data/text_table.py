@@ -116,13 +116,13 @@ class TextTable(Sequence[str]):
         digest.update(self._view[self.offsets[0] : self.offsets[-1]])
         return digest.hexdigest()
 
-    def without_ascii(self) -> np.ndarray:
-        """The numbers of texts that hold no visible ASCII character, ascending."""
-        start = int(self.offsets[0])
-        data = self.data[start : self.offsets[-1]]
-        seen = np.concatenate([[0], np.cumsum((data > 0x20) & (data < 0x7F), dtype=np.int32)])
-        bounds = self.offsets - start
-        return np.flatnonzero(seen[bounds[1:]] == seen[bounds[:-1]])
+    def without_visible_start(self) -> np.ndarray:
+        """The numbers of texts that do not begin with a visible ASCII character, ascending."""
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        if not len(self.data):
+            return np.arange(len(self))
+        first = self.data[np.minimum(starts, len(self.data) - 1)]
+        return np.flatnonzero((first <= 0x20) | (first >= 0x7F) | (ends == starts))
 
     def first_characters(self, numbers: np.ndarray) -> np.ndarray:
         """[n] the code points of the first characters of some texts, 0 of an empty one."""

@@ -68,7 +68,7 @@ def untitled(titles: TextTable) -> np.ndarray:
         UnicodeDecodeError: a title holds half of a surrogate pair.
     """
     str(memoryview(titles.data), "utf-8")
-    asked = titles.without_ascii()
+    asked = titles.without_visible_start()
     first = titles.first_characters(asked)
     code_points, places = np.unique(first, return_inverse=True)
     begins_visibly = np.array([unicodedata.category(chr(point)) not in _INVISIBLE for point in code_points], dtype=bool)

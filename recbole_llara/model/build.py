@@ -24,6 +24,7 @@ from recbole_llara.prompt.template import load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.prompt.tokens import ChatFrame
 from recbole_llara.recommender.stock import make_recommender, numbered
+from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -37,7 +38,11 @@ def build_model(config: Any, data: PreparedData) -> nn.Module:
     name, is_llm = config["model"], is_llm_recommender(config["model"])
     if config["checkpoint"] is not None:
         given_checkpoint(config["checkpoint"], name, Format.LLM if is_llm else Format.STOCK)
-    model = resolve_model(name)(config, data) if is_llm else make_recommender(name, config, data.dataset)
+    if is_llm:
+        model = resolve_model(name)(config, data)
+    else:
+        with undrawn(config, data.kept is not None):
+            model = make_recommender(name, config, data.dataset)
     return numbered(model, config, data.dataset).to(config["device"])
 
 

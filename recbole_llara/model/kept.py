@@ -141,6 +141,10 @@ def tried(
         found = {name: value for name, value in kept.items() if name != "reader"}
         if {**found, "generates": facts["generates"] and found.get("generates")} == facts:
             return READERS[kept["reader"]], dict(kept)
+    if checkpoint is not None:
+        getLogger().info(
+            f"checkpoint {checkpoint}: its LLM was tried with other prompts, libraries or weights, or elsewhere; it is again"
+        )
     reader = try_now()
     return reader, {**facts, "reader": next(name for name, function in READERS.items() if function is reader)}
 

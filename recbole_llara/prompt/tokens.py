@@ -20,6 +20,8 @@ from recbole_llara.utils.errors import UserError
 # there: a letter before white space, which some tokenizers merge with a line break, and a line break before anything else.
 ANCHORS = {True: "x", False: "\n"}
 NOTHING = -1  # in the place of a piece's number
+# Texts in one call of a tokenizer, whose records of them are much larger than their tokens: a million at once took 19 GB.
+AT_ONCE = 8192
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -35,7 +37,10 @@ def tokenise_inside(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) ->
     """
     before = [ANCHORS[text[:1].isspace()] if text else "" for text in texts]
     anchors = {anchor: tokenise(tokenizer, [anchor])[0] if anchor else [] for anchor in {*before}}
-    encoded = tokenise(tokenizer, [anchor + text for anchor, text in zip(before, texts, strict=True)]) if texts else []
+    anchored = [anchor + text for anchor, text in zip(before, texts, strict=True)]
+    encoded = chain.from_iterable(
+        tokenise(tokenizer, anchored[start : start + AT_ONCE]) for start in range(0, len(anchored), AT_ONCE)
+    )
     # The token for what a tokenizer does not know is special as well, but says only that.
     special = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
     inside = []
@@ -60,9 +65,11 @@ def tokenise_followed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], 
     if not mark:
         return {}
     of_mark = tokenise_inside(tokenizer, [mark])[0]
-    words = list({text.rpartition(" ")[2] for text in texts})
-    alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in words]) for end in ("", mark))
-    merged = {word for word, apart, whole in zip(words, alone, followed, strict=True) if [*apart, *of_mark] != whole and word}
+    words, merged = list({text.rpartition(" ")[2] for text in texts} - {""}), set()
+    for start in range(0, len(words), AT_ONCE):
+        some = words[start : start + AT_ONCE]
+        alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in some]) for end in ("", mark))
+        merged |= {word for word, apart, whole in zip(some, alone, followed, strict=True) if [*apart, *of_mark] != whole}
     places = [place for place, text in enumerate(texts) if text.rpartition(" ")[2] in merged]
     return dict(zip(places, tokenise_inside(tokenizer, [f" {texts[place]}{mark}" for place in places]), strict=True))
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -32,14 +32,14 @@ from torch.nn.functional import normalize
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
 from recbole_llara.checkpoint.weights import weights_sha256
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
-from recbole_llara.config.models import own_code, stock_models
+from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EARLIER, VECTORS, ids_file, vectors_file
 from recbole_llara.data.dataset import PreparedData, prepare_data, training_part
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.data.rows import TrainingPart
 from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered, train_stock
-from recbole_llara.recommender.undrawn import Undrawn
+from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_sha256, file_sha256, json_ready
@@ -224,9 +224,7 @@ def _train_into(folder: Path, rec_config: RunConfig, data: PreparedData, sha256:
 
 
 def _build_model(rec_config: RunConfig, data: PreparedData, is_frozen: bool = False) -> nn.Module:
-    # A class of the user's may draw more than weights.
-    undrawn = Undrawn() if is_frozen and rec_config["model"] in stock_models() else nullcontext()
-    with own_random_state(rec_config["seed"], rec_config["reproducibility"]), undrawn:
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]), undrawn(rec_config, is_frozen):
         try:
             model = make_recommender(rec_config["model"], rec_config, data.dataset)
         except UserError as error:

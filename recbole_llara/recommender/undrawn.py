@@ -1,11 +1,14 @@
 """Making a model whose weights a file is about to bring: no number is drawn for them, and the file's memory takes their place."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from recbole_llara.config.models import MODELS, replaces_item_table, stock_models
 
 _DRAWS = frozenset({"normal_", "uniform_", "exponential_", "bernoulli_", "random_", "log_normal_", "cauchy_", "geometric_"})
 
@@ -25,6 +28,16 @@ class Undrawn(TorchFunctionMode):
         if getattr(func, "__name__", "") in _DRAWS:
             return args[0] if args else named["tensor"]
         return func(*args, **named)
+
+
+def undrawn(config: Any, is_asked_only: bool) -> AbstractContextManager[Any]:
+    """``Undrawn`` for the model of a configuration that is only going to be asked, where RecBole or this package wrote it.
+
+    A class of the user's may draw more than weights, so that it is made as ever.
+    """
+    name = config["model"]
+    written = {name, config["rec_model"]} if replaces_item_table(name) else {name}
+    return Undrawn() if is_asked_only and written <= {*stock_models(), *MODELS} else nullcontext()
 
 
 def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ from recbole_llara.checkpoint.run_folder import PROMPTS, RECOMMENDER, RESULT, mo
 from recbole_llara.checkpoint.weights import read_checkpoint, weights_sha256
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import NO_FUSION, VECTORS, ids_file, vectors_file
+from recbole_llara.config.settings import INDEX, NO_FUSION, VECTORS, ids_file, vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.snapshot import read_snapshot
@@ -29,7 +29,7 @@ from recbole_llara.recommender.retriever import MostPopular, Retriever, padded
 from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.catalogue import ItemNames
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.process_setup import own_environment
+from recbole_llara.utils.process_setup import give_back_freed_memory, own_environment
 from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
@@ -81,7 +81,7 @@ class LoadedRun:
             self.recommender, *proposing = getattr(model, "answering", None) or recommender_model(config, data)
         # A recommender has learned nothing of held-out items, unless it reads their titles.
         never = None if replaces_item_table(proposing[1]["model"]) else data.dataset.is_held_out
-        self.retriever = Retriever(*proposing, data.dataset.n_known, never)
+        self.retriever = Retriever(*proposing, data.dataset.n_known, never, config["retrieval"] == INDEX)
         self.names = _names_of(data)
         self.batch_size = config["eval_batch_size"]
 
@@ -327,7 +327,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         settled |= _SETTLED_LLM | own_files(path, keys)
     keys = {"state": "WARNING", **request.keys, **settled, **keys}
     config = RunConfig(request.model, request.dataset, config_dict=keys, reads_data=False)
-    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config), kept=checkpoint if is_llm else None)
+    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config), kept=checkpoint)
     kept = read_checkpoint(checkpoint) if is_llm else None
     if kept is not None:
         kept.read_tensors()  # all files are compared with their digests before anything is made of them
@@ -335,10 +335,11 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     if is_llm:
         load_llm_recommender(model, kept)
     else:
-        load_recommender(model, checkpoint, request.model)
+        load_recommender(model, checkpoint, request.model, is_frozen=True)
     loaded = LoadedRun(config, data, model)
     if is_llm and config["fusion"] != NO_FUSION:
         loaded.fusion = _fusion_of(path, loaded)
+    give_back_freed_memory()
     return loaded
 
 
