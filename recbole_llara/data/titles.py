@@ -175,7 +175,7 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
             fields[name] = ("", *map(str, levels[1:]))
             continue
         by_id, kind = _read_column(*file, name, "item_fields")
-        texts = [_field_text(by_id.get(token, ""), kind) for token in tokens[1:]]
+        texts = [field_text(by_id.get(token, ""), kind) for token in tokens[1:]]
         what = f"have half of a surrogate pair in '{name}' of {file.path} (item_fields)"
         _refuse(is_text, tokens, texts, what, f"Is the file in {file.encoding} (encoding)?")
         fields[name] = ("", *texts)
@@ -253,7 +253,7 @@ def _refuse(is_right: Callable[[str], bool], tokens: Sequence[str], texts: Seque
         raise UserError(f"{len(bad)} of {len(texts)} items {what}, the first: {', '.join(bad[:5])}. {expected}")
 
 
-def _field_text(cell: str, kind: str) -> str:
+def field_text(cell: str, kind: str) -> str:
     """A cell as a prompt shows it: one line, a float without ".0"; "" where it says nothing, as a float's "nan" does."""
     text = one_line(cell)
     if kind == "float":

@@ -174,6 +174,29 @@ class ItemTokens(nn.Module):
         rows = self.item_embeddings[items]
         return rows if self.item_mean is None else (rows - self.item_mean) / self.item_deviation
 
+    @torch.no_grad()
+    def set_items(self, items: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """Behavioural tokens of items that come after training, numbered on from the last, and other ones of some that came before.
+
+        An item-id token, which is learned for each item, is the mean of the others for a new one.
+
+        Args:
+            items: [M] int64, ascending.
+            rows: [M, d_rec] in the space of ``item_embeddings``; None = the placeholder stands for them.
+        """
+        if self.projector is not None:
+            table = self.item_embeddings
+            grown = with_rows(table.detach(), items, table.new_zeros(len(items), table.shape[1]) if rows is None else rows)
+            self.item_embeddings = nn.Parameter(grown) if isinstance(table, nn.Parameter) else grown
+            if rows is None or self.without_token is not None:
+                known = torch.zeros(len(table), dtype=torch.bool) if self.without_token is None else self.without_token
+                lacks = torch.full((len(items),), rows is None)
+                self.without_token = with_rows(known.to(table.device), items, lacks)
+        if self.item_ids is not None:
+            new = items[items >= len(self.item_ids)]
+            mean = self.item_ids[1:].mean(0, keepdim=True)
+            self.item_ids = nn.Parameter(torch.cat([self.item_ids.detach(), mean.expand(len(new), -1)]))
+
     def forward(
         self,
         slot_parts: torch.Tensor,
@@ -221,6 +244,13 @@ class ItemTokens(nn.Module):
                 raise ValueError(f"a slot of {part.value}, but these item tokens were made without it")
             vectors = vectors.index_put((slots,), filled.to(vectors.dtype))
         return vectors
+
+
+def with_rows(table: torch.Tensor, items: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A table [N, ...] with other rows [M, ...] for items [M], which may be numbered on from N."""
+    last = int(items.max()) if len(items) else -1
+    grown = torch.cat([table, table.new_zeros(max(0, last + 1 - len(table)), *table.shape[1:])])
+    return grown.index_copy(0, items.to(table.device), rows.to(table))
 
 
 def number_vectors(tokenizer: PreTrainedTokenizerBase, vocabulary: torch.Tensor, count: int) -> torch.Tensor:

@@ -47,7 +47,7 @@ from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
-from recbole_llara.recommender.new_items import text_features, vectors_of_new_items
+from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, with_vectors
 from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.hashing import row_keys
 from recbole_llara.utils.processes import processes_of
@@ -188,8 +188,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             if settings.new_item_token == PLACEHOLDER:
                 lacking = is_new
             elif is_new is not None:
-                features = text_features(self.tokenizer, embedded_vocabulary(self.llm), data.catalogue.texts())
-                table = vectors_of_new_items(settings.new_item_token, table, is_new, features, settings.new_item_neighbours)
+                texts = data.catalogue.texts()
+                of_learned = [texts[item] for item in learned.nonzero()[:, 0].tolist()]
+                features = TextFeatures(self.tokenizer, embedded_vocabulary(self.llm), of_learned)
+                vectors = NewItemVectors(settings.new_item_token, features, table[learned], settings.new_item_neighbours)
+                table = with_vectors(table, is_new, vectors, texts)
         if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
             conclude = Concluding(network, own, Part.USER in shown, is_new)
         if is_new is not None and not of_training:

@@ -12,7 +12,7 @@ answers, goes on from its weights with all training rows: trained anew it would 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from logging import getLogger
@@ -38,6 +38,7 @@ from recbole_llara.config.settings import EARLIER, VECTORS, ids_file, vectors_fi
 from recbole_llara.data.dataset import PreparedData, prepare_data, training_part
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.data.rows import TrainingPart
+from recbole_llara.llm.item_tokens import with_rows
 from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered, train_stock
 from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.atomic import sole_writer, write_folder
@@ -393,10 +394,17 @@ class NearestVectors(nn.Module):
 
     def __init__(self, table: torch.Tensor, history_field: str) -> None:
         super().__init__()
-        units = normalize(table - table[1:].mean(0))
+        self.centre = table[1:].mean(0)  # [d]
+        units = normalize(table - self.centre)
         units[0] = 0
         self.register_buffer("units", units, persistent=False)
         self.history_field = history_field
+
+    def set_items(self, items: torch.Tensor, rows: torch.Tensor) -> Callable[[], None]:
+        """Other vectors [M, d] for some items, and further items; see ``growing.set_items``."""
+        before = self.units
+        self.units = with_rows(before, items, normalize(rows - self.centre.to(rows)))
+        return lambda: setattr(self, "units", before)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """The scores of all items, [B, N]."""

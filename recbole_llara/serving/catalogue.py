@@ -1,6 +1,6 @@
 """What people call the items of a loaded run: by title and by id."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from heapq import nsmallest
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from recbole_llara.data.text_table import TextIndex, TextTable
 from recbole_llara.data.titles import folded
+from recbole_llara.prompt.item_pieces import ShownTexts
 from recbole_llara.utils.errors import UserError, nearest
 
 ID_PREFIX = "id:"  # before an id that is also another item's title
@@ -30,36 +31,52 @@ class ItemNames:
         by_id: TextIndex | None = None,
         by_title: TextIndex | None = None,
     ) -> None:
-        self.ids, self.titles = TextTable.of(ids), TextTable.of(titles)
+        self._ids, self._titles = TextTable.of(ids), TextTable.of(titles)
+        self.ids, self.titles = ShownTexts(self._ids, {}), ShownTexts(self._titles, {})
         self._kept_by_id, self._kept_by_title = by_id, by_title
+        self._added: dict[str, int] = {}  # by id
+
+    def put(self, ids: Mapping[int, str], titles: Mapping[int, str]) -> None:
+        """Call items otherwise from now on.
+
+        Args:
+            ids: of items that are numbered on from the last one.
+            titles: of these, and of items that are renamed.
+        """
+        self._added |= {name: item for item, name in ids.items()}
+        self.ids = ShownTexts(self._ids, {**self.ids.changed, **ids})
+        self.titles = ShownTexts(self._titles, {**self.titles.changed, **titles})
 
     @cached_property
     def _by_id(self) -> TextIndex:
-        return TextIndex.of(self.ids) if self._kept_by_id is None else self._kept_by_id
+        return TextIndex.of(self._ids) if self._kept_by_id is None else self._kept_by_id
 
     @cached_property
     def _by_title(self) -> TextIndex:
-        return TextIndex.of([folded(title) for title in self.titles]) if self._kept_by_title is None else self._kept_by_title
+        return TextIndex.of([folded(title) for title in self._titles]) if self._kept_by_title is None else self._kept_by_title
 
     @cached_property
     def _folded(self) -> tuple[bytes, TextTable]:
         """The bytes of the folded titles, and the titles over them: made when somebody searches."""
-        data, offsets = self.titles.data.tobytes(), self.titles.offsets
+        data, offsets = self._titles.data.tobytes(), self._titles.offsets
         if data.isascii():  # in a tenth of the time; white space at the ends was taken away before
             content = data.lower()
         else:
-            table = TextTable.of([folded(title) for title in self.titles])
+            table = TextTable.of([folded(title) for title in self._titles])
             content, offsets = table.data.tobytes(), table.offsets
         return content, TextTable(np.frombuffer(content, np.uint8), offsets)
 
     def titled(self, title: str) -> list[int]:
         """The items of a title in any case, ascending."""
-        wanted = folded(title)
-        return [item for item in self._by_title.places(wanted) if item and folded(self.titles[item]) == wanted]
+        wanted, changed = folded(title), self.titles.changed
+        kept = [item for item in self._by_title.places(wanted) if item and item not in changed]
+        return sorted(item for item in (*kept, *changed) if folded(self.titles[item]) == wanted)
 
     def of_id(self, wanted: str) -> int | None:
         """The item of an id; None where there is none."""
-        return next((item for item in self._by_id.places(wanted) if item and self.ids[item] == wanted), None)
+        if wanted in self._added:
+            return self._added[wanted]
+        return next((item for item in self._by_id.places(wanted) if item and self._ids[item] == wanted), None)
 
     def find(self, name: str | int) -> int:
         """The internal id of an item.
@@ -99,9 +116,10 @@ class ItemNames:
     def search(self, text: str, count: int) -> list[int]:
         """At most ``count`` items whose titles hold a text, in any case; those that begin with it first, then the shorter titles."""
         wanted = folded(text)
-        found = []
-        for item in self._holding(wanted) if wanted else []:
-            title = self._folded[1][item]
+        found, changed = [], self.titles.changed
+        titles = [(self._folded[1][item], item) for item in self._holding(wanted) if item not in changed] if wanted else []
+        renamed = ((folded(title), item) for item, title in changed.items())
+        for title, item in (*titles, *((title, item) for title, item in renamed if wanted and wanted in title)):
             found.append((not title.startswith(wanted), len(title), title, item))
         return [item for *_, item in nsmallest(count, found)]
 

@@ -28,6 +28,7 @@ from recbole_llara.recommender.frozen import Recommender, recommender_model, vec
 from recbole_llara.recommender.retriever import MostPopular, Retriever, padded
 from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.catalogue import ItemNames
+from recbole_llara.serving.changing import ChangedItems, ChangingItems
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import give_back_freed_memory, own_environment
 from recbole_llara.utils.random_state import kept_random_state
@@ -84,6 +85,7 @@ class LoadedRun:
         self.retriever = Retriever(*proposing, data.dataset.n_known, never, config["retrieval"] == INDEX)
         self.names = _names_of(data)
         self.batch_size = config["eval_batch_size"]
+        self.changing = ChangingItems(self)
 
     @property
     def name(self) -> str:
@@ -221,11 +223,30 @@ class LoadedRun:
             for rank, item in enumerate(ranking, 1)
         ]
 
+    def add_items(self, items: Sequence[Mapping[str, Any]]) -> ChangedItems:
+        """Add items that training never saw, rename some, or take some out of what is recommended; all of it or, on an error, nothing.
+
+        What the LLM reads of a new item is its title, with the fields that prompts show; its behavioural token is made from these
+        as the run's ``new_item_token`` says, and in a run of ``own``, which has no row for it, as ``text`` does. See the page "New items".
+
+        Args:
+            items: each with ``item_id``, and ``title``, ``removed`` (bool) and names of ``item_fields`` where something is to be told. An
+                item whose id is known keeps what is not told.
+
+        Raises:
+            UserError: an item is of another form, or the run has no LLM.
+        """
+        return self.changing.change([self.changing.told(item) for item in items])
+
     def items(self, what: str, named: Sequence[Name]) -> list[int]:
         """Internal ids of a question's ``history`` or ``candidates``."""
         if isinstance(named, str) or not named:
             raise UserError(f"{what}: found {named!r}, expected a list of at least one title or id")
         items = [self.names.find(name) for name in named]
+        if removed := [
+            name for name, item in zip(named, items, strict=True) if what == "candidates" and item in self.changing.removed
+        ]:
+            raise UserError(f"candidates: found {removed[0]!r}, which was removed; expected items that are recommended")
         if what == "candidates" and len(set(items)) < len(items):
             raise UserError(f"candidates: found {len(items) - len(set(items))} items twice, expected each once")
         return items
