@@ -84,6 +84,7 @@ setup(
         "gguf": ["gguf>=0.10"],
         "chat": ["openai>=1.40", "transformers[serving]"],
         "serve": SERVE,
+        "index": ["faiss-cpu>=1.8"],
         "bench": [*SERVE, "locust>=2.30"],  # asks as many clients at once, make bench-serve
     },
     entry_points={"console_scripts": ["recbole-llara = recbole_llara.cli:main"]},

@@ -1,8 +1,9 @@
 """Checkpoints of three formats, read by one function; the writers of the two that are ours; and what a checkpoint belongs to.
 
 - A folder, of an LLM recommender: ``meta.json`` (what it belongs to, and a SHA-256 of each file), ``snapshot.safetensors``
-  (what it knows of the items, see ``data.snapshot``), ``item_tokens.safetensors`` (projector, placeholder and the like) and ``adapter/``
-  (PEFT's format, for lora) or ``llm/`` (a Hugging Face folder, for full).
+  (what it knows of the items, see ``data.snapshot``), ``item_tokens.safetensors`` (projector, placeholder and the like),
+  ``item_pieces.safetensors`` (the items' texts as tokens, see ``prompt.item_pieces``) and ``adapter/`` (PEFT's format, for lora) or ``llm/``
+  (a Hugging Face folder, for full).
 - A ``.safetensors`` file, of a stock recommender: what it belongs to is JSON in its header, what it knows of the items is among its tensors.
 - A ``.pth`` file that RecBole's trainer wrote, read without running what it holds (``checkpoint.recbole_pickle``).
 
@@ -15,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,13 @@ from recbole_llara.checkpoint.recbole_pickle import FILTERS, read_recbole_pickle
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.numbering import FILE, PREFIX, USERS, Numbering, kept_in, read_numbering
 from recbole_llara.data.snapshot import Snapshot
+from recbole_llara.data.text_table import TextTable
 from recbole_llara.utils.atomic import run_errors, write_file, write_folder
 from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import DIGITS, facts_digest, file_sha256, mix
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
-FORMAT = 4  # of the folder
+FORMAT = 5  # of the folder
 HEADER_KEY = "recbole_llara"
 HEADER_FACTS = frozenset({"model", "dataset", "epoch", "snapshot_sha256", "training_digest", "belongs_to", "other_parameter"})
 
@@ -59,7 +62,8 @@ class Checkpoint:
     format: Format
     facts: dict[str, Any]  # told when it was saved: model, dataset, epoch, belongs_to, training_digest and the like
     numbering: Numbering | None  # ids by number
-    read_tensors: Callable[[], dict[str, torch.Tensor]]  # reads the weights, by name and on the CPU
+    # The weights, by name and on the CPU, mapped from the file; before that all files are compared with their digests, once.
+    read_tensors: Callable[[], dict[str, torch.Tensor]]
 
     @property
     def training_digest(self) -> str | None:
@@ -175,7 +179,8 @@ def _read_folder(path: Path) -> Checkpoint:
             "recbole-llara; load it with that version, or train again"
         )
 
-    def read_tensors() -> dict[str, torch.Tensor]:
+    @cache
+    def check_files() -> None:
         there = _files(path)
         for name, digest in meta["sha256"].items():
             if name not in there or file_sha256(path / name) != digest:
@@ -184,6 +189,9 @@ def _read_folder(path: Path) -> Checkpoint:
                 )
         if foreign := there - {*meta["sha256"], META}:
             raise DamagedCheckpoint(f"checkpoint {path}: found {min(foreign)}, which was not written with it; remove it")
+
+    def read_tensors() -> dict[str, torch.Tensor]:
+        check_files()
         return load_file(path / ITEM_TOKENS)
 
     try:
@@ -209,8 +217,9 @@ def _read_stock(path: Path) -> Checkpoint:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER_KEY)
-        tensors = load_file(path)
+            header, names = (file.metadata() or {}).get(HEADER_KEY), list(file.keys())
+            # Mapped apart from the weights, which stay when these go.
+            snapshot = {name: file.get_tensor(name) for name in names if name.startswith(PREFIX)}
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file ({error}): expected one written by a training run.") from error
     try:
@@ -223,15 +232,26 @@ def _read_stock(path: Path) -> Checkpoint:
             f"{path} was not written by this version of recbole-llara: its header tells not all of "
             f"{', '.join(sorted(HEADER_FACTS))}; train it again."
         )
-    snapshot = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith(PREFIX)]}
     ids = Numbering.from_tensors(snapshot, str(path))
     if tensors_sha256(snapshot) != facts["snapshot_sha256"]:
         raise UserError(f"{path}: what it tells of items and users was altered since it was written; train it again.")
-    return Checkpoint(path, Format.STOCK, facts, ids, lambda: tensors)
+
+    def read_tensors() -> dict[str, torch.Tensor]:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names if not name.startswith(PREFIX)}
+
+    return Checkpoint(path, Format.STOCK, facts, ids, read_tensors)
 
 
 def weights_sha256(path: Path) -> str:
     """Digest of a file of weights of any recommender; whose hashes of ids are kept with them changes nothing."""
+    told = path.stat()
+    return _weights_sha256(path, told.st_ino, told.st_size, told.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _weights_sha256(path: Path, inode: int, size: int, changed: int) -> str:
+    """Read once in a process, unless file, size or time of change are others."""
     if path.suffix != ".safetensors":
         return file_sha256(path)
     try:
@@ -300,7 +320,7 @@ def data_facts(config: Any, data: PreparedData) -> dict[str, Any]:
         "split": protocol.split,
         "split_digest": facts_digest(split),
         "items_digest": Numbering.of(data.dataset).items_sha256[:DIGITS],
-        "titles_digest": facts_digest(data.catalogue.titles),
+        "titles_digest": TextTable.of(data.catalogue.titles).sha256[:DIGITS],
         "n_items": data.dataset.item_num,
     }
 
@@ -310,7 +330,7 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

@@ -36,6 +36,7 @@ TRUST = "llm_trust_remote_code"
 VECTORS = (".npy", ".safetensors")  # how the file of a table of item embeddings ends
 REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
 NO_FUSION = "none"
+EXACT, INDEX = "exact", "index"
 NO_PRIOR = "none"
 OWN, PLACEHOLDER = "own", "placeholder"
 NEW_ITEM_TOKENS = (OWN, PLACEHOLDER, "neighbours", "text")
@@ -161,6 +162,7 @@ class EvaluationSettings(Settings):
     metric_decimal_place: Natural = key(VALUE, EACH, is_question=True)
     full_rank: bool = key(VALUE)
     retrieve_k: Count = key(VALUE)
+    retrieval: str = key(VALUE, names=one_of(EXACT, INDEX))
     keep_cases: bool = key(VALUE, SHARED, has_effect=False)
     keep_valid_cases: bool = key(VALUE, has_effect=False)
     checkpoint: str | None = key(PATH)

@@ -315,6 +315,7 @@ class PreparedData:
     test_data: FullSortEvalDataLoader | None = None
     sampler: CandidateSampler | None = None  # draws the candidates of training rows, new ones for each epoch
     candidate_sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # of valid and test
+    kept: Path | None = None  # the checkpoint of a run that is loaded to answer, which holds more that need not be made anew
 
     @property
     def catalogue(self) -> Catalogue | None:

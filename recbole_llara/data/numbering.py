@@ -11,6 +11,7 @@ Users are kept as hashes: a checkpoint that is passed on names none of them.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,30 +22,43 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from recbole_llara.data.tables import PADDING
+from recbole_llara.data.text_table import TextIndex, TextTable
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import DIGITS, facts_sha256, file_sha256
+from recbole_llara.utils.hashing import DIGITS, file_sha256
 
 FILE = "snapshot.safetensors"  # in the folder of an LLM's checkpoint, see ``data.snapshot``
 PREFIX = "snapshot/"  # of its tensors, among those of other things
-USERS = f"{PREFIX}users"
+USERS, _IDS, _FEATURE, _FACTS = (f"{PREFIX}{name}" for name in ("users", "ids", "feature/", "numbering"))
 
 
 @dataclass(frozen=True, eq=False)
 class Numbering:
     """External ids in the order of internal numbers, which begin at 1."""
 
-    items: Sequence[str]  # N - 1
+    ids: TextTable  # N, the padding item's first
     n_known: int  # items 1 ... n_known - 1 have interactions; the others stand in the .item file alone
     users: np.ndarray  # [U - 1] int64, hashes of ids
-    features: Mapping[str, Sequence[str]] = field(default_factory=dict)  # a feature the model reads -> its values
+    features: Mapping[str, TextTable] = field(default_factory=dict)  # a feature the model reads -> its values
     origin: str = ""  # key and path of the checkpoint it was read from
+    kept_index: TextIndex | None = None  # of ``ids``, where it was kept with them
 
     @classmethod
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Numbering":
         """That of a ``CandidateDataset`` that was built, of a split or of a snapshot; features without tokens have no numbers."""
         names = [name for name in selected_features or () if name in dataset.field2id_token]
-        items, *features = (list(map(str, dataset.field2id_token[name][1:])) for name in (dataset.iid_field, *names))
-        return cls(items, int(dataset.n_known), dataset.user_hashes, dict(zip(names, features, strict=True)))
+        ids, *features = (TextTable.of(dataset.field2id_token[name]) for name in (dataset.iid_field, *names))
+        values = {name: table[1:] for name, table in zip(names, features, strict=True)}
+        return cls(ids, int(dataset.n_known), dataset.user_hashes, values)
+
+    @property
+    def items(self) -> TextTable:
+        """The N - 1 items' ids."""
+        return self.ids[1:]
+
+    @cached_property
+    def index(self) -> TextIndex:
+        """By which an item is found by its id."""
+        return TextIndex.of(self.ids) if self.kept_index is None else self.kept_index
 
     def without_users(self) -> "Numbering":
         """The same, which tells nobody's id, not even as a hash."""
@@ -53,26 +67,28 @@ class Numbering:
     @property
     def items_sha256(self) -> str:
         """Digest of the items in their order."""
-        return facts_sha256([PADDING, *self.items])
+        return self.ids.sha256
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What safetensors keep of it."""
-        told = {"items": list(self.items), "n_known": int(self.n_known), "features": {**self.features}}
-        text = np.frombuffer(json.dumps(told, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"), np.uint8)
-        return {f"{PREFIX}ids": torch.from_numpy(text.copy()), USERS: torch.from_numpy(self.users.copy())}
+        told = json.dumps({"n_known": int(self.n_known), "features": sorted(self.features)})
+        tensors = {_FACTS: text_tensor(told), USERS: torch.from_numpy(self.users.copy())}
+        for name, values in self.features.items():
+            tensors |= values.tensors(_FEATURE + name)
+        return tensors | self.ids.tensors(_IDS) | self.index.tensors(_IDS)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], origin: str) -> "Numbering":
         """What ``tensors`` gave; ``UserError`` where they are not what this package writes."""
         try:
-            told = json.loads(tensors[f"{PREFIX}ids"].numpy().tobytes().decode("utf-8", "surrogatepass"))
-            items, features, users = told["items"], told["features"], tensors[USERS]
-            are_texts = all(type(ids) is list and {*map(type, ids)} <= {str} for ids in (items, *features.values()))
-            if not are_texts or users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int:
+            told, users, ids = json.loads(told_by(tensors[_FACTS])), tensors[USERS], TextTable.from_tensors(tensors, _IDS)
+            features = {name: TextTable.from_tensors(tensors, _FEATURE + name) for name in told["features"]}
+            if users.dtype != torch.int64 or users.dim() != 1 or type(told["n_known"]) is not int or not len(ids):
                 raise TypeError("ids, users or n_known are of another kind")
+            index = TextIndex.from_tensors(tensors, _IDS, len(ids))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{origin} tells not by which numbers it knows its items ({error!r}); train it again.") from error
-        return cls(items, told["n_known"], users.numpy(), features, origin)
+        return cls(ids, told["n_known"], users.numpy(), features, origin, index)
 
     def known_ids(self, kind: str, here: np.ndarray) -> Sequence[str]:
         """External ids in the order of their numbers; users whom the data lacks have names that say so.
@@ -87,7 +103,7 @@ class Numbering:
         if kind == "users":
             users = pd.Series(here, index=user_hashes(here)).reindex(self.users)
             return [user if isinstance(user, str) else f"[not in these files] {number}" for number, user in enumerate(users)]
-        there = self.items if kind == "items" else self.features[kind]
+        there = list(self.items if kind == "items" else self.features[kind])
         extra, missing = pd.Index(here).difference(there, sort=False), sorted(set(there).difference(here))
         if len(extra) or missing:
             what = "items" if kind == "items" else f"values of {kind} (selected_features)"
@@ -100,7 +116,7 @@ class Numbering:
 
     def check_known(self, numbers: np.ndarray) -> None:
         """Refuse data in which other items have interactions than in training; ``numbers`` are those of the interactions."""
-        ids = np.array([PADDING, *self.items])
+        ids = np.array([*self.ids])
         is_known = np.isin(np.arange(len(ids)), numbers)
         was_known = (ids != PADDING) & (np.arange(len(ids)) < self.n_known)
         gone, new = ids[was_known & ~is_known], ids[is_known & ~was_known]
@@ -115,7 +131,7 @@ class Numbering:
         shared = min(len(self.users), len(other.users))
         if self.items_sha256 != other.items_sha256 or self.n_known != other.n_known:
             what = "items"
-        elif {**self.features} != {**other.features}:
+        elif self.features != other.features:
             what = "features (selected_features)"
         elif not np.array_equal(self.users[:shared], other.users[:shared]):
             what = "users"
@@ -126,6 +142,16 @@ class Numbering:
             f"{len(self.items)}. Where checkpoint and rec_checkpoint are both given, both must be of one run, of the same files "
             "and filters; change one of them, or train again."
         )
+
+
+def text_tensor(text: str) -> torch.Tensor:
+    """A text as a tensor of its bytes, for safetensors."""
+    return torch.from_numpy(np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).copy())
+
+
+def told_by(tensor: torch.Tensor) -> str:
+    """The text of ``text_tensor``."""
+    return tensor.numpy().tobytes().decode("utf-8", "surrogatepass")
 
 
 def user_hashes(ids: Sequence[str]) -> np.ndarray:

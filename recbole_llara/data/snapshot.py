@@ -7,6 +7,7 @@ the model reads. ``Snapshot.dataset`` stands where RecBole's models expect a dat
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from safetensors import SafetensorError, safe_open
 from recbole_llara.config.settings import DataProtocol
 from recbole_llara.data.atomic_files import PADDING
 from recbole_llara.data.held_out import HoldsItemsOut
-from recbole_llara.data.numbering import FILE, PREFIX, Numbering, kept_in
-from recbole_llara.data.titles import Catalogue, is_visible
+from recbole_llara.data.numbering import FILE, PREFIX, Numbering, kept_in, text_tensor, told_by
+from recbole_llara.data.text_table import TextIndex, TextTable
+from recbole_llara.data.titles import Catalogue, folded, untitled
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.process_setup import is_text
 
 _FACTS, _COUNTS, _HOMES, _COLUMN = (f"{PREFIX}{name}" for name in ("facts", "counts", "homes", "column/"))
+_TITLES, _FIELD, _VALUES = (f"{PREFIX}{name}" for name in ("titles", "field/", "values/"))
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Column:
     values: torch.Tensor  # [N] or [N, length]
     type: FeatureType
     length: int
-    tokens: Sequence[str] | None = None  # the external values by number, of a feature that has numbers
+    tokens: TextTable | None = None  # the external values by number, of a feature that has numbers
     buckets: int | None = None  # of a float that a model reads as an embedding
 
 
@@ -47,10 +49,11 @@ class Snapshot:
     numbering: Numbering
     n_users: int  # U, which tells the size of a table of users
     training_counts: np.ndarray  # [N] int64, how many users took each item in training
-    titles: Sequence[str] | None = None  # N, as prompts and answers have them; None where the run has no title_field
-    fields: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of ``Catalogue``
+    titles: TextTable | None = None  # N, as prompts and answers have them; None where the run has no title_field
+    fields: Mapping[str, TextTable] = field(default_factory=dict)  # of ``Catalogue``
     homes: np.ndarray | None = None  # [N] int64, see ``HoldsItemsOut``
     columns: Mapping[str, Column] = field(default_factory=dict)  # what was loaded of the .item file, by name
+    kept_index: TextIndex | None = None  # of the folded titles, where it was kept with them
 
     @classmethod
     def of(cls, dataset: Any, selected_features: Sequence[str] | None = None) -> "Snapshot":
@@ -58,7 +61,7 @@ class Snapshot:
         catalogue, columns = dataset.catalogue, {}
         for name in () if dataset.item_feat is None else dataset.item_feat.columns:
             if name != dataset.iid_field:
-                tokens = [str(value) for value in dataset.field2id_token[name]] if name in dataset.field2id_token else None
+                tokens = TextTable.of(dataset.field2id_token[name]) if name in dataset.field2id_token else None
                 kind, length = dataset.field2type[name], int(dataset.field2seqlen[name])
                 buckets = dataset.field2bucketnum.get(name)
                 columns[name] = Column(dataset.item_feat[name], kind, length, tokens, None if buckets is None else int(buckets))
@@ -66,26 +69,41 @@ class Snapshot:
             Numbering.of(dataset, selected_features),
             dataset.user_num,
             dataset.training_counts,
-            None if catalogue is None else catalogue.titles,
-            {} if catalogue is None else catalogue.fields,
+            None if catalogue is None else TextTable.of(catalogue.titles),
+            {} if catalogue is None else {name: TextTable.of(texts) for name, texts in catalogue.fields.items()},
             dataset.homes,
             columns,
+            dataset.snapshot.kept_index if isinstance(dataset, SnapshotDataset) else None,
         )
+
+    @cached_property
+    def title_index(self) -> TextIndex | None:
+        """By which items are found by their folded titles; None where there are none."""
+        if self.titles is None or self.kept_index is not None:
+            return self.kept_index
+        return TextIndex.of([folded(title) for title in self.titles])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What safetensors keep of it."""
         told = {
             "n_users": self.n_users,
-            "titles": None if self.titles is None else list(self.titles),
-            "fields": {name: list(texts) for name, texts in self.fields.items()},
+            "fields": list(self.fields),
             "columns": {
-                name: [column.type.value, column.length, column.tokens, column.buckets] for name, column in self.columns.items()
+                name: [column.type.value, column.length, column.tokens is not None, column.buckets]
+                for name, column in self.columns.items()
             },
         }
-        text = json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        texts = {_FIELD + name: table for name, table in self.fields.items()}
+        texts |= {_VALUES + name: column.tokens for name, column in self.columns.items() if column.tokens is not None}
+        tensors: dict[str, torch.Tensor] = {}
+        if self.titles is not None:
+            tensors |= self.titles.tensors(_TITLES) | self.title_index.tensors(_TITLES)
+        for name, table in texts.items():
+            tensors |= table.tensors(name)
         return {
             **self.numbering.tensors(),
-            _FACTS: torch.from_numpy(np.frombuffer(text, np.uint8).copy()),
+            **tensors,
+            _FACTS: text_tensor(json.dumps(told, ensure_ascii=False)),
             _COUNTS: torch.from_numpy(self.training_counts.astype(np.int64)),
             **({} if self.homes is None else {_HOMES: torch.from_numpy(self.homes.astype(np.int64))}),
             **{_COLUMN + name: column.values.contiguous().clone() for name, column in self.columns.items()},
@@ -96,11 +114,22 @@ class Snapshot:
         """What ``tensors`` gave; ``UserError`` where they are not what this package writes."""
         numbering = Numbering.from_tensors(tensors, origin)
         try:
-            told = json.loads(tensors[_FACTS].numpy().tobytes().decode("utf-8", "surrogatepass"))
-            n_items, n_users, titles, fields = len(numbering.items) + 1, told["n_users"], told["titles"], told["fields"]
+            told = json.loads(told_by(tensors[_FACTS]))
+            n_items, n_users = len(numbering.ids), told["n_users"]
+            fields = {name: TextTable.from_tensors(tensors, _FIELD + name) for name in told["fields"]}
+            titles, title_index = None, None
+            if any(name.startswith(_TITLES) for name in tensors):
+                titles = TextTable.from_tensors(tensors, _TITLES)
+                title_index = TextIndex.from_tensors(tensors, _TITLES, n_items)
             columns = {
-                name: Column(tensors[_COLUMN + name], FeatureType(kind), int(length), values, buckets)
-                for name, (kind, length, values, buckets) in told["columns"].items()
+                name: Column(
+                    tensors[_COLUMN + name],
+                    FeatureType(kind),
+                    int(length),
+                    TextTable.from_tensors(tensors, _VALUES + name) if has_values else None,
+                    buckets,
+                )
+                for name, (kind, length, has_values, buckets) in told["columns"].items()
             }
             texts = [*fields.values(), *([] if titles is None else [titles])]
             homes = tensors.get(_HOMES)
@@ -109,19 +138,19 @@ class Snapshot:
             if (
                 type(n_users) is not int
                 or n_users < 1
-                or any(type(of) is not list or len(of) != n_items or {*map(type, of)} != {str} for of in texts)
+                or any(len(of) != n_items for of in texts)
                 or any(tuple(shape) != (n_items,) for shape in shapes)
-                or any(type(column.tokens) not in (list, type(None)) for column in columns.values())
                 or any(type(column.buckets) not in (int, type(None)) for column in columns.values())
                 or any(of.dtype != torch.int64 for of in numbers)
             ):
                 raise TypeError("texts, counts or columns are of another form")
-            if titles is not None and not all(is_visible(title) and is_text(title) for title in titles[1:]):
+            if titles is not None and len(untitled(titles[1:])):
                 raise ValueError("an item has no title")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{origin} tells not what it knows of its items ({error!r}); train it again.") from error
         held_out = None if homes is None else homes.numpy()
-        return cls(numbering, n_users, tensors[_COUNTS].numpy(), titles, fields, held_out, columns)
+        counts = tensors[_COUNTS].numpy()
+        return cls(numbering, n_users, counts, titles, fields, held_out, columns, title_index)
 
     def dataset(self, config: Any) -> "SnapshotDataset":
         """What models of ``config`` are made over."""
@@ -145,19 +174,16 @@ class SnapshotDataset(HoldsItemsOut, SequentialDataset):
         self.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
         self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
         history = self.iid_field + config["LIST_SUFFIX"]
-        numbering, n_items = snapshot.numbering, len(snapshot.numbering.items) + 1
+        numbering, n_items = snapshot.numbering, len(snapshot.numbering.ids)
         self.n_known, self.user_hashes, self.training_counts = numbering.n_known, numbering.users, snapshot.training_counts
         self.homes = snapshot.homes
-        domain = str(config["domain"] or "item")
-        ids = (PADDING, *numbering.items)
         self.catalogue = None
         if snapshot.titles is not None:
-            fields = {name: tuple(texts) for name, texts in snapshot.fields.items()}
-            self.catalogue = Catalogue(tuple(snapshot.titles), ids, domain, fields)
+            self.catalogue = Catalogue(snapshot.titles, numbering.ids, str(config["domain"] or "item"), snapshot.fields)
         features = {name: column.tokens for name, column in snapshot.columns.items() if column.tokens is not None}
-        nobody = np.full(snapshot.n_users, PADDING, dtype=object)  # a user of a question is none of training
-        tokens = {self.uid_field: nobody, self.iid_field: ids, **features}
-        self.field2id_token = {name: np.array(values, dtype=object) for name, values in tokens.items()}
+        # A user of a question is none of training; in no memory, however many there were.
+        nobody = np.broadcast_to(np.array(PADDING, dtype=object), snapshot.n_users)
+        self.field2id_token = {self.uid_field: nobody, self.iid_field: numbering.ids, **features}
         self.field2type = {self.uid_field: FeatureType.TOKEN, self.iid_field: FeatureType.TOKEN, history: FeatureType.TOKEN_SEQ}
         self.field2type |= {name: column.type for name, column in snapshot.columns.items()}
         self.field2source = {self.uid_field: FeatureSource.USER_ID, self.iid_field: FeatureSource.ITEM_ID}

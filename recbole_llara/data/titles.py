@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recbole_llara.data.tables import read_rows
+from recbole_llara.data.text_table import TextTable
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import is_text
 
@@ -58,6 +59,27 @@ def is_visible(title: str) -> bool:
     if title.isascii() and title.isprintable():  # nearly all, in a tenth of the time
         return not title.isspace() and bool(title)
     return any(unicodedata.category(character) not in _INVISIBLE for character in title)
+
+
+def untitled(titles: TextTable) -> np.ndarray:
+    """The places of titles without a visible character.
+
+    Raises:
+        UnicodeDecodeError: a title holds half of a surrogate pair.
+    """
+    str(memoryview(titles.data), "utf-8")
+    asked = titles.without_visible_start()
+    first = titles.first_characters(asked)
+    code_points, places = np.unique(first, return_inverse=True)
+    begins_visibly = np.array([unicodedata.category(chr(point)) not in _INVISIBLE for point in code_points], dtype=bool)
+    left = asked[~begins_visibly[places]] if len(asked) else asked
+    return np.array([place for place in left.tolist() if not is_visible(titles[place])], dtype=np.int64)
+
+
+def folded(title: str) -> str:
+    """A title as it is compared where capitals do not count."""
+    normal = title if title.isascii() else unicodedata.normalize("NFKC", title)
+    return normal.casefold().strip()
 
 
 def is_csv_quoted(title: str) -> bool:
@@ -118,10 +140,10 @@ class Catalogue:
             ``popularity`` holds the levels of ``popularity_levels``.
     """
 
-    titles: tuple[str, ...]
-    item_tokens: tuple[str, ...]
+    titles: Sequence[str]
+    item_tokens: Sequence[str]
     domain: str
-    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fields: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
         """N texts: all that is known of an item without any interaction, its title and its fields but popularity."""
@@ -153,7 +175,7 @@ def load_catalogue(dataset: Any, config: Any) -> Catalogue:
             fields[name] = ("", *map(str, levels[1:]))
             continue
         by_id, kind = _read_column(*file, name, "item_fields")
-        texts = [_field_text(by_id.get(token, ""), kind) for token in tokens[1:]]
+        texts = [field_text(by_id.get(token, ""), kind) for token in tokens[1:]]
         what = f"have half of a surrogate pair in '{name}' of {file.path} (item_fields)"
         _refuse(is_text, tokens, texts, what, f"Is the file in {file.encoding} (encoding)?")
         fields[name] = ("", *texts)
@@ -231,7 +253,7 @@ def _refuse(is_right: Callable[[str], bool], tokens: Sequence[str], texts: Seque
         raise UserError(f"{len(bad)} of {len(texts)} items {what}, the first: {', '.join(bad[:5])}. {expected}")
 
 
-def _field_text(cell: str, kind: str) -> str:
+def field_text(cell: str, kind: str) -> str:
     """A cell as a prompt shows it: one line, a float without ".0"; "" where it says nothing, as a float's "nan" does."""
     text = one_line(cell)
     if kind == "float":

@@ -113,6 +113,8 @@ class ItemTokens(nn.Module):
         training_embeddings: [N, d_rec] what the projector reads in training mode; None = the same.
         without_token: [N] bool, whose behavioural token is the placeholder; None = of no item.
         without_training_token: [N] bool, likewise in training mode, beside ``training_embeddings``.
+        standard: mean [d_rec] and deviation [1] by which the projector reads frozen ``item_embeddings``, see ``standard_of``: so the
+            table stays the recommender's own memory. None = as they are.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class ItemTokens(nn.Module):
         training_embeddings: torch.Tensor | None = None,
         without_token: torch.Tensor | None = None,
         without_training_token: torch.Tensor | None = None,
+        standard: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -143,6 +146,8 @@ class ItemTokens(nn.Module):
             self.projector = Projector(item_embeddings.shape[1], len(centre))
             # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
             self.projector.linear_2.bias.data.copy_(centre)
+        for name, value in zip(("item_mean", "item_deviation"), standard or (None, None), strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.register_buffer("training_embeddings", training_embeddings, persistent=False)
         self.register_buffer("without_token", without_token, persistent=False)
         self.register_buffer("without_training_token", without_training_token, persistent=False)
@@ -163,6 +168,34 @@ class ItemTokens(nn.Module):
             self.score_projector.linear_2.bias.data.copy_(centre)
         elif Part.SCORE in parts:
             self.ranks = nn.Parameter(rank_vectors.clone())
+
+    def item_vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """[..., d_rec] what the projector reads of items [...]."""
+        rows = self.item_embeddings[items]
+        return rows if self.item_mean is None else (rows - self.item_mean) / self.item_deviation
+
+    @torch.no_grad()
+    def set_items(self, items: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """Behavioural tokens of items that come after training, numbered on from the last, and other ones of some that came before.
+
+        An item-id token, which is learned for each item, is the mean of the others for a new one.
+
+        Args:
+            items: [M] int64, ascending.
+            rows: [M, d_rec] in the space of ``item_embeddings``; None = the placeholder stands for them.
+        """
+        if self.projector is not None:
+            table = self.item_embeddings
+            grown = with_rows(table.detach(), items, table.new_zeros(len(items), table.shape[1]) if rows is None else rows)
+            self.item_embeddings = nn.Parameter(grown) if isinstance(table, nn.Parameter) else grown
+            if rows is None or self.without_token is not None:
+                known = torch.zeros(len(table), dtype=torch.bool) if self.without_token is None else self.without_token
+                lacks = torch.full((len(items),), rows is None)
+                self.without_token = with_rows(known.to(table.device), items, lacks)
+        if self.item_ids is not None:
+            new = items[items >= len(self.item_ids)]
+            mean = self.item_ids[1:].mean(0, keepdim=True)
+            self.item_ids = nn.Parameter(torch.cat([self.item_ids.detach(), mean.expand(len(new), -1)]))
 
     def forward(
         self,
@@ -195,8 +228,7 @@ class ItemTokens(nn.Module):
                 slots = slots[~conclusions.has_nothing(slot_rows[slots], items)]
             items = slot_items[slots]
             if part is Part.ITEM_EMBEDDING and self.projector is not None:
-                table = self.training_embeddings if has_own else self.item_embeddings
-                filled = self.projector(table[items])
+                filled = self.projector(self.training_embeddings[items] if has_own else self.item_vectors(items))
             elif part is Part.DESCRIPTION and self.description is not None:
                 filled = self.description.expand(len(items), -1)
             elif part is Part.ITEM_ID and self.item_ids is not None:
@@ -212,6 +244,13 @@ class ItemTokens(nn.Module):
                 raise ValueError(f"a slot of {part.value}, but these item tokens were made without it")
             vectors = vectors.index_put((slots,), filled.to(vectors.dtype))
         return vectors
+
+
+def with_rows(table: torch.Tensor, items: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A table [N, ...] with other rows [M, ...] for items [M], which may be numbered on from N."""
+    last = int(items.max()) if len(items) else -1
+    grown = torch.cat([table, table.new_zeros(max(0, last + 1 - len(table)), *table.shape[1:])])
+    return grown.index_copy(0, items.to(table.device), rows.to(table))
 
 
 def number_vectors(tokenizer: PreTrainedTokenizerBase, vocabulary: torch.Tensor, count: int) -> torch.Tensor:
@@ -232,9 +271,15 @@ def centred(table: torch.Tensor, counted: torch.Tensor | None = None) -> torch.T
     Args:
         counted: [N] bool, the rows whose mean and variance these are; None = all but the padding item's row 0.
     """
+    mean, deviation = standard_of(table, counted)
+    return (table - mean) / deviation
+
+
+def standard_of(table: torch.Tensor, counted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean [d_rec] and the deviation [1] of ``centred``."""
     counted = slice(1, None) if counted is None else counted
-    moved = table - table[counted].mean(0)
-    return moved / moved[counted].std()
+    mean = table[counted].mean(0)
+    return mean, (table - mean)[counted].std()[None]
 
 
 def shuffled(table: torch.Tensor, seed: int, dealt: torch.Tensor | None = None) -> torch.Tensor:

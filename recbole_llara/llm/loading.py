@@ -45,6 +45,7 @@ def load_llm(
     device: str | torch.device = "cpu",
     quantization: str = "none",
     llm_layers: int | Sequence[int] | None = None,
+    files: tuple[PreTrainedConfig, PreTrainedTokenizerBase] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer, in evaluation mode, on the CPU; a quantised one on its device.
 
@@ -60,13 +61,14 @@ def load_llm(
         device: where the model is going to run.
         quantization: none, 8bit or 4bit, see ``quantization_config``.
         llm_layers: the decoder blocks that are kept, see ``architecture.keep_blocks``.
+        files: what ``read_files`` gave; None = they are read.
 
     Raises:
         UserError: what ``read_files`` or ``keep_blocks`` refuses, unreadable or missing weights, quantised weights that were to be
             trained, or a quantization whose library is not installed.
     """
     source = resolve_llm_path(llm_path)
-    config, tokenizer = read_files(llm_path, trust_remote_code)
+    config, tokenizer = files or read_files(llm_path, trust_remote_code)
     compute_dtype = resolve_compute_dtype(dtype, device)
     held_dtype = weight_dtype(compute_dtype, llm_tuning, device)
     method, placed = quantized_by(config), {}

@@ -33,7 +33,7 @@ from recbole_llara.llm.adapters import token_keys
 from recbole_llara.llm.answer_tree import with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings, uncompiled
 from recbole_llara.llm.cpu import training_attention
-from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, shuffled
+from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, shuffled, standard_of
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.model.answering import Questions, answer_context, score
@@ -47,7 +47,7 @@ from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
-from recbole_llara.recommender.new_items import text_features, vectors_of_new_items
+from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, with_vectors
 from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.hashing import row_keys
 from recbole_llara.utils.processes import processes_of
@@ -67,6 +67,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     Attributes:
         reads_words_only, is_trained: whether prompts with vectors are refused, and whether it may have epochs.
         recommender: the frozen one that answers; None where no prompt shows what it knows.
+        answering: the recommender that answers, its network and its configuration, in a tuple, so that it is no part of this model.
         recommender_of_training: the one with which training rows are read, where it is another; in training mode the model reads it.
         proposing: the one whose proposals training candidates are drawn from; None where they are uniform, or nothing is trained.
         has_prior: whether listwise adds what the recommender says of the candidates to the answers'.
@@ -96,7 +97,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.llm_quantization, self.llm_layers = settings.llm_quantization, settings.llm_layers
         self.is_sharded, self.is_compiled = settings.fsdp and processes_of(config).count > 1, settings.torch_compile
         prepared = prepare_llm(config, data, self.is_sharded)
-        self.llm, self.llm_digest, self.encoder, self._token_keys, self.read_answers = prepared
+        self.llm, self.llm_digest, self.encoder, self._token_keys, self.read_answers, self.pieces_key, self.probed = prepared
         self.tokenizer, llm = self.encoder.tokenizer, causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
         self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, self.device)
@@ -106,6 +107,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         attention = settings.attn_implementation or training_attention(llm, self.compute_dtype, self.device)
         self._attention = {True: attention, False: llm.config._attn_implementation}
         self.recommender: Recommender | None = None
+        self.answering: tuple[Recommender, torch.nn.Module, Any] | None = None
         self.recommender_of_training: Recommender | None = None
         self.has_prior = is_tuned(config) and self.loss_settings.listwise_prior != NO_PRIOR
         self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded or a loss adds it
@@ -136,23 +138,26 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
         table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
         training_table: torch.Tensor | None = None
+        standard: tuple[torch.Tensor, torch.Tensor] | None = None
         lacking: torch.Tensor | None = None  # [N] whose behavioural token is the placeholder
         lacking_in_training: torch.Tensor | None = None
         is_shown = reads_recommender(config) and not is_drawn
         if is_shown:
-            self.recommender, table, self.conclude, lacking = self._reading(config, data, shown)
+            self.recommender, table, self.conclude, lacking, learned = self._reading(config, data, shown)
+            standard = None if table is None else standard_of(table, learned)
         are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
         if is_tuned(config) and (are_two if is_shown else self.has_prior):
             of_training = self._reading(config, data, shown, of_training=True)
-            self.recommender_of_training, training_table, conclude, lacking_in_training = of_training
+            self.recommender_of_training, training_table, conclude, lacking_in_training, learned_in_training = of_training
+            training_table = None if training_table is None else centred(training_table, learned_in_training)
             self._conclude_by_mode = {True: conclude, False: self.conclude}
             self.conclude = self._conclude_by_mode[self.training]
-            self._drift = None if table is None else drift(training_table, table)
+            self._drift = None if table is None else drift(training_table, centred(table, learned))
         output_size = None if self.conclude is None else self.conclude.output_size
         vocabulary, ranks = embedded_vocabulary(self.llm), None
         if config["recommender_score_token"] == "rank":
             ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
-        tables = (training_table, lacking, lacking_in_training)
+        tables = (training_table, lacking, lacking_in_training, standard)
         return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks, *tables)
 
     def _tell_of_training(self, config: Any) -> None:
@@ -167,11 +172,13 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def _reading(
         self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False
-    ) -> tuple[Recommender, torch.Tensor | None, Concluding | None, torch.Tensor | None]:
-        """A recommender, its table [N, d_rec] as the projector reads it, what asks it for conclusions, and the items [N] whose behavioural
-        token is the placeholder; None for what is not read.
+    ) -> tuple[Recommender, torch.Tensor | None, Concluding | None, torch.Tensor | None, torch.Tensor | None]:
+        """A recommender, its table [N, d_rec] before it is ``centred``, what asks it for conclusions, the items [N] whose behavioural
+        token is the placeholder, and those that count for the centre; None for what is not read, or for all items.
         """
         recommender, network, own = recommender_model(config, data, of_training)
+        if not of_training:
+            self.answering = (recommender, network, own)
         settings, table, conclude, lacking = RecommenderSettings.from_config(config), None, None, None
         is_new = None if settings.new_item_token == OWN else recommender.is_new
         learned = None if is_new is None else ~is_new
@@ -181,9 +188,11 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             if settings.new_item_token == PLACEHOLDER:
                 lacking = is_new
             elif is_new is not None:
-                features = text_features(self.tokenizer, embedded_vocabulary(self.llm), data.catalogue.texts())
-                table = vectors_of_new_items(settings.new_item_token, table, is_new, features, settings.new_item_neighbours)
-            table = centred(table, learned)
+                texts = data.catalogue.texts()
+                of_learned = [texts[item] for item in learned.nonzero()[:, 0].tolist()]
+                features = TextFeatures(self.tokenizer, embedded_vocabulary(self.llm), of_learned)
+                vectors = NewItemVectors(settings.new_item_token, features, table[learned], settings.new_item_neighbours)
+                table = with_vectors(table, is_new, vectors, texts)
         if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
             conclude = Concluding(network, own, Part.USER in shown, is_new)
         if is_new is not None and not of_training:
@@ -193,7 +202,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 f"new_item_token {self.new_item_token}: the {recommender.model} learned nothing of {self.n_new_items} of "
                 f"{self.n_items - 1} items"
             )
-        return recommender, table, conclude, lacking
+        return recommender, table, conclude, lacking, learned
 
     @classmethod
     def check(cls, config: Any) -> None:

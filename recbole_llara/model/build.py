@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from recbole_llara.checkpoint.weights import Format, given_checkpoint, llm_digest
 from recbole_llara.config.models import is_llm_recommender, resolve_model
@@ -15,6 +16,7 @@ from recbole_llara.llm.likelihood import AnswerReader
 from recbole_llara.llm.loading import context_length, is_quantized, load_llm, read_files
 from recbole_llara.llm.probe import Probe
 from recbole_llara.model.checks import is_tuned
+from recbole_llara.model.kept import PreparedLLM, kept_pieces, pieces_key, probe_facts, tried
 from recbole_llara.prompt.curriculum import shown_representations
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.fields import bracketed
@@ -22,6 +24,7 @@ from recbole_llara.prompt.template import load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.prompt.tokens import ChatFrame
 from recbole_llara.recommender.stock import make_recommender, numbered
+from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
 
@@ -35,18 +38,18 @@ def build_model(config: Any, data: PreparedData) -> nn.Module:
     name, is_llm = config["model"], is_llm_recommender(config["model"])
     if config["checkpoint"] is not None:
         given_checkpoint(config["checkpoint"], name, Format.LLM if is_llm else Format.STOCK)
-    model = resolve_model(name)(config, data) if is_llm else make_recommender(name, config, data.dataset)
+    if is_llm:
+        model = resolve_model(name)(config, data)
+    else:
+        with undrawn(config, data.kept is not None):
+            model = make_recommender(name, config, data.dataset)
     return numbered(model, config, data.dataset).to(config["device"])
 
 
-def prepare_llm(
-    config: Any, data: PreparedData, is_sharded: bool
-) -> tuple[nn.Module, str, PromptEncoder, TokenKeys, AnswerReader]:
+def prepare_llm(config: Any, data: PreparedData, is_sharded: bool) -> PreparedLLM:
     """Load, tune and try the run's LLM; refuse one that cannot hold the run's prompts, and users without enough other items.
 
-    Returns:
-        the LLM as ``tune`` leaves it, on the run's device; the digest of the LLM as it came; the encoder of the run's prompts,
-        with its tokenizer; where its dropout reads which tokens a pass holds; and how it reads the candidates' answers.
+    What ``data.kept`` has of it for the same tokenizer, prompts and LLM is taken from there, see ``model.kept``.
 
     Raises:
         UserError: config, tokenizer or weights of ``llm_path``; a prompt longer than the LLM can hold; too few items; or what
@@ -58,22 +61,11 @@ def prepare_llm(
             "attn_implementation: found flex_attention, which computes no gradients on a CPU, expected sdpa or eager: change it, or run "
             "on a GPU"
         )
-    llm_config, tokenizer = read_files(settings.llm_path, settings.llm_trust_remote_code)
-    max_positions = context_length(llm_config)
+    files = read_files(settings.llm_path, settings.llm_trust_remote_code)
+    llm_config, tokenizer = files
     if is_tuned(config):
         data.sampler.check_eligible(data.dataset.inter_feat[config["USER_ID_FIELD"]].numpy())
-    history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
-    prompt = PromptSettings.from_config(config)
-    encoder = PromptEncoder(
-        tokenizer,
-        data.catalogue.titles,
-        load_templates(data.catalogue.domain, candidates, prompt.prompt_file),
-        prompt.max_title_tokens,
-        None if max_positions is None else ContextBudget(max_positions, history, candidates),
-        shown_representations(config),
-        ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None,
-        bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens),
-    )
+    encoder, key = _encoder(config, data, llm_config, tokenizer)
     rows = getattr(llm_config.get_text_config(), "vocab_size", None)
     if rows is not None and encoder.highest_token >= rows:
         raise UserError(
@@ -89,6 +81,7 @@ def prepare_llm(
         device=device,
         quantization=settings.llm_quantization,
         llm_layers=settings.llm_layers,
+        files=files,
     )
     digest, token_keys = llm_digest(llm), TokenKeys()
     if settings.gradient_checkpointing:
@@ -105,9 +98,33 @@ def prepare_llm(
         shard_frozen(tuned, device, processes_of(config).count)
     if not (is_held_quantized := is_quantized(llm)):  # else the weights are there already
         tuned.to(device)
-    longest, end = encoder.longest_prompt(history, candidates), tokenizer.eos_token_id
-    probe = Probe(causal_lm(tuned.eval()), settings.llm_path, *longest, end, encoder.pad_id, is_held_quantized, token_keys)
-    reader = probe.run(DECODINGS[EvaluationSettings.from_config(config).decoding].generates)
+    lists = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    generates = DECODINGS[EvaluationSettings.from_config(config).decoding].generates
+
+    def probe() -> AnswerReader:
+        longest, end = encoder.longest_prompt(*lists), tokenizer.eos_token_id
+        plain = causal_lm(tuned.eval())
+        return Probe(plain, settings.llm_path, *longest, end, encoder.pad_id, is_held_quantized, token_keys).run(generates)
+
+    tuned.eval()
+    reader, probed = tried(data.kept, probe_facts(settings, tuned, digest, key, lists, generates), probe)
     if settings.torch_compile:
         compile_blocks(tuned, device)
-    return tuned, digest, encoder, token_keys, reader
+    return PreparedLLM(tuned, digest, encoder, token_keys, reader, key, probed)
+
+
+def _encoder(
+    config: Any, data: PreparedData, llm_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PromptEncoder, str]:
+    """The encoder of a run's prompts, and the key of its items' pieces."""
+    max_positions, prompt = context_length(llm_config), PromptSettings.from_config(config)
+    history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    budget = None if max_positions is None else ContextBudget(max_positions, history, candidates)
+    templates = load_templates(data.catalogue.domain, candidates, prompt.prompt_file)
+    shown, chat = shown_representations(config), ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None
+    limits = {"titles": prompt.max_title_tokens, "fields": prompt.max_field_tokens}
+    key = pieces_key(tokenizer, data.catalogue, templates, limits, budget, [each.name for each in shown], chat)
+    pieces = kept_pieces(data.kept, key, data.catalogue)
+    fields = bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens) if pieces is None else ()
+    made = (prompt.max_title_tokens, budget, shown, chat, fields, pieces)
+    return PromptEncoder(tokenizer, data.catalogue.titles, templates, *made), key

@@ -9,10 +9,12 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from recbole_llara.checkpoint.weights import ADAPTER, LLM, Checkpoint, Weights, read_checkpoint, shapes
+from recbole_llara.data.text_table import TextTable
 from recbole_llara.llm.architecture import causal_lm, kept_layers
 from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.kept import PIECES, PROBE
 from recbole_llara.utils.errors import UserError, differences
-from recbole_llara.utils.hashing import facts_digest
+from recbole_llara.utils.hashing import DIGITS
 
 
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
         "candidate_order": "recommender" if model.representation.in_recommender_order else "drawn",
-        "item_fields": facts_digest(model.encoder.fields) if model.encoder.fields else None,
+        "item_fields": TextTable.of(model.encoder.fields).sha256[:DIGITS] if len(model.encoder.fields) else None,
         "new_item_token": model.new_item_token,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,
         "item_tokens": shapes(model.item_tokens.state_dict()),
@@ -41,14 +43,15 @@ def weights_of(model: LLMRecommender) -> Weights:
     """What was trained of the model."""
 
     def write_llm(folder: Path) -> None:
+        model.encoder.pieces.save(folder / PIECES, model.pieces_key)
         if model.llm_tuning == "lora":
             model.llm.save_pretrained(folder / ADAPTER)
         elif model.llm_tuning == "full":
             model.llm.save_pretrained(folder / LLM)
             model.tokenizer.save_pretrained(folder / LLM)
 
-    prompts = {"prompts_digest": model.trained_prompts}
-    return Weights(model.item_tokens.state_dict(), model.snapshot, belongs_to(model), model.trained_on, prompts, write_llm)
+    more = {"prompts_digest": model.trained_prompts, PROBE: dict(model.probed)}
+    return Weights(model.item_tokens.state_dict(), model.snapshot, belongs_to(model), model.trained_on, more, write_llm)
 
 
 def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | Path) -> Checkpoint:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from recbole_llara.prompt.item_pieces import ItemMap, ItemPieces, ShownTexts
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, tokenise_items
@@ -83,8 +84,10 @@ class PromptEncoder:
             are the numbers tokenised. None = in any way.
         chat: what stands around a prompt that is a user's turn of a chat; None = nothing.
         fields: N texts that stand behind the titles in prompts, and not in answers, see ``fields.bracketed``; none = titles alone.
+        pieces: what an encoder of the same arguments made of the titles and fields, so that none is tokenised again.
 
     Attributes:
+        pieces: the tokens of the items' texts.
         titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
         fields: as given.
         max_title_tokens: what titles were cut to.
@@ -106,11 +109,12 @@ class PromptEncoder:
         representations: Iterable[Representation] | None = None,
         chat: ChatFrame | None = None,
         fields: Sequence[str] = (),
+        pieces: ItemPieces | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
         self.tokenizer, self.templates, self.budget, self.n_items = tokenizer, list(templates), budget, len(titles)
-        self.fields = tuple(fields)
+        self.chat = chat
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
         end = tokenizer.eos_token_id
         self.pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -119,82 +123,149 @@ class PromptEncoder:
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
         layouts = [_split(template) for template in self.templates]
         tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]
+        length = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
+        self._marks = _marks(layouts)
+        self._use(self._pieces_of(titles, fields, max_title_tokens, length, len(separator)) if pieces is None else pieces)
+        self._refuse_one_answer(titles)
+        bank = self._bank
+        self.separator_piece, self.eos_piece = bank.add([separator]), bank.add([[end]])
+        self.first_slot, self.opening_piece = bank.add([[end]] * len(SLOT_PARTS)), bank.add([opening])
+        self.layouts = [[text if isinstance(text, str) else bank.add([text]) for text in layout] for layout in tokens]
+        bank.freeze()
+        # A mark's piece in a layout -> the mark.
+        self._mark_of = {self.separator_piece: SEPARATOR}
+        for layout, of_layout in zip(layouts, self.layouts, strict=True):
+            for (text, mark), piece in zip(pairwise(layout), of_layout[1:], strict=True):
+                if text in _LISTS:
+                    self._mark_of[piece] = mark
+        self.highest_token = bank.highest_token
+
+    def _use(self, pieces: ItemPieces) -> None:
+        self.pieces, self._bank, self.n_items = pieces, pieces.bank, len(pieces.titles)
+        self.titles, self.fields, self.max_title_tokens = pieces.titles, pieces.fields, pieces.max_title_tokens
+
+    def _pieces_of(
+        self, titles: Sequence[str], fields: Sequence[str], max_title_tokens: int, template: int, separator: int
+    ) -> ItemPieces:
+        """Tokenise N titles and fields; ``template`` and ``separator`` are lengths in tokens, of the longest template without lists."""
+        tokenizer = self.tokenizer
         texts = {Part.TITLE: list(titles)}
         if any(Part.INDEX in representation.texts for representation in self.representations):
             texts[Part.INDEX] = [str(number) for number in range(self.n_items)]
         whole = {part: tokenise_items(tokenizer, of_part, max_title_tokens) for part, of_part in texts.items()}
-        behind = Texts.joined(tokenise_items(tokenizer, self.fields)) if self.fields else None
-        self.max_title_tokens = max_title_tokens
-        if budget is not None:
+        behind = Texts.joined(tokenise_items(tokenizer, fields)) if len(fields) else None
+        if self.budget is not None:
             items = {part: Texts.joined(parts).lengths[1:] for part, parts in whole.items()}
-            template = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
-            lengths = PromptLengths(
-                template + (0 if chat is None else chat.most_added(tokenizer, texts)),
-                len(separator),
-                items,
-                0 if behind is None else behind.lengths[1:],
-            )
-            self.max_title_tokens = fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
-        cut, self.titles = cut_titles(tokenizer, titles, whole[Part.TITLE], self.max_title_tokens)
-        self._refuse_one_answer(titles)
-        self._bank = bank = PieceBank()
-        whole[Part.TITLE] = [cut if behind is None else cut.followed_by(behind)]
-        self._first = {part: bank.add_texts(*parts) for part, parts in whole.items()}
-        self.separator_piece, self.eos_piece = bank.add([separator]), bank.add([[end]])
-        self.first_slot, self.opening_piece = bank.add([[end]] * len(SLOT_PARTS)), bank.add([opening])
-        self.layouts = [[text if isinstance(text, str) else bank.add([text]) for text in layout] for layout in tokens]
-        self._followed = self._with_marks(texts, cut, layouts)
-        self._answers = self._first
-        if chat is not None and not chat.has_space:
-            answers = {**texts, Part.TITLE: self.titles}
-            self._answers = {part: bank.add(tokenise_inside(tokenizer, of_part)) for part, of_part in answers.items()}
-        elif behind is not None:
-            self._answers = {**self._first, Part.TITLE: bank.add_texts(cut)}
+            added = 0 if self.chat is None else self.chat.most_added(tokenizer, texts)
+            lengths = PromptLengths(template + added, separator, items, 0 if behind is None else behind.lengths[1:])
+            max_title_tokens = fitting_title_tokens(self.budget, lengths, self.representations, max_title_tokens)
+        cut, shown = cut_titles(tokenizer, titles, whole.pop(Part.TITLE), max_title_tokens)
+        bank, tables = PieceBank(), {part: tables[0].joined(tables) for part, tables in whole.items()}
+        firsts, answers = self._add(bank, texts, cut, behind, tables, shown)
+        numbers = {}
+        for name, joined in self._joined(texts, shown, cut, fields).items():
+            start = bank.add(list(joined.values()))
+            numbers[name] = ItemMap.of(dict(zip(joined, range(start, start + len(joined)), strict=True)))
         bank.freeze()
-        self.highest_token = int(bank.tokens.max())
+        changed = {item: kept for item, (kept, title) in enumerate(zip(shown, titles, strict=True)) if kept != title}
+        return ItemPieces(bank, firsts, answers, numbers, max_title_tokens, ShownTexts(titles, changed), fields)
 
-    def _with_marks(
-        self, texts: Mapping[Part, Sequence[str]], cut: Texts, layouts: Sequence[Sequence[str]]
-    ) -> dict[tuple[Part, int], torch.Tensor]:
-        """Add pieces of items together with the mark behind them, where the tokenizer reads both as one.
+    def _add(
+        self,
+        bank: PieceBank,
+        texts: Mapping[Part, Sequence[str]],
+        cut: Texts,
+        behind: Texts | None,
+        others: Mapping[Part, Texts],
+        shown: Sequence[str],
+    ) -> tuple[dict[Part, int], dict[Part, int]]:
+        """Add the texts of items to a bank: by part the first piece of prompts, and of answers."""
+        whole = {Part.TITLE: cut if behind is None else cut.followed_by(behind), **others}
+        firsts = {part: bank.add_texts(of_part) for part, of_part in whole.items()}
+        if self.chat is not None and not self.chat.has_space:
+            spelt = {**texts, Part.TITLE: shown}
+            return firsts, {part: bank.add(tokenise_inside(self.tokenizer, of_part)) for part, of_part in spelt.items()}
+        return firsts, firsts if behind is None else {**firsts, Part.TITLE: bank.add_texts(cut)}
+
+    def _joined(
+        self, texts: Mapping[Part, Sequence[str]], shown: Sequence[str], cut: Texts, fields: Sequence[str]
+    ) -> dict[tuple[Part, str], dict[int, list[int]]]:
+        """Tokens of items together with the mark behind them, where the tokenizer reads both as one.
 
         Args:
-            texts: N of each part, titles being whole.
-            cut: N, the tokens that are shown of the titles.
-            layouts: the templates' texts, whose pieces ``self.layouts`` has.
+            texts: n of each part, titles being whole.
+            shown: n titles as they are shown.
+            cut: n, the tokens of these.
+            fields: n texts behind the titles; none where there are no fields.
 
         Returns:
-            by part and piece of a mark: [N] the piece of an item together with the mark, ``NOTHING`` where it is two.
+            by part and mark: the tokens, by the item's place.
         """
         # What is cut ends otherwise.
-        titles = [kept if kept == title else "" for kept, title in zip(self.titles, texts[Part.TITLE], strict=True)]
+        titles = [kept if kept == title else "" for kept, title in zip(shown, texts[Part.TITLE], strict=True)]
         before: dict[int, np.ndarray] = {}  # the title's tokens, of items that end with their fields
-        if self.fields:
-            titles = [told or title for told, title in zip(self.fields, titles, strict=True)]
+        if len(fields):
+            titles = [told or title for told, title in zip(fields, titles, strict=True)]
             split = np.split(cut.tokens, cut.lengths.cumsum()[:-1])
-            before = {item: tokens for item, tokens in enumerate(split) if self.fields[item]}
-        marks = {SEPARATOR: [self.separator_piece]}
-        for layout, pieces in zip(layouts, self.layouts, strict=True):
-            for (text, mark), piece in zip(pairwise(layout), pieces[1:], strict=True):
-                if text in _LISTS:
-                    marks.setdefault(mark, []).append(piece)
-        with_marks: dict[tuple[Part, int], torch.Tensor] = {}
-        for mark, pieces in marks.items():
+            before = {item: tokens for item, tokens in enumerate(split) if fields[item]}
+        joined: dict[tuple[Part, str], dict[int, list[int]]] = {}
+        for mark in self._marks:
             for part, of_part in {**texts, Part.TITLE: titles}.items():
                 if followed := tokenise_followed(self.tokenizer, of_part, mark):
                     if part is Part.TITLE:
                         followed = {item: [*before.get(item, ()), *tokens] for item, tokens in followed.items()}
-                    joined = torch.full((self.n_items,), NOTHING)
-                    first = self._bank.add(list(followed.values()))
-                    joined[list(followed)] = torch.arange(first, first + len(followed))
-                    with_marks |= {(part, piece): joined for piece in pieces}
-        return with_marks
+                    joined[part, mark] = followed
+        return joined
+
+    def set_texts(self, titles: Mapping[int, str], fields: Mapping[int, str] | None = None) -> None:
+        """Tokenise the texts of some items anew: of items that are renamed, and of those that come behind the last one.
+
+        Titles are cut as those of the other items, by the number of tokens that fitted them; of long ones that begin alike, those
+        that come together are told apart, and not from the items that were there before.
+
+        Args:
+            titles: by item; new items are numbered on from ``n_items``, without a gap.
+            fields: the texts behind these titles, by item; None = none has one.
+
+        Raises:
+            ValueError: a number is left out.
+            UserError: as of the encoder itself.
+        """
+        items = sorted(titles)
+        new = [item for item in items if item >= self.n_items]
+        if new != list(range(self.n_items, self.n_items + len(new))) or not items or items[0] < 1:
+            raise ValueError(
+                f"titles of items {items[:5]}, expected items from 1, and new ones numbered on from {self.n_items}"
+            )
+        tokenizer, told = self.tokenizer, fields or {}
+        texts = {Part.TITLE: [titles[item] for item in items]}
+        if Part.INDEX in self.pieces.first:
+            texts[Part.INDEX] = [str(item) for item in items]
+        behind = [told.get(item, "") for item in items] if len(self.fields) else []
+        whole = tokenise_items(tokenizer, texts[Part.TITLE], self.max_title_tokens)
+        others = {part: Texts.joined(tokenise_items(tokenizer, of)) for part, of in texts.items() if part is not Part.TITLE}
+        cut, shown = cut_titles(tokenizer, texts[Part.TITLE], whole, self.max_title_tokens)
+        bank, after = self._bank, Texts.joined(tokenise_items(tokenizer, behind)) if behind else None
+        firsts, answers = (
+            {part: ItemMap.of({item: first + row for row, item in enumerate(items)}) for part, first in of.items()}
+            for of in self._add(bank, texts, cut, after, others, shown)
+        )
+        # Of a renamed item no longer what its old title made with a mark.
+        followed = {name: dict.fromkeys(items, NOTHING) for name in self.pieces.followed}
+        for name, joined in self._joined(texts, shown, cut, behind).items():
+            start = bank.add(list(joined.values()))
+            pieces = {items[row]: start + number for number, row in enumerate(joined)}
+            followed[name] = {**followed.get(name, {}), **pieces}
+        bank.freeze()
+        maps = {name: ItemMap.of(pieces) for name, pieces in followed.items()}
+        self._use(self.pieces.with_items(dict(zip(items, shown, strict=True)), told, firsts, answers, maps))
+        self.highest_token = bank.highest_token
 
     def _refuse_one_answer(self, titles: Sequence[str]) -> None:
         """Raise where every item has the same answer: no likelihood and no text names one of them."""
         answers_with_titles = any(representation.answer is Part.TITLE for representation in self.representations)
-        if answers_with_titles and self.n_items > 2 and len(set(self.titles[1:])) == 1:
-            found = "title_field" if len(set(titles[1:])) == 1 else "max_title_tokens"
+        if answers_with_titles and self.n_items > 2 and _are_one(self.titles):
+            found = "title_field" if _are_one(titles) else "max_title_tokens"
             raise UserError(
                 f"{found}: all {self.n_items - 1} items have the same text {self.titles[1][:80]!r} in prompts and answers, expected "
                 "titles that tell candidates apart: choose another title_field or a larger max_title_tokens"
@@ -217,17 +288,17 @@ class PromptEncoder:
     @property
     def first_title(self) -> int:
         """The piece number of the padding item's title, before all others."""
-        return self._first[Part.TITLE]
+        return self.pieces.first[Part.TITLE]
 
     def _text_pieces(self, items: torch.Tensor, part: Part, in_answer: bool = False) -> torch.Tensor:
         """Piece numbers of the items' titles or numbers, of the shape of ``items``; a ValueError for numbers not announced."""
-        if part not in self._first:
+        if part not in self.pieces.first:
             announced = ", ".join(representation.name for representation in self.representations)
             raise ValueError(
                 f"a prompt or an answer with the items' {part.value}, but the encoder was made for {announced}: expected a "
                 "representation with it among PromptEncoder's representations"
             )
-        return items + (self._answers if in_answer else self._first)[part]
+        return self.pieces.pieces(items, part, in_answer)
 
     def answer_text(self, item: int, representation: Representation) -> str:
         """The text that names an item in an answer."""
@@ -244,12 +315,12 @@ class PromptEncoder:
 
     def prompt_lengths(self, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """[B] tokens of the titles, with their fields, of each row's history [B, L] and candidates [B, C]: by these prompts differ."""
-        lengths = self._bank.lengths[torch.cat([history, candidates], 1) + self.first_title]
-        return (lengths * (torch.cat([history, candidates], 1) > 0)).sum(1)
+        items = torch.cat([history, candidates], 1)
+        return (self._bank.lengths(self.pieces.pieces(items, Part.TITLE)) * (items > 0)).sum(1)
 
     def longest_prompt(self, history: int, candidates: int) -> tuple[EncodedPrompts, torch.Tensor]:
         """A prompt as long as any of a run with L and C items, which need not occur together; and its candidates' answers [1, C, A]."""
-        titles = self._bank.lengths[self.first_title + 1 : self.first_title + self.n_items]
+        titles = self.pieces.title_lengths()
         ranked = 1 + titles.argsort(descending=True, stable=True)[None]  # [1, N - 1]
         rows, shown = ranked[:, :1].expand(1, history), ranked[:, :candidates]
         prompts = [
@@ -279,9 +350,10 @@ class PromptEncoder:
         marks[~present.any(1), :1] = mark  # what follows an empty list
         last_part = listed[len(parts) - 1]
         for piece, where in ((self.separator_piece, present & ~is_last), (mark, is_last & (closing is None))):
-            if (joined := self._followed.get((parts[-1], piece))) is not None:
-                is_joined = where & (joined[items] != NOTHING)
-                last_part[0] = torch.where(is_joined, joined[items], last_part[0])
+            if (of_items := self.pieces.followed.get((parts[-1], self._mark_of.get(piece, "")))) is not None:
+                joined = of_items[items]
+                is_joined = where & (joined != NOTHING)
+                last_part[0] = torch.where(is_joined, joined, last_part[0])
                 marks = marks.masked_fill(is_joined, NOTHING)
         return torch.stack([*listed, torch.stack([marks, nothing, nothing])], 3).flatten(2)
 
@@ -405,6 +477,17 @@ def _written(representation: Representation) -> dict[str, tuple[tuple[Part, ...]
 def _pieces(rows: int, width: int, piece: int) -> torch.Tensor:
     """[3, B, W] rows of one piece: its number, the item of a slot that has one, and whether its tokens are pooled."""
     return torch.tensor([piece, 0, 0])[:, None, None].repeat(1, rows, width)
+
+
+def _marks(layouts: Sequence[Sequence[str]]) -> list[str]:
+    """What stands behind items in prompts: the separator, and what follows the lists of templates."""
+    behind = [mark for layout in layouts for text, mark in pairwise(layout) if text in _LISTS]
+    return list(dict.fromkeys([SEPARATOR, *behind]))
+
+
+def _are_one(texts: Sequence[str]) -> bool:
+    """Whether all texts but the first are the same."""
+    return all(texts[place] == texts[1] for place in range(2, len(texts)))
 
 
 def _split(template: PromptTemplate) -> list[str]:

@@ -20,6 +20,8 @@ from recbole_llara.utils.errors import UserError
 # there: a letter before white space, which some tokenizers merge with a line break, and a line break before anything else.
 ANCHORS = {True: "x", False: "\n"}
 NOTHING = -1  # in the place of a piece's number
+# Texts in one call of a tokenizer, whose records of them are much larger than their tokens: a million at once took 19 GB.
+AT_ONCE = 8192
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -35,7 +37,10 @@ def tokenise_inside(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) ->
     """
     before = [ANCHORS[text[:1].isspace()] if text else "" for text in texts]
     anchors = {anchor: tokenise(tokenizer, [anchor])[0] if anchor else [] for anchor in {*before}}
-    encoded = tokenise(tokenizer, [anchor + text for anchor, text in zip(before, texts, strict=True)]) if texts else []
+    anchored = [anchor + text for anchor, text in zip(before, texts, strict=True)]
+    encoded = chain.from_iterable(
+        tokenise(tokenizer, anchored[start : start + AT_ONCE]) for start in range(0, len(anchored), AT_ONCE)
+    )
     # The token for what a tokenizer does not know is special as well, but says only that.
     special = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
     inside = []
@@ -60,9 +65,11 @@ def tokenise_followed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], 
     if not mark:
         return {}
     of_mark = tokenise_inside(tokenizer, [mark])[0]
-    words = list({text.rpartition(" ")[2] for text in texts})
-    alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in words]) for end in ("", mark))
-    merged = {word for word, apart, whole in zip(words, alone, followed, strict=True) if [*apart, *of_mark] != whole and word}
+    words, merged = list({text.rpartition(" ")[2] for text in texts} - {""}), set()
+    for start in range(0, len(words), AT_ONCE):
+        some = words[start : start + AT_ONCE]
+        alone, followed = (tokenise_inside(tokenizer, [f" {word}{end}" for word in some]) for end in ("", mark))
+        merged |= {word for word, apart, whole in zip(some, alone, followed, strict=True) if [*apart, *of_mark] != whole}
     places = [place for place, text in enumerate(texts) if text.rpartition(" ")[2] in merged]
     return dict(zip(places, tokenise_inside(tokenizer, [f" {texts[place]}{mark}" for place in places]), strict=True))
 
@@ -150,15 +157,49 @@ class Texts:
         return Texts(self.tokens[places < most], np.minimum(self.lengths, most))
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive pieces of a bank."""
+
+    tokens: torch.Tensor  # [n] int32, as a file keeps them
+    offsets: torch.Tensor  # [M + 1] int64, where each piece begins
+
+
 @dataclass
 class PieceBank:
-    """Token sequences of many pieces in one flat tensor; until it is frozen, in the parts in which they were added."""
+    """Token sequences of many pieces, in segments: one that may be mapped from a file, and what was added since.
 
+    What is added can be gathered once ``freeze`` was called.
+    """
+
+    segments: list[Segment] = field(default_factory=list)
     count: int = 0
     added: list[Texts] = field(default_factory=list)
-    tokens: torch.Tensor = field(init=False)
-    starts: torch.Tensor = field(init=False)
-    lengths: torch.Tensor = field(init=False)
+
+    @classmethod
+    def of(cls, tokens: torch.Tensor, offsets: torch.Tensor) -> "PieceBank":
+        """A bank over tokens [n] and offsets [M + 1]; a ValueError where they are none."""
+        if tokens.dtype != torch.int32 or offsets.dtype != torch.int64 or tokens.dim() != 1 or offsets.dim() != 1:
+            raise ValueError(f"tokens {tokens.dtype} {list(tokens.shape)}, offsets {offsets.dtype} {list(offsets.shape)}")
+        is_whole = len(offsets) and int(offsets[0]) == 0 and int(offsets[-1]) == len(tokens)
+        if not is_whole or bool((offsets[1:] < offsets[:-1]).any()) or (len(tokens) and int(tokens.min()) < 0):
+            raise ValueError("pieces begin and end at other places than their tokens")
+        return cls([Segment(tokens, offsets)], len(offsets) - 1)
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[n] all tokens."""
+        return torch.cat([segment.tokens for segment in self.segments])
+
+    @property
+    def highest_token(self) -> int:
+        """The greatest id of a token."""
+        return max((int(segment.tokens.max()) for segment in self.segments if len(segment.tokens)), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all pieces."""
+        return sum(tensor.nbytes for segment in self.segments for tensor in (segment.tokens, segment.offsets))
 
     def add(self, sequences: Sequence[Sequence[int]]) -> int:
         """Append pieces of these tokens; returns the number of the first."""
@@ -171,11 +212,38 @@ class PieceBank:
         return first
 
     def freeze(self) -> None:
-        """Lay the tokens out; nothing may be added afterwards."""
-        self.tokens = torch.from_numpy(np.concatenate([part.tokens for part in self.added]))
-        self.lengths = torch.from_numpy(np.concatenate([part.lengths for part in self.added]))
-        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
+        """Lay out what was added as a segment of its own."""
+        tokens = np.concatenate([part.tokens for part in self.added]).astype(np.int32)
+        lengths = np.concatenate([part.lengths for part in self.added])
+        offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+        self.segments.append(Segment(torch.from_numpy(tokens), torch.from_numpy(offsets)))
         self.added.clear()
+
+    def lengths(self, pieces: torch.Tensor) -> torch.Tensor:
+        """Tokens of pieces, of the shape of ``pieces``."""
+        return self._spans(pieces)[1]
+
+    def _spans(self, pieces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where pieces begin among the tokens of all segments, and their lengths, of the shape of ``pieces``."""
+        starts, lengths = torch.zeros_like(pieces), torch.zeros_like(pieces)
+        first = before = 0
+        for segment in self.segments:
+            count = len(segment.offsets) - 1
+            is_own = (pieces >= first) & (pieces < first + count)
+            own = pieces[is_own] - first
+            begin = segment.offsets[own]
+            starts[is_own], lengths[is_own] = begin + before, segment.offsets[own + 1] - begin
+            first, before = first + count, before + len(segment.tokens)
+        return starts, lengths
+
+    def _at(self, places: torch.Tensor) -> torch.Tensor:
+        """Tokens [n] at places among those of all segments."""
+        found, before = torch.zeros_like(places), 0
+        for segment in self.segments:
+            is_own = (places >= before) & (places < before + len(segment.tokens))
+            found[is_own] = segment.tokens[places[is_own] - before].long()
+            before += len(segment.tokens)
+        return found
 
     def gather(
         self, pieces: torch.Tensor, padding_side: str
@@ -184,15 +252,14 @@ class PieceBank:
 
         Example, lengths of pieces 0, 1, 2 being 2, 1, 3: the rows [0, 1], [2, -1], [1, 0] have 3, 3, 3 tokens.
         """
-        present = pieces >= 0
-        lengths = torch.where(present, self.lengths[pieces.clamp(min=0)], 0)
+        starts, lengths = self._spans(pieces)  # of what is no piece 0 and 0
         row_lengths = lengths.sum(1)
         longest = int(row_lengths.max())
         flat_lengths = lengths.flatten()
         flat_pieces = torch.repeat_interleave(torch.arange(flat_lengths.numel()), flat_lengths)
         flat_starts = torch.cumsum(flat_lengths, 0) - flat_lengths
         offset = torch.arange(len(flat_pieces)) - flat_starts[flat_pieces]
-        tokens = self.tokens[self.starts[pieces.flatten().clamp(min=0)][flat_pieces] + offset]
+        tokens = self._at(starts.flatten()[flat_pieces] + offset)
         rows = flat_pieces // pieces.shape[1]
         columns = torch.arange(len(flat_pieces)) - (torch.cumsum(row_lengths, 0) - row_lengths)[rows]
         if padding_side == "left":

@@ -42,6 +42,12 @@ class Concluding:
                 )
             self.output_size = output.shape[1]
 
+    def add_items(self, count: int) -> None:
+        """Count further items, which its model has by now, among those that it never learned."""
+        device = next(self.model.parameters()).device
+        known = torch.zeros(self.model.n_items - count, dtype=torch.bool, device=device) if self.is_new is None else self.is_new
+        self.is_new = torch.cat([known, torch.ones(count, dtype=torch.bool, device=device)])
+
     @torch.no_grad()
     def __call__(self, history: torch.Tensor, candidates: torch.Tensor) -> Conclusions:
         """Conclusions from histories [B, L], 0-padded on the right, about candidates [B, C]; on the recommender's device.

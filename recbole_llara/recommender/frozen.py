@@ -12,7 +12,7 @@ answers, goes on from its weights with all training rows: trained anew it would 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from logging import getLogger
@@ -38,14 +38,16 @@ from recbole_llara.config.settings import EARLIER, VECTORS, ids_file, vectors_fi
 from recbole_llara.data.dataset import PreparedData, prepare_data, training_part
 from recbole_llara.data.numbering import Numbering
 from recbole_llara.data.rows import TrainingPart
+from recbole_llara.llm.item_tokens import with_rows
 from recbole_llara.recommender.stock import load_recommender, make_recommender, numbered, train_stock
+from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.atomic import sole_writer, write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import facts_sha256, file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
 WEIGHTS, META = "model.safetensors", "meta.json"
-FORMAT = 3  # raise it when the meaning of a cached folder changes
+FORMAT = 4  # raise it when the meaning of a cached folder changes
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
 
@@ -152,8 +154,8 @@ def recommender_and_model(
             raise UserError(
                 f"rec_checkpoint: {folder} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
             ) from damage
-    model, weights = _build_model(rec_config, prepared), weights_file(path)
-    load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS})
+    model, weights = _build_model(rec_config, prepared, is_frozen=True), weights_file(path)
+    load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS}, is_frozen=True)
     table, sha256 = item_embedding_table(model), weights_sha256(weights)
     known = told.get("metrics", {}), seconds, model.trained_on, told.get("unlearned_items", 0)
     is_new = torch.zeros(len(table), dtype=torch.bool).index_fill_(0, torch.as_tensor(new_items), True)
@@ -222,8 +224,8 @@ def _train_into(folder: Path, rec_config: RunConfig, data: PreparedData, sha256:
     getLogger().info(f"Recommender trained in {seconds:.0f} s: test {dict(trained['metrics']['test'])}")
 
 
-def _build_model(rec_config: RunConfig, data: PreparedData) -> nn.Module:
-    with own_random_state(rec_config["seed"], rec_config["reproducibility"]):
+def _build_model(rec_config: RunConfig, data: PreparedData, is_frozen: bool = False) -> nn.Module:
+    with own_random_state(rec_config["seed"], rec_config["reproducibility"]), undrawn(rec_config, is_frozen):
         try:
             model = make_recommender(rec_config["model"], rec_config, data.dataset)
         except UserError as error:
@@ -280,7 +282,7 @@ def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | N
 
 
 def item_embedding_table(model: nn.Module) -> torch.Tensor:
-    """The table [N, d_rec] a recommender looks its items up in: a float32 copy on the CPU that no training touches.
+    """The table [N, d_rec] a recommender looks its items up in: float32 on the CPU, over the memory of its weights where they are so.
 
     Raises:
         UserError: the model has no ``item_embedding`` of N rows, or of N + 1 with a mask token, as BERT4Rec has.
@@ -293,7 +295,7 @@ def item_embedding_table(model: nn.Module) -> torch.Tensor:
             f"rec_model: {type(model).__name__} has no item embedding table (item_embedding: {found}), expected one row "
             "for each item; choose a recommender such as SASRec, GRU4Rec or Caser"
         )
-    return table.weight.detach()[: model.n_items].to("cpu", torch.float32, copy=True)
+    return table.weight.detach()[: model.n_items].to("cpu", torch.float32)
 
 
 def has_mask_token(model: nn.Module) -> bool:
@@ -392,10 +394,17 @@ class NearestVectors(nn.Module):
 
     def __init__(self, table: torch.Tensor, history_field: str) -> None:
         super().__init__()
-        units = normalize(table - table[1:].mean(0))
+        self.centre = table[1:].mean(0)  # [d]
+        units = normalize(table - self.centre)
         units[0] = 0
         self.register_buffer("units", units, persistent=False)
         self.history_field = history_field
+
+    def set_items(self, items: torch.Tensor, rows: torch.Tensor) -> Callable[[], None]:
+        """Other vectors [M, d] for some items, and further items; see ``growing.set_items``."""
+        before = self.units
+        self.units = with_rows(before, items, normalize(rows - self.centre.to(rows)))
+        return lambda: setattr(self, "units", before)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """The scores of all items, [B, N]."""

@@ -33,6 +33,7 @@ from recbole_llara.config.models import is_llm_recommender, replaces_item_table,
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.snapshot import Column, Snapshot, SnapshotDataset
 from recbole_llara.evaluator.evaluation import CandidateTrainer
+from recbole_llara.recommender.undrawn import take_weights
 from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
 
@@ -150,7 +151,9 @@ def save_recommender(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> 
     write_stock_checkpoint(path, weights, facts)
 
 
-def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: Mapping[str, Any] | None = None) -> Checkpoint:
+def load_recommender(
+    model: nn.Module, path: str | Path, model_name: str, keys: Mapping[str, Any] | None = None, is_frozen: bool = False
+) -> Checkpoint:
     """Load a ``.safetensors`` of ours or a ``.pth`` of RecBole's: every weight, and nothing else.
 
     ``trained_on`` of the model then tells on which interactions it was trained, where the checkpoint does.
@@ -160,6 +163,7 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
         path: the file.
         model_name: the name that the file must tell.
         keys: of this run; a ``.pth`` tells no ids, so that its filters are compared with those among the keys.
+        is_frozen: whether the model is only asked: its weights then stay in the file's memory, see ``take_weights``.
 
     Raises:
         UserError: no such file, no checkpoint, another model's, of other keys or filters, weights of other names or shapes, or of
@@ -193,7 +197,10 @@ def load_recommender(model: nn.Module, path: str | Path, model_name: str, keys: 
         raise UserError(
             f"{key}: {checkpoint.path} does not fit this {model_name}, which keeps no {', '.join(unknown)} beside its weights."
         )
-    model.load_state_dict(weights)
+    if is_frozen:
+        take_weights(model, weights)
+    else:
+        model.load_state_dict(weights)
     model.load_other_parameter(beside)
     model.trained_on = checkpoint.training_digest
     if is_recbole:

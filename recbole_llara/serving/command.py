@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from recbole_llara.utils.errors import UserError, exit_status
@@ -59,6 +60,9 @@ def _asking_parser(command: str, what: str, epilog: str, is_required: bool = Fal
     parser.add_argument(
         "--candidates", nargs="+", metavar="ITEM", help="what to choose from; else the run's recommender proposes"
     )
+    parser.add_argument(
+        "--items", metavar="FILE", help="an .item file of items that came, were renamed or removed after training"
+    )
     parser.add_argument("--retrieve_k", type=int, help="how many items the recommender proposes (default candidate_num)")
     parser.add_argument("--json", action="store_true", help="print JSON, in UTF-8")
     return parser
@@ -95,6 +99,7 @@ def _recommend(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     if arguments.jsonl:
         read_json()
     run = load(arguments.run, **parse_arguments(keys))
+    _take_items(run, arguments.items)
     if arguments.jsonl:
         answer_lines(run, sys.stdin, sys.stdout, arguments.k, arguments.retrieve_k)
         return
@@ -107,6 +112,17 @@ def _recommend(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     for item in found:
         own = "" if item.recommender_rank is None else item.recommender_rank
         sys.stdout.write(f"{item.rank:>4}  {item.title:<{width}}  {item.item_id:>8}  {item.score:>9.3f}  {own}\n")
+
+
+def _take_items(run: "LoadedRun", path: str | None) -> None:
+    """Take in what a file tells of items."""
+    from recbole_llara.serving.items import read_items
+
+    if path is None:
+        return
+    if not Path(path).expanduser().is_file():
+        raise UserError(f"items: found no file {path}, expected an .item file such as the dataset's")
+    run.changing.change(read_items(Path(path).expanduser(), run.config))
 
 
 def explain_main(argv: Sequence[str] | None = None) -> int:
@@ -124,6 +140,7 @@ def _explain(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
     if arguments.json:
         write_json()
     run = load(arguments.run, **parse_arguments(keys))
+    _take_items(run, arguments.items)
     asked = (arguments.history, arguments.item, arguments.candidates, arguments.k, arguments.retrieve_k)
     found = explain(run, *asked)
     text = json.dumps(found.as_json(), ensure_ascii=False, indent=2) + "\n" if arguments.json else as_text(found)

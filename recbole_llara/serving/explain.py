@@ -249,8 +249,7 @@ def explain(
 def _unseen_ranks(run: LoadedRun, history: Sequence[int], asked: torch.Tensor) -> tuple[int, list[int | None]]:
     """How many items the recommender could propose, and its rank of each candidate [C] among them, None of others."""
     scores = run.retriever.scores([history])[0]  # [N]
-    is_unseen = torch.zeros_like(scores, dtype=torch.bool)
-    is_unseen[1 : run.retriever.n_known] = True
+    is_unseen = run.retriever.may_be_proposed(len(scores))
     if not run.takes_again:
         is_unseen[history] = False
     ranks = 1 + (scores[is_unseen] > scores[asked][:, None]).sum(1)  # [C]

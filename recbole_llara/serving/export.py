@@ -46,6 +46,7 @@ from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.loading import is_quantized, load_llm
 from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.kept import PIECES
 from recbole_llara.model.weights import load_adapter
 from recbole_llara.recommender.frozen import META as SEAL
 from recbole_llara.recommender.frozen import seal, unseal
@@ -154,7 +155,7 @@ def _write_item_tokens(source: Path, folder: Path, llm: PreTrainedModel, tokeniz
     """What of a checkpoint lies beside its LLM, for an LLM that is tuned already."""
     meta = read_checkpoint(source).facts
     folder.mkdir()
-    kept = (ITEM_TOKENS, FILE)
+    kept = (ITEM_TOKENS, FILE, PIECES)
     for name in kept:
         shutil.copyfile(source / name, folder / name)
     digests = {"llm_digest": llm_digest(llm), "tokenizer_digest": tokenizer_digest(tokenizer)}

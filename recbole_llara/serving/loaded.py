@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from recbole_llara.checkpoint.run_folder import PROMPTS, RECOMMENDER, RESULT, model_of, read_request, read_result
-from recbole_llara.checkpoint.weights import weights_sha256
+from recbole_llara.checkpoint.weights import read_checkpoint, weights_sha256
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import NO_FUSION, VECTORS, ids_file, vectors_file
+from recbole_llara.config.settings import INDEX, NO_FUSION, VECTORS, ids_file, vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.snapshot import read_snapshot
@@ -28,8 +28,9 @@ from recbole_llara.recommender.frozen import Recommender, recommender_model, vec
 from recbole_llara.recommender.retriever import MostPopular, Retriever, padded
 from recbole_llara.recommender.stock import load_recommender
 from recbole_llara.serving.catalogue import ItemNames
+from recbole_llara.serving.changing import ChangedItems, ChangingItems
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.process_setup import own_environment
+from recbole_llara.utils.process_setup import give_back_freed_memory, own_environment
 from recbole_llara.utils.random_state import kept_random_state
 
 Name = str | int
@@ -78,13 +79,13 @@ class LoadedRun:
         if self.is_llm and data.train_data is None and not _names_recommender(config):
             proposing = (MostPopular(data.dataset.training_counts).to(config["device"]), config)
         elif self.is_llm:
-            self.recommender, *proposing = recommender_model(config, data)
+            self.recommender, *proposing = getattr(model, "answering", None) or recommender_model(config, data)
         # A recommender has learned nothing of held-out items, unless it reads their titles.
         never = None if replaces_item_table(proposing[1]["model"]) else data.dataset.is_held_out
-        self.retriever = Retriever(*proposing, data.dataset.n_known, never)
-        ids = data.dataset.field2id_token[data.dataset.iid_field]
-        self.names = ItemNames(ids, [str(name) for name in ids] if data.catalogue is None else data.catalogue.titles)
+        self.retriever = Retriever(*proposing, data.dataset.n_known, never, config["retrieval"] == INDEX)
+        self.names = _names_of(data)
         self.batch_size = config["eval_batch_size"]
+        self.changing = ChangingItems(self)
 
     @property
     def name(self) -> str:
@@ -222,11 +223,30 @@ class LoadedRun:
             for rank, item in enumerate(ranking, 1)
         ]
 
+    def add_items(self, items: Sequence[Mapping[str, Any]]) -> ChangedItems:
+        """Add items that training never saw, rename some, or take some out of what is recommended; all of it or, on an error, nothing.
+
+        What the LLM reads of a new item is its title, with the fields that prompts show; its behavioural token is made from these
+        as the run's ``new_item_token`` says, and in a run of ``own``, which has no row for it, as ``text`` does. See the page "New items".
+
+        Args:
+            items: each with ``item_id``, and ``title``, ``removed`` (bool) and names of ``item_fields`` where something is to be told. An
+                item whose id is known keeps what is not told.
+
+        Raises:
+            UserError: an item is of another form, or the run has no LLM.
+        """
+        return self.changing.change([self.changing.told(item) for item in items])
+
     def items(self, what: str, named: Sequence[Name]) -> list[int]:
         """Internal ids of a question's ``history`` or ``candidates``."""
         if isinstance(named, str) or not named:
             raise UserError(f"{what}: found {named!r}, expected a list of at least one title or id")
         items = [self.names.find(name) for name in named]
+        if removed := [
+            name for name, item in zip(named, items, strict=True) if what == "candidates" and item in self.changing.removed
+        ]:
+            raise UserError(f"candidates: found {removed[0]!r}, which was removed; expected items that are recommended")
         if what == "candidates" and len(set(items)) < len(items):
             raise UserError(f"candidates: found {len(items) - len(set(items))} items twice, expected each once")
         return items
@@ -328,15 +348,19 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
         settled |= _SETTLED_LLM | own_files(path, keys)
     keys = {"state": "WARNING", **request.keys, **settled, **keys}
     config = RunConfig(request.model, request.dataset, config_dict=keys, reads_data=False)
-    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config))
+    data = PreparedData(read_snapshot(checkpoint, "run").dataset(config), kept=checkpoint)
+    kept = read_checkpoint(checkpoint) if is_llm else None
+    if kept is not None:
+        kept.read_tensors()  # all files are compared with their digests before anything is made of them
     model = build_model(config, data)
     if is_llm:
-        load_llm_recommender(model, checkpoint)
+        load_llm_recommender(model, kept)
     else:
-        load_recommender(model, checkpoint, request.model)
+        load_recommender(model, checkpoint, request.model, is_frozen=True)
     loaded = LoadedRun(config, data, model)
     if is_llm and config["fusion"] != NO_FUSION:
         loaded.fusion = _fusion_of(path, loaded)
+    give_back_freed_memory()
     return loaded
 
 
@@ -361,6 +385,14 @@ def _fusion_of(run: Path, loaded: LoadedRun) -> Fusion:
             "the LLM alone by fusion none"
         )
     return fusion
+
+
+def _names_of(data: PreparedData) -> ItemNames:
+    ids, snapshot = data.dataset.field2id_token[data.dataset.iid_field], getattr(data.dataset, "snapshot", None)
+    titles = ids if data.catalogue is None else data.catalogue.titles
+    return (
+        ItemNames(ids, titles) if snapshot is None else ItemNames(ids, titles, snapshot.numbering.index, snapshot.title_index)
+    )
 
 
 def _names_recommender(config: Any) -> bool:

@@ -12,7 +12,8 @@ class Stored:
         fact: pattern of its place in them; "name" = it stands in the path.
         of: what it is a digest of.
         compared: the function that compares it with what is there when the file is read.
-        otherwise: what follows a difference: "refused"; "warned of" where something is measured; "made again" with a warning; "looked for elsewhere" where it is the
+        otherwise: what follows a difference: "refused"; "warned of" where something is measured; "made again" with a warning (of an LLM's
+            probe and of tokens, which another LLM changes rightly, with a line of the log); "looked for elsewhere" where it is the
             name under which a thing is kept; "told" where no code reads it.
     """
 
@@ -72,6 +73,12 @@ STORED = (
         "trainer.trainer.resume_checkpoint",
         "refused",
     ),
+    Stored(_META, "probe.*", "the LLM that was tried, and the prompts", "model.kept.tried", "made again"),
+    Stored(f"{_STATE}/meta.json", "probe.*", "the LLM that was tried, and the prompts", "", "told"),
+    Stored(
+        "*/checkpoint/item_pieces.safetensors", "key", "tokenizer, texts and prompts", "model.kept.kept_pieces", "made again"
+    ),
+    Stored(f"{_STATE}/item_pieces.safetensors", "key", "tokenizer, texts and prompts", "", "told"),
     Stored(_META, "prompts_digest", "the templates", "model.weights.has_other_prompts", "warned of"),
     Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "trainer.trainer.resume_checkpoint", "refused"),
     Stored("*/result.json", "prompts_digest", "the templates", "", "told"),

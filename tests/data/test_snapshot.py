@@ -81,21 +81,41 @@ def damaged(tensors):
 
     import numpy as np
 
+    from recbole_llara.data.text_table import TextTable
+
     told = json.loads(tensors["snapshot/facts"].numpy().tobytes())
+    titles = list(TextTable.from_tensors(tensors, "snapshot/titles"))
 
     def with_facts(**changes):
         text = json.dumps({**told, **changes}, ensure_ascii=False).encode("utf-8", "surrogatepass")
         return {**tensors, "snapshot/facts": torch.from_numpy(np.frombuffer(text, np.uint8).copy())}
 
+    def with_titles(texts):
+        return {**tensors, **TextTable.of(texts).tensors("snapshot/titles")}
+
+    def changed(name, place, value):
+        table = tensors[name].clone()
+        table[place] = value
+        return {**tensors, name: table}
+
     return {
-        "a title less": with_facts(titles=told["titles"][:-1]),
-        "a title that is a number": with_facts(titles=[*told["titles"][:-1], 7]),
-        "an empty title": with_facts(titles=[*told["titles"][:-1], " "]),
-        "half of a surrogate pair": with_facts(titles=[*told["titles"][:-1], "\ud800"]),
+        "a title less": with_titles(titles[:-1]),
+        "titles that are numbers": {**tensors, "snapshot/titles/bytes": tensors["snapshot/titles/bytes"].long()},
+        "an empty title": with_titles([*titles[:-1], " "]),
+        "a title of white space of other scripts": with_titles([*titles[:-1], "\u3000\u200b"]),
+        "half of a surrogate pair": with_titles([*titles[:-1], "\ud800"]),
+        "titles that are no UTF-8": changed("snapshot/titles/bytes", 0, 0xFF),
+        "a title that begins within a character": changed(
+            "snapshot/titles/offsets", 1, tensors["snapshot/titles/offsets"][1] - 1
+        ),
+        "titles that go back": changed("snapshot/titles/offsets", 2, 0),
+        "an index beyond the items": changed("snapshot/titles/order", 0, 1000),
+        "an index of fewer items": {**tensors, "snapshot/titles/hashes": tensors["snapshot/titles/hashes"][1:]},
         "no users": with_facts(n_users=0),
         "users that are a text": with_facts(n_users="41"),
-        "a column of another kind": with_facts(columns={"title": ["nothing", 3, None, None]}),
-        "a column that is not there": with_facts(columns={"other": ["float", 1, None, None]}),
+        "a column of another kind": with_facts(columns={"title": ["nothing", 3, False, None]}),
+        "a column that is not there": with_facts(columns={"other": ["float", 1, False, None]}),
+        "values of a column that are not there": with_facts(columns={"release_year": ["float", 1, True, None]}),
         "counts of other items": {**tensors, "snapshot/counts": tensors["snapshot/counts"][:-1]},
         "counts that are no numbers": {**tensors, "snapshot/counts": tensors["snapshot/counts"].float()},
         "no facts": {name: tensor for name, tensor in tensors.items() if name != "snapshot/facts"},
@@ -104,8 +124,10 @@ def damaged(tensors):
 
 
 KINDS = (
-    "a title less", "a title that is a number", "an empty title", "half of a surrogate pair", "no users", "users that are a text",
-    "a column of another kind", "a column that is not there", "counts of other items", "counts that are no numbers", "no facts",
+    "a title less", "titles that are numbers", "an empty title", "a title of white space of other scripts", "half of a surrogate pair",
+    "titles that are no UTF-8", "a title that begins within a character", "titles that go back", "an index beyond the items",
+    "an index of fewer items", "no users", "users that are a text", "a column of another kind", "a column that is not there",
+    "values of a column that are not there", "counts of other items", "counts that are no numbers", "no facts",
     "facts that are no JSON",
 )  # fmt: skip
 

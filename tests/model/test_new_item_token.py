@@ -16,7 +16,7 @@ from recbole_llara.prompt.representation import SLOT_PARTS, Part
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.frozen import recommender_model
-from recbole_llara.recommender.new_items import text_features, vectors_of_new_items
+from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, with_vectors
 from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import UserError
 
@@ -37,15 +37,17 @@ def test_what_a_new_item_shows(keys, make_trainer, token):
     table, is_new, tokens = recommender.item_embeddings, recommender.is_new, model.item_tokens
     new, learned = is_new.nonzero()[1:4, 0].tolist(), (~is_new).nonzero()[:4, 0].tolist()
     if token == "own":
-        assert torch.equal(tokens.item_embeddings, centred(table)) and model.new_item_token is None
+        assert torch.equal(tokens.item_vectors(torch.arange(len(table))), centred(table)) and model.new_item_token is None
         assert torch.equal(slots(model, EMBEDDING, new), tokens.projector(centred(table)[new]))
         return
     if token == "placeholder":
         assert torch.equal(slots(model, EMBEDDING, new), tokens.placeholder.expand(3, -1))
     else:
         embeddings = model.llm.get_input_embeddings().weight
-        features = text_features(model.tokenizer, embeddings, data.catalogue.titles)
-        expected = centred(vectors_of_new_items(token, table, is_new, features, 3), ~is_new)
+        titles = data.catalogue.titles
+        features = TextFeatures(model.tokenizer, embeddings, [titles[item] for item in (~is_new).nonzero()[:, 0].tolist()])
+        vectors = NewItemVectors(token, features, table[~is_new], 3)
+        expected = centred(with_vectors(table, is_new, vectors, titles), ~is_new)
         assert torch.allclose(slots(model, EMBEDDING, new), tokens.projector(expected[new]), atol=1e-5)
     assert torch.allclose(slots(model, EMBEDDING, learned), tokens.projector(centred(table, ~is_new)[learned]), atol=1e-6)
     assert model.result_fields()["new_items"] == int(is_new.sum()) - 1
@@ -193,6 +195,6 @@ def test_shuffled_embeddings_deal_what_was_learned_alone(keys):
     data = prepare_data(config)
     model = build_model(config, data)
     is_new, table = model.recommender.is_new, centred(model.recommender.item_embeddings, ~model.recommender.is_new)
-    dealt = model.item_tokens.item_embeddings
+    dealt = model.item_tokens.item_vectors(torch.arange(len(table)))
     assert torch.allclose(dealt[~is_new].sort(0).values, table[~is_new].sort(0).values, atol=1e-5)
     assert not torch.allclose(dealt[~is_new], table[~is_new])

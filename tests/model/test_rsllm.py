@@ -51,7 +51,7 @@ class _PlainLoop:
         """Vectors of an item: of its title's tokens, of [DSR] and of its own token."""
         slots = self.model.item_tokens
         vectors = [self.embeddings(torch.tensor(token)) for token in self.tokens(" " + self.model.encoder.titles[item])]
-        last = slots.item_ids[item] if self.name == "text_id" else slots.projector(slots.item_embeddings[item])
+        last = slots.item_ids[item] if self.name == "text_id" else slots.projector(slots.item_vectors(torch.tensor(item)))
         return [*vectors, slots.description, last]
 
     def states(self, vectors):

@@ -10,7 +10,7 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import never_learned, recommender_and_model
-from recbole_llara.recommender.new_items import FUNCTIONS, text_features, vectors_of_new_items
+from recbole_llara.recommender.new_items import FUNCTIONS, NewItemVectors, TextFeatures, with_vectors
 from recbole_llara.recommender.retriever import Retriever
 from recbole_llara.utils.errors import UserError
 
@@ -26,15 +26,37 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_features_are_weighted_means_of_the_tokens(make_tokenizer):
+    """Rare among the learned titles, whichever are asked for; a token that none of them holds is the rarest."""
     tokenizer = make_tokenizer(TITLES * 3, 300)
     vocabulary = torch.randn(len(tokenizer), 6, generator=torch.Generator().manual_seed(0))
-    found = text_features(tokenizer, vocabulary, TITLES)
-    tokens = [tokenizer(f"x {title}", add_special_tokens=False)["input_ids"][1:] if title else [] for title in TITLES]
-    for feature, own in zip(found, tokens, strict=True):
-        weights = torch.tensor([np.log(7 / sum(token in other for other in tokens)) for token in own])
-        expected = sum(weight * vocabulary[token] for weight, token in zip(weights, own, strict=True))
-        assert torch.allclose(feature, (expected / weights.sum() if own else torch.zeros(6)).float(), atol=1e-5)
-    assert torch.equal(found[2], found[3]) and not found[0].any()
+    features, asked = TextFeatures(tokenizer, vocabulary, TITLES), [*TITLES, "Zebra wars"]
+    tokens = [tokenizer(f"x {title}", add_special_tokens=False)["input_ids"][1:] if title else [] for title in asked]
+    expected = []
+    for own in tokens:
+        weights = torch.tensor([np.log(7 / max(1, sum(token in other for other in tokens[:6]))) for token in own])
+        total = sum((weight * vocabulary[token] for weight, token in zip(weights, own, strict=True)), torch.zeros(6))
+        expected.append((total / weights.sum() if own else total).float())
+    expected = torch.stack(expected)
+    assert torch.allclose(features(asked), expected - expected[:6].mean(0), atol=1e-5)
+    assert torch.allclose(features.of_learned, features(TITLES)) and features([]).shape == (0, 6)
+    assert torch.allclose(features(asked[-1:]), features(asked)[-1:])
+
+
+class Features:
+    """Features [N, D] that stand for texts "0", "1", ... of which some are learned."""
+
+    def __init__(self, all_of_them, learned):
+        mean = all_of_them[learned].mean(0)
+        self._of = all_of_them - mean
+        self.of_learned = self._of[learned]
+
+    def __call__(self, texts):
+        return self._of[[int(text) for text in texts]]
+
+
+def filled(kind, table, is_new, features, neighbours):
+    vectors = NewItemVectors(kind, Features(features, ~is_new), table[~is_new], neighbours)
+    return with_vectors(table, is_new, vectors, [str(item) for item in range(len(table))])
 
 
 def test_learned_rows_stay_and_new_ones_come_from_texts_alone():
@@ -45,11 +67,11 @@ def test_learned_rows_stay_and_new_ones_come_from_texts_alone():
     other = table.clone()
     other[is_new] = 99.0
     for kind in FUNCTIONS:
-        filled = vectors_of_new_items(kind, table, is_new, features, 3)
-        assert torch.equal(filled[~is_new], table[~is_new]) and torch.equal(filled[0], table[0])
+        found = filled(kind, table, is_new, features, 3)
+        assert torch.equal(found[~is_new], table[~is_new]) and torch.equal(found[0], table[0])
         # What the table held of new items is not looked at.
-        assert torch.equal(vectors_of_new_items(kind, other, is_new, features, 3)[is_new][1:], filled[is_new][1:])
-    nearest, new = vectors_of_new_items("neighbours", table, is_new, features, 3), is_new.nonzero()[1:, 0].tolist()
+        assert torch.equal(filled(kind, other, is_new, features, 3)[is_new][1:], found[is_new][1:])
+    nearest, new = filled("neighbours", table, is_new, features, 3), is_new.nonzero()[1:, 0].tolist()
     moved = features - features[~is_new].mean(0)
     for item in new:
         cosines = torch.cosine_similarity(moved, moved[item][None]).masked_fill(is_new, -2)
@@ -62,16 +84,16 @@ def test_a_linear_relation_is_found_and_noise_is_not():
     truth = features @ torch.randn(10, 4, generator=generator) + 3
     is_new = torch.arange(600) % 5 == 0
     table = torch.where(is_new[:, None], 0.0, truth)
-    found = vectors_of_new_items("text", table, is_new, features, 1)[5::5]
+    found = filled("text", table, is_new, features, 1)[5::5]
     assert (found - truth[5::5]).abs().mean() < 0.01 * truth.std()
     noise = torch.randn(600, 4, generator=generator)
-    near_mean = vectors_of_new_items("text", noise, is_new, features, 1)[5::5]
+    near_mean = filled("text", noise, is_new, features, 1)[5::5]
     assert near_mean.std() < 0.25 * noise.std()
 
 
 def test_nothing_new_changes_nothing():
     table, is_new = torch.randn(6, 3), torch.tensor([True] + [False] * 5)
-    assert torch.equal(vectors_of_new_items("text", table, is_new, torch.randn(6, 4), 2), table)
+    assert torch.equal(filled("text", table, is_new, torch.randn(6, 4), 2), table)
 
 
 @pytest.mark.parametrize("rec_model", ["SASRec", "GRU4Rec"])

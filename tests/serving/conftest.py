@@ -12,7 +12,7 @@ def make_run(keys):  # noqa: F811
     """Trains a toy run; returns its folder."""
 
     def make(model="LLaRA", **changes):
-        if model not in ("LLaRA", "TALLRec"):
+        if model not in ("LLaRA", "RSLLM", "TALLRec", "ZeroShotLLM"):
             changes = {"epochs": 1, **changes}
             return run_recbole_llara(model, "toy", config_dict={**{key: keys[key] for key in STOCK_KEYS}, **changes})["run_dir"]
         return run_recbole_llara(model, "toy", config_dict={**keys, **changes})["run_dir"]

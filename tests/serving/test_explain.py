@@ -132,22 +132,21 @@ def test_what_the_recommender_alone_tells_is_silenced_without_its_tokens(llara):
     before = explain(llara, HISTORY)
     item = llara.names.find(f"id:{before.item_id}")
 
-    def moved(tensor, place):
-        kept = tensor.data.clone()
+    def moved(name, place):
+        tokens = llara.model.item_tokens
+        kept = getattr(tokens, name).data
         try:
-            tensor.data[place] += 3.0
+            getattr(tokens, name).data = kept.clone()  # the recommender looks items up in the same table
+            getattr(tokens, name).data[place] += 3.0
             return explain(llara, HISTORY, before.item_id)
         finally:
-            tensor.data.copy_(kept)
+            getattr(tokens, name).data = kept
 
-    by_vector, by_placeholder = (
-        moved(llara.model.item_tokens.item_embeddings, item),
-        moved(llara.model.item_tokens.placeholder, ...),
-    )
+    by_vector, by_placeholder = moved("item_embeddings", item), moved("placeholder", ...)
     own = before.explained
     assert by_vector.explained.without_behavioural_tokens == own.without_behavioural_tokens
     assert abs(by_vector.explained.llm.log_prob - own.llm.log_prob) > 1e-3
-    assert by_vector.explained.recommender == own.recommender  # it has a table of its own
+    assert by_vector.explained.recommender == own.recommender
     assert by_placeholder.explained.llm == own.llm
     assert abs(by_placeholder.explained.without_behavioural_tokens.log_prob - own.without_behavioural_tokens.log_prob) > 1e-3
     assert explain(llara, HISTORY) == before

@@ -1,10 +1,12 @@
-"""The application: one run's recommendations as JSON, and the page that shows it beside others. Nothing here writes.
+"""The application: one run's recommendations as JSON, and the page that shows it beside others. Only ``POST /items``
+writes, to the file that ``--items`` names.
 
 Every question goes through one queue (``batches``), every request through one guard (``guard``), every error has one shape.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response, Security
@@ -18,7 +20,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from recbole_llara import __version__
 from recbole_llara.serving.http.guard import LOOPBACK, Guard, Rules, problem
 from recbole_llara.serving.http.page import add_page
-from recbole_llara.serving.http.service import MAX_CANDIDATES, MAX_FOUND, MAX_HISTORY, MAX_QUERY, Name, Service
+from recbole_llara.serving.http.service import MAX_CANDIDATES, MAX_FOUND, MAX_HISTORY, MAX_QUERY, MAX_TOLD, Name, Service, Told
 from recbole_llara.serving.loaded import as_json
 from recbole_llara.utils.errors import UserError
 
@@ -72,6 +74,34 @@ class Found(BaseModel):
     title: str
 
 
+class ToldItem(BaseModel):
+    """What is told of one item; an entry beside these is a field of the run's ``item_fields``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    item_id: Annotated[StrictInt | Name, Field(description="a new id, or that of an item to rename or to remove")]
+    title: Name | None = Field(None, description="a new item needs one; of a known one None = as it is")
+    removed: bool | None = Field(None, description="true = recommended no more; false = again")
+
+
+class ToldItems(BaseModel):
+    """Items to add, rename or remove: all of them or, on an error, none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[ToldItem] = Field(min_length=1, max_length=MAX_TOLD)
+
+
+class Changed(BaseModel):
+    """How many items were touched."""
+
+    added: int
+    renamed: int
+    removed: int
+    returned: int
+    kept: bool = Field(description="whether the change outlives the service: it was started with --items")
+
+
 class FoundItems(BaseModel):
     """Those whose titles begin with the text first, then the shorter titles."""
 
@@ -95,6 +125,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, what in {
         400: "An item that does not exist, or numbers out of range.",
         401: "No token, or another one.",
+        409: "Items cannot be changed: other workers, or a run without an LLM, would not know of it.",
         413: "The body is too large.",
         422: "The request is malformed.",
         429: "Too many questions wait; Retry-After tells when to come back.",
@@ -128,6 +159,12 @@ class RunApi:
         """Items whose titles hold a text."""
         names = self.service.first.names
         return {"items": [names.told(item) for item in names.search(query, count)]}
+
+    async def change(self, told: ToldItems, request: Request) -> dict[str, Any]:
+        """Add items that the run has never seen, rename items, or take them out of what is recommended."""
+        rows = [item.model_dump(exclude_none=True) for item in told.items]
+        done = await self.service.ask(request, Told(rows))
+        return {**asdict(done), "kept": self.service.items.are_kept}
 
     async def live(self) -> dict[str, str]:
         """Whether the process answers at all."""
@@ -181,6 +218,7 @@ def create_app(
     app.post("/recommend", response_model=Recommendations)(api.recommend)
     app.post("/rank", response_model=Recommendations)(api.rank)
     app.get("/items", response_model=FoundItems)(api.items)
+    app.post("/items", response_model=Changed)(api.change)
     app.get("/health", response_model=Health, operation_id="health")(api.ready)
     app.get("/health/ready", response_model=Health, operation_id="ready")(api.ready)
     app.get("/health/live", response_model=Health, operation_id="live")(api.live)

@@ -13,7 +13,7 @@ TOKEN = "RECBOLE_LLARA_TOKEN"  # the environment variable
 _EPILOG = f"""\
   --run=saved/LLaRA-ml-100k-... --compare saved/SASRec-ml-100k-... saved/TALLRec-ml-100k-...
   {TOKEN}=... recbole-llara serve --run=saved/LLaRA-ml-100k-... --host=0.0.0.0 --workers=2
-Routes: POST /recommend, POST /rank, GET /items, /health, /metrics, /openapi.json; / is a page. Standard error gets a JSON line a
+Routes: POST /recommend, POST /rank, GET and POST /items, /health, /metrics, /openapi.json; / is a page. Standard error gets a JSON line a
 request. SIGTERM or Ctrl-C: what was accepted is answered, then it ends.
 """
 
@@ -29,6 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="RUN",
         help="more runs of the same items, on the page alone",
+    )
+    parser.add_argument(
+        "--items",
+        metavar="FILE",
+        help="an .item file of items that came, were renamed or removed after training; POST /items writes it, a restart reads it",
     )
     parser.add_argument("--host", default="127.0.0.1", help="whom it listens to (default %(default)s: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 = any that is free (default %(default)s)")
@@ -88,6 +93,7 @@ def _serve(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         token=_token(host, arguments.behind_gateway),
         gateway=arguments.behind_gateway,
         page=not arguments.no_page,
+        items=arguments.items,
     )
     try:  # before anything is loaded
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

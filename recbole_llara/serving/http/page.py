@@ -53,6 +53,7 @@ class PageApi:
             "candidate_num": config["candidate_num"],
             "history_read": max(run.run.config["MAX_ITEM_LIST_LENGTH"] for run in self.service.runs),
             "limits": {"history": MAX_HISTORY, "query": MAX_QUERY, "found": MAX_FOUND, "k": MAX_CANDIDATES},
+            "takes_items": self.service.items.refusal is None,
             "runs": [run.facts for run in self.service.runs],
         }
 

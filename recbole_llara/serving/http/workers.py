@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recbole_llara.serving.http.process import METRICS_FOLDER, json_log
@@ -44,6 +45,7 @@ class Served:
     token: str | None
     gateway: bool
     page: bool
+    items: str | None
 
 
 def supervise(served: Served, listener: socket.socket, count: int, tell: Callable[[], object]) -> None:
@@ -141,7 +143,7 @@ def work(served: Served, listener: socket.socket, count: int, metrics: str, told
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     with json_log():
         try:
-            server = _server(served)
+            server = _server(served, count)
         except (UserError, RunError) as error:
             told.send(error)
             return
@@ -152,7 +154,7 @@ def work(served: Served, listener: socket.socket, count: int, metrics: str, told
         server.run(sockets=[listener])
 
 
-def _server(served: Served) -> "uvicorn.Server":
+def _server(served: Served, count: int) -> "uvicorn.Server":
     """The application over the loaded runs, ready to take connections."""
     from recbole_llara.utils.process_setup import prepare_process
 
@@ -162,12 +164,14 @@ def _server(served: Served) -> "uvicorn.Server":
 
     from recbole_llara.config.yaml_files import parse_arguments
     from recbole_llara.serving.http.app import create_app
+    from recbole_llara.serving.http.items import ServedItems
     from recbole_llara.serving.http.runs import load_runs
     from recbole_llara.serving.http.service import Limits, Service
 
     disable_progress_bar()  # standard error holds lines of JSON
     runs = load_runs(served.runs, **parse_arguments(served.words))
-    service = Service(runs, Limits(served.queue, served.batch, served.timeout, served.batch_wait))
+    items = ServedItems(runs, None if served.items is None else Path(served.items).expanduser().absolute(), is_alone=count == 1)
+    service = Service(runs, Limits(served.queue, served.batch, served.timeout, served.batch_wait), items)
     app = create_app(service, served.host, served.token, served.gateway, served.page)
     settings = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
     return uvicorn.Server(

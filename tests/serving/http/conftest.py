@@ -13,6 +13,7 @@ from toy_run import toy_keys
 
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.http.app import create_app
+from recbole_llara.serving.http.items import ServedItems
 from recbole_llara.serving.http.runs import load_runs
 from recbole_llara.serving.http.service import Limits, Service
 
@@ -72,6 +73,22 @@ def make_service(served_runs):
 def service(make_service):
     """What the routes ask."""
     return make_service()
+
+
+@pytest.fixture
+def make_changing(toy, monkeypatch):
+    """Builds a service over one run of its own, whose items may change."""
+    monkeypatch.chdir(toy.keys["data_path"])
+    made = []
+
+    def make(path=None, is_alone=True, names=("LLaRA",)):
+        runs = load_runs([str(toy.folders[name]) for name in names])
+        made.append(Service(runs, items=ServedItems(runs, path, is_alone)))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.queue.close()
 
 
 @pytest.fixture

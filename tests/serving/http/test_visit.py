@@ -115,3 +115,29 @@ def test_a_visitor_is_asked_for_the_token(service, listening):
         page.get_by_role("button", name="Add Title 3 é", exact=True).click()
         page.get_by_role("button", name="Ask", exact=True).click()
         expect(page.get_by_role("article", name="SASRec").locator("tr.answer")).to_have_count(5)
+
+
+def test_a_film_that_no_run_has_seen_is_added_and_recommended(make_changing, listening, tmp_path):
+    with listening(create_app(make_changing(tmp_path / "more.item"))) as address, _visiting(address) as page:
+        page.get_by_text("Add an item that no run has seen").click()
+        page.get_by_label("Title", exact=True).fill("Dune: <b>Part Two</b>")
+        page.get_by_label("Id", exact=True).fill("dune-2")
+        page.get_by_role("button", name="Add item").click()
+        expect(page.locator("#new-status")).to_have_text("Added: Dune: <b>Part Two</b>.")
+        expect(page.get_by_label("Title", exact=True)).to_be_focused()
+        page.get_by_role("searchbox", name="Search titles").fill("title 3")
+        page.get_by_role("button", name="Add Title 3 é", exact=True).click()
+        page.get_by_label("Show").select_option("10")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        answers = page.get_by_role("article", name="LLaRA").locator("tr.answer")
+        expect(answers).to_have_count(10)
+        expect(page.get_by_role("article", name="LLaRA")).to_contain_text("Dune: <b>Part Two</b>")
+        page.get_by_role("searchbox", name="Search titles").fill("dune")
+        expect(page.get_by_role("button", name="Add Dune: <b>Part Two</b>")).to_be_visible()
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_where_items_cannot_change_the_page_offers_no_form(page):
+    expect(page.locator("#about")).to_contain_text("SASRec")
+    expect(page.locator("#new-item")).to_be_hidden()

@@ -3,6 +3,7 @@
 import { startAsking } from "./ask.js";
 import { startBrowsing } from "./cases.js";
 import { byId, request, showError } from "./dom.js";
+import { startAdding } from "./items.js";
 
 const VIEWS = ["ask", "cases", "case"];
 
@@ -28,6 +29,7 @@ async function start() {
   const known = await request("/api/runs");
   byId("about").textContent =
     `${known.dataset} · ${known.runs.map((run) => run.name).join(", ")} · each chooses among the same ${known.candidate_num} candidates`;
+  startAdding(known);
   const asking = startAsking(known);
   const openers = startBrowsing(known, (question) => {
     asking.load(question);
