@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from recbole_llara.checkpoint.weights import Format, given_checkpoint, llm_digest
 from recbole_llara.config.models import is_llm_recommender, resolve_model
@@ -59,21 +60,10 @@ def prepare_llm(
             "on a GPU"
         )
     llm_config, tokenizer = read_files(settings.llm_path, settings.llm_trust_remote_code)
-    max_positions = context_length(llm_config)
     if is_tuned(config):
         data.sampler.check_eligible(data.dataset.inter_feat[config["USER_ID_FIELD"]].numpy())
+    encoder = prompt_encoder(config, data, llm_config, tokenizer)
     history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
-    prompt = PromptSettings.from_config(config)
-    encoder = PromptEncoder(
-        tokenizer,
-        data.catalogue.titles,
-        load_templates(data.catalogue.domain, candidates, prompt.prompt_file),
-        prompt.max_title_tokens,
-        None if max_positions is None else ContextBudget(max_positions, history, candidates),
-        shown_representations(config),
-        ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None,
-        bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens),
-    )
     rows = getattr(llm_config.get_text_config(), "vocab_size", None)
     if rows is not None and encoder.highest_token >= rows:
         raise UserError(
@@ -111,3 +101,21 @@ def prepare_llm(
     if settings.torch_compile:
         compile_blocks(tuned, device)
     return tuned, digest, encoder, token_keys, reader
+
+
+def prompt_encoder(
+    config: Any, data: PreparedData, llm_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> PromptEncoder:
+    """The encoder of a run's prompts for an LLM of this configuration; a UserError where it cannot hold them."""
+    max_positions, prompt = context_length(llm_config), PromptSettings.from_config(config)
+    history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    return PromptEncoder(
+        tokenizer,
+        data.catalogue.titles,
+        load_templates(data.catalogue.domain, candidates, prompt.prompt_file),
+        prompt.max_title_tokens,
+        None if max_positions is None else ContextBudget(max_positions, history, candidates),
+        shown_representations(config),
+        ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None,
+        bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens),
+    )

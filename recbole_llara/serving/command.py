@@ -181,6 +181,12 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     parser = run_parser("export", what)
     parser.add_argument("--output", required=True, help="the folder to make")
     parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
+    parser.add_argument(
+        "--for",
+        dest="engine",
+        choices=["vllm"],
+        help="write the LLM for a server of vLLM too, with the run's tokens in its vocabulary",
+    )
     parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
     arguments, keys = parser.parse_known_args(argv)
 
@@ -188,7 +194,13 @@ def export_main(argv: Sequence[str] | None = None) -> int:
         from recbole_llara.config.yaml_files import parse_arguments
         from recbole_llara.serving.export import export
 
-        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
+        asked = (arguments.run, arguments.output, arguments.merge, arguments.dtype, arguments.engine)
+        written = export(*asked, **parse_arguments(keys))
         sys.stdout.write(f"written: {written}\n")
+        if arguments.engine:
+            from recbole_llara.model.engine_client import FOLDER, Served
+
+            name = Served.read(written / FOLDER).name
+            sys.stdout.write(f"serve its LLM: vllm serve {written / FOLDER} --served-model-name={name}\n")
 
     return exit_status("recbole-llara", export_run)
