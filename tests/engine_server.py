@@ -5,6 +5,7 @@ prompts beyond its length, more than 128 ``logprob_token_ids``. It can misbehave
 """
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class EngineServer(ThreadingHTTPServer):
         self.seen: list[dict[str, Any]] = []
         self.lock, self.reading = threading.Lock(), threading.Lock()
         self.under_way = self.busiest = 0
+        self.is_gone = False
 
     @property
     def url(self) -> str:
@@ -52,6 +54,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(200, {"object": "list", "data": [card]})
 
     def do_POST(self) -> None:
+        if self.server.is_gone:  # over a connection that outlived it
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.seen.append(body)
@@ -136,6 +142,7 @@ def engine(
     try:
         yield server
     finally:
+        server.is_gone = True
         server.shutdown()
         server.server_close()
         thread.join()

@@ -147,8 +147,8 @@ class EngineClient:
             answer_ids: [B, C, A] token ids, padded with -100.
 
         Raises:
-            UserError: a prompt that is too long for the server, a key that it refuses, or what it does not know.
-            RunError: it does not answer.
+            UserError: a prompt is too long for the server.
+            RunError: it does not answer, or not as it did when it was checked.
         """
         answers = [[[token for token in answer if token != IGNORED_LABEL] for answer in row] for row in answer_ids.tolist()]
         found, width = self._log_probs(prompts, answers), answer_ids.shape[2]
@@ -162,7 +162,7 @@ class EngineClient:
             (choice,) = self._completed([list(prompts[row])], max_tokens=most[row], temperature=0, extra_body=more)
             tokens = getattr(choice, "token_ids", None)
             if not isinstance(tokens, list):
-                raise UserError(
+                raise RunError(
                     f"backend_url: {self.url} tells no tokens of its answers, expected a server of vLLM {LEAST_VERSION} or later"
                 )
             return tokens[: tokens.index(end)] if end in tokens else tokens
@@ -210,7 +210,7 @@ class EngineClient:
             told = {name: float(value) for name, value in choice.logprobs.top_logprobs[0].items()}
             return {token: told[f"{MARK}{token}"] for token in tokens}
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise UserError(
+            raise RunError(
                 f"backend_url: {self.url} does not tell the log-probabilities of the tokens that it was asked for (logprob_token_ids), expected "
                 f"a server of vLLM {LEAST_VERSION} or later"
             ) from None
@@ -243,15 +243,16 @@ class EngineClient:
             return RunError(f"backend_url: {self.url} answers {status} after {tries} tries ({said}); {_AGAIN}")
         if status in (401, 403):
             variable = self.settings.backend_key_env
-            return UserError(f"backend_key_env: {self.url} refuses the key of {variable or 'no variable'} ({said})")
-        if status == 413 or TOO_LONG.search(said) or "maximum context length" in said or "max_model_len" in said:
+            return RunError(f"backend_key_env: {self.url} refuses the key of {variable or 'no variable'} ({said})")
+        if status == 413 or TOO_LONG.search(said) or "maximum context length" in said:
             return UserError(
-                f"backend_url: a prompt is too long for {self.url} ({said}): start it with a larger --max-model-len"
+                f"history or candidates: the prompt is too long for the server that reads it ({said}); ask with fewer or shorter items, or start "
+                "it with a larger --max-model-len"
             )
         if UNKNOWN_MODEL.search(said):
-            return UserError(f"backend_model: {self.url} does not serve {self.model} ({said})")
+            return RunError(f"backend_model: {self.url} does not serve {self.model} ({said})")
         hint = ", expected its address up to /v1" if status == 404 else ""
-        return UserError(f"backend_url: {self.url} answers {status} ({said}){hint}")
+        return RunError(f"backend_url: {self.url} answers {status} ({said}){hint}")
 
     def _hidden(self, text: object) -> str:
         """A text of the server's, which may echo what it was sent, without the key."""
