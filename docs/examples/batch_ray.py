@@ -43,8 +43,8 @@ def main() -> None:
     rows = ray.data.from_items([{"part": str(part)} for part in parts], override_num_blocks=len(parts))
     told = {"run": arguments.run, "output": arguments.output, "keys": parse_arguments(keys)}
     pool = ray.data.ActorPoolStrategy(size=min(arguments.workers, len(parts)))
-    answered = rows.map(Answering, fn_constructor_kwargs=told, compute=pool, num_gpus=arguments.gpus).count()
-    sys.stdout.write(f"answered {answered} parts\n")
+    answered = rows.map(Answering, fn_constructor_kwargs=told, compute=pool, num_gpus=arguments.gpus).take_all()
+    sys.stdout.write(f"answered {len(answered)} parts\n")
 
 
 if __name__ == "__main__":
