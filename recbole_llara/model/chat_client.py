@@ -44,7 +44,7 @@ SILENCES = {
 _TAGS = "think|thinking|thought|reasoning"
 _REASONING_ENDS = re.compile(rf"</(?:{_TAGS})>", re.IGNORECASE)
 _REASONING_BEGINS = re.compile(rf"<(?:{_TAGS})>", re.IGNORECASE)
-_TOO_LONG = re.compile(
+TOO_LONG = re.compile(
     r"context[_ -]?(?:length|window|size)|(?:prompt|input|request)\b.{0,40}\btoo (?:long|large)|string_above_max", re.I
 )
 _CONTENT = re.compile(
@@ -52,7 +52,7 @@ _CONTENT = re.compile(
     r"|data_inspection|inappropriate|prohibited[_ ]content|unsafe",
     re.I,
 )
-_MODEL = re.compile(
+UNKNOWN_MODEL = re.compile(
     r"\bmodel\b.{0,60}(?:not (?:exist|found)|does not exist)|(?:invalid|unknown|unsupported)[_ ]model|model_not_found", re.I
 )
 
@@ -311,7 +311,7 @@ def fault_of(error: Exception, api_base: str, settings: ChatSettings) -> tuple[s
         return refused_key
     option = re.split(r"[.\[]", str(error.param))[0]
     if option not in options:
-        if status == 413 or _TOO_LONG.search(said):
+        if status == 413 or TOO_LONG.search(said):
             return "too_long", f"api_model, candidate_num or MAX_ITEM_LIST_LENGTH: {answers}"
         if status == 451 or _CONTENT.search(said):
             return "refused", f"api_model or chat_instruction: {answers}"
@@ -322,7 +322,7 @@ def fault_of(error: Exception, api_base: str, settings: ChatSettings) -> tuple[s
             f"api_options: {option} is not what {api_base} takes for model {settings.api_model} ({error.message}); change it, give "
             "it the name that the message asks for, or leave it out"
         )
-    if _MODEL.search(said):
+    if UNKNOWN_MODEL.search(said):
         return CONFIGURATION, f"api_model: {answers}; expected the name of a model of this endpoint"
     if status == 404:
         return CONFIGURATION, f"api_base: {answers}; expected its address up to /v1 or the like, and an api_model that it has"

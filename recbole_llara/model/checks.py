@@ -6,6 +6,7 @@ from typing import Any
 
 from recbole_llara.config.settings import (
     EARLIER,
+    LOCAL,
     NO_FUSION,
     NO_PRIOR,
     OWN,
@@ -44,6 +45,11 @@ def check_llm_keys(model: type, config: Any) -> None:
     for key, (value, instead) in REPLACED_KEYS.items():
         if config[key] != value:
             raise UserError(f"{key}: found {config[key]!r}, expected {value}: {instead}")
+    if config["backend"] != LOCAL and config.reads_data:
+        raise UserError(
+            f"backend: found {config['backend']} for a run that trains or measures, expected local: only load, recommend, explain and serve "
+            "ask another process"
+        )
     stages = stages_of(config)
     if config["fsdp"] and any(LOSSES[stage.answer_loss].reads_reference for stage in stages):
         raise UserError(f"answer_loss: found {config['answer_loss']} with fsdp, expected another loss, or fsdp False")

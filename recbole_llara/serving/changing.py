@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from recbole_llara.config.settings import RecommenderSettings
+from recbole_llara.config.settings import LOCAL, RecommenderSettings
 from recbole_llara.data.titles import POPULARITY
 from recbole_llara.model.newcomers import Newcomers
 from recbole_llara.prompt.fields import bracketed
@@ -73,6 +73,11 @@ class ChangingItems:
             raise UserError(
                 f"items: {run.config['model']} knows items by their interactions alone, expected a run whose model has an LLM, which "
                 "reads the titles of new ones"
+            )
+        if run.config["backend"] != LOCAL:
+            raise UserError(
+                f"items: with backend {run.config['backend']} the server holds the vectors of the items that were exported, expected backend "
+                "local, which makes those of new ones"
             )
         refuse_twice(changes)
         plan, count = _Plan(), len(run.names.ids)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from recbole_llara.utils.atomic import write_file
 from recbole_llara.utils.errors import UserError, exit_status
 from recbole_llara.utils.process_setup import BYTE_ORDER_MARK, is_text, read_json, write_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
   --run=saved/LLaRA-ml-100k-... --history "Toy Story" "GoldenEye"
   --run=saved/LLaRA-ml-100k-... --jsonl < users.jsonl > answers.jsonl
+  --run=saved/LLaRA-ml-100k-... --jsonl --output=answers --input parts/*.jsonl
 A line in: {"history": ["Toy Story", "GoldenEye"], "k": 5, "candidates": [...], "user": "any name"}; only history is needed.
 A line out, in the same order: {"user": ..., "recommendations": [...]}, or {"user": ..., "error": "..."}.
 """
@@ -35,6 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--k", type=int, default=5, help="how many items (default %(default)s)")
     parser.add_argument(
         "--jsonl", action="store_true", help="read JSON lines from stdin, write JSON lines to stdout, both in UTF-8"
+    )
+    parser.add_argument("--input", nargs="+", metavar="FILE", help="with --jsonl: read these files instead of stdin")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="where the answers to each file of --input go, under its name; those that are there stay",
     )
     return parser
 
@@ -87,6 +95,8 @@ def recommend_main(argv: Sequence[str] | None = None) -> int:
     arguments, keys = parser.parse_known_args(argv)
     if bool(arguments.history) == arguments.jsonl:
         parser.error("expected either --history or --jsonl")
+    if bool(arguments.input) != bool(arguments.output) or (arguments.input and not arguments.jsonl):
+        parser.error("expected --input and --output together, with --jsonl")
     return exit_status("recbole-llara", lambda: _recommend(arguments, keys))
 
 
@@ -98,6 +108,13 @@ def _recommend(arguments: argparse.Namespace, keys: Sequence[str]) -> None:
         write_json()
     if arguments.jsonl:
         read_json()
+    if arguments.input:
+        if parts := unanswered(arguments.input, arguments.output):  # else nothing is loaded
+            run = load(arguments.run, **parse_arguments(keys))
+            for part in parts:
+                answer_part(run, part, arguments.output, arguments.k, arguments.retrieve_k)
+        sys.stdout.write(f"written: {len(parts)} of {len(arguments.input)} parts; the others were there\n")
+        return
     run = load(arguments.run, **parse_arguments(keys))
     _take_items(run, arguments.items)
     if arguments.jsonl:
@@ -171,6 +188,45 @@ def answer_lines(run: "LoadedRun", lines: Iterable[str], out: TextIO, k: int = 5
         out.flush()
 
 
+def answer_part(run: "LoadedRun", part: str | Path, output: str | Path, k: int = 5, retrieve_k: int | None = None) -> bool:
+    """Answer a file of JSON lines into the file of its name in a folder, which appears whole or not at all.
+
+    So a part that was answered is left as it is, and whatever asks for parts may be cut off and started again with the same words.
+
+    Args:
+        run: a loaded run.
+        part: JSON lines, see ``answer_lines``.
+        output: a folder, made if need be.
+        k, retrieve_k: for lines that say nothing of them.
+
+    Returns:
+        whether it was answered now; False where its answers were there already.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    part, target = Path(part), Path(output) / Path(part).name
+    if target.exists():
+        return False
+    if not part.is_file():
+        raise UserError(f"input: found no file {part}, expected one of JSON lines")
+
+    def write(place: Path) -> None:
+        with open(part, encoding="utf-8", errors="surrogateescape") as lines, open(place, "x", encoding="utf-8") as answers:
+            answer_lines(run, lines, answers, k, retrieve_k)
+
+    write_file(target, write)
+    return True
+
+
+def unanswered(parts: Iterable[str | Path], output: str | Path) -> list[Path]:
+    """Those of some parts whose answers are not in a folder; a UserError where two have one name."""
+    paths = [Path(part) for part in parts]
+    if len({path.name for path in paths}) < len(paths):
+        raise UserError("input: found two files of one name, expected each name once: answers are named as their parts are")
+    return [path for path in paths if not (Path(output) / path.name).exists()]
+
+
 def _asked(line: str, defaults: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | UserError]:
     """The ``user`` that a line names, if any, and its question with defaults, or what is wrong with it."""
     if len(line) > LONGEST_LINE:
@@ -198,6 +254,12 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     parser = run_parser("export", what)
     parser.add_argument("--output", required=True, help="the folder to make")
     parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
+    parser.add_argument(
+        "--for",
+        dest="engine",
+        choices=["vllm"],
+        help="write the LLM for a server of vLLM too, with the run's tokens in its vocabulary",
+    )
     parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
     arguments, keys = parser.parse_known_args(argv)
 
@@ -205,7 +267,13 @@ def export_main(argv: Sequence[str] | None = None) -> int:
         from recbole_llara.config.yaml_files import parse_arguments
         from recbole_llara.serving.export import export
 
-        written = export(arguments.run, arguments.output, arguments.merge, arguments.dtype, **parse_arguments(keys))
+        asked = (arguments.run, arguments.output, arguments.merge, arguments.dtype, arguments.engine)
+        written = export(*asked, **parse_arguments(keys))
         sys.stdout.write(f"written: {written}\n")
+        if arguments.engine:
+            from recbole_llara.model.engine_client import FOLDER, Served
+
+            name = Served.read(written / FOLDER).name
+            sys.stdout.write(f"serve its LLM: vllm serve {written / FOLDER} --served-model-name={name}\n")
 
     return exit_status("recbole-llara", export_run)

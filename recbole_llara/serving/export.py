@@ -30,6 +30,7 @@ from recbole_llara.config.keys import from_run
 from recbole_llara.config.secrets import without_secrets
 from recbole_llara.config.settings import (
     VECTORS,
+    VLLM,
     DataSettings,
     EvaluationSettings,
     LLMSettings,
@@ -46,10 +47,12 @@ from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.loading import is_quantized, load_llm
 from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.engine_client import FOLDER
 from recbole_llara.model.kept import PIECES
 from recbole_llara.model.weights import load_adapter
 from recbole_llara.recommender.frozen import META as SEAL
 from recbole_llara.recommender.frozen import seal, unseal
+from recbole_llara.serving.engine_export import write_served
 from recbole_llara.serving.loaded import load, own_files
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
@@ -63,7 +66,9 @@ _MEASURED = (DataSettings, EvaluationSettings, LLMSettings, LossSettings, OptimS
 _PLACES = frozenset({"resume", "result_file", "state", "checkpoint", "rec_checkpoint", "show_progress"})
 
 
-def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", **keys: Any) -> Path:
+def export(
+    run: str | Path, output: str | Path, merge: bool = False, dtype: str = "float32", engine: str | None = None, **keys: Any
+) -> Path:
     """Write a run's folder for others, and return it.
 
     Args:
@@ -71,6 +76,7 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         output: a folder that is not there yet.
         merge: fold LoRA's adapter into the LLM's weights.
         dtype: of the merged weights; less than float32 rounds them.
+        engine: vllm = write the LLM for a server of vLLM too, merged and with the run's tokens in its vocabulary; see ``engine_export``.
         keys: over the run's own, such as ``llm_path``.
 
     Raises:
@@ -88,8 +94,12 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     config, model = loaded.config, loaded.model
     if not isinstance(model, LLMRecommender):
         raise UserError(f"run: {path} is one of {config['model']}, expected a run of an LLM recommender")
-    if merge and is_quantized(causal_lm(model.llm)):
-        raise UserError("merge: the LLM's weights are held quantised, expected whole ones; export without merge")
+    if engine not in (None, VLLM):
+        raise UserError(f"for: found {engine!r}, expected {VLLM}")
+    if (merge or engine) and is_quantized(causal_lm(model.llm)):
+        raise UserError(
+            f"{'merge' if merge else 'for'}: the LLM's weights are held quantised, expected whole ones; export without merge"
+        )
     if model.llm_tuning == "full" and config["new_item_token"] in ("neighbours", "text"):
         raise UserError(
             f"new_item_token: found {config['new_item_token']!r} with llm_tuning full, expected placeholder or own: these vectors are made "
@@ -113,6 +123,8 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
         else:
             shutil.copytree(source, folder / CHECKPOINT)
         forget_users(folder / CHECKPOINT)
+        if engine:
+            write_served(loaded, _tuned_llm(model, source, trusts), folder / CHECKPOINT, folder / FOLDER, dtype)
         for name in (CONFIG, *OPTIONAL):
             if (path / name).is_dir():
                 shutil.copytree(path / name, folder / name)
@@ -137,17 +149,23 @@ def export(run: str | Path, output: str | Path, merge: bool = False, dtype: str 
     return write_folder(output, fill)
 
 
+def _tuned_llm(model: LLMRecommender, source: Path, trusts: bool) -> PreTrainedModel:
+    """The tuned LLM, plain and in float32."""
+    if model.llm_tuning == "full":
+        return model.llm
+    base, _ = load_llm(
+        model.llm_path, dtype="float32", trust_remote_code=trusts, llm_tuning="full", llm_layers=model.llm_layers
+    )
+    if model.llm_tuning == "frozen":
+        return base
+    llm = get_peft_model(base, deepcopy(model.llm.peft_config["default"]))
+    load_adapter(llm, source / ADAPTER)
+    return llm.merge_and_unload()
+
+
 def _write_llm(model: LLMRecommender, source: Path, folder: Path, dtype: str, trusts: bool) -> None:
     """The tuned LLM as a plain Hugging Face folder."""
-    llm = model.llm
-    if model.llm_tuning != "full":
-        base, _ = load_llm(
-            model.llm_path, dtype="float32", trust_remote_code=trusts, llm_tuning="full", llm_layers=model.llm_layers
-        )
-        llm = get_peft_model(base, deepcopy(model.llm.peft_config["default"]))
-        load_adapter(llm, source / ADAPTER)
-        llm = llm.merge_and_unload()
-    llm.to(getattr(torch, dtype)).save_pretrained(folder)
+    _tuned_llm(model, source, trusts).to(getattr(torch, dtype)).save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
 
 

@@ -13,7 +13,7 @@ from recbole_llara.checkpoint.run_folder import PROMPTS, RECOMMENDER, RESULT, mo
 from recbole_llara.checkpoint.weights import read_checkpoint, weights_sha256
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import INDEX, NO_FUSION, VECTORS, ids_file, vectors_file
+from recbole_llara.config.settings import INDEX, LOCAL, NO_FUSION, VECTORS, ids_file, vectors_file
 from recbole_llara.config.yaml_files import PlainText
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.snapshot import read_snapshot
@@ -22,6 +22,8 @@ from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, shown_order
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
 from recbole_llara.model.build import build_model
+from recbole_llara.model.engine import EngineRecommender
+from recbole_llara.model.engine_client import FOLDER
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.frozen import Recommender, recommender_model, vectors_sha256
@@ -349,13 +351,15 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     keys = {"state": "WARNING", **request.keys, **settled, **keys}
     config = RunConfig(request.model, request.dataset, config_dict=keys, reads_data=False)
     data = PreparedData(read_snapshot(checkpoint, "run").dataset(config), kept=checkpoint)
-    kept = read_checkpoint(checkpoint) if is_llm else None
-    if kept is not None:
+    if is_llm and config["backend"] != LOCAL:
+        model = EngineRecommender(config, data, checkpoint, path / FOLDER)
+    elif is_llm:
+        kept = read_checkpoint(checkpoint)
         kept.read_tensors()  # all files are compared with their digests before anything is made of them
-    model = build_model(config, data)
-    if is_llm:
+        model = build_model(config, data)
         load_llm_recommender(model, kept)
     else:
+        model = build_model(config, data)
         load_recommender(model, checkpoint, request.model, is_frozen=True)
     loaded = LoadedRun(config, data, model)
     if is_llm and config["fusion"] != NO_FUSION:

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from recbole_llara.config.settings import (
     DataSettings,
+    EngineSettings,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
@@ -19,7 +20,16 @@ from recbole_llara.config.yaml_files import PROPERTIES, read_yaml
 from recbole_llara.utils.errors import UserError
 
 LLM_CLASSES = (
-    *(RecommenderSettings, LLMSettings, PromptSettings, LossSettings, OptimSettings, EvaluationSettings, DataSettings),
+    *(
+        RecommenderSettings,
+        LLMSettings,
+        EngineSettings,
+        PromptSettings,
+        LossSettings,
+        OptimSettings,
+        EvaluationSettings,
+        DataSettings,
+    ),
 )
 
 

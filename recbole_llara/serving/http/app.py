@@ -4,6 +4,7 @@ writes, to the file that ``--items`` names.
 Every question goes through one queue (``batches``), every request through one guard (``guard``), every error has one shape.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -22,7 +23,9 @@ from recbole_llara.serving.http.guard import LOOPBACK, Guard, Rules, problem
 from recbole_llara.serving.http.page import add_page
 from recbole_llara.serving.http.service import MAX_CANDIDATES, MAX_FOUND, MAX_HISTORY, MAX_QUERY, MAX_TOLD, Name, Service, Told
 from recbole_llara.serving.loaded import as_json
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import RunError, UserError
+
+log = logging.getLogger(__name__)
 
 Item = Annotated[
     StrictInt | Name, Field(description="a title in any case, else an id; a number or id:NAME is an id in any case")
@@ -212,7 +215,7 @@ def create_app(
     )
     hosts = LOOPBACK if host in LOOPBACK and token is None and not gateway else None
     app.add_middleware(Guard, rules=Rules(service.limits.timeout, token, hosts), metrics=service.metrics)
-    for kind in (UserError, RequestValidationError, AnyHTTPException):
+    for kind in (UserError, RunError, RequestValidationError, AnyHTTPException):
         app.add_exception_handler(kind, _refused)
     api = RunApi(service)
     app.post("/recommend", response_model=Recommendations)(api.recommend)
@@ -235,4 +238,7 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()) or "request"
         return problem(HTTPException(422, f"{where}: {first['msg']}"[:500]))
+    if isinstance(error, RunError):
+        log.error("backend fails", extra={"told": {"reason": str(error)}})
+        return problem(HTTPException(503, "what reads the LLM does not answer; try again later", {"Retry-After": "5"}))
     return problem(error if isinstance(error, AnyHTTPException) else HTTPException(400, str(error)))
