@@ -172,3 +172,10 @@ def test_a_service_without_its_server_says_so_and_goes_on(out):
             }  # its address is nobody's business
             is_down = False
             assert client.post("/recommend", json=asked).json() == expected.json()
+
+
+def test_new_items_are_not_added_to_what_a_server_holds(out):
+    with served(out) as server:
+        run = load(out, server)
+        with pytest.raises(UserError, match="items: with backend vllm the server holds the vectors"):
+            run.add_items([{"item_id": "new", "title": "New"}])
