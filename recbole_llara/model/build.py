@@ -13,6 +13,7 @@ from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
 from recbole_llara.llm.architecture import causal_lm, compile_blocks, shard_frozen
 from recbole_llara.llm.likelihood import AnswerReader
 from recbole_llara.llm.loading import context_length, is_quantized, load_llm, read_files
+from recbole_llara.llm.prefixes import PrefixStore
 from recbole_llara.llm.probe import Probe
 from recbole_llara.model.checks import is_tuned
 from recbole_llara.prompt.curriculum import shown_representations
@@ -24,6 +25,8 @@ from recbole_llara.prompt.tokens import ChatFrame
 from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
+
+MEGABYTE = 10**6
 
 
 def build_model(config: Any, data: PreparedData) -> nn.Module:
@@ -111,3 +114,18 @@ def prepare_llm(
     if settings.torch_compile:
         compile_blocks(tuned, device)
     return tuned, digest, encoder, token_keys, reader
+
+
+def prefix_store(config: Any, model: Any) -> PrefixStore | None:
+    """Where an LLM recommender that answers keeps what it has read of prompts, as large as ``prefix_cache`` says.
+
+    None where that is 0, and where the LLM cannot read on from there; then the log says so.
+    """
+    limit = LLMSettings.from_config(config).prefix_cache
+    if not limit:
+        return None
+    llm, encoder = causal_lm(model.llm), model.encoder
+    longest = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
+    ids = (model.tokenizer.eos_token_id, encoder.pad_id)
+    probe = Probe(llm, model.llm_path, *longest, *ids, is_quantized(llm))
+    return PrefixStore(limit * MEGABYTE) if probe.reads_on(model.read_answers) else None

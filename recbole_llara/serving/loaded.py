@@ -21,7 +21,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, shown_order
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
-from recbole_llara.model.build import build_model
+from recbole_llara.model.build import build_model, prefix_store
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.frozen import Recommender, recommender_model, vectors_sha256
@@ -332,6 +332,7 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     model = build_model(config, data)
     if is_llm:
         load_llm_recommender(model, checkpoint)
+        model.prefixes = prefix_store(config, model)
     else:
         load_recommender(model, checkpoint, request.model)
     loaded = LoadedRun(config, data, model)
