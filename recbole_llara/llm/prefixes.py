@@ -219,8 +219,12 @@ def _past(counts: Sequence[int], blocks: Sequence[Blocks], device: torch.device)
 
 
 def _kept_of(past: Past, row: int, count: int, columns: slice) -> Blocks:
-    """A row's keys and values: the first ``count`` columns, read before, and some that are new."""
-    return [
-        tuple(torch.cat([tensor[row, :, :count], tensor[row, :, columns]], 1) for tensor in (layer.keys, layer.values))
-        for layer in past.cache.layers
-    ]
+    """A row's keys and values: the first ``count`` columns, read before, and some that are new; as exact as products read them."""
+    device = past.attention_mask.device.type
+    halves = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        whole = torch.cat([tensor[row, :, :count], tensor[row, :, columns]], 1)
+        return whole if halves is None else whole.to(halves)
+
+    return [(kept(layer.keys), kept(layer.values)) for layer in past.cache.layers]

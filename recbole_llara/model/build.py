@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from recbole_llara.checkpoint.weights import Format, given_checkpoint, llm_digest
@@ -12,7 +13,7 @@ from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
 from recbole_llara.llm.architecture import causal_lm, compile_blocks, shard_frozen
 from recbole_llara.llm.likelihood import AnswerReader
-from recbole_llara.llm.loading import context_length, is_quantized, load_llm, read_files
+from recbole_llara.llm.loading import context_length, hold_products, is_quantized, load_llm, read_files
 from recbole_llara.llm.prefixes import PrefixStore
 from recbole_llara.llm.probe import Probe
 from recbole_llara.model.checks import is_tuned
@@ -116,16 +117,17 @@ def prepare_llm(
     return tuned, digest, encoder, token_keys, reader
 
 
-def prefix_store(config: Any, model: Any) -> PrefixStore | None:
-    """Where an LLM recommender that answers keeps what it has read of prompts, as large as ``prefix_cache`` says.
+def prepare_answers(config: Any, model: Any) -> None:
+    """Make the answers of a trained LLM recommender cheaper, in place: it is not to be trained or saved afterwards.
 
-    None where that is 0, and where the LLM cannot read on from there; then the log says so.
+    What is read of prompts is kept, as much as ``prefix_cache`` says, unless the LLM cannot read on from there; then the log says so.
+    Under an ``eval_dtype`` of halves the weights of products are held in them, see ``hold_products``.
     """
-    limit = LLMSettings.from_config(config).prefix_cache
-    if not limit:
-        return None
-    llm, encoder = causal_lm(model.llm), model.encoder
-    longest = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
-    ids = (model.tokenizer.eos_token_id, encoder.pad_id)
-    probe = Probe(llm, model.llm_path, *longest, *ids, is_quantized(llm))
-    return PrefixStore(limit * MEGABYTE) if probe.reads_on(model.read_answers) else None
+    llm, encoder, limit = causal_lm(model.llm), model.encoder, LLMSettings.from_config(config).prefix_cache
+    if limit:
+        longest = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
+        ids = (model.tokenizer.eos_token_id, encoder.pad_id)
+        if Probe(llm, model.llm_path, *longest, *ids, is_quantized(llm)).reads_on(model.read_answers):
+            model.prefixes = PrefixStore(limit * MEGABYTE)
+    if model.eval_dtype != torch.float32:
+        hold_products(llm, model.eval_dtype)

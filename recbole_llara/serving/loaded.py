@@ -21,7 +21,7 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, shown_order
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
-from recbole_llara.model.build import build_model, prefix_store
+from recbole_llara.model.build import build_model, prepare_answers
 from recbole_llara.model.weights import load_llm_recommender
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.recommender.frozen import Recommender, recommender_model, vectors_sha256
@@ -290,10 +290,21 @@ def recommend_each(
     return answer_alike(questions, kind, recommend)
 
 
+def load(run: str | Path, **keys: Any) -> LoadedRun:
+    """Load a finished run to be asked: ``read_run``, whose arguments and errors it has, with what makes an LLM's answers cheaper.
+
+    These are ``prefix_cache``, and under an ``eval_dtype`` of halves on a CPU weights that are held in them.
+    """
+    loaded = read_run(run, **keys)
+    if loaded.is_llm:
+        prepare_answers(loaded.config, loaded.model)
+    return loaded
+
+
 @own_environment()
 @kept_random_state()
-def load(run: str | Path, **keys: Any) -> LoadedRun:
-    """Load a finished run. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
+def read_run(run: str | Path, **keys: Any) -> LoadedRun:
+    """Load a finished run, its weights as they were trained. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
 
     Its folder holds what answers need, but for the LLM, which ``llm_path`` names: no file of the dataset is read, no candidate drawn,
     no lock taken, nothing written.
@@ -332,7 +343,6 @@ def load(run: str | Path, **keys: Any) -> LoadedRun:
     model = build_model(config, data)
     if is_llm:
         load_llm_recommender(model, checkpoint)
-        model.prefixes = prefix_store(config, model)
     else:
         load_recommender(model, checkpoint, request.model)
     loaded = LoadedRun(config, data, model)
