@@ -295,6 +295,7 @@ class LLMSettings(Settings):
     gradient_checkpointing: bool = key(VALUE)
     fsdp: bool = key(VALUE)
     torch_compile: bool = key(VALUE)
+    prefix_cache: Natural = key(VALUE, has_effect=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

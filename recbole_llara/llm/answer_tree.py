@@ -104,7 +104,12 @@ def walk(answer_ids: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
 
 
 def tree_masks(
-    model: PreTrainedModel, attention_mask: torch.Tensor, visible: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+    model: PreTrainedModel,
+    attention_mask: torch.Tensor,
+    visible: torch.Tensor,
+    positions: torch.Tensor,
+    dtype: torch.dtype,
+    n_read: int = 0,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """The masks under which prompts read what comes before, and nodes the prompt, their ancestors and themselves.
 
@@ -122,9 +127,10 @@ def tree_masks(
         attention_mask: [B, T] of the prompts.
         visible: [B, Q, Q]
         positions: [B, T + Q]
+        n_read: P, the first so many columns were read by an earlier pass: they are seen, and see nothing any more.
 
     Returns:
-        [B, 1, T + Q, T + Q] bool, or what is added to the attention scores for eager attention; for an LLM whose layers are
+        [B, 1, T + Q - P, T + Q] bool, or what is added to the attention scores for eager attention; for an LLM whose layers are
         of several types, as its config's ``layer_types`` says, one such mask for each type.
 
     Raises:
@@ -141,9 +147,10 @@ def tree_masks(
     tree[:, n_prompt:, n_prompt:] = visible
     # Padding reads itself: a softmax over nothing is NaN, which no zero weight undoes.
     tree.diagonal(dim1=1, dim2=2).fill_(True)
+    tree = tree[:, n_read:]
 
     def mask_of(layer_type: str) -> torch.Tensor:
-        mask = (tree & _reach(layer_type, config, positions))[:, None]
+        mask = (tree & _reach(layer_type, config, positions, n_read))[:, None]
         if attention != "eager":
             return mask
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -165,9 +172,9 @@ def with_mask_of_pairs(llm: nn.Module, prompts: EmbeddedPrompts) -> EmbeddedProm
     return replace(prompts, attention_mask=masks)
 
 
-def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor) -> torch.Tensor:
-    """[B, T + Q, T + Q] or [] bool, how far a layer of this type looks back from positions [B, T + Q]."""
-    query, key = positions[:, :, None], positions[:, None, :]
+def _reach(layer_type: str, config: PretrainedConfig, positions: torch.Tensor, n_read: int) -> torch.Tensor:
+    """[B, T + Q - P, T + Q] or [] bool, how far a layer of this type looks back from positions [B, T + Q], the first P aside."""
+    query, key = positions[:, n_read:, None], positions[:, None, :]
     if layer_type == "full_attention":
         return torch.ones((), dtype=torch.bool, device=positions.device)
     if layer_type == "sliding_attention":

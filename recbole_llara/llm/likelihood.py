@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import DynamicCache
 
 from recbole_llara.llm.answer_tree import build_trie, tree_masks
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, decoder_of, input_embeddings
@@ -118,16 +119,32 @@ class AnswerReader(Protocol):
         """[B, C, A] float32, nats: the log-probability of each answer token given its prompt and the answer's beginning."""
 
 
+@dataclass(frozen=True)
+class Past:
+    """What an LLM has read of B prompts already, P tokens at most; a pass adds to the cache what it reads."""
+
+    cache: DynamicCache
+    attention_mask: torch.Tensor  # [B, P] 1 on tokens, 0 on padding
+    position_ids: torch.Tensor  # [B, P]
+
+
 def trie_log_probs(
-    llm: nn.Module, prompts: EmbeddedPrompts, answer_ids: torch.Tensor, before_pass: BeforePass | None = None
+    llm: nn.Module,
+    prompts: EmbeddedPrompts,
+    answer_ids: torch.Tensor,
+    before_pass: BeforePass | None = None,
+    past: Past | None = None,
 ) -> torch.Tensor:
     """Log-probability of every token of every candidate's answer given the row's prompt and its beginning.
 
     One pass reads each prompt and, behind it, the packed tree of the row's answers, under a block mask. The cost is that of
     T + Q tokens a row, Q the number of distinct beginnings of its answers, instead of C (T + A); logits are made for
-    B x (1 + Q) tokens. No key-value cache: nothing is read twice, and compiled blocks see what they see in training.
+    B x (1 + Q) tokens. Without ``past`` there is no key-value cache: compiled blocks see what they see in training.
 
     Gradients flow unless the caller switches them off.
+
+    Args:
+        past: the beginnings of the prompts, of which ``prompts`` is the rest; None = nothing was read before.
 
     Returns:
         [B, C, A] float32, nats, 0 on padding.
@@ -142,12 +159,17 @@ def trie_log_probs(
     places = torch.cat([torch.zeros_like(trie.path[:, :, :1]), trie.path[:, :, :-1] + 1], 2)  # [B, C, A]
     trie, places = trie.to(device), send(places, device)
     embeds, positions = _with_answers(model, prompts, trie.node_ids, trie.node_depth, before_pass)
+    mask, all_positions, cached = prompts.attention_mask, positions, {"use_cache": False}
+    if past is not None:
+        mask, all_positions = torch.cat([past.attention_mask, mask], 1), torch.cat([past.position_ids, positions], 1)
+        cached = {"use_cache": True, "past_key_values": past.cache}
+    n_read = mask.shape[1] - prompts.attention_mask.shape[1]
     logits = model(
         inputs_embeds=embeds,
-        attention_mask=tree_masks(model, prompts.attention_mask, trie.visible, positions, embeds.dtype),
+        attention_mask=tree_masks(model, mask, trie.visible, all_positions, embeds.dtype, n_read),
         position_ids=positions,
-        use_cache=False,
         logits_to_keep=1 + trie.node_ids.shape[1],
+        **cached,
     ).logits  # [B, 1 + Q, V]
     return _log_softmax_at(logits, places, send(answer_ids, device))
 

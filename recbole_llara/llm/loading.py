@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -21,9 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from recbole_llara.config.settings import TRUST
-from recbole_llara.llm.architecture import keep_blocks
+from recbole_llara.llm.architecture import input_embeddings, keep_blocks
 from recbole_llara.llm.quantized import check_quantized, choose_trainable, keep_differentiable, quantized_by, settle_dequantized
 from recbole_llara.llm.source import describe_expected, refused, resolve_llm_path
 from recbole_llara.utils.errors import UserError
@@ -268,6 +270,20 @@ def evaluation_dtype(dtype: str, weights: torch.dtype) -> torch.dtype:
             f"eval_dtype: found {dtype}, but the LLM's weights are held in {held}; expected auto, or llm_dtype {dtype} too"
         )
     return DTYPES[dtype]
+
+
+def hold_products(llm: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the float32 weights of an LLM's matrix products in the type that autocast multiplies them in, in place.
+
+    The products are the same, and nothing is cast for them any more. What is embedded stays in float32, and with it a head of the
+    same weights.
+    """
+    embedded = input_embeddings(llm).weight
+    for module in llm.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            for tensor in (module.weight, module.bias):
+                if tensor is not None and tensor is not embedded and tensor.dtype == torch.float32:
+                    tensor.data = tensor.data.to(dtype)
 
 
 def weight_dtype(compute_dtype: torch.dtype, llm_tuning: str, device: str | torch.device) -> torch.dtype:

@@ -19,6 +19,7 @@ from recbole_llara.llm.architecture import EmbeddedPrompts, input_embeddings
 from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.likelihood import AnswerReader, answer_pass, candidate_log_probs, trie_log_probs
 from recbole_llara.llm.loading import first_line
+from recbole_llara.llm.prefixes import FEWEST, PrefixStore
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.utils.errors import UserError
 
@@ -33,6 +34,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 CAUSAL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 SHORT = 64  # tokens, of passes that ask nothing about length
 PADDING = 8  # columns on the left, as shorter rows of a batch have
+LENGTH_ROPES = {"dynamic", "longrope"}  # under which a token's keys depend on how long the prompt is
+MEMORY = 1 << 30  # bytes, more than a short prompt takes
 COMPARED = 3  # candidates that are also asked about one by one
 
 # What models raise that were not written for such inputs; of what a GPU raises, running out of memory says nothing about them.
@@ -123,6 +126,44 @@ class Probe:
             f"which takes about {count} times as long. Training is not affected"
         )
         return candidate_log_probs
+
+    @torch.no_grad()
+    def reads_on(self, reader: AnswerReader) -> bool:
+        """Whether the LLM, asked by ``reader``, reads a prompt on from what a ``PrefixStore`` kept of it, as if it read it whole.
+
+        If not, the log says why. The masks of windows are ours and were tried on the longest prompt: here a short one will do.
+        """
+        ids, few = self.prompt.input_ids[:, -SHORT:].expand(2, -1), self.answer_ids[:, :COMPARED].expand(2, -1, -1)
+        embeds, mask = input_embeddings(self.llm)(ids).detach(), torch.ones_like(ids)
+        short = EmbeddedPrompts(embeds, mask, mask.cumsum(1) - 1)
+        store, names = PrefixStore(MEMORY), tuple(ids[0].tolist())
+        begin = [names[: max(FEWEST, len(names) // 2)], names[:-1]]  # two rows that are read on from different places
+        ropes = getattr(self.llm.config.get_text_config(), "rope_parameters", None) or {}
+        # One for all blocks, or one for each type of them.
+        scaling = LENGTH_ROPES & {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+        if reader is not trie_log_probs:
+            reason = "candidates are read one by one"
+        elif scaling:
+            reason = f"its positions are scaled by the prompt's length: rope_type {min(scaling)}"
+        else:
+            try:
+                whole = trie_log_probs(self.llm, short, few)
+                store.log_probs(begin, self.llm, short, few)
+                gap = self._gap(store.log_probs(begin, self.llm, short, few), whole)
+                tolerance = TREE_TOLERANCE[self.dtype]
+                if self.dtype != torch.float32:
+                    tolerance = max(tolerance, ROUNDINGS * self._gap(candidate_log_probs(self.llm, short, few), whole))
+            except _NOT_WRITTEN_FOR_IT as error:
+                reason = first_line(error)
+            else:
+                if store.reused and gap <= tolerance:
+                    return True
+                reason = f"likelihoods move by {gap:.2g}"
+        _logger.info(
+            f"{self.subject} cannot read a prompt on from a beginning that it read before ({reason}): prefix_cache is not used, and every "
+            "prompt is read whole"
+        )
+        return False
 
     @contextmanager
     def _asked(self, what: str, instead: str = "") -> Iterator[None]:

@@ -46,7 +46,8 @@ def score(model: Any, questions: Questions) -> CandidateAnswers:
     scores = candidate_scores(model, questions)  # [B, C]
     if model.settles_near_ties:
         with uncompiled(model.is_compiled):  # code of its own for one row would cost more than it saves
-            scores = settle_near_ties(scores, lambda row: candidate_scores(model, questions.alone(row))[0], ties_too=True)
+            # Read anew as well as alone: what is kept of a prompt was rounded by the rows that stood beside it.
+            scores = settle_near_ties(scores, lambda row: candidate_scores(model, questions.alone(row), True)[0], ties_too=True)
     return ranked_answers(model, questions, scores)
 
 
@@ -93,14 +94,17 @@ def answer_likelihoods(model: Any, prompts: EncodedPrompts, candidates: torch.Te
     return context[-1], model.read_answers(*context)
 
 
-def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
+def candidate_scores(model: Any, questions: Questions, is_anew: bool = False) -> torch.Tensor:
     """Log-likelihoods [B, C] of the candidates' answers in nats, on the CPU; under eval_template ``all`` their mean over templates.
 
     The first template sees the candidates as they come, each further one in an order of its own, drawn by (seed, row); under
     ``candidate_order: recommender`` all see one order.
+
+    Args:
+        is_anew: whether every token is read, where ``model.prefixes`` would know some.
     """
     if model.eval_template != "all":
-        return _scores(model, evaluation_prompts(model, questions), questions.candidates)
+        return _scores(model, evaluation_prompts(model, questions), questions.candidates, is_anew)
     candidates, rows = questions.candidates, questions.rows
     total = torch.zeros(candidates.shape)
     for number in range(len(model.encoder.templates)):
@@ -111,7 +115,7 @@ def candidate_scores(model: Any, questions: Questions) -> torch.Tensor:
             order = torch.from_numpy(draws.argsort(1))
         reordered = candidates.gather(1, order)
         prompts = _encode(model, questions, reordered, torch.full_like(rows, number))
-        total.scatter_add_(1, order, _scores(model, prompts, reordered).log_softmax(1))
+        total.scatter_add_(1, order, _scores(model, prompts, reordered, is_anew).log_softmax(1))
     return total / len(model.encoder.templates)
 
 
@@ -129,8 +133,10 @@ def answer_context(
     return model.llm, model.embed(prompts), model.encoder.answer_ids(candidates, representation)
 
 
-def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor) -> torch.Tensor:
-    return score_candidates(*answer_context(model, prompts, candidates, model.representation), model.read_answers).cpu()
+def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, is_anew: bool) -> torch.Tensor:
+    context = answer_context(model, prompts, candidates, model.representation)
+    keeps = model.prefixes is not None and not is_anew
+    return score_candidates(*context, model.prefixes.reader(model, prompts) if keeps else model.read_answers).cpu()
 
 
 def _encode(model: Any, questions: Questions, candidates: torch.Tensor, template_index: torch.Tensor) -> EncodedPrompts:

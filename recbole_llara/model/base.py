@@ -37,6 +37,7 @@ from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, shuffled, standard_of
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
+from recbole_llara.llm.prefixes import PrefixStore
 from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.checks import check_llm_keys, is_tuned
@@ -75,6 +76,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         needs_previews: whether the losses of a pass read something of the rows of all other passes of the step, which
             ``preview(rows, step)`` gives as [B, D] by a pass without gradients.
         needs_states: whether the losses read the decoder's states, ``ForwardPass.answers.states``.
+        prefixes: what was read of earlier prompts, kept for later ones; None = nothing is kept.
         settles_near_ties: whether rows whose order could turn on the rows beside them are scored again, alone.
 
     Raises:
@@ -99,6 +101,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.is_sharded, self.is_compiled = settings.fsdp and processes_of(config).count > 1, settings.torch_compile
         prepared = prepare_llm(config, data, self.is_sharded)
         self.llm, self.llm_digest, self.encoder, self._token_keys, self.read_answers, self.pieces_key, self.probed = prepared
+        self.prefixes: PrefixStore | None = None
         self.tokenizer, llm = self.encoder.tokenizer, causal_lm(self.llm)
         self._weight_dtype = input_embeddings(llm).weight.dtype
         self.compute_dtype = resolve_compute_dtype(settings.llm_dtype, self.device)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -13,7 +14,8 @@ from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.adapters import TokenKeys, key_dropout, tune
 from recbole_llara.llm.architecture import causal_lm, compile_blocks, shard_frozen
 from recbole_llara.llm.likelihood import AnswerReader
-from recbole_llara.llm.loading import context_length, is_quantized, load_llm, read_files
+from recbole_llara.llm.loading import context_length, hold_products, is_quantized, load_llm, read_files
+from recbole_llara.llm.prefixes import PrefixStore
 from recbole_llara.llm.probe import Probe
 from recbole_llara.model.checks import is_tuned
 from recbole_llara.model.kept import PreparedLLM, kept_pieces, pieces_key, probe_facts, tried
@@ -27,6 +29,8 @@ from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import processes_of
+
+MEGABYTE = 10**6
 
 
 def build_model(config: Any, data: PreparedData) -> nn.Module:
@@ -128,3 +132,19 @@ def prompt_encoder(
     fields = bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens) if pieces is None else ()
     made = (prompt.max_title_tokens, budget, shown, chat, fields, pieces)
     return PromptEncoder(tokenizer, data.catalogue.titles, templates, *made), key
+
+
+def prepare_answers(config: Any, model: Any) -> None:
+    """Make the answers of a trained LLM recommender cheaper, in place: it is not to be trained or saved afterwards.
+
+    What is read of prompts is kept, as much as ``prefix_cache`` says, unless the LLM cannot read on from there; then the log says so.
+    Under an ``eval_dtype`` of halves the weights of products are held in them, see ``hold_products``.
+    """
+    llm, encoder, limit = causal_lm(model.llm), model.encoder, LLMSettings.from_config(config).prefix_cache
+    if limit:
+        longest = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
+        ids = (model.tokenizer.eos_token_id, encoder.pad_id)
+        if Probe(llm, model.llm_path, *longest, *ids, is_quantized(llm)).reads_on(model.read_answers):
+            model.prefixes = PrefixStore(limit * MEGABYTE)
+    if model.eval_dtype != torch.float32:
+        hold_products(llm, model.eval_dtype)

@@ -39,6 +39,7 @@ class EngineRecommender(nn.Module):
     """
 
     is_compiled = is_sharded = settles_near_ties = False
+    prefixes = None  # the server keeps what it has read
     template_index, listed = LLMRecommender.template_index, LLMRecommender.listed
 
     def __init__(self, config: Any, data: PreparedData, checkpoint: Path, folder: Path) -> None:

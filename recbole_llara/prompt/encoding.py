@@ -32,7 +32,7 @@ _LISTS = (HISTORY, CANDIDATES)
 class EncodedPrompts:
     """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
 
-    What the host decides by (``labels``, ``slot_parts``, ``pooled``) stays on the CPU, wherever the rest is sent.
+    What the host decides by (``labels``, ``slot_parts``, ``pooled``, ``head_lengths``) stays on the CPU, wherever the rest is sent.
 
     ``pooled`` are the tokens whose states stand for the history (``encode``: all parts of its items) or for the item
     (``encode_items``: all parts of it). RSLLM's two towers average them.
@@ -47,12 +47,13 @@ class EncodedPrompts:
     slot_parts: torch.Tensor  # [S] what each slot holds, as its place in SLOT_PARTS
     slot_items: torch.Tensor  # [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is
     pooled: torch.Tensor  # [B, T] bool
+    head_lengths: torch.Tensor  # [B] tokens before the second of the two lists of items; 0 where there are no lists
     # What the recommender is asked, where the prompts show its conclusions: histories [B, L] and candidates [B, C].
     asked: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "EncodedPrompts":
         """The same prompts, what the LLM reads being on another device."""
-        stay = ("labels", "slot_parts", "pooled", "asked")
+        stay = ("labels", "slot_parts", "pooled", "head_lengths", "asked")
         moved = {name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay}
         asked = None if self.asked is None else tuple(send(tensor, device) for tensor in self.asked)
         return replace(self, **moved, asked=asked)
@@ -387,6 +388,7 @@ class PromptEncoder:
         width = (history.shape[1] + candidates.shape[1]) * (2 + most_parts) + max(map(len, self.layouts))
         prompts = _pieces(len(history), width + 2, NOTHING)
         in_answer = torch.zeros_like(prompts[0], dtype=torch.bool)
+        is_head = torch.zeros_like(in_answer)
         for number, place in torch.stack([template_index, which], 1).unique(dim=0).tolist():
             rows = ((template_index == number) & (which == place)).nonzero(as_tuple=True)[0]
             written = _written(distinct[place])
@@ -395,6 +397,9 @@ class PromptEncoder:
                 if isinstance(element, int):
                     parts.append(_pieces(len(rows), 1, element))
                     continue
+                is_head[rows, : sum(part.shape[2] for part in parts)] = (
+                    True  # so, in the end, what stands before the second list
+                )
                 of_item, closing = written[element]
                 parts.append(self._item_list(lists[element][rows], of_item, next(layout), closing))
                 if element == CANDIDATES:
@@ -408,6 +413,8 @@ class PromptEncoder:
             pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
         prompts = self.assemble(pieces, slot_items, in_answer, padding_side, is_pooled)
+        lengths = torch.where(is_head & (pieces != NOTHING), self._bank.lengths(pieces.clamp(min=0)), 0)
+        prompts = replace(prompts, head_lengths=lengths.sum(1))
         asks = any(each.conclusions for each in distinct)
         return replace(prompts, asked=(history, candidates)) if asks else prompts
 
@@ -462,6 +469,7 @@ class PromptEncoder:
             slot_parts=slot_parts[is_slot],
             slot_items=slot_items.flatten()[of_pieces[is_slot]],
             pooled=laid_out(0, 0 if pooled is None else pooled.flatten()[of_pieces].long()).bool(),
+            head_lengths=torch.zeros(len(pieces), dtype=torch.int64),
         )
 
 

@@ -53,7 +53,7 @@ from recbole_llara.model.weights import load_adapter
 from recbole_llara.recommender.frozen import META as SEAL
 from recbole_llara.recommender.frozen import seal, unseal
 from recbole_llara.serving.engine_export import write_served
-from recbole_llara.serving.loaded import load, own_files
+from recbole_llara.serving.loaded import own_files, read_run
 from recbole_llara.utils.atomic import write_folder
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import json_ready
@@ -90,7 +90,7 @@ def export(
         raise UserError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     if keys.get("rec_checkpoint"):
         raise UserError("rec_checkpoint: the recommender kept with the run is exported, expected no other")
-    loaded = load(path, **keys)
+    loaded = read_run(path, **keys)
     config, model = loaded.config, loaded.model
     if not isinstance(model, LLMRecommender):
         raise UserError(f"run: {path} is one of {config['model']}, expected a run of an LLM recommender")

@@ -21,7 +21,8 @@ from recbole_llara.evaluator.answer import CandidateAnswers
 from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates, shown_order
 from recbole_llara.model.answering import Questions, evaluation_prompts, generate, score
-from recbole_llara.model.build import build_model
+from recbole_llara.model.base import LLMRecommender
+from recbole_llara.model.build import build_model, prepare_answers
 from recbole_llara.model.engine import EngineRecommender
 from recbole_llara.model.engine_client import FOLDER
 from recbole_llara.model.weights import load_llm_recommender
@@ -312,10 +313,21 @@ def recommend_each(
     return answer_alike(questions, kind, recommend)
 
 
+def load(run: str | Path, **keys: Any) -> LoadedRun:
+    """Load a finished run to be asked: ``read_run``, whose arguments and errors it has, with what makes an LLM's answers cheaper.
+
+    These are ``prefix_cache``, and under an ``eval_dtype`` of halves on a CPU weights that are held in them.
+    """
+    loaded = read_run(run, **keys)
+    if isinstance(loaded.model, LLMRecommender):
+        prepare_answers(loaded.config, loaded.model)
+    return loaded
+
+
 @own_environment()
 @kept_random_state()
-def load(run: str | Path, **keys: Any) -> LoadedRun:
-    """Load a finished run. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
+def read_run(run: str | Path, **keys: Any) -> LoadedRun:
+    """Load a finished run, its weights as they were trained. Nothing of the process is changed: no environment variable, warning filter, seed or switch of torch.
 
     Its folder holds what answers need, but for the LLM, which ``llm_path`` names: no file of the dataset is read, no candidate drawn,
     no lock taken, nothing written.

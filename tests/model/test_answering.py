@@ -38,6 +38,7 @@ def make_model(make_llm, make_tokenizer):
                 llm.get_input_embeddings()(prompts.input_ids), prompts.attention_mask, prompts.position_ids
             ),
             read_answers=trie_log_probs,
+            prefixes=None,
             decoding=decoding,
             eval_template="first",
             is_sharded=False,

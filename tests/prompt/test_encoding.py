@@ -115,6 +115,23 @@ def test_placeholders_stand_where_the_behavioural_tokens_stand(encoder):
     assert text_only.slot_items.eq(0).all()
 
 
+@pytest.mark.parametrize("name", ["hybrid", "textual"])
+def test_the_head_ends_where_the_second_list_begins(tokenizer, name):
+    candidates_first = [PromptTemplate.parse("Of these: {candidates} choose one for who has seen {history}, now:", 3)]
+    for templates in (load_templates("movie", 3), candidates_first):
+        encoder = PromptEncoder(tokenizer, TITLES, templates)
+        second = HISTORY if templates is candidates_first else CANDIDATES
+        for number, template in enumerate(templates):
+            lists = (torch.tensor([[1, 8, 2], [8, 0, 0]]), torch.tensor([[8, 9, 2], [8, 1, 2]]))[
+                :: 1 if second == CANDIDATES else -1
+            ]
+            prompts = encoder.encode(*lists, None, REPRESENTATIONS[name], torch.tensor([number] * 2))
+            for ids, mask, head in zip(prompts.input_ids, prompts.attention_mask, prompts.head_lengths.tolist(), strict=True):
+                tokens = ids[mask.bool()].tolist()
+                assert tokenizer.decode(tokens[:head]).endswith(template.segments[template.segments.index(second) - 1])
+                assert tokenizer.decode(tokens[head:]).lstrip().startswith("Heat (1995)")
+
+
 @pytest.mark.parametrize("name", list(REPRESENTATIONS))
 def test_labels_are_the_answer_and_its_eos(encoder, tokenizer, name):
     representation = REPRESENTATIONS[name]
