@@ -4,6 +4,7 @@
 # BENCH_LLM=smollm2: with another LLM, half an hour.
 # bench-gpu: the same at Llama-2-7B's size.
 # bench-knowledge: minutes, what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec.
+# bench-retrieval: what is proposed out of a million items, in which time and memory.
 # bench-load: what loading a run costs beside reading its bytes. bench-serve SERVED=saved/RUN: minutes, a service over a run under load.
 # bench-growth: time and memory by size. results: the tables of the pages, days; RUNS="quickstart main_results": those runs of
 # docs/results/runs.yaml. accuracy: hours, three seeds of LLaRA(SASRec).
@@ -24,7 +25,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs results accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -88,6 +89,9 @@ bench-knowledge: $(STAMP)
 
 bench-load: $(STAMP)
 	$(RUN) tests/benchmarks/bench_load.py
+
+bench-retrieval: $(STAMP)
+	$(RUN) tests/benchmarks/bench_retrieval.py
 
 bench-serve: $(STAMP)
 	$(PIP) install -c .ci/constraints.txt --no-build-isolation -e ".[bench]"

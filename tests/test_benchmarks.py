@@ -69,7 +69,16 @@ def test_runs_on_few_rows(tmp_path, name, words, told):
 @pytest.mark.slow
 def test_what_loading_costs_of_few_items(tmp_path):
     lines = _run(tmp_path, "bench_load.py", "--items=300").stdout.splitlines()
-    assert [line.split(",")[0] for line in lines[1:]] == ["SASRec", "LLaRA"] and all(line.endswith("MB") for line in lines[1:])
+    assert [line.split(",")[0] for line in lines[1:]] == ["SASRec", "LLaRA"] and all(
+        line.count(" MB") == 4 for line in lines[1:]
+    )
+
+
+@pytest.mark.slow
+def test_what_retrieval_costs_over_few_items(tmp_path):
+    lines = _run(tmp_path, "bench_retrieval.py", "--items=3000").stdout.splitlines()
+    rows = [line for line in lines[1:] if "index" not in line]
+    assert len(rows) == 4 and all(row.endswith(" 1.000") for row in rows)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from recbole_llara.data.snapshot import Snapshot
 from recbole_llara.data.text_table import TextTable
 from recbole_llara.utils.atomic import run_errors, write_file, write_folder
 from recbole_llara.utils.errors import UserError, differences
-from recbole_llara.utils.hashing import DIGITS, facts_digest, file_sha256, mix
+from recbole_llara.utils.hashing import DIGITS, facts_digest, facts_sha256, file_sha256, mix
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
 FORMAT = 5  # of the folder
@@ -258,6 +258,18 @@ def _weights_sha256(path: Path, inode: int, size: int, changed: int) -> str:
         return tensors_sha256({name: tensor for name, tensor in load_file(path).items() if name != USERS})
     except SafetensorError:
         return file_sha256(path)  # whoever reads it will say what is wrong
+
+
+def contents_sha256(path: Path) -> str:
+    """Digest of all that a ``.safetensors`` file holds, the hashes of users and the header too, over ``weights_sha256``.
+
+    Raises:
+        SafetensorError, OSError: it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        header = json.dumps(file.metadata() or {}, sort_keys=True)
+        users = file.get_tensor(USERS) if USERS in file.keys() else torch.zeros(0)  # noqa: SIM118 (no mapping)
+    return facts_sha256([weights_sha256(path), header, tensors_sha256({USERS: users})])
 
 
 def forget_users(path: Path) -> None:

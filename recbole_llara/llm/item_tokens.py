@@ -114,7 +114,7 @@ class ItemTokens(nn.Module):
         without_token: [N] bool, whose behavioural token is the placeholder; None = of no item.
         without_training_token: [N] bool, likewise in training mode, beside ``training_embeddings``.
         standard: mean [d_rec] and deviation [1] by which the projector reads frozen ``item_embeddings``, see ``standard_of``: so the
-            table stays the recommender's own memory. None = as they are.
+            table stays the recommender's own memory. They are kept with the weights. None = as they are.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class ItemTokens(nn.Module):
             # Behavioural tokens start around the centre of the LLM's input space, where the placeholder stands.
             self.projector.linear_2.bias.data.copy_(centre)
         for name, value in zip(("item_mean", "item_deviation"), standard or (None, None), strict=True):
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value)
         self.register_buffer("training_embeddings", training_embeddings, persistent=False)
         self.register_buffer("without_token", without_token, persistent=False)
         self.register_buffer("without_training_token", without_training_token, persistent=False)

@@ -148,7 +148,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         is_shown = reads_recommender(config) and not is_drawn
         if is_shown:
             self.recommender, table, self.conclude, lacking, learned = self._reading(config, data, shown)
-            standard = None if table is None else standard_of(table, learned)
+            if table is not None:
+                # Those of a run that is loaded come with its weights: over a large table they take a while.
+                is_kept = data.kept is not None
+                standard = (torch.zeros(table.shape[1]), torch.ones(1)) if is_kept else standard_of(table, learned)
         are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
         if is_tuned(config) and (are_two if is_shown else self.has_prior):
             of_training = self._reading(config, data, shown, of_training=True)

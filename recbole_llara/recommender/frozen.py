@@ -12,6 +12,7 @@ answers, goes on from its weights with all training rows: trained anew it would 
 import hashlib
 import json
 import shutil
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
-from recbole_llara.checkpoint.weights import weights_sha256
+from recbole_llara.checkpoint.weights import contents_sha256, weights_sha256
 from recbole_llara.config.keys import REC_PREFIX, recommender_keys
 from recbole_llara.config.models import own_code
 from recbole_llara.config.run_config import RunConfig
@@ -143,13 +144,13 @@ def recommender_and_model(
     rec_config, told, seconds = config.for_recommender(), {}, 0.0
     if not config["rec_checkpoint"]:
         path, told, seconds = _cached(config, rec_config, prepared, of_training)
-        new_items = told["new_items"]
+        is_new = _unpacked(told["new_items"], prepared.dataset.item_num)
     else:
         path = Path(config["rec_checkpoint"])
-        folder, new_items = weights_file(path).parent, np.flatnonzero(prepared.dataset.training_counts == 0)
+        folder, is_new = weights_file(path).parent, torch.from_numpy(prepared.dataset.training_counts == 0)
         try:
             if weights_file(path) == folder / WEIGHTS and (folder / META).is_file():  # an entry of the cache
-                new_items = unseal(folder).get("new_items", new_items)
+                is_new = _unpacked(unseal(folder)["new_items"], prepared.dataset.item_num)
         except DamagedEntry as damage:
             raise UserError(
                 f"rec_checkpoint: {folder} is damaged ({damage}); leave rec_checkpoint empty and it is trained again"
@@ -158,7 +159,6 @@ def recommender_and_model(
     load_recommender(model, weights, rec_config["model"], {key: rec_config[key] for key in FILTERS}, is_frozen=True)
     table, sha256 = item_embedding_table(model), weights_sha256(weights)
     known = told.get("metrics", {}), seconds, model.trained_on, told.get("unlearned_items", 0)
-    is_new = torch.zeros(len(table), dtype=torch.bool).index_fill_(0, torch.as_tensor(new_items), True)
     return Recommender(rec_config["model"], sha256, table, path, *known, is_new), model
 
 
@@ -217,7 +217,7 @@ def _train_into(folder: Path, rec_config: RunConfig, data: PreparedData, sha256:
         trained = train_stock(rec_config, model, data, folder / WEIGHTS)
     seconds = perf_counter() - started
     facts = {"model": rec_config["model"], "dataset": rec_config["dataset"], "sha256": sha256, **trained}
-    facts["new_items"] = np.flatnonzero(never_learned(data))
+    facts["new_items"] = b64encode(np.packbits(never_learned(data)).tobytes()).decode()  # a million numbers would take 8 MB
     if data.dataset.part is not None:
         facts["unlearned_items"] = unlearned_items(data)
     seal(folder, {**facts, "candidate_sha256": data.candidate_sha256, "training_seconds": round(seconds, 1)})
@@ -241,6 +241,12 @@ def never_learned(data: PreparedData) -> np.ndarray:
     is_new[np.append(rows.history, rows.targets)] = False
     is_new[0] = True
     return is_new
+
+
+def _unpacked(text: str, n_items: int) -> torch.Tensor:
+    """[N] bool, what ``never_learned`` said when it was kept."""
+    bits = np.frombuffer(b64decode(text), np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=n_items).astype(bool))
 
 
 def unlearned_items(data: PreparedData) -> int:
@@ -309,7 +315,7 @@ class DamagedEntry(ValueError):
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write facts that JSON can hold beside a folder's weights, with digests of the weights and of the facts."""
-    meta = json_ready({**facts, "weights_sha256": file_sha256(folder / WEIGHTS)})
+    meta = json_ready({**facts, "weights_sha256": contents_sha256(folder / WEIGHTS)})
     sealed = {**meta, "meta_sha256": facts_sha256(meta)}
     (folder / META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
@@ -322,8 +328,8 @@ def unseal(folder: Path, sha256: str | None = None) -> dict[str, Any]:
     """
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        weights_sha256 = file_sha256(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
+        weights_sha256 = contents_sha256(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
         raise DamagedEntry(f"{META} or {WEIGHTS} cannot be read: {error}") from error
     if not isinstance(meta, dict) or meta.pop("meta_sha256", None) != facts_sha256(meta):
         raise DamagedEntry(f"{META} is not as it was written")

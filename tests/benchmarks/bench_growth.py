@@ -101,7 +101,7 @@ def catalogue_point(items: int) -> dict[str, float]:
         "set_up_s": perf_counter() - start,
         "before_gb": before,
         "peak_gb": peak(),
-        "bank_mb": encoder._bank.tokens.nbytes / 1e6,
+        "bank_mb": encoder._bank.nbytes / 1e6,
     }
 
 
