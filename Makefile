@@ -5,6 +5,7 @@
 # bench-gpu: the same at Llama-2-7B's size.
 # bench-knowledge: minutes, what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec.
 # bench-load: what loading a run costs beside reading its bytes. bench-serve SERVED=saved/RUN: minutes, a service over a run under load.
+# bench-stock: minutes, a step of the stock recommenders against RecBole's plain loop.
 # bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
 # thousands of catalogues of odd titles.
@@ -23,7 +24,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth bench-stock install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -91,6 +92,9 @@ bench-serve: $(STAMP)
 
 bench-growth: $(STAMP)
 	$(RUN) tests/benchmarks/bench_growth.py
+
+bench-stock: $(STAMP)
+	$(RUN) tests/benchmarks/bench_stock.py
 
 install: $(STAMP)
 

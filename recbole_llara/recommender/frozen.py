@@ -45,7 +45,7 @@ from recbole_llara.utils.hashing import facts_sha256, file_sha256, json_ready
 from recbole_llara.utils.random_state import own_random_state
 
 WEIGHTS, META = "model.safetensors", "meta.json"
-FORMAT = 3  # raise it when the meaning of a cached folder changes
+FORMAT = 4  # raise it when the meaning of a cached folder changes
 IRRELEVANT_KEYS = frozenset({"loss_decimal_place", "eval_batch_size"})  # they change no weight and no metric
 
 
