@@ -6,6 +6,7 @@
 # bench-knowledge: minutes, what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec.
 # bench-retrieval: what is proposed out of a million items, in which time and memory.
 # bench-load: what loading a run costs beside reading its bytes. bench-serve SERVED=saved/RUN: minutes, a service over a run under load.
+# bench-stock: minutes, a step of the stock recommenders against RecBole's plain loop.
 # bench-growth: time and memory by size. results: the tables of the pages, days; RUNS="quickstart main_results": those runs of
 # docs/results/runs.yaml. accuracy: hours, three seeds of LLaRA(SASRec).
 # test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
@@ -25,7 +26,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -99,6 +100,9 @@ bench-serve: $(STAMP)
 
 bench-growth: $(STAMP)
 	$(RUN) tests/benchmarks/bench_growth.py
+
+bench-stock: $(STAMP)
+	$(RUN) tests/benchmarks/bench_stock.py
 
 install: $(STAMP)
 

@@ -119,3 +119,11 @@ def test_a_reader_finds_what_titles_tell(monkeypatch, knows):
     found = fitted(Reader(states, None), asked(4000), asked(500), test)
     share = (found.argmax(1) == test.targets).float().mean()
     assert share > 0.9 if knows else share < 0.5
+
+
+@pytest.mark.slow
+def test_stock_steps_beside_recboles_loop(tmp_path):
+    """Both loops train the same model: GRU4Rec to the same losses bit for bit."""
+    told = _run(tmp_path, "bench_stock.py", "--models=GRU4Rec", "--rounds=3", "--steps=2", "--max_train_rows=2000").stdout
+    assert "anomaly detection off" in told
+    assert told.splitlines()[-1].startswith("GRU4Rec") and float(told.split()[-1]) == 0

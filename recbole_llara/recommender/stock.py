@@ -5,6 +5,7 @@ code a stranger put into it. It is for evaluation, not for resuming: the optimis
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -33,6 +34,7 @@ from recbole_llara.config.models import is_llm_recommender, replaces_item_table,
 from recbole_llara.data.dataset import PreparedData
 from recbole_llara.data.snapshot import Column, Snapshot, SnapshotDataset
 from recbole_llara.evaluator.evaluation import CandidateTrainer
+from recbole_llara.recommender.quick_training import quick_training
 from recbole_llara.recommender.undrawn import take_weights
 from recbole_llara.utils.errors import Diverged, UserError, differences
 from recbole_llara.utils.hashing import json_ready
@@ -289,6 +291,10 @@ def stock_trainer(config: Any, model: torch.nn.Module) -> CandidateTrainer:
                 kept = "no checkpoint yet" if self.best_epoch is None else f"best checkpoint kept: {self.saved_model_file}"
                 self.logger.info(f"Training interrupted; {kept}")
                 raise
+
+        def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
+            with nullcontext() if self.enable_amp else quick_training(self.model):
+                return super()._train_epoch(*args, **kwargs)
 
         def write_weights(self, path: Path, facts: Mapping[str, Any]) -> None:
             save_recommender(self.model, path, facts)
