@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
@@ -84,7 +85,7 @@ def test_what_is_damaged_is_trained_again_with_a_warning(trained, damage, caplog
 
 
 def test_a_whole_entry_of_another_recommender_is_not_taken(tmp_path):
-    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    save_file({"weight": torch.zeros(2)}, tmp_path / WEIGHTS)
     seal(tmp_path, {"sha256": "one", "metrics": {}})
     assert unseal(tmp_path, "one")["metrics"] == {}
     with pytest.raises(DamagedEntry, match="another recommender"):

@@ -92,7 +92,7 @@ def test_a_value_that_names_no_table_is_refused_with_the_configuration(keys, val
 @pytest.mark.parametrize(("model", "further"), [("LLaRA", {}), ("RSLLM", {"representation": "hybrid_with_dsr", "epochs": 2})])
 def test_the_projector_reads_the_table_and_nothing_is_trained(keys, make_trainer, table, model, further):
     trainer, data = make_trainer({**keys, "item_embeddings": "vectors.npy", **further}, model)
-    found = trainer.model.item_tokens.item_embeddings[1:]
+    found = trainer.model.item_tokens.item_vectors(torch.arange(1, data.dataset.item_num))
     expected = np.stack([table[item] for item in data.dataset.field2id_token["item_id"][1:]])
     expected = (expected - expected.mean(0)) / (expected - expected.mean(0)).std(ddof=1)
     assert np.allclose(found.numpy(), expected, atol=1e-6)

@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM
 
 import recbole_llara
 from recbole_llara.model.engine_client import FOLDER, Served
+from recbole_llara.prompt.representation import SLOT_PARTS
+from recbole_llara.serving.explain import explain
 from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
 
@@ -18,15 +20,11 @@ def plain_scores(folder, run, history, candidates):
     told, llm = Served.read(folder / FOLDER), AutoModelForCausalLM.from_pretrained(folder / FOLDER, dtype=torch.float32).eval()
     prompts = run.prompts([history], torch.tensor([candidates]))
     ids = prompts.input_ids[0].clone()
-    part = {"placeholder": None, "item_embedding": "item"}
-    from recbole_llara.prompt.representation import SLOT_PARTS
-
     for column, number, item in zip(
         prompts.slot_columns.tolist(), prompts.slot_parts.tolist(), prompts.slot_items.tolist(), strict=True
     ):
         name = SLOT_PARTS[number].value
         ids[column] = told.vocabulary + told.slots.first[name] + (item if name in ("item_embedding", "item_id") else 0)
-    del part
     scores = []
     for answer in run.model.encoder.answer_ids(torch.tensor(candidates), run.model.representation):
         answer = answer[answer != -100]
@@ -111,3 +109,21 @@ def test_vectors_of_a_question_are_no_tokens(make, tmp_path):
 def test_a_training_run_asks_no_server(make):
     with pytest.raises(UserError, match="backend: found vllm for a run that trains or measures, expected local"):
         make("LLaRA", backend="vllm")
+
+
+def test_explanations_are_the_runs(make, tmp_path):
+    out = export(make("LLaRA", strategy="curriculum", epochs=2), tmp_path / "out", engine="vllm")
+    with engine(out / FOLDER, Served.read(out / FOLDER).name) as server:
+        remote = recbole_llara.load(out, backend="vllm", backend_url=server.url)
+        here, there = (explain(run, ["i1", "i2", "i3"]).as_json() for run in (recbole_llara.load(out), remote))
+    assert flat(there).keys() == flat(here).keys() and len(flat(here)) > 30
+    for place, value in flat(here).items():
+        assert flat(there)[place] == (pytest.approx(value, abs=1e-3) if isinstance(value, float) else value), place
+
+
+def flat(told, place=""):
+    """Every value of nested JSON by where it stands."""
+    if isinstance(told, dict | list):
+        pairs = told.items() if isinstance(told, dict) else enumerate(told)
+        return {key: value for name, part in pairs for key, value in flat(part, f"{place}/{name}").items()}
+    return {place: told}
