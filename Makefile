@@ -96,6 +96,8 @@ install: $(STAMP)
 
 # The stamp is older than what decides the installation whenever that changes.
 $(STAMP): setup.py .ci/constraints.txt
+	@test -x $(RUN) || $(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("make: found Python %s, expected 3.11 to 3.13: \
+	make install PYTHON=python3.11" % sys.version.split()[0])'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c .ci/constraints.txt setuptools
 	$(PIP) install -c .ci/constraints.txt --no-deps recbole

@@ -7,10 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from recbole_llara.utils.errors import exit_status, nearest
 from recbole_llara.utils.process_setup import prepare_process
+from recbole_llara.utils.requirements import recbole_fault
 
 # Command -> its function, which takes the arguments and returns the exit status, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"recbole-llara: error: found {name!r}, expected a command or --key=value; {nearest(name, COMMANDS)}\n"
         )
         return 2
-    if find_spec("recbole") is None:
-        sys.stderr.write("recbole-llara: error: RecBole is not installed: pip install --no-deps recbole==1.2.1\n")
+    if fault := recbole_fault():
+        sys.stderr.write(f"recbole-llara: error: {fault}\n")
         return 2
     if not {"-h", "--help"} & set(words) and name not in WITHOUT_TORCH:
         prepare_process()
