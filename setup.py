@@ -52,6 +52,7 @@ setup(
         "peft>=0.17",
         "accelerate>=1.10",
         "tokenizers>=0.22",
+        "huggingface_hub>=1",
         "safetensors>=0.5",
         "scipy>=1.11",
         "filelock>=3.12",

@@ -1,4 +1,4 @@
-"""One command: ``recbole-llara [run|study|search|recommend|explain|serve|export|convert|candidates|leaks]``; without a name it trains and evaluates.
+"""One command: ``recbole-llara [run|study|search|recommend|explain|serve|export|card|convert|candidates|leaks]``; without a name it trains and evaluates.
 
 Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
 """
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("serving.command:explain_main", "tell where one item of a run's answer comes from"),
     "serve": ("serving.http.command:main", "serve a finished run over HTTP, with a page that shows runs side by side"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
+    "card": ("serving.card_command:main", "write a model card of a finished run, or a data card of a dataset"),
     "convert": ("data.command:convert_main", "convert the files of a dataset to RecBole's atomic files"),
     "candidates": (
         "recommender.command:candidates_main",

@@ -199,6 +199,12 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
     return Request(asked["model"], asked["dataset"], plain(taken))
 
 
+def told_request(run: Path) -> Request:
+    """What a run's folder says it was asked for, to be shown: nothing of it is refused, so nothing may be done by it."""
+    asked = _asked(run)
+    return Request(asked["model"], asked["dataset"], asked["keys"])
+
+
 def model_of(run: Path) -> str:
     """The name of the model that a run's folder tells; ``UserError`` where the folder is no run's."""
     return _asked(run)["model"]
