@@ -23,7 +23,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
+.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -73,6 +73,11 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f docs/mkdocs.yml
+
+# Runs docs/pages/notebook.py by a Jupyter kernel and stores what it shows; needs a Chromium for the plots.
+notebook: $(STAMP)
+	$(PIP) install -c .ci/constraints.txt --no-build-isolation -e ".[notebook]"
+	$(RUN) docs/make_notebook.py
 
 accuracy: $(STAMP)
 	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022
