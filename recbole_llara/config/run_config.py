@@ -88,6 +88,7 @@ class RunConfig(Config):
         final = self.final_config_dict = self._get_final_config_dict()
         self._settle(final)
         self._init_device()
+        self._check_device(sources)
         self._set_train_neg_sample_args()
         for phase in ("valid", "test"):
             self._set_eval_neg_sample_args(phase)
@@ -278,6 +279,20 @@ class RunConfig(Config):
             final["device"] = torch.device("cuda", local_index())
         if not final["use_gpu"]:
             final["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
+
+    def _check_device(self, sources: Mapping[str, str]) -> None:
+        """Refuse a GPU that the command line asks for and torch does not see; of a file or dict, which may go to any machine, note it."""
+        final = self.final_config_dict
+        asked = [key for key in ("gpu_id", "use_gpu") if key in sources]
+        if not asked or not final["use_gpu"] or final["device"].type != "cpu":
+            return
+        found = f"{asked[0]}: found {final[asked[0]]!r}, but torch {torch.__version__} sees no such GPU"
+        if self.reads_data and any(sources[key] == _CALLER[-1] for key in asked):
+            raise UserError(
+                f"{found}: install the torch wheel that fits the driver and see torch.cuda.device_count(), or give --use_gpu=False to "
+                "compute on the CPU"
+            )
+        self.notes += (f"{found}: the CPU computes",)
 
 
 def _check_dataset_files(dataset: str, folder: Path, benchmark: list[str] | None) -> None:
