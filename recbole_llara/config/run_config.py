@@ -318,8 +318,10 @@ def check_titles(config: Any) -> None:
     """Refuse a run without ``title_field``, for a model that reads titles."""
     if not config["title_field"]:
         dataset = config["dataset"]
+        file = Path(config["data_path"]) / f"{dataset}.item"
+        absent = "" if file.is_file() else f" and no file {file}"
         raise UserError(
-            f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
+            f"title_field: found {config['title_field']!r}{absent}, expected a column of titles in {dataset}.item, which {config['model']} "
             f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
         )
 
