@@ -1,17 +1,24 @@
-# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
-# papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test: the tests but the slow ones, test ALL=1: all of them, what CI runs. lint: what it says. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
-# BENCH_LLM=smollm2: with another LLM, half an hour.
-# bench-gpu: the same at Llama-2-7B's size.
-# bench-knowledge: minutes, what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec.
-# bench-load: what loading a run costs beside reading its bytes. bench-serve SERVED=saved/RUN: minutes, a service over a run under load.
-# bench-growth: time and memory by size. accuracy: hours, three seeds of LLaRA(SASRec).
-# test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
-# thousands of catalogues of odd titles.
-# smoke: another Python, PYTHON=python3.12, in .venv-other.
-# All set up .venv first; a second call finds the stamp and installs nothing.
+# make TARGET; each target first makes .venv, and installs nothing if that is up to date.
+#
+# quickstart         SASRec beside LLaRA(SASRec) on MovieLens-100K, a quarter of an hour
+# study STUDY=name   a study of properties/study, minutes to hours
+# papers             the six studies of the papers, an hour or two; PROCESSES share the systems
+# accuracy           three seeds of LLaRA(SASRec), hours
+# test               the tests without the slow ones; test ALL=1 runs all, as CI does
+# test-kill          a run that is killed at 25 moments ends like an undisturbed one, minutes
+# test-fuzz          prompts over thousands of catalogues of odd titles, twenty minutes or so
+# smoke              the tests that a new Python breaks first, with PYTHON=python3.12, in .venv-other
+# lint, docs         ruff; the pages of docs/, into site/
+# notebook           run docs/pages/notebook.py and store what it shows
+# tokenizers, smollm2, axe   what some tests need, from the registries
+# bench              speed against the floor and a plain recipe, minutes; BENCH_LLM=smollm2 for another LLM, half an hour
+# bench-gpu          the same at Llama-2-7B's size, on a GPU
+# bench-knowledge    what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec, minutes
+# bench-load         the cost of loading a run beside reading its bytes
+# bench-serve SERVED=saved/RUN   a service over a run under load, minutes
+# bench-growth       time and memory by size
 
-# The newest Python that the tests have run on and that is there; PYTHON=python3.11 asks for another.
+# The newest installed Python that the tests have run on; PYTHON=python3.11 chooses another.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do $$name -c '' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 # What `make test` runs.

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
     "search": ("experiments.command:search_main", "search hyper-parameters by their score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items with a finished run"),
-    "explain": ("serving.command:explain_main", "tell where one item of a run's answer comes from"),
+    "explain": ("serving.command:explain_main", "show where one item of a run's answer comes from"),
     "serve": ("serving.http.command:main", "serve a finished run over HTTP, with a page that shows runs side by side"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
     "card": ("serving.card_command:main", "write a model card of a finished run, or a data card of a dataset"),
@@ -31,11 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 WITHOUT_TORCH = frozenset({"convert", "serve"})  # the workers of serve set themselves up
 _EPILOG = """\
-Any further key of properties/ or of RecBole: --key=value, over those of the config files.
+Any other key of properties/ or of RecBole is given as --key=value, and overrides the config files.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out
   --model=LLaRA  --dataset=ml-100k --rec_model=GRU4Rec --rec_epochs=50 --decoding=generate
 
-commands, each with a --help of its own:
+commands, each with its own --help:
 """
 
 
@@ -51,11 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("--help", "-h", nargs="?", const="", metavar="KEY", help="show this, or what a key means, and end")
+    parser.add_argument("--help", "-h", nargs="?", const="", metavar="KEY", help="show this help, or what KEY means, and exit")
     parser.add_argument("--model", "-m", help="one of our models, or a RecBole sequential one (see --list_models)")
     parser.add_argument("--dataset", "-d", help="ml-100k, or the name of a folder of data_path")
     parser.add_argument("--config_files", metavar='"A.yaml B.yaml"', help="YAML files, separated by spaces; later ones win")
-    parser.add_argument("--list_models", action="store_true", help="list the models and end")
+    parser.add_argument("--list_models", action="store_true", help="list the models and exit")
     return parser
 
 
