@@ -8,7 +8,7 @@ something. ``vectors_of_new_items`` puts in its place what items of like texts h
   content-based music recommendation, NIPS 2013) predict factors of unheard songs by a network.
 
 An item's text is the mean of the LLM's own input embeddings of its tokens, each weighted by how rare it is among the texts. It needs
-no pass of a model, so that a catalogue that grows is made anew in a moment.
+no pass of a model, so that a growing catalogue is quickly computed again.
 """
 
 from collections.abc import Callable, Sequence
