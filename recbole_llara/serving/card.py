@@ -131,13 +131,15 @@ def _parts(result: Mapping[str, Any], request: Request, folder: Path, weights: s
     yield "## What this folder holds\n\n" + "\n".join(f"- {line}" for line in _holdings(result, folder))
     if digests := _digests(result, folder):
         yield "Weights, by SHA-256:\n\n" + facts_table(digests)
-    others = OF_DATA if result.get("llm") is None else f"{OF_DATA}; {OF_LLM}"
+    others = OF_DATA if result.get("llm") is None or result.get("chat") else f"{OF_DATA}; {OF_LLM}"
     yield f"## Licence\n\n{licence_text(licence)} {others}: read this before you pass the folder on."
 
 
 def _model_rows(result: Mapping[str, Any], weights: str) -> dict[str, Any]:
     rows: dict[str, Any] = {"model": result["model"]}
-    if result.get("llm") is not None:
+    if result.get("chat"):
+        rows["LLM"] = f"{result['llm']}, behind an API; nothing was trained"
+    elif result.get("llm") is not None:
         rows["base LLM"] = f"{_llm_name(result['llm'])}; weights: {weights}"
     read = result.get("recommender") or {}
     rows["recommender"] = result.get("rec_model") or ("proposes candidates only" if read else "none")
@@ -320,7 +322,8 @@ def _holdings(result: Mapping[str, Any], folder: Path) -> Iterator[str]:
         yield "No user's id and no history."
     if numbering is not None:
         yield f"The ids of {len(numbering.items):,} items, their titles where the dataset has titles, and how many users took each in training."
-    yield "Weights can repeat what they learned: titles, and which items are taken one after another."
+    if _digests(result, folder):
+        yield "Weights can repeat what they learned: titles, and which items are taken one after another."
 
 
 def _checkpoint(result: Mapping[str, Any], folder: Path) -> Path:
@@ -329,8 +332,9 @@ def _checkpoint(result: Mapping[str, Any], folder: Path) -> Path:
 
 def _digests(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """File -> SHA-256 of the weights that the folder holds."""
-    place = _checkpoint(result, folder)
-    found = {}
+    place, found = _checkpoint(result, folder), {}
+    if result.get("chat"):  # what is kept there are items
+        return found
     if (place / META).is_file():
         sealed = json.loads((place / META).read_text(encoding="utf-8"))["sha256"]
         found = {f"{place.name}/{name}": digest for name, digest in sealed.items() if name.endswith(".safetensors")}

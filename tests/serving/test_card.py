@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import obedient, serving
 from huggingface_hub import ModelCard
+from synthetic_data import write_toy_dataset
 
 from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.cli import main
+from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.card import model_card
 from recbole_llara.serving.export import export
 from recbole_llara.utils.errors import UserError
@@ -101,6 +104,17 @@ def test_a_stock_run_has_a_card_too(make_run):
     card = ModelCard(str(model_card(run, licence="apache-2.0")))
     assert card.data.license == "apache-2.0" and "base LLM" not in card.text and "| model | SASRec |" in card.text
     assert "| checkpoint.safetensors | " in card.text and "To be filled in" not in card.text
+
+
+def test_a_chat_models_run_has_a_card_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-test")
+    with serving(obedient) as server:
+        keys = {**write_toy_dataset(tmp_path), "max_eval_rows": 5, "api_model": "toy-1", "api_base": server.api_base}
+        run = run_recbole_llara("ChatLLM", "toy", config_dict=keys)["run_dir"]
+    text = str(model_card(run))
+    assert "| LLM | toy-1, behind an API; nothing was trained |" in text and "recbole_llara.load" not in text
+    assert "secret-of-the-test" not in text and "api_model: toy-1" in text and "Weights, by SHA-256" not in text
 
 
 def test_the_command_writes_a_card_once(make_run, tmp_path, capsys):
