@@ -3,7 +3,7 @@
 #
 # This notebook trains two systems on MovieLens-100K, compares them, draws plots, recommends films, and explains one recommendation. It needs no GPU and no
 # download: the data lie in the RecBole package, and the small Llama in this one. [Install](install.md) the package first, then run the cells from
-# top to bottom. On two CPU cores it takes five minutes or so.
+# top to bottom. On one thread of a busy machine it took seven minutes.
 #
 # The same is there as a [notebook](notebook.ipynb) and as a [plain script](notebook.py): `python notebook.py`.
 
