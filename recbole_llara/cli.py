@@ -1,4 +1,4 @@
-"""One command: ``recbole-llara [run|study|search|recommend|explain|serve|export|convert|candidates|leaks]``; without a name it trains and evaluates.
+"""One command: ``recbole-llara [run|study|search|recommend|explain|serve|export|card|convert|candidates|leaks]``; without a name it trains and evaluates.
 
 Nothing heavy is imported before a command does its work, so that ``--help`` answers at once.
 """
@@ -7,10 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from recbole_llara.utils.errors import exit_status, nearest
 from recbole_llara.utils.process_setup import prepare_process
+from recbole_llara.utils.requirements import recbole_fault
 
 # Command -> its function, which takes the arguments and returns the exit status, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -18,9 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("experiments.command:study_main", "several systems on the same rows and candidates, over seeds"),
     "search": ("experiments.command:search_main", "search hyper-parameters by their score on the validation rows"),
     "recommend": ("serving.command:recommend_main", "recommend items with a finished run"),
-    "explain": ("serving.command:explain_main", "tell where one item of a run's answer comes from"),
+    "explain": ("serving.command:explain_main", "show where one item of a run's answer comes from"),
     "serve": ("serving.http.command:main", "serve a finished run over HTTP, with a page that shows runs side by side"),
     "export": ("serving.command:export_main", "write a finished run as a folder that others can use"),
+    "card": ("serving.card_command:main", "write a model card of a finished run, or a data card of a dataset"),
     "convert": ("data.command:convert_main", "convert the files of a dataset to RecBole's atomic files"),
     "candidates": (
         "recommender.command:candidates_main",
@@ -30,11 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 WITHOUT_TORCH = frozenset({"convert", "serve"})  # the workers of serve set themselves up
 _EPILOG = """\
-Any further key of properties/ or of RecBole: --key=value, over those of the config files.
+Any other key of properties/ or of RecBole is given as --key=value, and overrides the config files.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out
   --model=LLaRA  --dataset=ml-100k --rec_model=GRU4Rec --rec_epochs=50 --decoding=generate
 
-commands, each with a --help of its own:
+commands, each with its own --help:
 """
 
 
@@ -50,11 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("--help", "-h", nargs="?", const="", metavar="KEY", help="show this, or what a key means, and end")
+    parser.add_argument("--help", "-h", nargs="?", const="", metavar="KEY", help="show this help, or what KEY means, and exit")
     parser.add_argument("--model", "-m", help="one of our models, or a RecBole sequential one (see --list_models)")
     parser.add_argument("--dataset", "-d", help="ml-100k, or the name of a folder of data_path")
     parser.add_argument("--config_files", metavar='"A.yaml B.yaml"', help="YAML files, separated by spaces; later ones win")
-    parser.add_argument("--list_models", action="store_true", help="list the models and end")
+    parser.add_argument("--list_models", action="store_true", help="list the models and exit")
     return parser
 
 
@@ -74,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"recbole-llara: error: found {name!r}, expected a command or --key=value; {nearest(name, COMMANDS)}\n"
         )
         return 2
-    if find_spec("recbole") is None:
-        sys.stderr.write("recbole-llara: error: RecBole is not installed: pip install --no-deps recbole==1.2.1\n")
+    if fault := recbole_fault():
+        sys.stderr.write(f"recbole-llara: error: {fault}\n")
         return 2
     if not {"-h", "--help"} & set(words) and name not in WITHOUT_TORCH:
         prepare_process()

@@ -25,6 +25,7 @@ from recbole_llara.config.models import is_llm_recommender
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import NO_FUSION, EvaluationSettings
 from recbole_llara.data.dataset import PreparedData, prepare_data
+from recbole_llara.data.statistics import data_statistics
 from recbole_llara.evaluator.answer import EvaluatedCases
 from recbole_llara.evaluator.result import build_result
 from recbole_llara.model.base import LLMRecommender
@@ -145,6 +146,8 @@ def _run(config: RunConfig, processes: Processes) -> dict[str, Any]:
             fields["full_rank"], ranks = _rank_catalogue(config, run, trainer.processes)
         if is_llm_recommender(config["model"]):
             processes.from_main(lambda: _keep_what_was_read(folder, config, _recommender_of(model, run)))
+        if isinstance(model, LLMRecommender) and trainer.progress.rows_trained:
+            fields["training"] = {"rows": trainer.progress.rows_trained, "steps": trainer.progress.all_steps}
         told = {"metrics": {"valid": valid_result or {}, "test": test_result}, "timings": timings, "fields": fields}
         paths = processes.from_main(lambda: _write(config, data, trainer, folder, answered, ranks, told))
         logger.info(f"best valid: {json_ready(valid_result or {})}")
@@ -267,6 +270,7 @@ def _write(
         folder.write_records("training.jsonl", trainer.progress.training_log)
     if ranks is not None:
         folder.write_records("full_rank.jsonl", ranks)
+    told = {**told, "fields": {"data": data_statistics(data).as_json(), **told["fields"]}}
     result = build_result(
         config.final_config_dict,
         answered["test"],

@@ -1,4 +1,4 @@
-"""The folder of one run: what is written there, what it was asked for, and which one goes on.
+"""The folder of one run: what is written there, what it was asked for, and which one is resumed.
 
 It is ``<checkpoint_dir>/<model>-<dataset>-<protocol>-seed<seed>-<time>/``, and every file appears whole or not at all. It may
 come from a stranger. Of what it asks for only the keys that ``config.settings`` lets it set are taken; whatever runs code,
@@ -199,13 +199,19 @@ def read_request(run: Path, given: Mapping[str, Any]) -> Request:
     return Request(asked["model"], asked["dataset"], plain(taken))
 
 
+def told_request(run: Path) -> Request:
+    """What a run's folder says it was asked for, to be shown: nothing of it is refused, so nothing may be done by it."""
+    asked = _asked(run)
+    return Request(asked["model"], asked["dataset"], asked["keys"])
+
+
 def model_of(run: Path) -> str:
     """The name of the model that a run's folder tells; ``UserError`` where the folder is no run's."""
     return _asked(run)["model"]
 
 
 def resume_command(run: Path, keys: Mapping[str, Any]) -> str:
-    """The arguments by which a run that was given ``keys`` goes on: its folder, and what its folder cannot set."""
+    """The arguments that resume a run which was given ``keys``: its folder, and what its folder cannot set."""
     again = {key: value for key, value in keys.items() if key not in _NOT_ASKED}
     return f"--resume={run} {_arguments(_refused(again, again))}".rstrip()
 
@@ -263,7 +269,7 @@ def _asked(run: Path) -> dict[str, Any]:
 
 
 def folder_to_resume(config: Any) -> RunFolder | None:
-    """The folder of the run that goes on, or None where a new one begins.
+    """The folder of the run that is resumed, or None where a new one begins.
 
     ``auto`` takes the newest unfinished run of the same keys that no other process is writing, if there is one.
 

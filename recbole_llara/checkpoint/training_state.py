@@ -1,7 +1,7 @@
 """States of an unfinished training: a checkpoint and, beside it, the optimiser, the progress and every generator.
 
 They lie in ``<run>/training_state/step-<steps>-epoch-<epoch>/``, the last ``save_total_limit`` of them; a finished run keeps
-none. A run that was stopped goes on from the last one as if it had not been stopped.
+none. A stopped run continues from the last one as if it had not been stopped.
 """
 
 import json
@@ -135,5 +135,5 @@ class TrainingStates:
         return None
 
     def remove(self) -> None:
-        """Remove all of them, of a run that needs them no more."""
+        """Remove all states, once the run no longer needs them."""
         shutil.rmtree(self.run / FOLDER, ignore_errors=True)

@@ -40,6 +40,15 @@ _OLD_KEYS = {
     "test_prompt": "it is called eval_template now",
     "split_protocol": "protocol decides the split now: llara, leave_one_out or windows",
 }
+# Names that other programs give to what has another name here.
+_OTHERS_KEYS = {
+    "device": "use_gpu and gpu_id choose the device",
+    "no_cuda": "give use_gpu=False",
+    "lr": "it is called learning_rate here",
+    "batch_size": "it is called train_batch_size here, and eval_batch_size in evaluation",
+    "num_epochs": "it is called epochs here",
+    "model_name_or_path": "it is called llm_path here",
+}
 _OLD_VALUES = {
     "described": "called textual_with_dsr now",
     "described_hybrid": "called hybrid_with_dsr now",
@@ -120,8 +129,9 @@ def check_keys(sources: Mapping[str, str], known: frozenset[str]) -> None:
     """
     wrong = []
     for key in (key for key in sources if key not in known):
-        hint = nearest(key, known)
-        hint = hint if hint.startswith("did you mean") else "no known key is near; the keys stand in properties/*.yaml"
+        near = nearest(key, known)
+        near = near if near.startswith("did you mean") else "no known key is near; the keys stand in properties/*.yaml"
+        hint = _OTHERS_KEYS.get(key, near)
         wrong.append(f"unknown key {key!r} ({sources[key]}): {hint}")
     if wrong:
         raise UserError("; ".join(wrong))

@@ -88,6 +88,7 @@ class RunConfig(Config):
         final = self.final_config_dict = self._get_final_config_dict()
         self._settle(final)
         self._init_device()
+        self._check_device(sources)
         self._set_train_neg_sample_args()
         for phase in ("valid", "test"):
             self._set_eval_neg_sample_args(phase)
@@ -279,6 +280,20 @@ class RunConfig(Config):
         if not final["use_gpu"]:
             final["device"] = torch.device("cpu")  # RecBole looks at gpu_id only
 
+    def _check_device(self, sources: Mapping[str, str]) -> None:
+        """Refuse a GPU that the command line asks for and torch does not see; of a file or dict, which may go to any machine, note it."""
+        final = self.final_config_dict
+        asked = [key for key in ("gpu_id", "use_gpu") if key in sources]
+        if not asked or not final["use_gpu"] or final["device"].type != "cpu":
+            return
+        found = f"{asked[0]}: found {final[asked[0]]!r}, but torch {torch.__version__} sees no such GPU"
+        if self.reads_data and any(sources[key] == _CALLER[-1] for key in asked):
+            raise UserError(
+                f"{found}: install the torch wheel that fits the driver and see torch.cuda.device_count(), or give --use_gpu=False to "
+                "compute on the CPU"
+            )
+        self.notes += (f"{found}: the CPU computes",)
+
 
 def _check_dataset_files(dataset: str, folder: Path, benchmark: list[str] | None) -> None:
     """Refuse a dataset whose interactions do not lie in ``folder``; the message lists the datasets that are there."""
@@ -303,8 +318,10 @@ def check_titles(config: Any) -> None:
     """Refuse a run without ``title_field``, for a model that reads titles."""
     if not config["title_field"]:
         dataset = config["dataset"]
+        file = Path(config["data_path"]) / f"{dataset}.item"
+        absent = "" if file.is_file() else f" and no file {file}"
         raise UserError(
-            f"title_field: found {config['title_field']!r}, expected a column of titles in {dataset}.item, which {config['model']} "
+            f"title_field: found {config['title_field']!r}{absent}, expected a column of titles in {dataset}.item, which {config['model']} "
             f"reads: set title_field on the command line, in a config file or in properties/dataset/{dataset}.yaml"
         )
 

@@ -302,7 +302,7 @@ class LLMSettings(Settings):
         if self.fsdp and self.torch_compile:
             raise UserError("fsdp and torch_compile: found both True, expected one of them")
         if self.fsdp and (self.llm_tuning == "full" or self.llm_quantization != "none"):
-            expected = "lora or frozen over weights that are not quantised: only these are dealt out"
+            expected = "lora or frozen over weights that are not quantised: only these are sharded"
             raise self.wrong("fsdp", expected, "llm_tuning", "llm_quantization")
         if self.llm_quantization != "none" and self.llm_tuning == "full":
             raise self.wrong("llm_quantization", "lora or frozen: quantised weights cannot be trained", "llm_tuning")

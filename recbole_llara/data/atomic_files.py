@@ -76,7 +76,7 @@ class CheckedFiles(SequentialDataset):
             if kind not in TYPES:
                 raise UserError(
                     f"{path}: found the column {name!r} in the first line, expected NAME:TYPE such as user_id:token, the types "
-                    f"being {', '.join(TYPES)}, parted by field_separator ({self.config['field_separator']!r})"
+                    f"being {', '.join(TYPES)}, separated by field_separator ({self.config['field_separator']!r})"
                 )
             if field in columns:
                 raise UserError(f"{path}: found the column {field!r} twice, expected it once")

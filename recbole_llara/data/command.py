@@ -13,19 +13,22 @@ def build_convert_parser() -> argparse.ArgumentParser:
     """The parser of ``recbole-llara convert``."""
     parser = argparse.ArgumentParser(
         prog="recbole-llara convert",
-        description="Raw files to RecBole's atomic files; a run reads them with --dataset=NAME --data_path=OUT.",
+        description="Convert raw files to RecBole's atomic files. A run reads them with --dataset=NAME --data_path=OUT.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("name", metavar="NAME", help=f"{', '.join(CONVERTERS)}, or one of your own")
-    add(
-        "--plugins", action="append", default=[], metavar="FILE.py", help="registers converters of your own; may be given again"
-    )
+    add("--plugins", action="append", default=[], metavar="FILE.py", help="registers your own converters; may be repeated")
     add("--raw", type=Path, help="folder of the raw files; not for generic and windows")
     add("--out", type=Path, required=True, help="folder of datasets, RecBole's data_path")
-    add("--overwrite", action="store_true", help="replace a dataset that is there already")
+    add("--overwrite", action="store_true", help="replace an existing dataset")
     add("--dataset", help="generic, windows: the dataset's name (default: that of the interactions' file)")
-    add("--max_malformed", type=float, default=0.001, help="share of malformed lines that is left out (default %(default)s)")
+    add(
+        "--max_malformed",
+        type=float,
+        default=0.001,
+        help="share of malformed lines that may be left out; above it the command fails (default %(default)s)",
+    )
     add("--seed", type=int, default=2020, help="steam: of the third of users and games (default %(default)s)")
     add("--item", type=Path, metavar="FILE", help="generic: items, if --inter has no titles; windows: titles, TSV")
     for split in SPLITS:
@@ -34,10 +37,10 @@ def build_convert_parser() -> argparse.ArgumentParser:
     add("--inter", type=Path, metavar="FILE", help="interactions")
     columns = "OURS=YOURS,... for user_id, item_id, timestamp, title, rating, release_year, class (default: by their names)"
     add("--columns", help=f"{columns}; OURS= takes none; item.item_id for other ids' names in --item")
-    add("--inter_header", metavar="NAMES", help="names of the columns, parted by commas, of a file whose first line is data")
-    add("--item_header", metavar="NAMES", help="likewise of --item")
+    add("--inter_header", metavar="NAMES", help="column names, separated by commas, of a file whose first line is data")
+    add("--item_header", metavar="NAMES", help="the same for --item")
     add("--separator", metavar="MARK", help="between columns, tab for a tabulator (default: found among , ; tab | ::)")
-    add("--encoding", help="of the files, such as cp1252 (default: UTF-8, or cp1252 where that is clear, and told)")
+    add("--encoding", help="of the files, such as cp1252 (default: UTF-8, or cp1252 where that is clear; the report says so)")
     quoting = 'csv = cells may stand in quotes, escaped = with \\" for a quote inside, none = a quote is text (default: found)'
     add("--quoting", choices=("csv", "escaped", "none"), help=quoting)
     add("--time_unit", choices=UNITS, help="of times that are numbers (default: by their size)")

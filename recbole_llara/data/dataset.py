@@ -284,6 +284,12 @@ class CandidateDataset(HoldsItemsOut, CheckedFiles):
         """[N] how many users took each item in training; only after `build`."""
         return self.knowledge.known["train"].counts(self.item_num)
 
+    def interactions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items [M] of all interactions that the filters keep; of ready-made windows the different ones. After `build`."""
+        if self.protocol.split == READY_MADE:
+            return tuple(np.divmod(self.knowledge.known["test"].keys, self.n_known))
+        return self._interactions
+
     def candidate_sampler(self, split: str, seed: int) -> CandidateSampler:
         """A sampler for the rows of a split, over the items that have interactions; only after `build`."""
         protocol, known, share = self.protocol, self.knowledge.known[split], self.repeat_share[split]

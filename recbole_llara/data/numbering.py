@@ -2,7 +2,7 @@
 
 RecBole numbers ids in the order in which the files name them. Another filter, or the same rows in another order, gives the
 same items other numbers, and a table of weights has a row for each number. So every checkpoint keeps the ids in the order
-of their numbers, and data that is prepared for a checkpoint is numbered as the checkpoint is. Whatever hangs on numbers
+of their numbers, and data that is prepared for a checkpoint is numbered as the checkpoint is. Whatever depends on numbers
 (tables of items and of users, features, ties, the order of candidates in a prompt) is then as it was in training.
 
 Users are kept as hashes: a checkpoint that is passed on names none of them.

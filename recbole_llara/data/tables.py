@@ -161,7 +161,7 @@ def _quoted(file: TextIO, separator: str, path: Path, is_escaped: bool) -> Itera
     except csv.Error as error:
         raise UserError(
             f"{path}, line {number}: a quote opens a cell there and is not closed as in CSV ({error}); where quotes are text, give "
-            f"--quoting none; where a backslash stands before a quote that is text, --quoting escaped; where cells are parted by "
+            f"--quoting none; where a backslash stands before a quote that is text, --quoting escaped; where cells are separated by "
             f"another mark than {separator!r}, --separator"
         ) from error
 

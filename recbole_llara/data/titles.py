@@ -195,9 +195,7 @@ def read_titles(dataset: Any, config: Any) -> tuple[tuple[str, ...], list[str], 
     if not config["title_field"]:
         raise UserError("title_field is not set, expected the .item column that holds the titles (a dataset property).")
     file, where = _item_file(dataset, config), _where(dataset, config)
-    tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
-    by_id, _ = _read_column(*file, config["title_field"], "title_field")
-    raw = [by_id.get(token, "") for token in tokens[1:]]
+    tokens, raw = raw_titles(dataset, config, config["title_field"])
     titles = [clean_title(title, config["title_rules"] or []) for title in raw]
     _refuse(is_visible, tokens, titles, f"have no title {where}", "Every item needs one.")
     _refuse(
@@ -208,6 +206,13 @@ def read_titles(dataset: Any, config: Any) -> tuple[tuple[str, ...], list[str], 
         f"Is the file in {file.encoding} (encoding)?",
     )
     return tokens, raw, titles
+
+
+def raw_titles(dataset: Any, config: Any, title_field: str) -> tuple[tuple[str, ...], list[str]]:
+    """External ids of a RecBole dataset's N items; and the titles of all but the padding item as they stand, "" where there is none."""
+    tokens = tuple(str(token) for token in dataset.id2token(dataset.iid_field, np.arange(dataset.item_num)))
+    by_id, _ = _read_column(*_item_file(dataset, config), title_field, "title_field")
+    return tokens, [by_id.get(token, "") for token in tokens[1:]]
 
 
 class _ItemFile(NamedTuple):

@@ -16,7 +16,7 @@ from recbole_llara.experiments.study_definition import read_command as read_stud
 from recbole_llara.utils.errors import UserError, exit_status
 
 _SEARCH_EPILOG = """\
-Any further key of properties/ or of RecBole: --key=value, for all trials. The same command resumes a search that was
+Any other key of properties/ or of RecBole: --key=value, for all trials. The same command resumes a search that was
 stopped or killed, and several processes may run it at once.
   --model=SASRec --dataset=ml-100k --protocol=leave_one_out --params_file=SASRec
   --model=LLaRA  --dataset=ml-100k --params_file=LLaRA --algo=bayes --max_evals=12 --processes=2
@@ -34,7 +34,7 @@ def study_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--fresh", action="store_true", help="run finished systems again; use it after changing code")
-    parser.add_argument("--processes", type=int, default=1, help="that share the systems (1)")
+    parser.add_argument("--processes", type=int, default=1, help="the number of processes that share the systems (1)")
     return parser
 
 
@@ -73,7 +73,7 @@ def search_parser() -> argparse.ArgumentParser:
     parser.add_argument("--params_file", help="a parameter file in RecBole's form, or the name of one of properties/search")
     parser.add_argument("--algo", default="exhaustive", help="exhaustive (choices only; the default), random, bayes")
     parser.add_argument("--max_evals", type=int, help="trials in all, with those of earlier calls (10; exhaustive: all)")
-    parser.add_argument("--processes", type=int, default=1, help="that share the trials (1)")
+    parser.add_argument("--processes", type=int, default=1, help="the number of processes that share the trials (1)")
     parser.add_argument("--output", help="the search's folder (one below checkpoint_dir/search)")
     return parser
 

@@ -58,10 +58,11 @@ def markdown(report: Report) -> str:
 
 
 def html_page(report: Report) -> str:
-    """The report as one HTML file; every text is escaped."""
+    """The report as one HTML file, for light and dark screens; every text is escaped."""
+    config = {"responsive": True, "displaylogo": False}
     figures = [
-        figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"responsive": True, "displaylogo": False})
-        for number, figure in enumerate(report.figures.values())
+        (figure.layout.title.text or name, figure.to_html(full_html=False, include_plotlyjs=number == 0, config=config))
+        for number, (name, figure) in enumerate(report.figures.items())
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report, figures=figures)

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from recbole_llara.config.settings import TRUST
 from recbole_llara.llm.architecture import input_embeddings, keep_blocks
 from recbole_llara.llm.quantized import check_quantized, choose_trainable, keep_differentiable, quantized_by, settle_dequantized
-from recbole_llara.llm.source import describe_expected, refused, resolve_llm_path
+from recbole_llara.llm.source import describe_expected, hub_fault, refused, resolve_llm_path
 from recbole_llara.utils.errors import UserError
 
 NEEDS_CODE = "it needs code that does not come with transformers"
@@ -139,6 +139,8 @@ def read_files(llm_path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig
         check_no_code(source.where, options)
         config = AutoConfig.from_pretrained(source.where, **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if not source.is_local and (fault := hub_fault(error, str(source.where))):
+            raise refused(llm_path, fault) from error
         found = f"no model's config.json can be read there ({why(error, TRUST)})"
         raise refused(llm_path, f"{found}. {describe_expected(llm_path)}") from error
     check_quantized(llm_path, config)

@@ -22,6 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_gguf_available
 from transformers.utils.import_utils import GGUF_MIN_VERSION
@@ -215,6 +222,27 @@ def _dequantise(file: Path, folder: Path, key: str) -> None:
         if (named := reader.fields.get(f"tokenizer.ggml.{field}")) is not None:
             setattr(tokenizer, token, tokenizer.convert_ids_to_tokens(int(named.contents())))
     tokenizer.save_pretrained(folder)
+
+
+def hub_fault(error: BaseException, hub_id: str) -> str | None:
+    """What the hub's answer means for the user, and what to do; None where the error is of another kind.
+
+    Args:
+        error: what transformers raised, caused by an error of huggingface_hub.
+        hub_id: ORG/NAME.
+    """
+    folder = f"or get it on another machine: hf download {hub_id} --local-dir FOLDER, then give --llm_path=FOLDER"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):  # which is a RepositoryNotFoundError too
+            page = f"https://huggingface.co/{hub_id}"
+            return f"the hub gives this model only to people who accepted its licence: accept it at {page}, then hf auth login; {folder}"
+        if isinstance(cause, RepositoryNotFoundError | HFValidationError):
+            return "the hub knows no such public model: correct the name; if it is private, run hf auth login first"
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return f"the hub cannot be reached, and its cache on this machine lacks the model: connect to the network, {folder}"
+        cause = cause.__cause__
+    return None
 
 
 @cache

@@ -50,7 +50,7 @@ class ChatLLM(ChecksConfig, SequentialRecommender):
     """Asks a chat endpoint which candidate comes next; trains nothing.
 
     Every answer is kept in ``<checkpoint_dir>/chat/answers.sqlite`` by the exact request, so a run that was interrupted
-    goes on without paying twice.
+    continues without paying twice.
     """
 
     input_type = InputType.POINTWISE

@@ -18,9 +18,11 @@ def candidates_main(argv: Sequence[str] | None = None) -> int:
         description="Write a candidate_file: for each validation and test row the target, and the items that the frozen recommender "
         "ranks first. Further arguments are the keys of a run of an LLM recommender, such as rec_model and rec_checkpoint.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the file; one that is there is replaced")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write; an existing one is replaced")
     parser.add_argument(
-        "--top", type=int, help="draw from the recommender's first so many items (default candidate_num - 1: all)"
+        "--top",
+        type=int,
+        help="draw from this many items, those that the recommender ranks first (default candidate_num - 1: all)",
     )
     arguments, keys = parser.parse_known_args(argv)
     return exit_status("recbole-llara", lambda: sys.stdout.write(_propose(keys, arguments.out, arguments.top)))

@@ -6,7 +6,7 @@ holds is sealed by digests when it is written, and checked when it is taken.
 
 Under ``recommender_rows: earlier`` a run has two: that of training has learned from each user's earlier rows alone, so that what it
 says of the later ones, on which the LLM is tuned, is as far from certain as what a recommender says of test rows. The other, which
-answers, goes on from its weights with all training rows: trained anew it would have vectors that the projector has never seen.
+answers, continues from its weights with all training rows: trained from scratch it would have vectors that the projector has never seen.
 """
 
 import hashlib
@@ -257,7 +257,7 @@ def unlearned_items(data: PreparedData) -> int:
 def recommender_sha256(rec_config: RunConfig, data: PreparedData, start: str | None = None) -> str:
     """Digest of everything a recommender's weights and metrics depend on, save the machine: its own keys, rows and candidates.
 
-    ``start`` is the SHA-256 of the weights it goes on from.
+    ``start`` is the SHA-256 of the weights it continues from.
     """
     rows, item_field = hashlib.sha256(), rec_config["ITEM_ID_FIELD"]  # user, history and target of each row, in order
     for name in (rec_config["USER_ID_FIELD"], item_field, item_field + rec_config["LIST_SUFFIX"]):

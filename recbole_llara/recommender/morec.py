@@ -173,7 +173,7 @@ class TextItemEmbedding(nn.Module):
 
     Args:
         width: (int, numbers) d_rec of the recommender.
-        features: [N, d_text] of all titles, where the text encoder does not learn; else ``encoder`` makes them anew.
+        features: [N, d_text] of all titles, where the text encoder does not learn; else ``encoder`` computes them again.
         encoder, titles: one that learns, and the tokens of N titles; the first belongs to the padding item, whose row is 0.
         batch_size: (int, titles) that the encoder reads at a time.
         is_held_out: [N] whose rows are 0 in training, where they would be negatives of every softmax; None = of no item.

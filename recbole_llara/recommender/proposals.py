@@ -4,7 +4,7 @@ For each training row the recommender ranks all items that can be a negative of 
 ``data.candidates`` draws from them. The table tells nothing of validation and test rows: it rests on the row's history, on what the
 training rows know of its user, and on a recommender that learned from training rows: under ``recommender_rows: earlier`` from
 earlier rows than those for which it proposes. It lies in ``<checkpoint_dir>/proposals/``
-under a digest of all that it depends on, so that a run that goes on, and the processes of one run, draw the same.
+under a digest of all that it depends on, so that a resumed run, and the processes of one run, draw the same.
 
 A file of questions has for each validation and test row C - 1 items of those that the recommender puts first, and the target.
 """

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def build_explain_parser() -> argparse.ArgumentParser:
     """The parser of ``explain``."""
     what = (
-        "Tell where one item of an answer comes from: the recommender, the LLM's tokens and titles, the items of the history."
+        "Show where one item of an answer comes from: the recommender, the LLM's tokens and titles, the items of the history."
     )
     parser = _asking_parser("explain", what, _EXPLAIN_EPILOG, is_required=True)
     parser.add_argument("--item", metavar="ITEM", help="the candidate to explain (default: the run's own first choice)")
@@ -250,9 +250,9 @@ def _asked(line: str, defaults: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 
 def export_main(argv: Sequence[str] | None = None) -> int:
     """Export a run; the exit status is that of ``exit_status``."""
-    what = "Write a finished run as a folder that others can use; --key=value goes over the run's own keys."
+    what = "Write a finished run as a folder that others can use; --key=value overrides the run's own keys."
     parser = run_parser("export", what)
-    parser.add_argument("--output", required=True, help="the folder to make")
+    parser.add_argument("--output", required=True, help="the folder to create")
     parser.add_argument("--merge", action="store_true", help="fold LoRA's adapter into the LLM's weights")
     parser.add_argument(
         "--for",
@@ -260,7 +260,9 @@ def export_main(argv: Sequence[str] | None = None) -> int:
         choices=["vllm"],
         help="write the LLM for a server of vLLM too, with the run's tokens in its vocabulary",
     )
-    parser.add_argument("--dtype", default="float32", help="of the merged weights: float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default="float32", help="type of the merged weights: float32, bfloat16 or float16 (default %(default)s)"
+    )
     arguments, keys = parser.parse_known_args(argv)
 
     def export_run() -> None:

@@ -3,7 +3,7 @@
 An item is explained by asking again with a part of the question left out (Li, Monroe and Jurafsky, 2016, "Understanding Neural
 Networks through Representation Erasure", arXiv:1612.08220, who erase parts of the input and look what the model does): the behavioural
 tokens, the history's titles, or one item of the history. The candidates stay the same ones. A large change says that the model's answer
-hangs on what was left out, not that a user would say so; and prompts that training never showed may be strange to an LLM.
+depends on what was left out, not that a user would say so; and an LLM may react oddly to prompts that training never showed.
 
 All prompts of a question go through the LLM in batches of ``eval_batch_size``; nothing of the run is changed.
 """

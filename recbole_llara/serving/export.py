@@ -43,7 +43,6 @@ from recbole_llara.config.settings import (
 )
 from recbole_llara.config.validation import FromRun
 from recbole_llara.data.numbering import FILE
-from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.llm.loading import is_quantized, load_llm
 from recbole_llara.model.base import LLMRecommender
@@ -52,6 +51,7 @@ from recbole_llara.model.kept import PIECES
 from recbole_llara.model.weights import load_adapter
 from recbole_llara.recommender.frozen import META as SEAL
 from recbole_llara.recommender.frozen import seal, unseal
+from recbole_llara.serving.card import model_card
 from recbole_llara.serving.engine_export import write_served
 from recbole_llara.serving.loaded import own_files, read_run
 from recbole_llara.utils.atomic import write_folder
@@ -143,8 +143,8 @@ def export(
         _write_yaml(folder / KEYS, {**head, **settled, **{key: str(output.resolve() / name) for key, name in relative.items()}})
         weights = f"adapter merged, {dtype}" if merges else f"tuned whole, {dtype}" if is_whole else "as it is"
         weights += "" if model.llm_layers is None else f", llm_layers {json_ready(model.llm_layers)}"
-        card = _model_card(result, model.llm_path, weights, settled.get("candidate_num", 20))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        card = model_card(path, folder, weights, plugins=keys.get("plugins") or ())
+        (folder / "README.md").write_text(f"{card}\n{_again(result)}", encoding="utf-8")
 
     return write_folder(output, fill)
 
@@ -210,55 +210,14 @@ def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
 
 
-def _model_card(result: Mapping[str, Any], llm_path: str, weights: str, candidate_num: int) -> str:
-    """The card of an exported run, in Markdown with the front matter that the Hugging Face hub reads."""
-    interval = result["interval_95"]
-    base = "the Llama that recbole-llara ships" if llm_path == "tiny" else f"`{llm_path}`"
-    system, fusion = result["model"], ""
-    if result.get("fusion"):
-        told = Fusion.read(result["fusion"])
-        system = told.name
-        shares = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(told.systems, told.weights, strict=True))
-        fusion = f"; its log-probabilities are added to the LLM's: {shares}, temperature {told.temperature:.4g}"
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in result["metrics"]["test"].items())
-    return f"""---
-library_name: recbole-llara
-tags: [recommendation, sequential-recommendation, recbole]
----
-# {system} on {result["dataset"]}
+def _again(result: Mapping[str, Any]) -> str:
+    """How the results are measured again."""
+    return f"""
+## Measure it again
 
-Names the next item among {candidate_num} candidates from a history of titles. Made by
-recbole-llara {result["versions"]["recbole_llara"]}.
+```bash
+python run_recbole_llara.py --config_files=this_folder/{KEYS}
+```
 
-| | |
-|---|---|
-| base LLM | {base}, {weights} |
-| recommender | {result.get("rec_model") or "none"}{fusion} |
-| representation | {result.get("representation")} |
-| behind titles | {", ".join(result.get("item_fields") or ["nothing"])} |
-| dataset, protocol | {result["dataset"]}, {result["protocol"]} |
-| seed | {result["seed"]}, candidates {result["candidate_seed"]} |
-
-## Measured
-
-HitRatio@1 {interval["share"]:.4f} (95 % interval {interval["low"]:.4f} to {interval["high"]:.4f}), n = {result["n"]} test rows;
-{result["valid_answers"]} answers named a candidate. Candidates of the test rows: SHA-256 `{result["candidate_sha256"]["test"]}`.
-
-| metric | test |
-|---|---|
-{metrics}
-
-## Use
-
-    import recbole_llara
-    recbole_llara.load("this folder").recommend(history=["a title", "another"], k=5)
-
-    python run_recbole_llara.py --config_files=this_folder/{KEYS}   # measures it again; paths stand in {KEYS}
-
-The first needs nothing but this folder and the base LLM; to measure again takes the dataset `{result["dataset"]}` in `data_path`.
-
-## Licence
-
-The licence of the base LLM goes with its weights, and that of the dataset with the titles in `items.tsv` and with what was
-learned from its interactions: read both before you pass this on.
+It takes the dataset `{result["dataset"]}` in `data_path`; the paths stand in `{KEYS}`.
 """

@@ -350,7 +350,7 @@ def read_run(run: str | Path, **keys: Any) -> LoadedRun:
     settled = {**_SETTLED, "checkpoint_dir": PlainText(path.parent)}
     request = read_request(path, {**settled, **keys})
     if not (path / RESULT).is_file():
-        raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} goes on with it")
+        raise UserError(f"run: {path} is not finished, expected a folder with {RESULT}; --resume={path} resumes it")
     if given := sorted(_TEXTS & keys.keys()):
         raise UserError(
             f"{given[0]}: found {keys[given[0]]!r}, expected none: the texts of the items are those kept with {path}"

@@ -10,7 +10,7 @@ vectors are random. Three shapes of task:
 - *selection*: the very prompts of the recommenders (``properties/prompt``), where the target repeats, shares
   its rare words with, or lies close in vector space to the history.
 
-The vectors pass through a projector whose random weights are drawn anew at every batch, so that what is learnt
+The vectors pass through a projector whose random weights are drawn again for every batch, so that what is learnt
 is the comparison of slots and not one projector.
 """
 

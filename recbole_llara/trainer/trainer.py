@@ -1,6 +1,6 @@
 """Training an LLM recommender inside RecBole's Trainer: its epochs, validation and early stopping stay.
 
-``step.OptimiserSteps`` takes the optimiser steps. A training that was stopped goes on from its last state and ends as if it had
+``step.OptimiserSteps`` takes the optimiser steps. A training that was stopped continues from its last state and ends as if it had
 not been.
 """
 
@@ -94,7 +94,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
     ) -> tuple[float, Any]:
         """Train one stage after another as RecBole does, from the state that ``resume_checkpoint`` loaded, if it did.
 
-        A later stage goes on from the best checkpoint of the one before, with a fresh optimiser, a learning rate curve
+        A later stage continues from the best checkpoint of the one before, with a fresh optimiser, a learning rate curve
         of its own and its own best score: what is kept in the end is the last stage's best.
 
         Returns:
@@ -229,7 +229,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
             for name, value in values.items():
                 self.tensorboard.add_scalar(f"{head}/{name}", value, step)
         except OSError as error:  # of its own thread, some time after the value that could not be written
-            self.logger.warning(f"log_tensorboard cannot be written ({error}): TensorBoard gets no more of this run")
+            self.logger.warning(f"log_tensorboard cannot be written ({error}): TensorBoard gets nothing further of this run")
             self.tensorboard = NO_BOARD
         self.wandblogger.log_metrics({**values, "optimiser_step": step}, head=head)
 
@@ -278,7 +278,7 @@ class LLMTrainer(CandidateTrainer, Trainer):
         self._write(lambda: states.save(weights_of(self.model), state))
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Take up the training of a run, by its folder, where its newest state left it; ``fit`` goes on from there.
+        """Take up the training of a run, by its folder, where its newest state left it; ``fit`` continues from there.
 
         Raises:
             UserError: its states are damaged or belong to something else.

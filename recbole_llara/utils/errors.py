@@ -24,7 +24,7 @@ class RunError(RuntimeError):
 
 
 class Diverged(RunError):
-    """A training whose numbers are finite no more: its keys are to blame, not the machine."""
+    """A training whose numbers are no longer finite: the cause is in its keys, not in the machine."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -111,7 +111,7 @@ class StopRequest:
     def deferred(self) -> Iterator[None]:
         """Within, the first signal is noted only, and the one after it raises ``Stopped``.
 
-        A signal that does nothing (as Ctrl-C in a shell's background jobs) goes on doing nothing.
+        A signal that does nothing (as Ctrl-C in a shell's background jobs) still does nothing.
         """
         before = {
             number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM) if _may_handle(number)

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from bad_inputs import assert_refused, run
 from synthetic_data import write_toy_dataset
+
+from recbole_llara.config.run_config import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,9 @@ CASES = [
     ("SASRec", ["--encoding=utf-9"], ["encoding: found 'utf-9'", "expected"]),
     ("SASRec", ["--epochz=3"], ["unknown key 'epochz' (command line)", "did you mean 'epochs'"]),
     ("LLaRA", ["--rec_dropout=0.1"], ["unknown key 'rec_dropout'", "did you mean"]),
+    ("SASRec", ["--device=cuda"], ["unknown key 'device' (command line)", "use_gpu and gpu_id choose the device"]),
+    ("SASRec", ["--lr=0.1"], ["unknown key 'lr'", "it is called learning_rate here"]),
+    ("SASRec", ["--batch_size=8"], ["unknown key 'batch_size'", "train_batch_size"]),
     # --- types and ranges
     ("SASRec", ["--epochs=-1"], ["epochs: found -1", "expected a number in [0, inf)"]),
     ("LLaRA", ["--epochs=two"], ["epochs: found 'two' (str)", "expected int"]),
@@ -209,3 +215,21 @@ def test_a_wrong_key_is_refused(
     saved = tmp_path / "saved"
     status = run(model, {**toy_keys, "checkpoint_dir": str(saved)}, arguments)
     assert_refused(capsys, status, parts, saved)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("argument", ["--use_gpu=True", "--gpu_id=3"])
+def test_a_gpu_that_is_not_there_is_refused_where_the_command_line_asks_for_it(
+    argument: str,
+    toy_keys: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = {key: value for key, value in toy_keys.items() if key != "use_gpu"}
+    arguments = [argument, *(["--use_gpu=True"] if "gpu_id" in argument else [])]
+    parts = [f"{argument[2:].split('=')[0]}: found", "torch", "sees no such GPU", "--use_gpu=False"]
+    assert_refused(capsys, run("SASRec", keys, arguments), parts, Path(str(toy_keys["checkpoint_dir"])))
+    config = RunConfig("SASRec", "toy", config_dict={**keys, "use_gpu": True})  # a file's or a dict's may go to any machine
+    assert config["device"].type == "cpu" and any("sees no such GPU: the CPU computes" in note for note in config.notes)

@@ -58,7 +58,7 @@ def test_an_exported_folder_has_the_runs_metrics(tuning, merge, make_run, tmp_pa
     assert [item.item_id for item in found] == [item.item_id for item in expected]
     assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=1e-4)
     card = (moved / "README.md").read_text(encoding="utf-8")
-    assert f"n = {before['n']}" in card and before["candidate_sha256"]["test"] in card and "licence" in card
+    assert f"n: {before['n']}" in card and before["candidate_sha256"]["test"] in card and "licence" in card
     items = (moved / "items.tsv").read_text(encoding="utf-8").splitlines()
     assert len(items) == 61 and items[0] == "item_id\ttitle"
 

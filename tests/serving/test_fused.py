@@ -118,7 +118,7 @@ def test_an_exported_run_answers_alike_and_is_measured_again(fused, tmp_path):
     assert [(item.item_id, item.score) for item in by_llm] != expected
     out = export(fused, tmp_path / "out")
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "# LLaRA + SASRec on toy" in card and "its log-probabilities are added to the LLM's: SASRec 1, LLaRA " in card
+    assert "# LLaRA + SASRec on toy" in card and "| fusion | log-probabilities are added: SASRec 1, LLaRA " in card
     again = run_recbole_llara(config_file_list=[out / "run.yaml"], config_dict={"checkpoint_dir": str(tmp_path / "elsewhere")})
     result, before = read_result(Path(again["run_dir"])), read_result(fused)
     assert result["metrics"] == before["metrics"] and result["fusion"] == before["fusion"]

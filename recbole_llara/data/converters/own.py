@@ -142,7 +142,7 @@ def _told(table: RawTable, chosen: Mapping[str, str]) -> str:
     """What was taken from a file, and what was not."""
     unused = [name for name in table.columns if name and name not in chosen.values()]
     how = {"\t": "tab"}.get(table.separator, table.separator)
-    how = f"parted by {how}" if table.form == "text" else table.form.upper() if table.form == "json" else "Parquet"
+    how = f"separated by {how}" if table.form == "text" else table.form.upper() if table.form == "json" else "Parquet"
     taken = ", ".join(ours if ours == theirs else f"{ours} = {theirs}" for ours, theirs in chosen.items())
     return f"{table.path.name}, {how}: {taken}" + (f"; not used: {_listed(unused)}" if unused else "")
 
@@ -205,7 +205,7 @@ def _choose(
                 f"{key}: {table.path} has the columns {_listed(there)}, expected one for {ours}: --columns {ours}=YOURS"
                 + (f"; if the first line is no header, --{key}_header NAME,NAME,..." if table.form == "text" else "")
                 + (
-                    f"; if {table.separator!r} does not part its columns, --separator"
+                    f"; if {table.separator!r} does not separate its columns, --separator"
                     if table.separator and len(there) == 1
                     else ""
                 )

@@ -110,7 +110,7 @@ def open_table(
         path: the file.
         key: the option that names it.
         separator, encoding, quoting: what is given; None = find it.
-        header: the names of its columns, parted by commas, where the file has none.
+        header: the names of its columns, separated by commas, where the file has none.
 
     Raises:
         UserError: there is no such file, or it cannot be told how to read it.
@@ -236,8 +236,8 @@ def _find_separator(path: Path, sample: str, quoting: str | None) -> str:
     if len(best) != 1:
         found = f"{' and '.join(map(repr, best))} in" if best else "none of them in"
         raise UserError(
-            f"{path}: columns may be parted by , ; tab | or ::, but found {found} the first line {next(io.StringIO(sample))[:80]!r}; give "
-            "--separator"
+            f"{path}: columns may be separated by , ; tab | or ::, but found {found} the first line {next(io.StringIO(sample))[:80]!r}; "
+            "give --separator"
         )
     return best[0]
 

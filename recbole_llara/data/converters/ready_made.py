@@ -12,7 +12,7 @@ from recbole_llara.utils.errors import UserError
 def windows(options: Namespace) -> Tables:
     """Ready-made windows, such as those that LLaRA's authors released: a history and the next item a row, already split.
 
-    The files are tables with tabs between their columns: ``seq`` (item numbers parted by blanks, padded on the right; any
+    The files are tables with tabs between their columns: ``seq`` (item numbers separated by blanks, padded on the right; any
     name that begins so), ``len_seq`` (how many of them count) and ``next``; titles in ``item_id`` and ``title``. A row names
     no user, so each is a user of its own: a negative may be anything outside the row.
     """

@@ -13,14 +13,14 @@ TOKEN = "RECBOLE_LLARA_TOKEN"  # the environment variable
 _EPILOG = f"""\
   --run=saved/LLaRA-ml-100k-... --compare saved/SASRec-ml-100k-... saved/TALLRec-ml-100k-...
   {TOKEN}=... recbole-llara serve --run=saved/LLaRA-ml-100k-... --host=0.0.0.0 --workers=2
-Routes: POST /recommend, POST /rank, GET and POST /items, /health, /metrics, /openapi.json; / is a page. Standard error gets a JSON line a
-request. SIGTERM or Ctrl-C: what was accepted is answered, then it ends.
+Routes: POST /recommend, POST /rank, GET and POST /items, /health, /metrics, /openapi.json; / is a page. A JSON line for each request
+goes to standard error. After SIGTERM or Ctrl-C, accepted questions are answered, then the service ends.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    what = "Serve a finished run over HTTP; --key=value goes over the runs' own keys, as --data_path."
+    what = "Serve a finished run over HTTP; --key=value overrides the runs' own keys."
     parser = run_parser("serve", what, "the folder of a finished run; its recommender proposes candidates", _EPILOG)
     parser.add_argument(
         "--compare",
@@ -28,15 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="RUN",
-        help="more runs of the same items, on the page alone",
+        help="more runs of the same items, shown on the page only",
     )
     parser.add_argument(
         "--items",
         metavar="FILE",
         help="an .item file of items that came, were renamed or removed after training; POST /items writes it, a restart reads it",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="whom it listens to (default %(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 = any that is free (default %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default %(default)s: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any free port (default %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes; each loads the runs (default %(default)s)")
     parser.add_argument(
         "--queue", type=int, default=64, help="questions that a worker takes at a time; more get 429 (default %(default)s)"
@@ -46,13 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=30.0, help="seconds in which a request is answered, else 504 (default %(default)s)"
     )
     parser.add_argument(
-        "--batch_wait", type=float, default=0.005, help="seconds that a batch waits for company (default %(default)s)"
+        "--batch_wait", type=float, default=0.005, help="seconds that a batch waits for more questions (default %(default)s)"
     )
     parser.add_argument("--no_page", action="store_true", help="leave out the page, and with it the runs' test rows")
     parser.add_argument(
         "--behind_gateway",
         action="store_true",
-        help=f"a gateway of your own checks who asks: take any name of the host, and any host without {TOKEN}",
+        help=f"your own gateway checks who asks: accept any host name, and any --host without {TOKEN}",
     )
     return parser
 

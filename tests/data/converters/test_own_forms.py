@@ -100,7 +100,7 @@ def test_separators_are_found(convert, written, separator):
 @pytest.mark.parametrize("separator", ["#", " "])
 def test_a_separator_is_given(convert, written, separator):
     inter = _plain(("user_id", "item_id", "timestamp"), ROWS, separator)
-    with pytest.raises(UserError, match=r"shop.csv: columns may be parted by .* found none of them in .*--separator"):
+    with pytest.raises(UserError, match=r"shop.csv: columns may be separated by .* found none of them in .*--separator"):
         convert(inter, ITEM)
     item = _text(("item_id", "title"), ITEMS, separator)
     convert(inter, item, "--separator", separator)

@@ -26,7 +26,7 @@ export function startAsking(known) {
     if (state.history.length < known.limits.history) state.history.push(item);
     redraw();
   }, known.limits);
-  byId("go").addEventListener("click", () => ask(state, known));
+  byId("go").addEventListener("click", () => byId("go").ariaDisabled === "true" || ask(state, known));
   byId("clear").addEventListener("click", () => {
     Object.assign(state, { history: [], candidates: null });
     state.asked += 1;
@@ -82,8 +82,8 @@ function startSearch(add, limits) {
     const { items } = await request(`/items?query=${encodeURIComponent(query.value)}`, null, running.signal);
     byId("found-status").textContent = tell(items.length, limits.found);
     fill(found, ...items.map((item) => element("li", {}, element("button", {
-      type: "button", "aria-label": `Add ${item.title}`, on: { click: () => add(item) },
-    }, element("span", {}, item.title), element("span", { class: "hint" }, item.item_id)))));
+      type: "button", "aria-label": `Add ${item.title} ${item.item_id}`, on: { click: () => add(item) },
+    }, element("span", {}, item.title), " ", element("span", { class: "hint" }, item.item_id)))));
   };
   const careful = () => search().then(() => showError(null)).catch((error) => error.name === "AbortError" || showError(error));
 
@@ -142,7 +142,7 @@ async function ask(state, known) {
   };
   const facts = new Map(known.runs.map((run) => [run.name, run]));
   const status = byId("ask-status");
-  byId("go").disabled = true;
+  byId("go").ariaDisabled = "true"; // it keeps the focus, which a disabled button loses
   status.textContent = "Asking …";
   try {
     const { candidates, answers } = await request("/api/recommend", question);
@@ -163,6 +163,7 @@ async function ask(state, known) {
     }
   } finally {
     byId("go").disabled = state.history.length === 0;
+    byId("go").ariaDisabled = null;
   }
 }
 

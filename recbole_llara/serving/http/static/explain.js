@@ -35,7 +35,7 @@ export function explainer(item, question, columns) {
     }
   };
   const button = element("button", {
-    type: "button", class: "why", "aria-expanded": "false", "aria-controls": row.id, "aria-label": `Why ${item.title}?`, on: { click: toggle },
+    type: "button", class: "why", "aria-expanded": "false", "aria-controls": row.id, "aria-label": `Why? ${item.title}`, on: { click: toggle },
   }, "Why?");
   return { button, row };
 }
