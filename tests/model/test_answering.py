@@ -9,7 +9,6 @@ from tokenizers import normalizers
 from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.architecture import EmbeddedPrompts
 from recbole_llara.llm.likelihood import trie_log_probs
-from recbole_llara.model import answering
 from recbole_llara.model.answering import Questions
 from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS
@@ -71,26 +70,26 @@ def test_neither_place_nor_target_decides_between_twins(make_model, decoding, ma
     assert abs(int((found == first).sum()) - ROWS / 2) < 50
 
 
-def test_generated_text_that_fits_twins_names_none(make_model, monkeypatch):
+def test_generated_text_that_fits_twins_names_none(make_model):
     model = make_model("generate")
-    says(monkeypatch, model, item=1)
+    says(model, item=1)
     assert answered(model, [1, 2, 3]).eq(0).all()
     assert answered(model, [1, 3, 4]).eq(1).all()
     assert answered(model, [4, 3, 1]).eq(1).all()
 
 
-def test_what_a_tokenizer_loses_hides_no_item(make_model, make_tokenizer, monkeypatch):
+def test_what_a_tokenizer_loses_hides_no_item(make_model, make_tokenizer):
     """One that knows small letters alone never spells "Alien", but names it by its tokens; twins stay twins."""
     tokenizer = make_tokenizer([title.lower() for title in TITLES])
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     model = make_model("generate", tokenizer)
-    says(monkeypatch, model, item=3)
+    says(model, item=3)
     assert answered(model, [1, 3, 4]).eq(3).all()
-    says(monkeypatch, model, item=1)
+    says(model, item=1)
     assert answered(model, [1, 3, 5]).eq(0).all()
 
 
-def says(monkeypatch, model, item):
+def says(model, item):
     """Make generation give an item's tokens, whatever is asked."""
     tokens = model.encoder.answer_ids(torch.tensor([item]), model.representation)[:, :-1]  # without the EOS
-    monkeypatch.setattr(answering, "decode_generate", lambda *_, **__: tokens.expand(ROWS, -1))
+    model.write_tokens = lambda *_: tokens.expand(ROWS, -1)
