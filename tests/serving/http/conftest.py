@@ -52,7 +52,8 @@ def served_runs(toy):
     """Both, loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.keys["data_path"])
-        return load_runs([str(folder) for folder in toy.folders.values()])
+        # Answers to the last bit, whatever was asked before.
+        return load_runs([str(folder) for folder in toy.folders.values()], prefix_cache=0)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def make_changing(toy, monkeypatch):
     made = []
 
     def make(path=None, is_alone=True, names=("LLaRA",)):
-        runs = load_runs([str(toy.folders[name]) for name in names])
+        runs = load_runs([str(toy.folders[name]) for name in names], prefix_cache=0)
         made.append(Service(runs, items=ServedItems(runs, path, is_alone)))
         return made[-1]
 

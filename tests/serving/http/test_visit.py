@@ -124,7 +124,7 @@ def test_a_film_that_no_run_has_seen_is_added_and_recommended(make_changing, lis
         expect(page.locator("#new-status")).to_have_text("Added: Dune: <b>Part Two</b>.")
         expect(page.get_by_label("Title", exact=True)).to_be_focused()
         page.get_by_role("searchbox", name="Search titles").fill("title 3")
-        page.get_by_role("button", name="Add Title 3 é", exact=True).click()
+        page.get_by_role("button", name="Add Title 3 é i3", exact=True).click()
         page.get_by_label("Show").select_option("10")
         page.get_by_role("button", name="Ask", exact=True).click()
         answers = page.get_by_role("article", name="LLaRA").locator("tr.answer")
