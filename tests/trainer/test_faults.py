@@ -82,7 +82,7 @@ def test_no_room_for_tensorboard(long_keys, monkeypatch, caplog):
 
     _at(monkeypatch, 2, lambda trainer: monkeypatch.setattr(trainer.tensorboard, "add_scalar", full))
     returned = run_recbole_llara(dataset="toy", config_dict=long_keys)
-    assert caplog.text.count("TensorBoard gets no more of this run") == 1 and Path(returned["result_file"]).is_file()
+    assert caplog.text.count("TensorBoard gets nothing further of this run") == 1 and Path(returned["result_file"]).is_file()
 
 
 def test_no_room_for_the_result(long_keys, monkeypatch):
