@@ -1,4 +1,4 @@
-# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K. study STUDY=name: a file of properties/study, minutes to hours.
+# quickstart: SASRec beside LLaRA(SASRec) on MovieLens-100K, LLM=smollm2: with a real LLM, for hours. study STUDY=name: a file of properties/study, minutes to hours.
 # papers: the six studies of the papers, an hour or two, PROCESSES of them sharing the systems.
 # test: the tests but the slow ones, test ALL=1: all of them, what CI runs. lint: what it says. docs: the pages of docs/, into site/. bench: minutes, speed against the floor and a plain recipe.
 # BENCH_LLM=smollm2: with another LLM, half an hour.
@@ -21,13 +21,15 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
+# Of properties/study/ahead.yaml what differs there from quickstart.yaml, for a real LLM.
+REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lora_dropout=0.0 --item_fields=[popularity]
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
 .PHONY: quickstart study papers smollm2 tokenizers test smoke test-fuzz test-kill lint docs accuracy bench bench-gpu bench-knowledge bench-load bench-serve bench-growth bench-stock install clean
 
 quickstart: $(STAMP)
-	$(RUN) -m recbole_llara study quickstart
+	$(RUN) -m recbole_llara study quickstart $(if $(LLM),--llm_path=$(LLM) $(REAL_LLM))
 
 study: $(STAMP)
 	$(RUN) -m recbole_llara study $(STUDY)
