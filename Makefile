@@ -1,6 +1,7 @@
 # make TARGET; each target first makes .venv, and installs nothing if that is up to date.
 #
 # quickstart         SASRec beside LLaRA(SASRec) on MovieLens-100K, a quarter of an hour
+#                    LLM=smollm2: with a real LLM, hours
 # study STUDY=name   a study of properties/study, minutes to hours
 # papers             the six studies of the papers, an hour or two; PROCESSES share the systems
 # accuracy           three seeds of LLaRA(SASRec), hours
@@ -30,13 +31,15 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
+# Of properties/study/ahead.yaml what differs there from quickstart.yaml, for a real LLM.
+REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lora_dropout=0.0 --item_fields=[popularity]
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
 .PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
 
 quickstart: $(STAMP)
-	$(RUN) -m recbole_llara study quickstart
+	$(RUN) -m recbole_llara study quickstart $(if $(LLM),--llm_path=$(LLM) $(REAL_LLM))
 
 study: $(STAMP)
 	$(RUN) -m recbole_llara study $(STUDY)

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class Plan(Protocol):
     def is_over(self) -> bool:
         """Whether every run has its outcome."""
 
+    def forecast(self) -> Iterable[str]:
+        """Find out how long the runs will take, before the first; yields what to say of it."""
+        return ()
+
     def seconds_left(self) -> float | None:
         """About how long the rest takes, one run after another; None where nothing is known."""
 
@@ -66,6 +70,8 @@ def execute(plan: Plan) -> None:
     if reused := len(plan.finished()):
         told = say(f"{reused} of {plan.count} runs are taken from earlier calls{plan.reuse_hint}")
     try:
+        for line in plan.forecast():
+            say(line)
         while (claimed := plan.claim()) or not plan.is_over():
             if claimed is None:
                 sleep(RETRY)

@@ -59,6 +59,7 @@ class Study:
     published: tuple[Published, ...] = ()
     cases: tuple[CasePattern, ...] = ()  # which rows the figure ``cases`` shows
     radars: dict[str, list[str]] = field(default_factory=dict)  # title -> the systems of a figure ``radar``
+    notes: tuple[str, ...] = ()  # what its numbers can and cannot say: the report's last lines
     datasets: tuple[str, ...] = ("ml-100k",)
     seeds: tuple[int, ...] = (2020,)  # of training
     candidate_seeds: tuple[int, ...] = ()  # further candidate draws, on which the first seed's checkpoints are evaluated

@@ -44,6 +44,8 @@ def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
         if "cases" in study.figures:
             found = [find_cases(summary, pattern, seed=study.seeds[0]) for pattern in study.cases]
             cases[summary.dataset] = [one for one in found if one is not None]
+    if study.notes:
+        blocks += ["## What this says", list(study.notes)]
     files = {
         "table.tex": latex(study, summaries),
         "runs.csv": csv_text([_run_row(arm, outcome) for arm, outcome in outcomes.items()]),

@@ -3,7 +3,7 @@
 import json
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,12 @@ from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, recommender_keys, with_effect
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
-from recbole_llara.config.settings import vectors_file
+from recbole_llara.config.settings import EARLIER, vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.answer import names_one_item
-from recbole_llara.experiments.runner import Plan, run_model
+from recbole_llara.experiments.runner import Plan, duration, run_model
 from recbole_llara.experiments.study_definition import EVALUATES, FUSES, Study
+from recbole_llara.experiments.study_forecast import Work, is_worth_it, speed_of, work_of
 from recbole_llara.experiments.study_fusion import fuse_systems
 from recbole_llara.llm.source import embedded_llm_sha256, resolve_llm_path
 from recbole_llara.prompt.template import template_texts
@@ -34,6 +35,7 @@ from recbole_llara.utils.hashing import facts_digest, file_sha256, json_ready
 PATHS = ("run_dir", "result_file", "cases_file", "valid_cases_file", "checkpoint")  # those that a run has written
 # Of a study's settings those that decide from which rows the recommender that its LLMs read has learned.
 LEARNED = ("recommender_rows", "later_rows_share", "recommender_at_test")
+LIKE = 2  # of the groups of arms the nearest: the same system, the same model
 LOCAL = "local"  # api_base of a chat model that the study serves itself
 
 
@@ -104,6 +106,8 @@ class StudyRuns(Plan):
         self.study = study
         self.places: dict[Arm, Path] = {}  # where an arm's outcome is kept
         self._sha256_of: dict[Path, str] = {}  # of the data's files
+        self._work: dict[Arm, Work] = {}  # of those that answer by a model
+        self._expected: dict[Arm, float] = {}  # seconds, of those that were forecast
         self._fused = {name for system in study.systems for name in study.fused_in(system)}
         for arm in arms_of(study):  # refuses wrong keys before any training time is spent
             self.places[arm] = self._place(arm)
@@ -122,8 +126,31 @@ class StudyRuns(Plan):
     def check_llms(self) -> None:
         """Refuse an LLM that is not there, before any system is trained; a GGUF file is dequantised here."""
         for arm in self._wanted():
-            if is_llm_recommender(self.study.model_of(arm.system)):
+            if self._is_llm(arm):
                 resolve_llm_path(str(self._values(arm).get("llm_path", "tiny")))
+
+    def forecast(self) -> Iterator[str]:
+        wanted = [arm for arm in self._wanted() if arm in self._work]
+        for is_llm in (False, True):
+            of_kind = [arm for arm in wanted if self._is_llm(arm) == is_llm]
+            if any(
+                one in self._work and self._work[one].training_rows and self._is_llm(one) == is_llm for one in self._known()
+            ):
+                continue  # an earlier call tells more
+            configs = ((arm, RunConfig(self.study.model_of(arm.system), config_dict=self._values(arm))) for arm in of_kind)
+            arm, config = next((pair for pair in configs if is_worth_it(pair[1], self._work[pair[0]])), (None, None))
+            if arm is None:
+                continue
+            yield f"{arm.system}: timing an optimiser step of {config['train_batch_size']} rows ..."
+            try:
+                speed = speed_of(config, self._values(arm))
+            except Exception:  # noqa: BLE001 - whatever it fails by, its own run tells
+                continue
+            self._expected |= {other: speed.seconds(self._work[other]) for other in of_kind}
+            step = speed.seconds_a_row * config["train_batch_size"]
+            yield f"{arm.system}: {step:.2g} s a step, so about {duration(self._expected[arm])} in all"
+        if self._expected and (left := self.seconds_left()) is not None:
+            yield f"all runs: about {duration(left)}; after Ctrl-C the same command resumes them"
 
     def claim(self) -> tuple[Arm, AcquireReturnProxy] | None:
         wanted = self._wanted()
@@ -211,21 +238,45 @@ class StudyRuns(Plan):
         return not self._wanted()
 
     def seconds_left(self) -> float | None:
-        known = {arm: one.seconds for arm, one in self._outcomes.items() if isinstance(one, FinishedArm)}
-        return sum(self._mean_of_like(arm, known) for arm in self._wanted()) if known else None
+        known = self._known()
+        left = [self._seconds_of(arm, known) for arm in self._wanted()]
+        return sum(left) if None not in left else None
 
-    def _mean_of_like(self, arm: Arm, known: Mapping[Arm, float]) -> float:
-        """The mean seconds of its system, else of its model, else of its kind of model, else of all."""
+    def _is_llm(self, arm: Arm) -> bool:
+        return is_llm_recommender(self.study.model_of(arm.system))
+
+    def _known(self) -> dict[Arm, float]:
+        return {arm: one.seconds for arm, one in self._outcomes.items() if isinstance(one, FinishedArm)}
+
+    def _seconds_of(self, arm: Arm, known: Mapping[Arm, float]) -> float | None:
+        """What arms like this took; before there are any, what was forecast, corrected by how forecasts of its kind came out."""
+        like = self._seconds_of_like(arm, known, LIKE)
+        if like is None and arm in self._expected:
+            kind = self._is_llm(arm)
+            pairs = [
+                (known[one], was) for one, was in self._expected.items() if was and one in known and self._is_llm(one) == kind
+            ]
+            return self._expected[arm] * (sum(seconds for seconds, _ in pairs) / sum(was for _, was in pairs) if pairs else 1)
+        if like is None and self._expected and self.study.fused_in(arm.system):
+            return 0.0  # answers are added
+        return like if like is not None else self._seconds_of_like(arm, known)
+
+    def _seconds_of_like(self, arm: Arm, known: Mapping[Arm, float], levels: int | None = None) -> float | None:
+        """The mean seconds of its system, else of its model, else of its kind of model, else of all; None where none is known.
+
+        Args:
+            levels: so many of these groups are looked at, the nearest; None = all.
+        """
 
         def groups(one: Arm) -> list[Any]:
             model = self.study.model_of(one.system)
             kinds = (one.system, model, is_llm_recommender(model))
             return [*((one.is_draw, kind) for kind in kinds), one.is_draw, None]
 
-        for level, kind in enumerate(groups(arm)):
+        for level, kind in enumerate(groups(arm)[:levels]):
             if like := [seconds for one, seconds in known.items() if groups(one)[level] == kind]:
-                break
-        return fmean(like)
+                return fmean(like)
+        return None
 
     def _wanted(self) -> list[Arm]:
         """The arms that have no outcome yet."""
@@ -352,6 +403,11 @@ class StudyRuns(Plan):
             raise UserError(
                 f"{arm.system} on {arm.dataset}: keep_cases: found False, expected True: a study compares answers row by row"
             )
+        is_trained = self._source(arm) is None
+        self._work[arm] = work_of(config, is_trained)
+        if is_trained and self._is_read(arm) and self.study.settings.get("recommender_rows") == EARLIER:
+            again = self._work[arm].training_rows  # on the earlier rows first
+            self._work[arm] = replace(self._work[arm], training_rows=2 * again)
         configs = {"run": config.final_config_dict, "recommender": {}}
         if is_llm_recommender(model):
             configs["recommender"] = config.for_recommender().final_config_dict

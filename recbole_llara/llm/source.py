@@ -96,7 +96,9 @@ def resolve_llm_path(llm_path: str, key: str = "llm_path") -> Source:
     if llm_path == "smollm2":
         spec = find_spec(SMOLLM2_PACKAGE)
         if spec is None or spec.origin is None:
-            raise UserError(f"{key} is 'smollm2', but the package that holds it is not installed: {INSTALL_SMOLLM2}")
+            raise UserError(
+                f"{key} is 'smollm2', but the package that holds it is not installed: make smollm2, or {INSTALL_SMOLLM2}"
+            )
         path = Path(spec.origin).parent / SMOLLM2_FILE
         if not path.is_file():
             raise UserError(f"{key} is 'smollm2', but {path} is missing: {INSTALL_SMOLLM2} --force-reinstall")

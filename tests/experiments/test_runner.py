@@ -109,6 +109,9 @@ class Three(Plan):
     def is_over(self):
         return len(self.outcomes) == self.count
 
+    def forecast(self):
+        yield "a step takes 2 s"
+
     def seconds_left(self):
         return 700.0
 
@@ -118,6 +121,7 @@ def test_every_run_has_a_line_before_and_after(capsys):
     lines = [re.sub(r"\d+ s: ", "0 s: ", line, count=1) for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         "Study [######              ] 1/3, 0 s: 1 of 3 runs are taken from earlier calls (--fresh runs them again)",
+        "Study [######              ] 1/3, 0 s: a step takes 2 s",
         "Study [#############       ] 2/3, 0 s: run C ... about 12 min left",
         "Study [####################] 3/3, 0 s: run C: HitRatio@1 0.5000",
     ]

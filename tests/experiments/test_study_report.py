@@ -55,6 +55,15 @@ def test_tables_hold_what_was_measured(study, outcomes_of):
 
 
 @pytest.mark.usefixtures("no_pngs")
+def test_what_a_study_can_and_cannot_say_stands_last(make_study, outcomes_of):
+    study = make_study(("A", "B & C_1"), notes=("It can say <this>.", "It cannot say that."))
+    write_study_report(study, outcomes_of(ANSWERS))
+    report = (study.folder / "report.md").read_text(encoding="utf-8")
+    assert report.endswith("## What this says\n\n- It can say <this>.\n- It cannot say that.\n")
+    assert "<li>It can say &lt;this&gt;.</li>" in (study.folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_pngs")
 def test_calibration_is_told_where_it_was_measured(study, outcomes_of):
     outcomes = outcomes_of(ANSWERS)
     assert "NLL" not in write_study_report(study, outcomes)
