@@ -25,6 +25,7 @@ from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.random_state import own_random_state
 
 LLM_STEPS, STOCK_STEPS = 2, 20  # optimiser steps of a small run
+LLM_ROWS = 4  # of such a step at most: an LLM of 135 million parameters takes seconds for each on a CPU
 ANSWERS = 4  # rows that it answers
 WORTH = 20  # a small run is made for work at least so many times as large
 EPOCHS_TO_BEST = 8  # of a stock model that stops early: SASRec on ml-100k has its best epoch there
@@ -80,7 +81,7 @@ def speed_of(config: RunConfig, keys: Mapping[str, Any]) -> Speed:
     """
     with TemporaryDirectory() as folder, _silent(), own_random_state(config["seed"], config["reproducibility"]):
         small = {**keys, "checkpoint_dir": folder, "max_train_rows": _small_rows(config), "max_eval_rows": ANSWERS, "epochs": 1}
-        small |= {"eval_step": 0, "show_progress": False, "state": "ERROR"}
+        small |= {"train_batch_size": _step_rows(config), "eval_step": 0, "show_progress": False, "state": "ERROR"}
         if is_llm_recommender(config["model"]):
             return _speed_of_llm(config["model"], config["dataset"], small)
         return _speed_of_stock(RunConfig(config["model"], config["dataset"], config_dict=small))
@@ -112,8 +113,13 @@ def _speed_of_stock(config: RunConfig) -> Speed:
     return Speed((perf_counter() - started) / max(1, len(data.dataset) - config["train_batch_size"]), 0.0)
 
 
+def _step_rows(config: RunConfig) -> int:
+    batch = config["train_batch_size"]
+    return min(LLM_ROWS, batch) if is_llm_recommender(config["model"]) else batch
+
+
 def _small_rows(config: RunConfig) -> int:
-    return (LLM_STEPS if is_llm_recommender(config["model"]) else STOCK_STEPS) * config["train_batch_size"]
+    return (LLM_STEPS if is_llm_recommender(config["model"]) else STOCK_STEPS) * _step_rows(config)
 
 
 def _size_of_data(config: RunConfig) -> tuple[int, int]:

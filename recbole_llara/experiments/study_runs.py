@@ -141,14 +141,14 @@ class StudyRuns(Plan):
             arm, config = next((pair for pair in configs if is_worth_it(pair[1], self._work[pair[0]])), (None, None))
             if arm is None:
                 continue
-            yield f"{arm.system}: timing an optimiser step of {config['train_batch_size']} rows ..."
+            yield f"{arm.system}: timing optimiser steps ..."
             try:
                 speed = speed_of(config, self._values(arm))
             except Exception:  # noqa: BLE001 - whatever it fails by, its own run tells
                 continue
             self._expected |= {other: speed.seconds(self._work[other]) for other in of_kind}
             step = speed.seconds_a_row * config["train_batch_size"]
-            yield f"{arm.system}: {step:.2g} s a step, so about {duration(self._expected[arm])} in all"
+            yield f"{arm.system}: {step:.2g} s a step of {config['train_batch_size']} rows, so about {duration(self._expected[arm])} in all"
         if self._expected and (left := self.seconds_left()) is not None:
             yield f"all runs: about {duration(left)}; after Ctrl-C the same command resumes them"
 

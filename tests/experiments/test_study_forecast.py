@@ -78,7 +78,7 @@ def test_all_runs_are_forecast_and_corrected_by_those_of_their_kind(runs, size, 
     assert plan.seconds_left() is None
     said = list(plan.forecast())
     assert [line.split(":")[0] for line in said] == ["SASRec", "SASRec", "LLaRA(SASRec)", "LLaRA(SASRec)", "all runs"]
-    assert "timing an optimiser step of 8 rows" in said[2] and "16 s a step" in said[3] and "Ctrl-C" in said[4]
+    assert "timing optimiser steps" in said[2] and "16 s a step of 8 rows" in said[3] and "Ctrl-C" in said[4]
     of_sasrec = 0.01 * rows * 100
     of_llm = 2 * 64 * 5 + 0.1 * users  # TALLRec's
     of_llara = of_llm + 0.1 * users  # its answers to the validation rows are kept for the sum
