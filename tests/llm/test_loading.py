@@ -105,7 +105,7 @@ def test_a_hub_model_out_of_reach_is_the_users_error(monkeypatch):
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr("recbole_llara.llm.loading.AutoModelForCausalLM.from_pretrained", refuse)
-    with pytest.raises(UserError, match="org/absent.*couldn't connect"):
+    with pytest.raises(UserError, match="org/absent.*the hub cannot be reached"):
         load_llm("org/absent")
 
 
