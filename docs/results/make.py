@@ -254,7 +254,7 @@ def provenance(records: Records) -> str:
         ]
         machines = {_machine(seed["machine"]) for seed in told if "machine" in seed}
         codes = {seed["versions"]["code"][:10] for seed in told}
-        seconds = sum(value for seed in told for key, value in seed["timings"].items() if key.endswith("_seconds"))
+        seconds = sum(seed["seconds"] for seed in told)
         command = f"`recbole-llara study {' '.join(words_of(run))}`"
         spent = str(timedelta(seconds=round(seconds)))
         lines.append([command, record["commit"], ", ".join(sorted(codes)), "; ".join(sorted(machines)), spent, run["budget"]])

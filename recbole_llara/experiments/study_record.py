@@ -30,7 +30,7 @@ def study_record(study: Study, summaries: Sequence[Summary]) -> dict[str, Any]:
         ``study``, ``title``, ``settings`` without places of this machine, ``seeds``, ``candidate_seed`` and ``datasets``: name ->
         ``protocol``, ``n`` rows, ``target_users`` (of each row's target, how many users took it in training), ``best_baseline``,
         ``comparisons`` as in ``comparisons.csv``, ``failures`` and ``systems``: name -> ``llm`` (its name),
-        ``draws`` (their number and the standard deviation of HitRatio@1 over them) and ``seeds``, a list of each seed's ``KEPT`` entries with ``correct``, the rows as ``pack`` writes them.
+        ``draws`` (their number and the standard deviation of HitRatio@1 over them) and ``seeds``, a list of each seed's ``KEPT`` entries with ``seconds``, what the run took in all, and ``correct``, the rows as ``pack`` writes them.
     """
     settings = without_secrets({key: value for key, value in study.settings.items() if key not in PLACES})
     return json_ready(
@@ -64,7 +64,8 @@ def _of_dataset(summary: Summary) -> dict[str, Any]:
 def _of_system(summary: Summary, name: str, runs: Sequence[FinishedArm]) -> dict[str, Any]:
     llm = runs[0].result.get("llm")
     seeds = [
-        {key: run.result[key] for key in KEPT if run.result.get(key) is not None} | {"correct": pack(correct)}
+        {key: run.result[key] for key in KEPT if run.result.get(key) is not None}
+        | {"seconds": round(run.seconds, 1), "correct": pack(correct)}
         for run, correct in zip(runs, summary.correct[name], strict=True)
     ]
     row = summary.systems.loc[name]
