@@ -106,16 +106,18 @@ def test_a_run_and_its_loading_change_nothing_of_the_process(tmp_path, make_llm,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("0", "0")])
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "1 10000"), ("0", "0 0")])
 def test_a_program_sets_up_its_process(tmp_path, monkeypatch, chosen, expected):
-    """Denormals become zero, and torch may ask for huge pages unless the user said otherwise."""
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    if chosen is not None:
-        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen)
+    """Denormals become zero; torch may ask for huge pages, and its waiting threads sleep soon, unless the user said otherwise."""
+    for name in ("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+        if chosen is not None:
+            monkeypatch.setenv(name, chosen)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     code = (
         "import os, sys\nfrom recbole_llara.cli import main\nmain(['--help'])\nassert 'torch' not in sys.modules\n"
         "main(['--model=none'])\nimport torch\n"
-        "print(os.environ['THP_MEM_ALLOC_ENABLE'], float(torch.tensor([1e-30]) * torch.tensor([1e-9])))"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'], os.environ['GOMP_SPINCOUNT'], float(torch.tensor([1e-30]) * torch.tensor([1e-9])))"
     )
     assert _python(code, tmp_path).splitlines()[-1] == f"{expected} 0.0"
 
