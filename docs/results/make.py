@@ -24,7 +24,7 @@ from jinja2 import Environment
 
 from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.experiments.study_definition import Study, load_study, read_command
-from recbole_llara.experiments.study_record import unpack
+from recbole_llara.experiments.study_record import record_text, unpack
 from recbole_llara.utils.atomic import write_text
 
 Records = Mapping[str, Mapping[str, Any]]  # name of a run -> its ``study.json``
@@ -68,8 +68,7 @@ def measure(name: str, run: Mapping[str, Any], is_fresh: bool) -> bool:
         sys.exit(status)
     record = json.loads((ROOT / study_of(run).folder / "study.json").read_text(encoding="utf-8"))
     record["commit"] = f"{commit}, changed" if changed else commit
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    write_text(HERE / "measured" / f"{name}.json", text)
+    write_text(HERE / "measured" / f"{name}.json", record_text(record))
     return status == 0
 
 
