@@ -37,7 +37,7 @@ from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import DIGITS, facts_digest, facts_sha256, file_sha256, mix
 
 META, ITEM_TOKENS, ADAPTER, LLM = "meta.json", "item_tokens.safetensors", "adapter", "llm"
-FORMAT = 5  # of the folder
+FORMAT = 6  # of the folder
 HEADER_KEY = "recbole_llara"
 HEADER_FACTS = frozenset({"model", "dataset", "epoch", "snapshot_sha256", "training_digest", "belongs_to", "other_parameter"})
 

@@ -38,6 +38,7 @@ REPRESENTATIONS = named_in("prompt.representation:REPRESENTATIONS")
 NO_FUSION = "none"
 EXACT, INDEX = "exact", "index"
 NO_PRIOR = "none"
+LETTER = "letter"
 OWN, PLACEHOLDER = "own", "placeholder"
 NEW_ITEM_TOKENS = (OWN, PLACEHOLDER, "neighbours", "text")
 LOCAL, VLLM = "local", "vllm"
@@ -356,6 +357,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     user_token: bool = key(VALUE)
     recommender_score_token: str = key(VALUE, names=one_of("none", "rank", "log_prob"))
     candidate_order: str = key(VALUE, names=one_of("drawn", "recommender"))
+    answer_form: str = key(VALUE, names=one_of("title", LETTER))
     item_token_dropout: ShareBelow1 = key(VALUE)
 
 

@@ -179,6 +179,8 @@ def candidate_log_probs(
 ) -> torch.Tensor:
     """``trie_log_probs`` without a tree, for LLMs that cannot read one: each candidate's answer behind the prompt, C passes.
 
+    Where answers have one token each, as letters have, the first pass tells of all.
+
     Every pass is what training makes: prompt and answer, a mask of tokens and padding, the LLM's own masks and positions.
     """
     check_prompts(llm, prompts)
@@ -187,7 +189,7 @@ def candidate_log_probs(
     depth = torch.arange(answer_ids.shape[2], device=answer_ids.device)  # [A]
     places = depth.expand(len(answer_ids), 1, -1)  # [B, 1, A]
     found = []
-    for tokens in answer_ids.unbind(1):  # C times [B, A]
+    for tokens in answer_ids.unbind(1) if len(depth) > 1 else [answer_ids[:, 0]]:  # C times [B, A]
         embeds, positions = _with_answers(model, prompts, tokens.clamp(min=0), depth, before_pass)
         logits = model(
             inputs_embeds=embeds,
@@ -196,7 +198,8 @@ def candidate_log_probs(
             use_cache=False,
             logits_to_keep=mask.shape[1] - 1 + depth,
         ).logits  # [B, A, V]
-        found.append(_log_softmax_at(logits, places, tokens[:, None]))
+        asked = tokens[:, None] if len(depth) > 1 else answer_ids  # [B, 1 or C, A]
+        found.append(_log_softmax_at(logits, places.expand(-1, asked.shape[1], -1), asked))
     # Candidates of equal answers take the score of the first of them, whatever a kernel's roundings are.
     first = (answer_ids[:, :, None] == answer_ids[:, None]).all(3).int().argmax(2)  # [B, C]
     return torch.cat(found, 1).gather(1, first[:, :, None].expand_as(answer_ids))

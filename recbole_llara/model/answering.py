@@ -19,7 +19,7 @@ from recbole_llara.llm.architecture import EmbeddedPrompts, uncompiled
 from recbole_llara.llm.generation import answer_texts
 from recbole_llara.llm.likelihood import score_candidates
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
-from recbole_llara.prompt.representation import Representation
+from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.utils.hashing import numbers, row_keys
 
 
@@ -122,7 +122,9 @@ def candidate_scores(model: Any, questions: Questions, is_anew: bool = False) ->
 def ranked_answers(model: Any, questions: Questions, scores: torch.Tensor) -> CandidateAnswers:
     """The answers of a decoding that scores all candidates [B, C], higher being better; the best of each row is named."""
     items = rank_candidates(scores, questions.candidates, question_keys(questions.history))[:, 0]
-    texts = [model.encoder.answer_text(item, model.representation) for item in items.tolist()]
+    representation, texts = model.representation, None
+    if representation.answer is not Part.LETTER:  # which says nothing without its row
+        texts = [model.encoder.answer_text(item, representation) for item in items.tolist()]
     return CandidateAnswers(items=items, scores=scores, texts=texts)
 
 
@@ -130,7 +132,7 @@ def answer_context(
     model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, representation: Representation
 ) -> tuple[nn.Module, EmbeddedPrompts, torch.Tensor]:
     """What is read: the LLM, embedded prompts and, on the CPU, the candidates' answers [B, C, A]."""
-    return model.llm, model.embed(prompts), model.encoder.answer_ids(candidates, representation)
+    return model.llm, model.embed(prompts), model.encoder.answer_ids(candidates, representation, prompts.listed)
 
 
 def _scores(model: Any, prompts: EncodedPrompts, candidates: torch.Tensor, is_anew: bool) -> torch.Tensor:

@@ -43,7 +43,7 @@ from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.checks import check_llm_keys, is_tuned
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
 from recbole_llara.prompt.curriculum import Stage, reads_recommender, shown_parts, stages_of
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
@@ -353,7 +353,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             representation, number: see ``Step``.
             pass_rows: how many rows a pass holds at most, by which memory is kept bounded; None = all.
         """
-        tokens = int((self.encoder.answer_ids(rows.targets, representation) != IGNORED_LABEL).sum())
+        tokens = int(self.encoder.answer_lengths(rows.targets, representation).sum())
         return Step(representation, tokens, rows.targets, number)
 
     def step_losses(self, rows: TrainingRows, step: Step) -> dict[str, torch.Tensor]:

@@ -127,11 +127,13 @@ def prompt_encoder(
     templates = load_templates(data.catalogue.domain, candidates, prompt.prompt_file)
     shown, chat = shown_representations(config), ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None
     limits = {"titles": prompt.max_title_tokens, "fields": prompt.max_field_tokens}
-    key = pieces_key(tokenizer, data.catalogue, templates, limits, budget, [each.name for each in shown], chat)
+    key = pieces_key(
+        tokenizer, data.catalogue, templates, limits, budget, [(each.name, each.answer.value) for each in shown], chat
+    )
     pieces = kept_pieces(data.kept, key, data.catalogue)
     fields = bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens) if pieces is None else ()
     made = (prompt.max_title_tokens, budget, shown, chat, fields, pieces)
-    return PromptEncoder(tokenizer, data.catalogue.titles, templates, *made), key
+    return PromptEncoder(tokenizer, data.catalogue.titles, templates, *made, letters=candidates), key
 
 
 def prepare_answers(config: Any, model: Any) -> None:

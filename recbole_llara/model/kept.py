@@ -54,14 +54,14 @@ def pieces_key(
     templates: list[PromptTemplate],
     limits: Mapping[str, Any],
     budget: ContextBudget | None,
-    representations: list[str],
+    representations: list[tuple[str, str]],
     chat: ChatFrame | None,
 ) -> str:
     """Digest of all that the tokens of the items' texts depend on.
 
     Args:
         limits: of titles and fields, in tokens.
-        representations: names of those that are going to be written.
+        representations: names of those that are going to be written, and what they answer with.
     """
     tokenizer(
         "", add_special_tokens=False

@@ -135,7 +135,8 @@ class ForwardPass:
 
         Candidates whose answer is the target's very text are no negatives: no score could tell them apart.
         """
-        answer_ids = self.model.encoder.answer_ids(self.rows.candidates, self.step.representation)  # [B, C, A]
+        encoder, listed = self.model.encoder, self.prompts.listed
+        answer_ids = encoder.answer_ids(self.rows.candidates, self.step.representation, listed)  # [B, C, A]
         columns = self.rows.target_columns
         same = (answer_ids == answer_ids[torch.arange(len(columns)), columns][:, None]).all(2)  # [B, C]
         same.scatter_(1, columns[:, None], False)

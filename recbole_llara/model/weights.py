@@ -13,6 +13,7 @@ from recbole_llara.data.text_table import TextTable
 from recbole_llara.llm.architecture import causal_lm, kept_layers
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.kept import PIECES, PROBE
+from recbole_llara.prompt.representation import Part
 from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import DIGITS
 
@@ -32,6 +33,7 @@ def belongs_to(model: LLMRecommender) -> dict[str, Any]:
         "llm_quantization": model.llm_quantization,
         "representation": model.representation.name,
         "candidate_order": "recommender" if model.representation.in_recommender_order else "drawn",
+        "answer_form": "letter" if model.representation.answer is Part.LETTER else "title",
         "item_fields": TextTable.of(model.encoder.fields).sha256[:DIGITS] if len(model.encoder.fields) else None,
         "new_item_token": model.new_item_token,
         "recommender_sha256": None if model.recommender is None else model.recommender.sha256,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recbole_llara.config.settings import LossSettings, OptimSettings, PromptSettings
+from recbole_llara.config.settings import LETTER, LossSettings, OptimSettings, PromptSettings
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part, Representation
 from recbole_llara.utils.errors import UserError
 
@@ -68,6 +68,8 @@ def make_stages(prompt: PromptSettings, optim: OptimSettings, seed: int) -> tupl
         "has_score_tokens": prompt.recommender_score_token != "none",
         "in_recommender_order": prompt.candidate_order == "recommender",
     }
+    if prompt.answer_form == LETTER:
+        hard, easy = replace(hard, answer=Part.LETTER), replace(easy, answer=Part.LETTER)
     # The easy task has nothing of the recommender.
     hard, easy = replace(hard, **told), replace(easy, **told) if easy.has_item_embedding else easy
     direct = Stage(hard, hard, _always, optim.epochs, optim.learning_rate, seed)

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.prompt.item_pieces import ItemMap, ItemPieces, ShownTexts
+from recbole_llara.prompt.item_pieces import ItemPieces
+from recbole_llara.prompt.item_tokeniser import ItemTokeniser
+from recbole_llara.prompt.letters import letter_tokens
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
-from recbole_llara.prompt.titles import ContextBudget, PromptLengths, cut_titles, fitting_title_tokens, tokenise_items
-from recbole_llara.prompt.tokens import NOTHING, ChatFrame, PieceBank, Texts, tokenise, tokenise_followed, tokenise_inside
+from recbole_llara.prompt.titles import ContextBudget, PromptLengths, fitting_title_tokens
+from recbole_llara.prompt.tokens import NOTHING, ChatFrame, tokenise, tokenise_inside
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers
 from recbole_llara.utils.transfer import send
@@ -32,7 +34,8 @@ _LISTS = (HISTORY, CANDIDATES)
 class EncodedPrompts:
     """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
 
-    What the host decides by (``labels``, ``slot_parts``, ``pooled``, ``head_lengths``) stays on the CPU, wherever the rest is sent.
+    What the host decides by (``labels``, ``slot_parts``, ``pooled``, ``head_lengths``, ``listed``) stays on the CPU, wherever the rest
+    is sent.
 
     ``pooled`` are the tokens whose states stand for the history (``encode``: all parts of its items) or for the item
     (``encode_items``: all parts of it). RSLLM's two towers average them.
@@ -48,12 +51,13 @@ class EncodedPrompts:
     slot_items: torch.Tensor  # [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is
     pooled: torch.Tensor  # [B, T] bool
     head_lengths: torch.Tensor  # [B] tokens before the second of the two lists of items; 0 where there are no lists
+    listed: torch.Tensor | None = None  # [B, C] the candidates as the prompts list them
     # What the recommender is asked, where the prompts show its conclusions: histories [B, L] and candidates [B, C].
     asked: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "EncodedPrompts":
         """The same prompts, what the LLM reads being on another device."""
-        stay = ("labels", "slot_parts", "pooled", "head_lengths", "asked")
+        stay = ("labels", "slot_parts", "pooled", "head_lengths", "listed", "asked")
         moved = {name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay}
         asked = None if self.asked is None else tuple(send(tensor, device) for tensor in self.asked)
         return replace(self, **moved, asked=asked)
@@ -86,6 +90,7 @@ class PromptEncoder:
         chat: what stands around a prompt that is a user's turn of a chat; None = nothing.
         fields: N texts that stand behind the titles in prompts, and not in answers, see ``fields.bracketed``; none = titles alone.
         pieces: what an encoder of the same arguments made of the titles and fields, so that none is tokenised again.
+        letters: C, how many candidates the letters of answers tell apart; only for representations that answer with them.
 
     Attributes:
         pieces: the tokens of the items' texts.
@@ -111,6 +116,7 @@ class PromptEncoder:
         chat: ChatFrame | None = None,
         fields: Sequence[str] = (),
         pieces: ItemPieces | None = None,
+        letters: int = 0,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
@@ -125,12 +131,26 @@ class PromptEncoder:
         layouts = [_split(template) for template in self.templates]
         tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]
         length = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
-        self._marks = _marks(layouts)
-        self._use(self._pieces_of(titles, fields, max_title_tokens, length, len(separator)) if pieces is None else pieces)
+        self.n_letters = letters * any(each.answer is Part.LETTER for each in self.representations)
+        has_space = chat is None or chat.has_space
+        marks, answers = letter_tokens(tokenizer, self.n_letters, has_space) if self.n_letters else ([], [])
+        self._item_tokeniser = ItemTokeniser(tokenizer, tuple(_marks(layouts)), chat)
+        if pieces is None:
+
+            def fitting(texts: Mapping[Part, Sequence[str]], items: Mapping[Part, np.ndarray], fields: np.ndarray | int) -> int:
+                added = 0 if chat is None else chat.most_added(tokenizer, texts)
+                lengths = PromptLengths(length + added, len(separator), items, fields, max(map(len, marks), default=0))
+                return fitting_title_tokens(budget, lengths, self.representations, max_title_tokens)
+
+            has_numbers = any(Part.INDEX in representation.texts for representation in self.representations)
+            pieces = self._item_tokeniser.pieces(titles, fields, has_numbers, max_title_tokens, budget and fitting)
+        self._use(pieces)
         self._refuse_one_answer(titles)
         bank = self._bank
         self.separator_piece, self.eos_piece = bank.add([separator]), bank.add([[end]])
         self.first_slot, self.opening_piece = bank.add([[end]] * len(SLOT_PARTS)), bank.add([opening])
+        self._first_mark, self._first_letter = bank.add(marks), bank.add(answers)
+        self._letters = torch.tensor(answers, dtype=torch.int64).flatten()  # [C]
         self.layouts = [[text if isinstance(text, str) else bank.add([text]) for text in layout] for layout in tokens]
         bank.freeze()
         # A mark's piece in a layout -> the mark.
@@ -145,122 +165,10 @@ class PromptEncoder:
         self.pieces, self._bank, self.n_items = pieces, pieces.bank, len(pieces.titles)
         self.titles, self.fields, self.max_title_tokens = pieces.titles, pieces.fields, pieces.max_title_tokens
 
-    def _pieces_of(
-        self, titles: Sequence[str], fields: Sequence[str], max_title_tokens: int, template: int, separator: int
-    ) -> ItemPieces:
-        """Tokenise N titles and fields; ``template`` and ``separator`` are lengths in tokens, of the longest template without lists."""
-        tokenizer = self.tokenizer
-        texts = {Part.TITLE: list(titles)}
-        if any(Part.INDEX in representation.texts for representation in self.representations):
-            texts[Part.INDEX] = [str(number) for number in range(self.n_items)]
-        whole = {part: tokenise_items(tokenizer, of_part, max_title_tokens) for part, of_part in texts.items()}
-        behind = Texts.joined(tokenise_items(tokenizer, fields)) if len(fields) else None
-        if self.budget is not None:
-            items = {part: Texts.joined(parts).lengths[1:] for part, parts in whole.items()}
-            added = 0 if self.chat is None else self.chat.most_added(tokenizer, texts)
-            lengths = PromptLengths(template + added, separator, items, 0 if behind is None else behind.lengths[1:])
-            max_title_tokens = fitting_title_tokens(self.budget, lengths, self.representations, max_title_tokens)
-        cut, shown = cut_titles(tokenizer, titles, whole.pop(Part.TITLE), max_title_tokens)
-        bank, tables = PieceBank(), {part: tables[0].joined(tables) for part, tables in whole.items()}
-        firsts, answers = self._add(bank, texts, cut, behind, tables, shown)
-        numbers = {}
-        for name, joined in self._joined(texts, shown, cut, fields).items():
-            start = bank.add(list(joined.values()))
-            numbers[name] = ItemMap.of(dict(zip(joined, range(start, start + len(joined)), strict=True)))
-        bank.freeze()
-        changed = {item: kept for item, (kept, title) in enumerate(zip(shown, titles, strict=True)) if kept != title}
-        return ItemPieces(bank, firsts, answers, numbers, max_title_tokens, ShownTexts(titles, changed), fields)
-
-    def _add(
-        self,
-        bank: PieceBank,
-        texts: Mapping[Part, Sequence[str]],
-        cut: Texts,
-        behind: Texts | None,
-        others: Mapping[Part, Texts],
-        shown: Sequence[str],
-    ) -> tuple[dict[Part, int], dict[Part, int]]:
-        """Add the texts of items to a bank: by part the first piece of prompts, and of answers."""
-        whole = {Part.TITLE: cut if behind is None else cut.followed_by(behind), **others}
-        firsts = {part: bank.add_texts(of_part) for part, of_part in whole.items()}
-        if self.chat is not None and not self.chat.has_space:
-            spelt = {**texts, Part.TITLE: shown}
-            return firsts, {part: bank.add(tokenise_inside(self.tokenizer, of_part)) for part, of_part in spelt.items()}
-        return firsts, firsts if behind is None else {**firsts, Part.TITLE: bank.add_texts(cut)}
-
-    def _joined(
-        self, texts: Mapping[Part, Sequence[str]], shown: Sequence[str], cut: Texts, fields: Sequence[str]
-    ) -> dict[tuple[Part, str], dict[int, list[int]]]:
-        """Tokens of items together with the mark behind them, where the tokenizer reads both as one.
-
-        Args:
-            texts: n of each part, titles being whole.
-            shown: n titles as they are shown.
-            cut: n, the tokens of these.
-            fields: n texts behind the titles; none where there are no fields.
-
-        Returns:
-            by part and mark: the tokens, by the item's place.
-        """
-        # What is cut ends otherwise.
-        titles = [kept if kept == title else "" for kept, title in zip(shown, texts[Part.TITLE], strict=True)]
-        before: dict[int, np.ndarray] = {}  # the title's tokens, of items that end with their fields
-        if len(fields):
-            titles = [told or title for told, title in zip(fields, titles, strict=True)]
-            split = np.split(cut.tokens, cut.lengths.cumsum()[:-1])
-            before = {item: tokens for item, tokens in enumerate(split) if fields[item]}
-        joined: dict[tuple[Part, str], dict[int, list[int]]] = {}
-        for mark in self._marks:
-            for part, of_part in {**texts, Part.TITLE: titles}.items():
-                if followed := tokenise_followed(self.tokenizer, of_part, mark):
-                    if part is Part.TITLE:
-                        followed = {item: [*before.get(item, ()), *tokens] for item, tokens in followed.items()}
-                    joined[part, mark] = followed
-        return joined
-
     def set_texts(self, titles: Mapping[int, str], fields: Mapping[int, str] | None = None) -> None:
-        """Tokenise the texts of some items anew: of items that are renamed, and of those that come behind the last one.
-
-        Titles are cut as those of the other items, by the number of tokens that fitted them; of long ones that begin alike, those
-        that come together are told apart, and not from the items that were there before.
-
-        Args:
-            titles: by item; new items are numbered on from ``n_items``, without a gap.
-            fields: the texts behind these titles, by item; None = none has one.
-
-        Raises:
-            ValueError: a number is left out.
-            UserError: as of the encoder itself.
-        """
-        items = sorted(titles)
-        new = [item for item in items if item >= self.n_items]
-        if new != list(range(self.n_items, self.n_items + len(new))) or not items or items[0] < 1:
-            raise ValueError(
-                f"titles of items {items[:5]}, expected items from 1, and new ones numbered on from {self.n_items}"
-            )
-        tokenizer, told = self.tokenizer, fields or {}
-        texts = {Part.TITLE: [titles[item] for item in items]}
-        if Part.INDEX in self.pieces.first:
-            texts[Part.INDEX] = [str(item) for item in items]
-        behind = [told.get(item, "") for item in items] if len(self.fields) else []
-        whole = tokenise_items(tokenizer, texts[Part.TITLE], self.max_title_tokens)
-        others = {part: Texts.joined(tokenise_items(tokenizer, of)) for part, of in texts.items() if part is not Part.TITLE}
-        cut, shown = cut_titles(tokenizer, texts[Part.TITLE], whole, self.max_title_tokens)
-        bank, after = self._bank, Texts.joined(tokenise_items(tokenizer, behind)) if behind else None
-        firsts, answers = (
-            {part: ItemMap.of({item: first + row for row, item in enumerate(items)}) for part, first in of.items()}
-            for of in self._add(bank, texts, cut, after, others, shown)
-        )
-        # Of a renamed item no longer what its old title made with a mark.
-        followed = {name: dict.fromkeys(items, NOTHING) for name in self.pieces.followed}
-        for name, joined in self._joined(texts, shown, cut, behind).items():
-            start = bank.add(list(joined.values()))
-            pieces = {items[row]: start + number for number, row in enumerate(joined)}
-            followed[name] = {**followed.get(name, {}), **pieces}
-        bank.freeze()
-        maps = {name: ItemMap.of(pieces) for name, pieces in followed.items()}
-        self._use(self.pieces.with_items(dict(zip(items, shown, strict=True)), told, firsts, answers, maps))
-        self.highest_token = bank.highest_token
+        """Tokenise the texts of some items anew; arguments and errors as of ``ItemTokeniser.with_texts``."""
+        self._use(self._item_tokeniser.with_texts(self.pieces, titles, fields or {}))
+        self.highest_token = self._bank.highest_token
 
     def _refuse_one_answer(self, titles: Sequence[str]) -> None:
         """Raise where every item has the same answer: no likelihood and no text names one of them."""
@@ -305,14 +213,33 @@ class PromptEncoder:
         """The text that names an item in an answer."""
         return str(item) if representation.answer is Part.INDEX else self.titles[item]
 
-    def answer_ids(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
-        """Tokens [..., A] of the answers of items [...], each with its EOS, padded on the right with ``IGNORED_LABEL``."""
+    def answer_ids(
+        self, items: torch.Tensor, representation: Representation, listed: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Tokens [..., A] of the answers of items [...], each with its EOS, padded on the right with ``IGNORED_LABEL``.
+
+        A letter is an answer without an EOS: one token tells it all.
+
+        Args:
+            listed: [B, C] the candidates as the rows' prompts list them, where letters answer; the items are [B, M] of them then.
+
+        Raises:
+            ValueError: letters, and no candidates, or items that are none.
+        """
+        if representation.answer is Part.LETTER:
+            return self._letters[_places(items, listed)][..., None]
         pieces = self._text_pieces(items.reshape(-1), representation.answer, in_answer=True)
         pieces = torch.stack([pieces, torch.full_like(pieces, self.eos_piece)], dim=1)
         tokens, rows, columns, _, length = self._bank.gather(pieces, "right")
         answers = torch.full((pieces.shape[0], length), IGNORED_LABEL, dtype=torch.int64)
         answers[rows, columns] = tokens
         return answers.reshape(*items.shape, length)
+
+    def answer_lengths(self, items: torch.Tensor, representation: Representation) -> torch.Tensor:
+        """Tokens [...] of the answers of items [...]."""
+        if representation.answer is Part.LETTER:
+            return torch.ones_like(items)
+        return (self.answer_ids(items, representation) != IGNORED_LABEL).sum(-1)
 
     def prompt_lengths(self, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """[B] tokens of the titles, with their fields, of each row's history [B, L] and candidates [B, C]: by these prompts differ."""
@@ -330,7 +257,20 @@ class PromptEncoder:
             for number in range(len(self.templates))
         ]
         longest, representation = max(prompts, key=lambda entry: entry[0].input_ids.shape[1])
-        return longest, self.answer_ids(shown, representation)
+        return longest, self.answer_ids(shown, representation, shown)
+
+    def _pieces_of_part(self, items: torch.Tensor, part: Part) -> torch.Tensor:
+        """Piece numbers of a part of the items [B, M] of lists; a UserError for more candidates than there are letters."""
+        if part in SLOT_PARTS:
+            return torch.full_like(items, self.slot_piece(part))
+        if part is not Part.LETTER:
+            return self._text_pieces(items, part)
+        if items.shape[1] > self.n_letters:
+            raise UserError(
+                f"answer_form: found letter and {items.shape[1]} candidates, expected at most {self.n_letters}, as many as the run's prompts "
+                "have (candidate_num): ask for fewer, or train with answer_form title"
+            )
+        return self._first_mark + torch.arange(items.shape[1]).expand_as(items)
 
     def _item_list(self, items: torch.Tensor, parts: Sequence[Part], mark: int, closing: Part | None = None) -> torch.Tensor:
         """A list of items [B, M], 0-padded on the right, as [3, B, M * (P + 1)] for P parts; see ``_pieces``.
@@ -341,7 +281,7 @@ class PromptEncoder:
         present, nothing = items > 0, torch.zeros_like(items)
         listed = []
         for part in parts:
-            of_items = torch.full_like(items, self.slot_piece(part)) if part in SLOT_PARTS else self._text_pieces(items, part)
+            of_items = self._pieces_of_part(items, part)
             slot_items = items if part in ITEM_SLOT_PARTS else nothing
             listed.append(torch.stack([torch.where(present, of_items, NOTHING), slot_items, present.long()]))
         is_last = present & ~nn.functional.pad(present, (0, 1))[:, 1:]
@@ -378,14 +318,14 @@ class PromptEncoder:
             padding_side: left or right.
 
         Raises:
-            UserError: a prompt is longer than the LLM can hold.
+            UserError: a prompt is longer than the LLM can hold, or it has more candidates than letters.
         """
         of_rows = [representation] * len(history) if isinstance(representation, Representation) else list(representation)
         distinct = list(dict.fromkeys(of_rows))
         which = torch.tensor([distinct.index(each) for each in of_rows], dtype=torch.int64)  # [B]
         lists = {HISTORY: history, CANDIDATES: candidates}
         most_parts = max((len(each.parts) for each in distinct), default=0)
-        width = (history.shape[1] + candidates.shape[1]) * (2 + most_parts) + max(map(len, self.layouts))
+        width = (history.shape[1] + candidates.shape[1]) * (3 + most_parts) + max(map(len, self.layouts))
         prompts = _pieces(len(history), width + 2, NOTHING)
         in_answer = torch.zeros_like(prompts[0], dtype=torch.bool)
         is_head = torch.zeros_like(in_answer)
@@ -407,16 +347,22 @@ class PromptEncoder:
             joined = torch.cat(parts, 2)
             prompts[:, rows, : joined.shape[2]] = joined
             if targets is not None:
-                prompts[0, rows, -2] = self._text_pieces(targets[rows], distinct[place].answer, in_answer=True)
+                prompts[0, rows, -2:] = self._answer_pieces(targets[rows], candidates[rows], distinct[place].answer)
         pieces, slot_items, is_pooled = prompts
         if targets is not None:
-            pieces[:, -1] = self.eos_piece
             in_answer[:, -2:] = True
         prompts = self.assemble(pieces, slot_items, in_answer, padding_side, is_pooled)
         lengths = torch.where(is_head & (pieces != NOTHING), self._bank.lengths(pieces.clamp(min=0)), 0)
-        prompts = replace(prompts, head_lengths=lengths.sum(1))
+        prompts = replace(prompts, head_lengths=lengths.sum(1), listed=candidates)
         asks = any(each.conclusions for each in distinct)
         return replace(prompts, asked=(history, candidates)) if asks else prompts
+
+    def _answer_pieces(self, targets: torch.Tensor, candidates: torch.Tensor, part: Part) -> torch.Tensor:
+        """[B, 2] the answers of targets [B] among candidates [B, C]: a text and its EOS, or a letter."""
+        if part is Part.LETTER:
+            letters = self._first_letter + _places(targets[:, None], candidates)[:, 0]
+            return torch.stack([letters, torch.full_like(targets, NOTHING)], 1)
+        return torch.stack([self._text_pieces(targets, part, in_answer=True), torch.full_like(targets, self.eos_piece)], 1)
 
     def encode_items(self, items: torch.Tensor, representation: Representation, padding_side: str = "left") -> EncodedPrompts:
         """Each item [B] alone, as the prompts write it: what RSLLM's item tower reads."""
@@ -475,11 +421,20 @@ class PromptEncoder:
 
 def _written(representation: Representation) -> dict[str, tuple[tuple[Part, ...], Part | None]]:
     """By list: the parts of an item, and what closes the list."""
-    scores = (Part.SCORE,) * representation.has_score_tokens
     return {
         HISTORY: (representation.in_history, Part.USER if representation.has_user_token else None),
-        CANDIDATES: ((*representation.parts, *scores), None),
+        CANDIDATES: (representation.in_candidates, None),
     }
+
+
+def _places(items: torch.Tensor, listed: torch.Tensor | None) -> torch.Tensor:
+    """[B, M] where items stand among candidates [B, C]."""
+    if listed is None:
+        raise ValueError("answers by letter, which depend on the candidates: expected listed")
+    same = items[:, :, None] == listed[:, None]  # [B, M, C]
+    if not bool(same.any(2).all()):
+        raise ValueError("an answer by letter for an item that is no candidate of its row")
+    return same.int().argmax(2)
 
 
 def _pieces(rows: int, width: int, piece: int) -> torch.Tensor:

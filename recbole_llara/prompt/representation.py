@@ -10,6 +10,7 @@ class Part(Enum):
 
     TITLE = "title"  # the title's tokens
     INDEX = "index"  # the item's number, as text
+    LETTER = "letter"  # the letter that marks a candidate in its row, before what identifies it
     ITEM_EMBEDDING = "item_embedding"  # one slot: the projected recommender embedding
     PLACEHOLDER = "placeholder"  # one slot: the placeholder token [PH] of the text-only task
     DESCRIPTION = "description"  # one slot: the description token [DSR], before what identifies the item
@@ -31,7 +32,7 @@ class Representation:
     Args:
         name: the key of ``REPRESENTATIONS``.
         parts: the pieces in order.
-        answer: ``Part.TITLE`` or ``Part.INDEX``, the text that names an item in the answer.
+        answer: ``Part.TITLE``, ``Part.INDEX`` or ``Part.LETTER``, the text that names an item in the answer.
         has_user_token: whether ``Part.USER`` stands behind the history.
         has_score_tokens: whether ``Part.SCORE`` stands behind each candidate.
         in_recommender_order: whether candidates are listed from the recommender's best to its worst.
@@ -50,6 +51,11 @@ class Representation:
     def in_history(self) -> tuple[Part, ...]:
         """The pieces of an item in the history."""
         return self.parts if self.history_parts is None else self.history_parts
+
+    @property
+    def in_candidates(self) -> tuple[Part, ...]:
+        """The pieces of an item among the candidates."""
+        return (Part.LETTER,) * (self.answer is Part.LETTER) + self.parts + (Part.SCORE,) * self.has_score_tokens
 
     @property
     def conclusions(self) -> tuple[Part, ...]:

@@ -38,6 +38,7 @@ class PromptLengths:
     separator: int  # between two items of a list
     items: Mapping[Part, np.ndarray]  # [N - 1] of the titles, the numbers or both
     fields: np.ndarray | int = 0  # [N - 1] of what stands behind the titles in prompts
+    mark: int = 0  # of a candidate's letter
 
     def longest(self, budget: ContextBudget, representation: Representation, title_tokens: int) -> int:
         """Tokens of the longest prompt of full lists with its answer, titles being cut.
@@ -58,6 +59,8 @@ class PromptLengths:
             else:
                 longest = np.sort(items[part])[::-1]
                 total += budget.history * int(longest[:1].sum()) + int(longest[: budget.candidates].sum())
+        if representation.answer is Part.LETTER:
+            return total + self.mark * budget.candidates + 1
         return total + int(answers[representation.answer].max(initial=0)) + 1
 
 

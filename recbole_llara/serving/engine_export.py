@@ -47,7 +47,7 @@ def write_served(loaded: LoadedRun, llm: PreTrainedModel, checkpoint: Path, fold
     table, slots = slot_table(model.item_tokens, model.n_items, model.representation)
     questions = _questions(loaded)
     prompts = evaluation_prompts(model, questions)
-    answer_ids = model.encoder.answer_ids(questions.candidates, model.representation)  # [B, C, A]
+    answer_ids = model.encoder.answer_ids(questions.candidates, model.representation, prompts.listed)  # [B, C, A]
     with model.evaluation_arithmetic():
         expected = score_candidates(
             *answer_context(model, prompts, questions.candidates, model.representation), model.read_answers

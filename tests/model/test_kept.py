@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llara.llm.probe import Probe
-from recbole_llara.prompt import encoding
+from recbole_llara.prompt import item_tokeniser
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import UserError
@@ -18,7 +18,7 @@ HISTORY = ["i1", "i2", "i5"]
 def counted(monkeypatch):
     """How often an LLM was tried and a catalogue tokenised."""
     calls = {"tried": 0, "tokenised": 0}
-    run, tokenise = Probe.run, encoding.tokenise_items
+    run, tokenise = Probe.run, item_tokeniser.tokenise_items
 
     def tried(self, generates):
         calls["tried"] += 1
@@ -29,7 +29,7 @@ def counted(monkeypatch):
         return tokenise(tokenizer, texts, *rest)
 
     monkeypatch.setattr(Probe, "run", tried)
-    monkeypatch.setattr(encoding, "tokenise_items", tokenised)
+    monkeypatch.setattr(item_tokeniser, "tokenise_items", tokenised)
     return calls
 
 

@@ -33,6 +33,7 @@ def stages():
             user_token=False,
             recommender_score_token="none",
             candidate_order="drawn",
+            answer_form="title",
             item_token_dropout=0.0,
         )
         keys = {

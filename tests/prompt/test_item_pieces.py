@@ -72,7 +72,7 @@ def test_kept_pieces_make_the_same_prompts_without_the_tokenizer(kind, tokenizer
     made = encoder_of(tokenizer, TITLES, **KINDS[kind])
     made.pieces.save(tmp_path / "pieces.safetensors", "the key")
     kept = ItemPieces.read(tmp_path / "pieces.safetensors", "the key", TITLES)
-    monkeypatch.setattr("recbole_llara.prompt.encoding.tokenise_items", None)
+    monkeypatch.setattr("recbole_llara.prompt.item_tokeniser.tokenise_items", None)
     again = encoder_of(tokenizer, TITLES, chat=KINDS[kind].get("chat"), pieces=kept)
     assert list(again.titles) == list(made.titles) and list(again.fields) == list(made.fields)
     assert again.max_title_tokens == made.max_title_tokens and again.highest_token == made.highest_token

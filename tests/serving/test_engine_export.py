@@ -26,7 +26,7 @@ def plain_scores(folder, run, history, candidates):
         name = SLOT_PARTS[number].value
         ids[column] = told.vocabulary + told.slots.first[name] + (item if name in ("item_embedding", "item_id") else 0)
     scores = []
-    for answer in run.model.encoder.answer_ids(torch.tensor(candidates), run.model.representation):
+    for answer in run.model.encoder.answer_ids(torch.tensor([candidates]), run.model.representation, prompts.listed)[0]:
         answer = answer[answer != -100]
         with torch.no_grad():
             logits = llm(input_ids=torch.cat([ids, answer])[None]).logits[0, len(ids) - 1 : -1]
@@ -40,6 +40,7 @@ RUNS = {
     "LLaRA": ("LLaRA", {}),
     "LLaRA with two stages": ("LLaRA", {"strategy": "curriculum", "epochs": 2}),
     "LLaRA with ranks": ("LLaRA", {"recommender_score_token": "rank", "candidate_order": "recommender"}),
+    "LLaRA with letters": ("LLaRA", {"answer_form": "letter", "llm_path": "tiny", "candidate_order": "recommender"}),
     "LLaRA tuned whole": ("LLaRA", {"llm_tuning": "full"}),
     "LLaRA with eval_template all": ("LLaRA", {"eval_template": "all"}),
     "TALLRec": ("TALLRec", {}),
