@@ -28,6 +28,7 @@ from recbole_llara.prompt.tokens import ChatFrame
 from recbole_llara.recommender.stock import make_recommender, numbered
 from recbole_llara.recommender.undrawn import undrawn
 from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.process_setup import progress_bars
 from recbole_llara.utils.processes import processes_of
 
 MEGABYTE = 10**6
@@ -76,17 +77,18 @@ def prepare_llm(config: Any, data: PreparedData, is_sharded: bool) -> PreparedLL
             f"llm_path is {settings.llm_path!r}: its tokenizer makes tokens up to {encoder.highest_token} of the run's prompts, its embedding "
             f"table has {rows} rows, expected a row for every token of a prompt"
         )
-    llm, _ = load_llm(
-        settings.llm_path,
-        dtype=settings.llm_dtype,
-        attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.llm_trust_remote_code,
-        llm_tuning=settings.llm_tuning,
-        device=device,
-        quantization=settings.llm_quantization,
-        llm_layers=settings.llm_layers,
-        files=files,
-    )
+    with progress_bars(bool(config["show_progress"])):
+        llm, _ = load_llm(
+            settings.llm_path,
+            dtype=settings.llm_dtype,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.llm_trust_remote_code,
+            llm_tuning=settings.llm_tuning,
+            device=device,
+            quantization=settings.llm_quantization,
+            llm_layers=settings.llm_layers,
+            files=files,
+        )
     digest, token_keys = llm_digest(llm), TokenKeys()
     if settings.gradient_checkpointing:
         again = {"use_reentrant": False, "context_fn": token_keys.for_checkpoint}

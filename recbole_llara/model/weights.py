@@ -16,6 +16,7 @@ from recbole_llara.model.kept import PIECES, PROBE
 from recbole_llara.prompt.representation import Part
 from recbole_llara.utils.errors import UserError, differences
 from recbole_llara.utils.hashing import DIGITS
+from recbole_llara.utils.process_setup import progress_bars
 
 
 def belongs_to(model: LLMRecommender) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def weights_of(model: LLMRecommender) -> Weights:
         if model.llm_tuning == "lora":
             model.llm.save_pretrained(folder / ADAPTER)
         elif model.llm_tuning == "full":
-            model.llm.save_pretrained(folder / LLM)
+            with progress_bars(False):
+                model.llm.save_pretrained(folder / LLM)
             model.tokenizer.save_pretrained(folder / LLM)
 
     more = {"prompts_digest": model.trained_prompts, PROBE: dict(model.probed)}

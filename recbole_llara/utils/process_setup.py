@@ -68,6 +68,20 @@ def own_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Have transformers show its own bars, of weights read and written, or not, as before afterwards."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    switch[shown and was_shown]()
+    try:
+        yield
+    finally:
+        switch[was_shown]()
+
+
 BYTE_ORDER_MARK = "\ufeff"
 
 

@@ -122,6 +122,14 @@ def test_a_real_llm_gets_the_settings_of_the_study_for_one():
     assert {key: value for key, value in settings["ahead"].items() if key != "llm_path" and ours.get(key) != value} == {}
 
 
+def test_the_main_comparison_is_a_part_of_the_whole():
+    """Else ahead.yaml could not take over what ahead_main.yaml has finished."""
+    part, whole = (read_yaml(property_files("study")[name]) for name in ("ahead_main", "ahead"))
+    assert part["settings"] == whole["settings"]
+    assert part["systems"].items() <= whole["systems"].items() and part["baselines"] == whole["baselines"]
+    assert [pair for pair in part["compare"] if pair not in whole["compare"]] == []
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_hands_the_llm_over():
     def command(*words):
