@@ -47,6 +47,7 @@ def foundation_stage(progress: float) -> Stage:
         short_share=max(0.0, 0.9 - 1.5 * progress),
         lookup_share=0.7 - 0.6 * progress,
         reader_share=0.25,
+        letter_share=0.3 * progress,
         vector_share=0.8,
         closeness=1.0 - 0.4 * progress,
         history_max=1 + round(9 * progress),
@@ -67,6 +68,7 @@ def selection_stage(progress: float) -> Stage:
         text_share=0.1,
         size_spread=0.2,
         guidance_weight=0.5,
+        letter_share=0.3 + 0.2 * progress,
     )
 
 
@@ -198,7 +200,9 @@ class Pretraining:
         return loss, shown, len(batch.prompts.input_ids)
 
     def _task_loss(self, batch: TaskBatch, stage: Stage) -> tuple[torch.Tensor, dict[str, float]]:
-        """Mean negative log-likelihood of the answer tokens, and with vectors among the candidates the guidance's."""
+        """Mean negative log-likelihood of the answer tokens; of letters also that among the candidates' (``answer_loss: listwise``), and
+        with vectors among the candidates the guidance's.
+        """
         hidden, inside = self._decode(self.model.model, self._embed(batch, self.step))
         labels, leading = _answers(batch)
         answered = labels != IGNORED_LABEL
@@ -213,7 +217,10 @@ class Pretraining:
         loss = cross_entropy(logits, labels[answered])
         right = (logits.detach().argmax(-1) == labels[answered]).float()
         shown = {"loss": loss.item(), "token accuracy": right.mean().item()}
-        if stage.guidance_weight and batch.position is not None:
+        if batch.letters is not None:
+            among = cross_entropy(logits.gather(1, batch.letters), batch.position)
+            loss, shown = loss + among, {**shown, "loss among letters": among.item()}
+        if stage.guidance_weight and batch.candidate_slots is not None:
             guiding_loss, told = self.guidance(self.model.model, batch, inside, stage.leading_tokens)
             loss, shown = loss + stage.guidance_weight * guiding_loss, {**shown, **told}
         return loss, shown
@@ -236,7 +243,9 @@ class Pretraining:
 
     @torch.no_grad()
     def _probe(self, stage: Stage) -> dict[str, float]:
-        """Accuracy of the answers' first token over fresh batches of a stage, by task."""
+        """Accuracy of the answers' first token over fresh batches of a stage, by task; of letters also the targets'
+        negative log-likelihood among the candidates, which tells whether probabilities can be believed.
+        """
         hits = defaultdict(list)
         self.model.eval()
         stage = replace(stage, lookup_share=0.3, reader_share=0.3, vector_share=0.6)
@@ -244,8 +253,11 @@ class Pretraining:
             batch = self.maker.batch(number, stage)
             hidden, _ = decode(self.model.model, self._embed(batch, number))
             labels, first = _answers(batch)
-            predicted = self.model.lm_head(hidden[:, :-1][first]).argmax(-1)
-            hits[batch.kind].append((predicted == labels[first]).float().mean().item())
+            logits = self.model.lm_head(hidden[:, :-1][first]).float()
+            hits[batch.kind].append((logits.argmax(-1) == labels[first]).float().mean().item())
+            if batch.letters is not None:
+                among = cross_entropy(logits.gather(1, batch.letters), batch.position)
+                hits[f"{batch.kind}, nll among candidates"].append(among.item())
         self.model.train()
         return {name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}
 

@@ -8,13 +8,13 @@ vectors are random. Three shapes of task:
 - *readers*: a list of items, then several short made-up histories, each answered by the listed item that fits it: the
   step from looking up to selecting, still with many answers a sequence.
 - *selection*: the very prompts of the recommenders (``properties/prompt``), where the target repeats, shares
-  its rare words with, or lies close in vector space to the history.
+  its rare words with, or lies close in vector space to the history. Some answer with its title, some with the letter that marks it.
 
 The vectors pass through a projector whose random weights are drawn again for every batch, so that what is learnt
 is the comparison of slots and not one projector.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,10 @@ VECTOR_DIM = 64
 MAX_HISTORY = 10
 MAX_TITLE_TOKENS = 12
 REFRESH = 250  # steps between new titles
-SELECTION = [REPRESENTATIONS[name] for name in ("hybrid", "textual", "text_only")]  # how selections write items
+MAX_CANDIDATES = 20
+# How selections write items, and the same with letters that mark the candidates.
+SELECTION = [REPRESENTATIONS[name] for name in ("hybrid", "textual", "text_only")]
+LETTERED = [replace(representation, answer=Part.LETTER) for representation in SELECTION]
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,23 @@ class Stage:
     size_spread: float = 0.0  # standard deviation of the logarithm of a selection's vectors' sizes
     guidance_weight: float = 0.0  # of the losses inside the decoder
     opener_share: float = 0.0  # a made-up title begins with a word that many titles begin with
+    letter_share: float = 0.0  # a selection batch answers by letter
     leading_tokens: int = 1  # so many of an answer's first tokens are guided and always count in the loss
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """One batch of B rows and S slots; ``candidate_slots`` and ``position`` are None where candidates have no vectors."""
+    """One batch of B rows and S slots.
+
+    ``candidate_slots`` is None where candidates have no vectors, ``letters`` where the answers are titles, ``position`` where both are.
+    """
 
     prompts: EncodedPrompts  # with labels
     slot_vectors: torch.Tensor  # [S, VECTOR_DIM], NaN = placeholder
     kind: str  # what it asks
     candidate_slots: torch.Tensor | None = None  # [B, C] which slots are a selection's candidates
     position: torch.Tensor | None = None  # [B] the target's place among the candidates
+    letters: torch.Tensor | None = None  # [B, C] the candidates' answers
 
 
 class TaskMaker:
@@ -94,8 +102,11 @@ class TaskMaker:
             self._encoders = {other: encoder for other, encoder in self._encoders.items() if other[0] == number}
             titles = make_titles(self.catalogue, self.themes, self._generator(1, number), opener_share)
             domains = ("movie", "game", "artist", "item")
-            templates = [template for domain in domains for template in load_templates(domain, 20)]
-            self._encoders[key] = PromptEncoder(self.tokenizer, titles, templates, title_tokens, representations=SELECTION)
+            templates = [template for domain in domains for template in load_templates(domain, MAX_CANDIDATES)]
+            shown = (*SELECTION, *LETTERED)
+            self._encoders[key] = PromptEncoder(
+                self.tokenizer, titles, templates, title_tokens, representations=shown, letters=MAX_CANDIDATES
+            )
         return self._encoders[key]
 
     def batch(self, step: int, stage: Stage) -> TaskBatch:
@@ -194,8 +205,9 @@ class TaskMaker:
         by_text, by_vector = kind < 1.6 * stage.text_share, kind > stage.text_share
         style = torch.rand(1, generator=generator).item()
         slotless = stage.hybrid_share + 4 / 7 * (1 - stage.hybrid_share)
-        name = "hybrid" if style < stage.hybrid_share else "textual" if style < slotless else "text_only"
-        if name != "hybrid":
+        which = 0 if style < stage.hybrid_share else 1 if style < slotless else 2
+        is_hybrid, is_lettered = which == 0, torch.rand(1, generator=generator).item() < stage.letter_share
+        if not is_hybrid:
             by_text, by_vector = torch.ones_like(by_text), torch.zeros_like(by_vector)
 
         source = history[all_rows, fit]
@@ -211,9 +223,13 @@ class TaskMaker:
 
         history = torch.where(present, history, 0)
         template_index = torch.randint(0, len(encoder.templates), (rows,), generator=generator)
-        prompts = encoder.encode(history, candidates, targets, REPRESENTATIONS[name], template_index, "right")
-        if name != "hybrid":
-            return TaskBatch(prompts, torch.full((len(prompts.slot_rows), VECTOR_DIM), torch.nan), "selection, textual")
+        representation = (LETTERED if is_lettered else SELECTION)[which]
+        prompts = encoder.encode(history, candidates, targets, representation, template_index, "right")
+        letters = encoder.answer_ids(candidates, representation, candidates)[..., 0] if is_lettered else None  # [B, C]
+        kind = f"selection, {'hybrid' if is_hybrid else 'textual'}{', by letter' * is_lettered}"
+        if not is_hybrid:
+            nothing = torch.full((len(prompts.slot_rows), VECTOR_DIM), torch.nan)
+            return TaskBatch(prompts, nothing, kind, position=position if is_lettered else None, letters=letters)
         vectors = _selection_vectors(count, position, fit, by_vector, stage.closeness, generator)
         if stage.size_spread:
             sizes = torch.randn(rows, MAX_HISTORY + count, 1, generator=generator) * stage.size_spread
@@ -221,7 +237,7 @@ class TaskMaker:
         kept = torch.cat([present, torch.ones(rows, count, dtype=torch.bool)], 1)
         # A row's slots are its history's and then its candidates'.
         candidate_slots = kept.sum(1).cumsum(0)[:, None] - count + torch.arange(count)
-        return TaskBatch(prompts, vectors[kept], "selection, hybrid", candidate_slots, position)
+        return TaskBatch(prompts, vectors[kept], kind, candidate_slots, position, letters)
 
 
 def _listed(encoder: PromptEncoder, items: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ class Guidance(nn.Module):
             decoder: whose attention the second loss guides.
             batch: a selection with vectors.
             inside: as ``decode`` returns it.
-            leading_tokens: how many of an answer's first tokens the attention is guided at, its EOS not among them.
+            leading_tokens: how many of an answer's first tokens the attention is guided at, a title's EOS not among them.
 
         Returns:
             the loss, and the last layer's share of rows whose target is read as the best fit, and the share of the
@@ -103,7 +103,7 @@ class Guidance(nn.Module):
         target = columns.gather(1, batch.position[:, None])[:, 0]  # [B]
         answers = batch.prompts.labels != IGNORED_LABEL
         asking = answers.int().argmax(1)[:, None] - 1 + torch.arange(leading_tokens)  # [B, A]
-        guided = torch.arange(leading_tokens) < answers.sum(1, keepdim=True) - 1  # [B, A]
+        guided = torch.arange(leading_tokens) < (answers.sum(1, keepdim=True) - 1).clamp(min=1)  # [B, A]
         asking = torch.where(guided, asking, asking[:, :1])
         losses = []
         for reader, hidden, number in zip(self.readers, inside, FIT_LAYERS, strict=True):

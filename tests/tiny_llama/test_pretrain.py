@@ -106,6 +106,15 @@ def test_guidance_of_a_second_token_leaves_out_titles_of_one(tiny, selection):
     assert one["attention"] != pytest.approx(two["attention"], rel=1e-3)
 
 
+def test_guidance_of_letters_is_that_of_their_one_token(tiny, make_maker):
+    lettered = make_maker().batch(0, replace(SELECTION, letter_share=1.0))
+    inside = decode(tiny.model, tiny.get_input_embeddings()(lettered.prompts.input_ids))[1]
+    torch.manual_seed(0)
+    guidance = Guidance(tiny.config.hidden_size)
+    one, two = (guidance(tiny.model, lettered, inside, count)[1]["attention"] for count in (1, 2))
+    assert one == pytest.approx(two, rel=1e-5) and 0 < one < 1
+
+
 def test_guidance_reaches_both_the_slots_and_the_attention(tiny, selection):
     guidance = Guidance(tiny.config.hidden_size)
     inputs = tiny.get_input_embeddings()(selection.prompts.input_ids).detach().requires_grad_()

@@ -49,6 +49,25 @@ def test_every_slot_has_its_vector_and_every_row_an_answer(make_maker):
         assert (batch.prompts.labels != IGNORED_LABEL).any(1).all()
 
 
+LETTERED = replace(HARD, lookup_share=0.0, reader_share=0.0, letter_share=1.0)
+
+
+def test_a_selection_by_letter_is_answered_by_the_targets_mark(make_maker, tokenizer):
+    maker, kinds = make_maker(), set()
+    for step in range(30):
+        batch = maker.batch(step, LETTERED)
+        kinds.add(batch.kind)
+        labels = batch.prompts.labels
+        assert ((labels != IGNORED_LABEL).sum(1) == 1).all()
+        answers = labels[labels != IGNORED_LABEL]
+        assert torch.equal(answers, batch.letters.gather(1, batch.position[:, None])[:, 0])
+        text = tokenizer.decode(batch.prompts.input_ids[0])
+        for letter in map(tokenizer.decode, batch.letters[0]):
+            assert f"{letter.strip()}:" in text
+    assert kinds == {"selection, hybrid, by letter", "selection, textual, by letter"}
+    assert maker.batch(0, replace(LETTERED, letter_share=0.0)).letters is None
+
+
 def test_themes_share_a_word_and_real_titles_stay_whole(catalogue):
     titles = make_titles(catalogue, 40, torch.Generator().manual_seed(0))
     real = {film.title for film in catalogue}
