@@ -32,7 +32,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
 # Of properties/study/ahead.yaml what differs there from quickstart.yaml, for a real LLM.
-REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lora_dropout=0.0 --max_train_rows=2048
+REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lora_dropout=0.0 --item_fields=[popularity] --max_train_rows=2048
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
