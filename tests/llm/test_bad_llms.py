@@ -260,7 +260,7 @@ def other_format(folder: Path) -> None:
 CHECKPOINTS = {
     "no meta.json": (remove("meta.json"), ["checkpoint", "meta.json", "expected the folder checkpoint/"]),
     "a broken meta.json": (write("meta.json", "{"), ["checkpoint", "meta.json is no JSON", "choose another checkpoint"]),
-    "a meta.json of something else": (write("meta.json", "[1]"), ["checkpoint", "found format None", "expected 5"]),
+    "a meta.json of something else": (write("meta.json", "[1]"), ["checkpoint", "found format None", "expected 6"]),
     "another format": (other_format, ["checkpoint", "format", "99", "expected"]),
 }  # fmt: skip
 
