@@ -322,7 +322,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     status = 0
     for name in [] if arguments.write else arguments.runs or runs:
-        if arguments.fresh or name not in stored():
+        if name in stored() and not arguments.fresh:
+            sys.stderr.write(f"{name}: measured already, its numbers are in measured/{name}.json; --fresh measures it again\n")
+        else:
             sys.stderr.write(f"{name}: {runs[name]['budget']}\n")
             status |= not measure(name, runs[name], arguments.fresh)
             write_pages()
