@@ -70,6 +70,17 @@ def make_trainer():
     return make
 
 
+def stirred(trainer, data):
+    """The model with adapters that say something, and the rows of a step."""
+    model = trainer.model
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+    return model, model.training_rows(next(iter(data.train_data)), 0)
+
+
 def stopped_run(keys, step, monkeypatch):
     """The folder of a run of LLaRA that a signal stopped in an optimiser step, counted from 0."""
     take = LLMTrainer._train_step

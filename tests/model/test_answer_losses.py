@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_run import stopped_run
+from toy_run import stirred, stopped_run
 
 from recbole_llara.model.answering import Questions, candidate_scores
 from recbole_llara.quick_start import run_recbole_llara
@@ -17,17 +17,6 @@ from recbole_llara.utils.errors import UserError
 MODELS = ["LLaRA", "RSLLM", "TALLRec"]
 
 
-def _stirred(trainer, data):
-    """The model with adapters that say something, and the rows of a step."""
-    model = trainer.model
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
-    return model, model.training_rows(next(iter(data.train_data)), 0)
-
-
 def _losses(model, rows, step=None):
     return model.step_losses(rows, step or model.begin_step(rows, model.representation))
 
@@ -35,7 +24,7 @@ def _losses(model, rows, step=None):
 @pytest.mark.parametrize("name", MODELS)
 def test_listwise_is_a_softmax_over_what_score_ranks_by(keys, make_trainer, name):
     changes = {"answer_loss": "listwise", "listwise_temperature": 1.5, "token_loss_weight": 0.3, "eval_template": "sampled"}
-    model, rows = _stirred(*make_trainer({**keys, **changes}, name))
+    model, rows = stirred(*make_trainer({**keys, **changes}, name))
     model.eval()
     model.template_index = lambda *_: rows.template_index
     with torch.no_grad():
@@ -55,7 +44,7 @@ def test_listwise_is_a_softmax_over_what_score_ranks_by(keys, make_trainer, name
 def test_a_prior_is_added_within_the_softmax(keys, make_trainer, name):
     changes = {"answer_loss": "listwise", "listwise_prior": "recommender", "eval_template": "sampled", "lora_dropout": 0.0}
     trainer, data = make_trainer({**keys, **changes}, name)
-    model, rows = _stirred(trainer, data)
+    model, rows = stirred(trainer, data)
     model.template_index = lambda *_: rows.template_index
     model.train()
     with_prior = _losses(model, rows)["listwise"].item()
@@ -82,7 +71,7 @@ def test_a_run_with_a_prior_is_fused_and_loaded(keys):
 
 
 def test_without_a_token_loss(keys, make_trainer):
-    model, rows = _stirred(*make_trainer({**keys, "answer_loss": "listwise", "token_loss_weight": 0.0}))
+    model, rows = stirred(*make_trainer({**keys, "answer_loss": "listwise", "token_loss_weight": 0.0}))
     assert list(_losses(model, rows)) == ["listwise"]
 
 
@@ -90,7 +79,7 @@ def test_without_a_token_loss(keys, make_trainer):
 @pytest.mark.parametrize("loss", ["listwise", "sdpo"])
 def test_a_step_does_not_depend_on_its_cut(keys, make_trainer, name, loss):
     weights = {"item_item_weight": 0.0, "user_item_weight": 0.4} if name == "RSLLM" else {}
-    model, rows = _stirred(*make_trainer({**keys, **weights, "answer_loss": loss, "lora_dropout": 0.2}, name))
+    model, rows = stirred(*make_trainer({**keys, **weights, "answer_loss": loss, "lora_dropout": 0.2}, name))
     model.train().take_reference()
     with torch.no_grad():
         for value in (p for p in model.parameters() if p.requires_grad):
@@ -113,7 +102,7 @@ def test_a_step_does_not_depend_on_its_cut(keys, make_trainer, name, loss):
 
 
 def test_candidates_of_the_target_s_text_are_no_negatives(keys, make_trainer):
-    model, rows = _stirred(*make_trainer({**keys, "answer_loss": "listwise"}))
+    model, rows = stirred(*make_trainer({**keys, "answer_loss": "listwise"}))
     model.eval()
     before = _losses(model, rows)["listwise"].item()
     row, other = 0, int(rows.target_columns[0] == 0)
@@ -131,7 +120,7 @@ def test_candidates_of_the_target_s_text_are_no_negatives(keys, make_trainer):
 def test_sdpo_is_the_paper_s_formula(keys, make_trainer):
     """S-DPO: -log sigma(-log sum_d exp(beta r_d - beta r_p)), r = log pi - log pi_ref."""
     changes = {"answer_loss": "sdpo", "sdpo_beta": 0.7, "token_loss_weight": 0.0}
-    model, rows = _stirred(*make_trainer({**keys, **changes}))
+    model, rows = stirred(*make_trainer({**keys, **changes}))
     model.eval().take_reference()
     questions = Questions(rows.history, rows.candidates, rows.row_ids)
     model.template_index = lambda *_: rows.template_index
@@ -151,7 +140,7 @@ def test_sdpo_is_the_paper_s_formula(keys, make_trainer):
 
 def test_the_reference_is_of_the_beginning_and_leaves_the_weights_alone(keys, make_trainer):
     trainer, data = make_trainer({**keys, "answer_loss": "sdpo", "token_loss_weight": 0.0, "lora_dropout": 0.3})
-    model, rows = _stirred(trainer, data)
+    model, rows = stirred(trainer, data)
     model.train().take_reference()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     whole = model.begin_step(rows, model.representation)
@@ -167,7 +156,7 @@ def test_the_reference_is_of_the_beginning_and_leaves_the_weights_alone(keys, ma
 
 
 def test_at_its_beginning_sdpo_prefers_nobody(keys, make_trainer):
-    model, rows = _stirred(*make_trainer({**keys, "answer_loss": "sdpo", "token_loss_weight": 0.0}))
+    model, rows = stirred(*make_trainer({**keys, "answer_loss": "sdpo", "token_loss_weight": 0.0}))
     model.train().take_reference()
     assert _losses(model, rows)["sdpo"].item() == pytest.approx(torch.tensor(10.0).log().item(), rel=1e-4)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_run import stirred
 
 from recbole_llara.evaluator.answer import DECODINGS
 from recbole_llara.llm.architecture import causal_lm
@@ -23,15 +24,9 @@ MODELS = ["LLaRA", "RSLLM", "TALLRec"]
 
 @pytest.fixture(params=MODELS)
 def trained(request, keys, make_trainer):
-    """A model of each kind that has learned a little, and the rows of a step."""
-    trainer, data = make_trainer({**keys, **LETTERS, "answer_loss": "listwise", "learning_rate": 0.01}, request.param)
-    model = trainer.model
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
-    return model.eval(), model.training_rows(next(iter(data.train_data)), 0)
+    """A model of each kind with adapters that say something, and the rows of a step."""
+    model, rows = stirred(*make_trainer({**keys, **LETTERS, "answer_loss": "listwise"}, request.param))
+    return model.eval(), rows
 
 
 def test_scores_are_the_letters_log_probabilities(trained):
