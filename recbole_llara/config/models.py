@@ -42,7 +42,8 @@ _PACKAGED: dict[str, Model] = {
     "RSLLM": Model("recbole_llara.model.rsllm:RSLLM", Kind.LLM),
     "TALLRec": Model("recbole_llara.model.llara:TALLRec", Kind.LLM),
     "ZeroShotLLM": Model("recbole_llara.model.llara:ZeroShotLLM", Kind.LLM),
-    "Popularity": Model("recbole_llara.recommender.stock:Popularity", Kind.BASELINE),
+    "Popularity": Model("recbole_llara.recommender.closed_form:Popularity", Kind.BASELINE),
+    "EASE": Model("recbole_llara.recommender.closed_form:EASE", Kind.BASELINE),
     "MoRec": Model("recbole_llara.recommender.morec:MoRec", Kind.OVER_RECOMMENDER),
     "ChatLLM": Model("recbole_llara.model.chat_llm:ChatLLM", Kind.BASELINE),
 }

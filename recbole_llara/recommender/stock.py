@@ -1,4 +1,4 @@
-"""Stock recommenders: made and trained as RecBole does, their weights saved as plain values and loaded strictly; and Popularity.
+"""Stock recommenders: made and trained as RecBole does, their weights saved as plain values and loaded strictly.
 
 The ``.safetensors`` file replaces RecBole's pickled ``.pth``, which current torch refuses to load and which would run whatever
 code a stranger put into it. It is for evaluation, not for resuming: the optimiser is not kept.
@@ -13,10 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType, get_trainer
+from recbole.utils import get_trainer
 from torch import nn
 
 from recbole_llara.checkpoint.recbole_pickle import FILTERS
@@ -239,29 +236,6 @@ def _filter(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _filter(entry) for key, entry in value.items()} or None
     return [str(entry) for entry in value] or None if isinstance(value, list | tuple) else value
-
-
-class Popularity(SequentialRecommender):
-    """Popularity among training targets: the line below which a recommender has learnt nothing about users.
-
-    It scores every item by how often it is the target of a training row; there is nothing to train.
-    """
-
-    input_type = InputType.POINTWISE
-
-    def __init__(self, config: Any, dataset: SequentialDataset) -> None:
-        super().__init__(config, dataset)
-        counts = torch.bincount(dataset.inter_feat[self.POS_ITEM_ID], minlength=self.n_items)
-        self.register_buffer("counts", counts.float())  # [N]
-        self.unused = nn.Parameter(torch.zeros(1))  # an optimiser wants one parameter
-
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Zero: RecBole asks for a loss where epochs are set above 0."""
-        return self.unused.sum()
-
-    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """The counts of all items, [B, N]."""
-        return self.counts.repeat(len(interaction), 1)
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from recbole_llara.config import models
 from recbole_llara.config.models import MODELS, is_llm_recommender, load_plugins, register_model, resolve_model
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.model.rsllm import RSLLM
-from recbole_llara.recommender.stock import Popularity
+from recbole_llara.recommender.closed_form import Popularity
 from recbole_llara.utils.errors import UserError
 
 PLUGIN = """

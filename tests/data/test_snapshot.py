@@ -38,7 +38,7 @@ def toy(tmp_path_factory):
     return keys
 
 
-@pytest.mark.parametrize("model", [*sorted(stock_models()), "Popularity", "MoRec"])
+@pytest.mark.parametrize("model", [*sorted(stock_models()), "Popularity", "EASE", "MoRec"])
 def test_every_stock_model_answers_without_the_data(model, toy, tmp_path):
     keys = {**toy, **READS_COLUMNS.get(model, {}), **PARTITIONS.get(model, {}), "checkpoint_dir": str(tmp_path)}
     config = RunConfig(model, "toy", config_dict=keys)

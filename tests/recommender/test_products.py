@@ -15,7 +15,15 @@ from recbole_llara.utils.errors import UserError
 
 HISTORIES = [[7, 8, 10], [1], list(range(20, 30)), [59, 58]]
 # Which of RecBole's models multiply two vectors, and some that do not.
-PRODUCTS = {"SASRec": True, "GRU4Rec": True, "Caser": True, "MoRec": True, "Popularity": False, "SASRecCPR": False}
+PRODUCTS = {
+    "SASRec": True,
+    "GRU4Rec": True,
+    "Caser": True,
+    "MoRec": True,
+    "EASE": True,
+    "Popularity": False,
+    "SASRecCPR": False,
+}
 
 
 @pytest.fixture(scope="module")

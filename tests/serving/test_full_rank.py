@@ -21,7 +21,7 @@ def with_data(run):
     return LoadedRun(run.config, prepare_data(run.config, run.data.dataset.snapshot.numbering), run.model)
 
 
-@pytest.mark.parametrize("model", ["LLaRA", "SASRec", "Caser", "Popularity"])
+@pytest.mark.parametrize("model", ["LLaRA", "SASRec", "Caser", "Popularity", "EASE"])
 def test_places_are_those_of_a_plain_loop(model, make_run):
     folder = Path(make_run(model, protocol="leave_one_out", full_rank=True, retrieve_k=7, topk=[1, 5, 10]))
     run = with_data(load(folder))

@@ -16,7 +16,7 @@ from recbole_llara.serving.catalogue import ItemNames
 from recbole_llara.utils.errors import UserError
 
 
-@pytest.mark.parametrize("model", ["LLaRA", "TALLRec", "SASRec", "Caser", "Popularity"])
+@pytest.mark.parametrize("model", ["LLaRA", "TALLRec", "SASRec", "Caser", "Popularity", "EASE"])
 def test_the_ranking_is_the_evaluators(model, make_run):
     folder = Path(make_run(model))
     run = recbole_llara.load(folder)

@@ -18,7 +18,7 @@ from recbole_llara.serving.export import export
 from recbole_llara.serving.loaded import load
 from recbole_llara.utils.errors import UserError
 
-STOCK = ("SASRec", "GRU4Rec", "Caser", "Popularity", "MoRec", "SASRecF")
+STOCK = ("SASRec", "GRU4Rec", "Caser", "Popularity", "EASE", "MoRec", "SASRecF")
 OURS = ("LLaRA", "RSLLM", "TALLRec")
 # What a stock model needs of the keys of an LLM's run.
 SHARED = (
@@ -45,7 +45,11 @@ def runs(tmp_path_factory, make_llm, make_tokenizer):
     keys = toy_keys(folder, make_llm, make_tokenizer)
     told = {}
     for model in (*STOCK, *OURS):
-        own = keys if model in OURS else {**{key: keys[key] for key in SHARED}, "epochs": 0 if model == "Popularity" else 3}
+        own = (
+            keys
+            if model in OURS
+            else {**{key: keys[key] for key in SHARED}, "epochs": 0 if model in ("Popularity", "EASE") else 3}
+        )
         run = Path(run_recbole_llara(model, "toy", config_dict={**own, **OWN.get(model, {})})["run_dir"])
         told[model] = run, load(run).recommend(HISTORY, k=10)
     patch.undo()

@@ -1,0 +1,115 @@
+"""What is computed from the training rows at once: Popularity's shares, and EASE's weights, which are RecBole's."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from recbole.model.general_recommender.ease import EASE as RecBoleEASE
+from scipy.sparse import csr_matrix
+from synthetic_data import write_toy_dataset
+
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.model.build import build_model
+from recbole_llara.quick_start import run_recbole_llara
+from recbole_llara.recommender import closed_form
+from recbole_llara.recommender.closed_form import item_weights, user_items
+from recbole_llara.recommender.retriever import asked_of, padded
+from recbole_llara.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return {**write_toy_dataset(tmp_path_factory.mktemp("closed")), "protocol": "leave_one_out"}
+
+
+def of_run(name, toy, tmp_path, **keys):
+    config = RunConfig(name, "toy", config_dict={**toy, "checkpoint_dir": str(tmp_path), **keys})
+    data = prepare_data(config)
+    return build_model(config, data).eval(), config, data
+
+
+def test_the_example_of_the_docstring():
+    weights = item_weights(torch.tensor([1, 1, 2]), torch.tensor([1, 2, 1]), 3, 1.0)
+    expected = torch.tensor([[0, 0, 0], [0, 0, 1 / 3], [0, 1 / 2, 0]])
+    assert torch.allclose(weights, expected)
+
+
+def test_pairs_are_counted_once_and_padding_never():
+    users, items = user_items(torch.tensor([5, 5, 2]), torch.tensor([3, 4, 3]), torch.tensor([[1, 0], [1, 3], [4, 0]]), 9)
+    assert list(zip(users.tolist(), items.tolist(), strict=True)) == [(2, 3), (2, 4), (5, 1), (5, 3), (5, 4)]
+
+
+def test_the_weights_are_those_of_recboles_ease():
+    rng = np.random.default_rng(3)
+    has_item = rng.random((40, 25)) < 0.2
+    has_item[:, 0] = has_item[0] = False  # RecBole's padding
+    matrix = csr_matrix(has_item.astype(np.float32))
+    config = SimpleNamespace(device="cpu")
+    fields = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_", "reg_weight": 7.0, "device": "cpu"}
+    theirs = RecBoleEASE(
+        type("Config", (), {"__getitem__": lambda self, key: fields[key], "device": config.device})(),
+        SimpleNamespace(num=lambda field: has_item.shape[field == "item_id"], inter_matrix=lambda form: matrix),
+    )
+    users, items = (torch.from_numpy(values.astype(np.int64)) for values in np.nonzero(has_item))
+    ours = item_weights(users, items, 25, 7.0)
+    assert np.allclose(ours.numpy(), np.asarray(theirs.item_similarity), atol=1e-5)
+
+
+def test_it_learns_from_training_rows_alone_and_scores_by_sums(toy, tmp_path):
+    model, config, data = of_run("EASE", toy, tmp_path)
+    users, items = data.dataset.interactions()
+    # leave_one_out: each user's last two interactions are validation and test.
+    from_the_end = np.array([(users[place:] == user).sum() for place, user in enumerate(users)])
+    is_training = torch.from_numpy(from_the_end > 2)
+    users, items = torch.from_numpy(users)[is_training], torch.from_numpy(items)[is_training]
+    pairs = torch.stack([users, items]).unique(dim=1)
+    assert torch.allclose(model.item_weights, item_weights(*pairs, model.n_items, config["reg_weight"]))
+    histories = [[7, 8, 10], [3], list(range(1, 50))]
+    scores = model.full_sort_predict(asked_of(config, padded(histories, config["MAX_ITEM_LIST_LENGTH"]), torch.zeros(3).long()))
+    for history, own in zip(histories, scores, strict=True):
+        assert torch.allclose(own, model.item_weights[history].sum(0), atol=1e-6)
+
+
+def test_a_history_longer_than_a_prompts_is_read_whole(toy, tmp_path):
+    _, config, data = of_run("EASE", toy, tmp_path)
+    assert config["MAX_ITEM_LIST_LENGTH"] == 200
+    history = data.test_data.dataset.inter_feat["item_id_list"]
+    assert history.shape[1] == 200 and int((history > 0).sum(1).max()) > 10
+
+
+def test_held_out_items_all_score_the_same(toy, tmp_path):
+    model, _, data = of_run("EASE", toy, tmp_path, protocol="cold_items", cold_item_share=0.34, candidate_num=10)
+    rows = data.test_data.dataset.inter_feat
+    scores = model.full_sort_predict(rows).gather(1, rows["candidate_id_list"])
+    assert not scores.any()
+
+
+def test_too_many_items_are_refused_before_anything_is_computed(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(closed_form, "MOST_ITEMS", 30)
+    monkeypatch.setattr(closed_form, "item_weights", None)
+    with pytest.raises(UserError, match="found EASE over 60 items.* expected at most 30.*item_inter_num_interval"):
+        of_run("EASE", toy, tmp_path)
+
+
+def test_it_is_computed_with_no_epoch_and_its_checkpoint_answers_alike(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = {**toy, "checkpoint_dir": "saved"}
+    first = run_recbole_llara("EASE", "toy", config_dict=keys)
+    folder = Path(first["run_dir"])
+    # Where a checkpoint brings the weights they are not computed again.
+    monkeypatch.setattr(closed_form, "item_weights", None)
+    checkpoint = str(next(folder.glob("checkpoint*")))
+    again = run_recbole_llara("EASE", "toy", config_dict={**keys, "checkpoint": checkpoint})
+    cases = [(Path(run["run_dir"]) / "cases.jsonl").read_text(encoding="utf-8") for run in (first, again)]
+    assert cases[0] == cases[1] and any(json.loads(cases[0].splitlines()[0])["scores"])
+
+
+def test_a_softmax_of_popularity_is_its_share(toy, tmp_path):
+    model, config, _ = of_run("Popularity", toy, tmp_path)
+    scores = model.full_sort_predict(asked_of(config, padded([[1]], 10), torch.zeros(1).long()))[0]
+    counts = model.counts + 1
+    assert torch.allclose(scores[[3, 5, 9]].softmax(0), counts[[3, 5, 9]] / counts[[3, 5, 9]].sum())
