@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from synthetic_data import write_toy_dataset
+
+from recbole_llara.config.run_config import RunConfig
+from recbole_llara.data.dataset import prepare_data
+from recbole_llara.model.build import build_model
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 CODE = """
@@ -90,7 +95,23 @@ def test_a_catalogue_is_converted_beside_pandas(tmp_path):
 def test_what_titles_are_worth_on_few_rows(tmp_path):
     few = ["--llm_path=tiny", "--rec_epochs=1", "--rec_max_train_rows=512", "--max_train_rows=256", "--max_eval_rows=48"]
     done = _run(tmp_path, "bench_knowledge.py", *few)
-    assert "text of other items" in done.stderr and "n = 48" in done.stderr
+    assert "text of other items" in done.stderr and "whole history" in done.stderr and "n = 48" in done.stderr
+
+
+def test_whole_histories_are_scored_as_ease_scores_them(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from bench_knowledge import WholeHistories
+
+    keys = {**write_toy_dataset(tmp_path), "protocol": "leave_one_out", "checkpoint_dir": str(tmp_path)}
+    config = RunConfig("LLaRA", "toy", config_dict={**keys, "llm_path": "tiny", "MAX_ITEM_LIST_LENGTH": 3})
+    data, ease = prepare_data(config), RunConfig("EASE", "toy", config_dict=keys)
+    rows, whole = data.test_data.dataset.inter_feat, prepare_data(ease).test_data.dataset.inter_feat
+    places, candidates = rows["target_place"], rows["candidate_id_list"]
+    order, same = places.argsort(), whole["target_place"].argsort()
+    assert torch.equal(candidates[order], whole["candidate_id_list"][same])
+    expected = build_model(ease, prepare_data(ease)).full_sort_predict(whole).gather(1, whole["candidate_id_list"])
+    found = WholeHistories(config, data, of_training=False)(places, candidates)
+    assert torch.allclose(found[order], expected[same], atol=1e-6)
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -113,10 +134,10 @@ def test_a_reader_finds_what_titles_tell(monkeypatch, knows):
         candidates = torch.cat([target, others], 1)
         swapped = candidates.clone()
         swapped[:, 0], swapped[torch.arange(rows), place] = candidates[torch.arange(rows), place], candidates[:, 0]
-        return Asked(history, swapped, place, torch.zeros(rows, 5))
+        return Asked(history, swapped, place, torch.zeros(rows, 5), torch.zeros(rows, 5))
 
     test = asked(500)
-    found = fitted(Reader(states, None), asked(4000), asked(500), test)
+    found = fitted(Reader(states, None, False), asked(4000), asked(500), test)
     share = (found.argmax(1) == test.targets).float().mean()
     assert share > 0.9 if knows else share < 0.5
 

@@ -1,10 +1,11 @@
-"""What an LLM's knowledge of titles can add to a recommender, by a reader that is made for nothing else.
+"""What an LLM's knowledge of titles, and a user's whole history, can add to a recommender, by a reader that is made for nothing else.
 
     python tests/benchmarks/bench_knowledge.py --dataset=ml-100k --llm_path=smollm2 [--seed=2020] [--key=value ...]
 
 The frozen LLM reads each title; its states of four depths, averaged over the title, are what it knows of the item. A small model learns
 to add to the recommender's log-probabilities of the candidates how well such vectors of the history fit that of the candidate, how
-popular the candidate is, or both. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
+popular the candidate is, or how well it fits all that the user had before, also what is older than the history that the recommender
+reads, by EASE's weights. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
 the epoch is chosen by the validation rows, and every line is tested against the first, in which only a temperature is fitted. Where
 "text" gains nothing over "text of other items", this model has found nothing in the titles that the recommender lacks.
 
@@ -23,14 +24,17 @@ from transformers import PreTrainedTokenizerBase
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import parse_arguments
-from recbole_llara.data.dataset import prepare_data
+from recbole_llara.data.dataset import PLACE_FIELD, PreparedData, prepare_data
 from recbole_llara.evaluator.significance import mcnemar
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
+from recbole_llara.recommender.closed_form import item_weights, user_items
+from recbole_llara.recommender.frozen import learned_data
 
 DEPTHS, WIDTH = 4, 48  # layers of the LLM that are read, evenly spread; principal components kept of each
 RANK, EPOCHS, DRAWS = 64, 12, 3  # of the reader's products; draws of candidates of each training row
+REG_WEIGHT = 250.0  # EASE's, as properties/model/EASE.yaml has it
 BANDS = ((0, 5), (6, 20), (21, 10**9))  # users who took the target in training
 KEYS = {
     "protocol": "leave_one_out",
@@ -51,20 +55,22 @@ class Asked(NamedTuple):
     candidates: torch.Tensor  # [B, C]
     targets: torch.Tensor  # [B] columns
     log_probs: torch.Tensor  # [B, C]
+    whole: torch.Tensor  # [B, C] EASE's scores by all that the user had before
 
 
 class Reader(nn.Module):
-    """Scores [B, C]: ``w log p + text(history, candidate) + popularity(candidate)``, the last two where they are wanted.
+    """Scores [B, C]: ``w log p + text(history, candidate) + popularity(candidate) + w' whole``, the last three where they are wanted.
 
     Args:
         states: [N, D] of titles; None = no text.
         counts: [N] users who took each item in training; None = no popularity.
+        reads_whole: whether the whole history is read.
     """
 
-    def __init__(self, states: torch.Tensor | None, counts: torch.Tensor | None) -> None:
+    def __init__(self, states: torch.Tensor | None, counts: torch.Tensor | None, reads_whole: bool) -> None:
         super().__init__()
-        self.states, self.counts = states, counts
-        self.weights = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
+        self.states, self.counts, self.reads_whole = states, counts, reads_whole
+        self.weights = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0]))
         if states is not None:
             width = states.shape[1]
             self.of_history, self.of_candidate = (nn.Linear(width, RANK, bias=False) for _ in range(2))
@@ -78,6 +84,8 @@ class Reader(nn.Module):
         if self.counts is not None:
             counts = self.counts[asked.candidates]
             scores = scores + self.weights[1] * counts.log1p() + self.weights[2] * (counts <= BANDS[0][1])
+        if self.reads_whole:
+            scores = scores + self.weights[3] * asked.whole
         if self.states is not None:
             present = asked.history > 0
             from_the_end = (present.flip(1).cumsum(1).flip(1) - 1).clamp(min=0)
@@ -106,8 +114,27 @@ def title_states(llm: nn.Module, tokenizer: PreTrainedTokenizerBase, titles: lis
     return torch.cat(parts, 1)
 
 
+class WholeHistories:
+    """EASE's scores of candidates by all that their user had before, its weights being learned from the recommender's own rows."""
+
+    def __init__(self, config: RunConfig, data: PreparedData, of_training: bool) -> None:
+        users, self.items = (torch.from_numpy(values) for values in data.dataset.interactions())  # [M] by user and time
+        self.first = torch.searchsorted(users, users)  # [M] the place of each one's user's first
+        learned = learned_data(config, config.for_recommender(), data, of_training).dataset
+        rows = learned.inter_feat
+        columns = rows[learned.uid_field], rows[learned.iid_field], rows[learned.item_id_list_field]
+        self.weights = item_weights(*user_items(*columns, learned.item_num), learned.item_num, REG_WEIGHT)
+
+    def __call__(self, places: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """[B, C] for targets at places [B] among all interactions."""
+        had = torch.zeros(len(places), len(self.weights))
+        for row, place in enumerate(places.tolist()):
+            had[row, self.items[self.first[place] : place]] = 1
+        return (had @ self.weights).gather(1, candidates)
+
+
 @torch.no_grad()
-def training_questions(model: LLMRecommender, loader: object) -> Asked:
+def training_questions(model: LLMRecommender, loader: object, whole: WholeHistories) -> Asked:
     """The training rows with ``DRAWS`` draws of candidates each."""
     model.train()
     parts = []
@@ -115,12 +142,13 @@ def training_questions(model: LLMRecommender, loader: object) -> Asked:
         for interaction in loader:
             rows = model.training_rows(interaction, draw)
             told = model.conclude(rows.history, rows.candidates).log_probs
-            parts.append(Asked(rows.history, rows.candidates, rows.target_columns, told))
+            of_whole = whole(interaction[PLACE_FIELD], rows.candidates)
+            parts.append(Asked(rows.history, rows.candidates, rows.target_columns, told, of_whole))
     return Asked(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def evaluation_questions(model: LLMRecommender, loader: object) -> Asked:
+def evaluation_questions(model: LLMRecommender, loader: object, whole: WholeHistories) -> Asked:
     """The validation or test rows."""
     model.eval()
     parts = []
@@ -129,7 +157,8 @@ def evaluation_questions(model: LLMRecommender, loader: object) -> Asked:
         targets = interaction[model.POS_ITEM_ID].cpu()
         columns = (questions.candidates == targets[:, None]).int().argmax(1)
         told = model.conclude(questions.history, questions.candidates).log_probs
-        parts.append(Asked(questions.history, questions.candidates, columns, told))
+        of_whole = whole(interaction[PLACE_FIELD], questions.candidates)
+        parts.append(Asked(questions.history, questions.candidates, columns, told, of_whole))
     return Asked(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -163,20 +192,23 @@ def main() -> None:
     known = data.dataset.knowledge.known["train"]
     counts = torch.from_numpy(np.bincount(known.keys % known.n_items, minlength=model.n_items)).float()
     states = title_states(causal_lm(model.llm).eval(), model.tokenizer, list(data.catalogue.titles))
+    whole = WholeHistories(config, data, of_training=False)
     train, valid, test = (
-        training_questions(model, data.train_data),
-        evaluation_questions(model, data.valid_data),
-        evaluation_questions(model, data.test_data),
+        training_questions(model, data.train_data, WholeHistories(config, data, of_training=True)),
+        evaluation_questions(model, data.valid_data, whole),
+        evaluation_questions(model, data.test_data, whole),
     )
     of_target = counts[test.candidates[torch.arange(len(test.targets)), test.targets]]
     torch.manual_seed(config["seed"])
     others = torch.cat([states[:1], states[1:][torch.randperm(len(states) - 1)]])
     readers = {
-        "temperature": (None, None),
-        "popularity": (None, counts),
-        "text": (states, None),
-        "text of other items": (others, None),
-        "text and popularity": (states, counts),
+        "temperature": (None, None, False),
+        "popularity": (None, counts, False),
+        "text": (states, None, False),
+        "text of other items": (others, None, False),
+        "text and popularity": (states, counts, False),
+        "whole history": (None, None, True),
+        "text and whole history": (states, None, True),
     }
     log.info(
         f"{config['dataset']}, {config['llm_path']}, seed {config['seed']}: n = {len(test.targets)}, {len(train.targets):,} training "
