@@ -35,6 +35,7 @@ class Model:
     source: str | type  # the class, or ``module:Class``, imported when it is asked for
     kind: Kind
     defaults: Mapping[str, Any] | Path | None = None  # of a registered one; see ``register_model``
+    has_item_table: bool = False  # of a packaged baseline, whether an LLM can read it
 
 
 _PACKAGED: dict[str, Model] = {
@@ -43,7 +44,7 @@ _PACKAGED: dict[str, Model] = {
     "TALLRec": Model("recbole_llara.model.llara:TALLRec", Kind.LLM),
     "ZeroShotLLM": Model("recbole_llara.model.llara:ZeroShotLLM", Kind.LLM),
     "Popularity": Model("recbole_llara.recommender.closed_form:Popularity", Kind.BASELINE),
-    "EASE": Model("recbole_llara.recommender.closed_form:EASE", Kind.BASELINE),
+    "EASE": Model("recbole_llara.recommender.closed_form:EASE", Kind.BASELINE, has_item_table=True),
     "MoRec": Model("recbole_llara.recommender.morec:MoRec", Kind.OVER_RECOMMENDER),
     "ChatLLM": Model("recbole_llara.model.chat_llm:ChatLLM", Kind.BASELINE),
 }
@@ -111,8 +112,10 @@ def _is_registered(name: str) -> bool:
 
 
 def checked_recommender(rec_model: Any) -> str:
-    """The name of a recommender that can be frozen: one of RecBole's sequential ones, or a registered baseline."""
-    own = [name for name in MODELS if _is_registered(name) and MODELS[name].kind is Kind.BASELINE]
+    """The name of a recommender that can be frozen: one of RecBole's sequential ones, EASE, or a registered baseline."""
+    own = [
+        name for name, model in MODELS.items() if model.kind is Kind.BASELINE and (_is_registered(name) or model.has_item_table)
+    ]
     known = [*stock_models(), *own]
     if rec_model not in known:
         hint = nearest(rec_model, known)

@@ -351,6 +351,7 @@ class PromptSettings(AskingSettings, TitleSettings):
     stage_1_representation: str = key(VALUE, names=REPRESENTATIONS)
     strategy: str = key(VALUE, names=one_of("direct", "two_stage", "curriculum"))
     curriculum: str = key(VALUE, names=named_in("prompt.curriculum:CURRICULA"))
+    prompt_history: Count | None = key(VALUE, is_question=False)
     prompt_format: str = key(VALUE, names=one_of("plain", "chat"))
     max_field_tokens: Count = key(VALUE)
     shuffle_titles: bool = key(VALUE)

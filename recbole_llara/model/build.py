@@ -104,7 +104,7 @@ def prepare_llm(config: Any, data: PreparedData, is_sharded: bool) -> PreparedLL
         shard_frozen(tuned, device, processes_of(config).count)
     if not (is_held_quantized := is_quantized(llm)):  # else the weights are there already
         tuned.to(device)
-    lists = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    lists = shown_lists(config)
     generates = DECODINGS[EvaluationSettings.from_config(config).decoding].generates
 
     def probe() -> AnswerReader:
@@ -124,7 +124,7 @@ def prompt_encoder(
 ) -> tuple[PromptEncoder, str]:
     """The encoder of a run's prompts for an LLM of this configuration, and the key of its items' pieces; a UserError where it cannot hold them."""
     max_positions, prompt = context_length(llm_config), PromptSettings.from_config(config)
-    history, candidates = config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"]
+    history, candidates = shown_lists(config)
     budget = None if max_positions is None else ContextBudget(max_positions, history, candidates)
     templates = load_templates(data.catalogue.domain, candidates, prompt.prompt_file)
     shown, chat = shown_representations(config), ChatFrame.of(tokenizer) if prompt.prompt_format == "chat" else None
@@ -135,7 +135,13 @@ def prompt_encoder(
     pieces = kept_pieces(data.kept, key, data.catalogue)
     fields = bracketed(data.catalogue.fields, tokenizer, prompt.max_field_tokens) if pieces is None else ()
     made = (prompt.max_title_tokens, budget, shown, chat, fields, pieces)
-    return PromptEncoder(tokenizer, data.catalogue.titles, templates, *made, letters=candidates), key
+    return PromptEncoder(tokenizer, data.catalogue.titles, templates, *made, letters=candidates, history=history), key
+
+
+def shown_lists(config: Any) -> tuple[int, int]:
+    """How many items of a history and how many candidates a prompt of the run shows at most."""
+    read, shown = config["MAX_ITEM_LIST_LENGTH"], PromptSettings.from_config(config).prompt_history
+    return min(read, shown or read), config["candidate_num"]
 
 
 def prepare_answers(config: Any, model: Any) -> None:
@@ -146,7 +152,7 @@ def prepare_answers(config: Any, model: Any) -> None:
     """
     llm, encoder, limit = causal_lm(model.llm), model.encoder, LLMSettings.from_config(config).prefix_cache
     if limit:
-        longest = encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
+        longest = encoder.longest_prompt(*shown_lists(config))
         ids = (model.tokenizer.eos_token_id, encoder.pad_id)
         if Probe(llm, model.llm_path, *longest, *ids, is_quantized(llm)).reads_on(model.read_answers):
             model.prefixes = PrefixStore(limit * MEGABYTE)

@@ -14,7 +14,7 @@ from recbole_llara.data.dataset import PreparedData
 from recbole_llara.llm.loading import read_files
 from recbole_llara.llm.slot_rows import token_rows
 from recbole_llara.model.base import LLMRecommender
-from recbole_llara.model.build import prompt_encoder
+from recbole_llara.model.build import prompt_encoder, shown_lists
 from recbole_llara.model.engine_client import EngineClient, Served
 from recbole_llara.prompt.curriculum import stages_of
 from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
@@ -62,7 +62,7 @@ class EngineRecommender(nn.Module):
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
         self.conclude = self._concluding(config, data) if self.representation.tells_conclusions else None
         self.llm = EngineClient(EngineSettings.from_config(config), self.served)
-        longest, answers = self.encoder.longest_prompt(config["MAX_ITEM_LIST_LENGTH"], config["candidate_num"])
+        longest, answers = self.encoder.longest_prompt(*shown_lists(config))
         self.llm.check(longest.input_ids.shape[1] + answers.shape[2])
 
     @staticmethod

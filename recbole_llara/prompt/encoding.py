@@ -91,6 +91,7 @@ class PromptEncoder:
         fields: N texts that stand behind the titles in prompts, and not in answers, see ``fields.bracketed``; none = titles alone.
         pieces: what an encoder of the same arguments made of the titles and fields, so that none is tokenised again.
         letters: C, how many candidates the letters of answers tell apart; only for representations that answer with them.
+        history: how many items of a history a prompt shows at most, its latest; None = all that it is given.
 
     Attributes:
         pieces: the tokens of the items' texts.
@@ -117,11 +118,12 @@ class PromptEncoder:
         fields: Sequence[str] = (),
         pieces: ItemPieces | None = None,
         letters: int = 0,
+        history: int | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("llm_path: its tokenizer has no EOS token, expected one to end an answer")
         self.tokenizer, self.templates, self.budget, self.n_items = tokenizer, list(templates), budget, len(titles)
-        self.chat = chat
+        self.chat, self.history = chat, history
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
         end = tokenizer.eos_token_id
         self.pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -243,8 +245,12 @@ class PromptEncoder:
 
     def prompt_lengths(self, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """[B] tokens of the titles, with their fields, of each row's history [B, L] and candidates [B, C]: by these prompts differ."""
-        items = torch.cat([history, candidates], 1)
+        items = torch.cat([self._shown(history), candidates], 1)
         return (self._bank.lengths(self.pieces.pieces(items, Part.TITLE)) * (items > 0)).sum(1)
+
+    def _shown(self, history: torch.Tensor) -> torch.Tensor:
+        """What prompts show of histories [B, L]: [B, min(L, H)]."""
+        return history if self.history is None else latest(history, self.history)
 
     def longest_prompt(self, history: int, candidates: int) -> tuple[EncodedPrompts, torch.Tensor]:
         """A prompt as long as any of a run with L and C items, which need not occur together; and its candidates' answers [1, C, A]."""
@@ -310,7 +316,7 @@ class PromptEncoder:
         """Assemble prompts.
 
         Args:
-            history: [B, L] item ids in order of time, 0-padded on the right.
+            history: [B, L] item ids in order of time, 0-padded on the right; of longer ones the latest ``history`` of the encoder stand in the prompt.
             candidates: [B, C] item ids.
             targets: [B] item ids whose answers follow the prompts, or None for prompts alone.
             representation: of all rows, or B of them.
@@ -323,9 +329,9 @@ class PromptEncoder:
         of_rows = [representation] * len(history) if isinstance(representation, Representation) else list(representation)
         distinct = list(dict.fromkeys(of_rows))
         which = torch.tensor([distinct.index(each) for each in of_rows], dtype=torch.int64)  # [B]
-        lists = {HISTORY: history, CANDIDATES: candidates}
+        lists = {HISTORY: self._shown(history), CANDIDATES: candidates}
         most_parts = max((len(each.parts) for each in distinct), default=0)
-        width = (history.shape[1] + candidates.shape[1]) * (3 + most_parts) + max(map(len, self.layouts))
+        width = (lists[HISTORY].shape[1] + candidates.shape[1]) * (3 + most_parts) + max(map(len, self.layouts))
         prompts = _pieces(len(history), width + 2, NOTHING)
         in_answer = torch.zeros_like(prompts[0], dtype=torch.bool)
         is_head = torch.zeros_like(in_answer)
@@ -417,6 +423,14 @@ class PromptEncoder:
             pooled=laid_out(0, 0 if pooled is None else pooled.flatten()[of_pieces].long()).bool(),
             head_lengths=torch.zeros(len(pieces), dtype=torch.int64),
         )
+
+
+def latest(history: torch.Tensor, most: int) -> torch.Tensor:
+    """The last items [B, min(L, most)] of histories [B, L], 0-padded on the right: of [1, 2, 3, 0] and 2 the [2, 3]."""
+    if history.shape[1] <= most:
+        return history
+    first = ((history > 0).sum(1, keepdim=True) - most).clamp(min=0)
+    return history.gather(1, first + torch.arange(most)[None])
 
 
 def _written(representation: Representation) -> dict[str, tuple[tuple[Part, ...], Part | None]]:

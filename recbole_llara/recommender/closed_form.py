@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from scipy.sparse import csr_array
+from scipy.sparse.linalg import svds
 from torch import nn
 
 from recbole_llara.utils.errors import UserError
@@ -54,8 +55,13 @@ class EASE(ClosedForm):
     """A linear item-to-item model of whole histories (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019).
 
     With X [U, N] of ones where a user has an item in the training rows, B = argmin |X - X B|^2 + reg_weight |B|^2, diag(B) = 0, is
-    computed at once: P = (X'X + reg_weight I)^-1, B_ij = -P_ij / P_jj. A history scores an item by the sum of its items' weights. It knows no
-    order and needs no user: RecBole's own EASE scores the users of its training alone, from their training rows.
+    computed at once: P = (X'X + reg_weight I)^-1, B_ij = -P_ij / P_jj. A history scores an item by ``score_scale`` times the sum of its
+    items' weights. It knows no order and needs no user: RecBole's own EASE scores the users of its training alone, from their training
+    rows.
+
+    For an LLM that reads it, an item's vector has ``embedding_size`` numbers: its coordinates along X's leading right singular vectors v with
+    values s, each times s / sqrt(s^2 + reg_weight), so that products of vectors are the leading part of the same regression with its
+    diagonal. A history's is the mean of its items'.
 
     Raises:
         UserError: more items than a table of all pairs is held for.
@@ -68,16 +74,25 @@ class EASE(ClosedForm):
                 f"model: found EASE over {self.n_items - 1} items, whose table of all pairs would have {4e-9 * self.n_items**2:.1f} GB, expected at "
                 f"most {MOST_ITEMS}: leave out rare items by item_inter_num_interval, or choose another model"
             )
-        weights = torch.zeros(self.n_items, self.n_items)
+        reg_weight = float(config["reg_weight"])
+        weights, vectors = torch.zeros(self.n_items, self.n_items), torch.zeros(self.n_items, int(config["embedding_size"]))
         # Of a run that is loaded, the file brings them.
         if len(dataset.inter_feat) and config["checkpoint"] is None:
             columns = (dataset.inter_feat[field] for field in (self.USER_ID, self.POS_ITEM_ID, self.ITEM_SEQ))
-            weights = item_weights(*user_items(*columns, self.n_items), self.n_items, float(config["reg_weight"]))
+            pairs = user_items(*columns, self.n_items)
+            weights = item_weights(*pairs, self.n_items, reg_weight).mul_(float(config["score_scale"]))
+            vectors = item_vectors(*pairs, *vectors.shape, reg_weight)
         self.register_buffer("item_weights", weights)  # [N, N]
+        self.item_embedding = nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=0)  # [N, d]
+
+    def forward(self, history: torch.Tensor) -> torch.Tensor:
+        """The mean vectors [B, d] of histories [B, L], 0-padded on the right."""
+        return self.item_embedding(history).sum(1) / (history > 0).sum(1, keepdim=True).clamp(min=1)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """The scores of all items, [B, N]."""
         history = interaction[self.ITEM_SEQ]
+        self.forward(history)  # what is read as its sequence output
         has_item = torch.zeros(len(history), self.n_items, device=history.device).scatter_(1, history, 1.0)
         has_item[:, 0] = 0  # the padding
         return has_item @ self.item_weights
@@ -105,3 +120,20 @@ def item_weights(users: torch.Tensor, items: torch.Tensor, n_items: int, reg_wei
     weights = inverse.div_(-inverse.diagonal().clone())
     weights.fill_diagonal_(0)
     return weights.float().contiguous()
+
+
+def item_vectors(users: torch.Tensor, items: torch.Tensor, n_items: int, size: int, reg_weight: float) -> torch.Tensor:
+    """EASE's vectors [N, d], float32, of different pairs of users [M] and items [M]; 0 behind the rank of X.
+
+    Each axis points where its largest coordinate is positive, since the sign of a singular vector is anybody's.
+    """
+    has_item = csr_array((np.ones(len(items)), (users.numpy(), items.numpy())), shape=(int(users.max()) + 1, n_items))
+    kept = min(size, min(has_item.shape) - 1)
+    _, values, axes = svds(has_item, k=kept, v0=np.random.default_rng(0).random(min(has_item.shape)))
+    order = np.argsort(-values)
+    values, axes = values[order], axes[order]
+    axes *= np.sign(axes[np.arange(kept), np.abs(axes).argmax(1)])[:, None]
+    vectors = torch.zeros(n_items, size)
+    vectors[:, :kept] = torch.from_numpy((axes * (values / np.sqrt(values**2 + reg_weight))[:, None]).T)
+    vectors[0] = 0  # the padding
+    return vectors

@@ -29,6 +29,7 @@ def stages():
             shuffle_titles=False,
             eval_template="first",
             prompt_file=None,
+            prompt_history=None,
             prompt_format="plain",
             user_token=False,
             recommender_score_token="none",

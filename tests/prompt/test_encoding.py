@@ -179,6 +179,20 @@ def test_rows_of_several_representations_are_those_of_each(encoder):
         assert torch.equal(together.slot_columns[own] - width, alone.slot_columns)
 
 
+def test_a_prompt_shows_the_latest_items_and_the_recommender_is_asked_about_all(tokenizer, encoder):
+    """Histories of 3, 1 and no items, of which two are shown."""
+    history = torch.tensor([[3, 5, 2], [4, 0, 0], [0, 0, 0]])
+    shown = torch.tensor([[5, 2], [4, 0], [0, 0]])
+    short = PromptEncoder(tokenizer, TITLES, encoder.templates, history=2)
+    told = replace(REPRESENTATIONS["hybrid"], has_user_token=True)
+    found = short.encode(history, CANDIDATE_ITEMS, TARGETS, told, torch.tensor([0, 1, 2]))
+    expected = encoder.encode(shown, CANDIDATE_ITEMS, TARGETS, told, torch.tensor([0, 1, 2]))
+    for name in ("input_ids", "labels", "slot_rows", "slot_columns", "slot_parts", "slot_items", "pooled", "head_lengths"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(found.asked[0], history)
+    assert torch.equal(short.prompt_lengths(history, CANDIDATE_ITEMS), encoder.prompt_lengths(shown, CANDIDATE_ITEMS))
+
+
 @pytest.mark.parametrize("name", list(REPRESENTATIONS))
 def test_what_a_representation_can_lack(name, encoder):
     """Without the recommender nothing of it is left, without the history's titles none of these; else there is nothing to lack."""

@@ -67,11 +67,41 @@ def test_it_learns_from_training_rows_alone_and_scores_by_sums(toy, tmp_path):
     is_training = torch.from_numpy(from_the_end > 2)
     users, items = torch.from_numpy(users)[is_training], torch.from_numpy(items)[is_training]
     pairs = torch.stack([users, items]).unique(dim=1)
-    assert torch.allclose(model.item_weights, item_weights(*pairs, model.n_items, config["reg_weight"]))
+    expected = item_weights(*pairs, model.n_items, config["reg_weight"])
+    assert torch.allclose(model.item_weights, config["score_scale"] * expected)
     histories = [[7, 8, 10], [3], list(range(1, 50))]
     scores = model.full_sort_predict(asked_of(config, padded(histories, config["MAX_ITEM_LIST_LENGTH"]), torch.zeros(3).long()))
     for history, own in zip(histories, scores, strict=True):
         assert torch.allclose(own, model.item_weights[history].sum(0), atol=1e-6)
+
+
+def test_products_of_its_vectors_are_the_leading_part_of_the_regression(toy, tmp_path):
+    model, _, data = of_run("EASE", toy, tmp_path, embedding_size=80, reg_weight=5.0)
+    users, items = data.dataset.interactions()
+    keys, counts = np.unique(users, return_counts=True)
+    last = dict(zip(keys, counts, strict=True))
+    seen = dict.fromkeys(keys, 0)
+    has_item = np.zeros((users.max() + 1, model.n_items))
+    for user, item in zip(users, items, strict=True):
+        seen[user] += 1
+        if seen[user] <= last[user] - 2:
+            has_item[user, item] = 1
+    products = has_item.T @ has_item
+    smoother = np.linalg.solve(products + 5.0 * np.eye(model.n_items), products)
+    vectors = model.item_embedding.weight.detach().numpy().astype(float)
+    rank = min(has_item.shape) - 1
+    assert vectors.shape == (model.n_items, 80) and not vectors[:, rank:].any() and not vectors[0].any()
+    # All axes but the last of the rank are there.
+    assert np.abs(vectors @ vectors.T - smoother).max() < 0.2
+    values = np.linalg.svd(has_item, compute_uv=False)[:rank]
+    assert np.allclose((vectors[:, :rank] ** 2).sum(0), values**2 / (values**2 + 5.0), atol=1e-4)
+
+
+def test_an_llm_reads_its_vectors_and_its_mean_of_them(toy, tmp_path):
+    model, _, _ = of_run("EASE", toy, tmp_path)
+    history = torch.tensor([[3, 5, 0], [9, 0, 0]])
+    vectors = model.item_embedding.weight
+    assert torch.allclose(model(history), torch.stack([(vectors[3] + vectors[5]) / 2, vectors[9]]))
 
 
 def test_a_history_longer_than_a_prompts_is_read_whole(toy, tmp_path):

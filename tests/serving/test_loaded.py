@@ -38,6 +38,27 @@ def test_the_ranking_is_the_evaluators(model, make_run):
         assert all(item.recommender_rank is None for item in found)
 
 
+def test_a_recommender_reads_more_of_a_history_than_the_prompt_shows(make_run):
+    """EASE reads all of it, training rows as test rows; a loaded run likewise, and an old item changes the answer."""
+    keys = {"rec_model": "EASE", "MAX_ITEM_LIST_LENGTH": 40, "prompt_history": 2, "recommender_score_token": "log_prob"}
+    folder = Path(make_run("LLaRA", **keys, user_token=True, recommender_rows="earlier"))
+    run = recbole_llara.load(folder)
+    cases = read_records(folder / "cases.jsonl")
+    assert max(len(case["history"]) for case in cases) > 2
+    for case in cases:
+        history, candidates = ([f"id:{item}" for item in case[name]] for name in ("history", "candidates"))
+        found = {item.item_id: item.score for item in run.recommend(history, k=len(candidates), candidates=candidates)}
+        assert found == pytest.approx(dict(zip(case["candidates"], case["scores"], strict=True)), abs=1e-5)
+    history, candidates = [f"i{item}" for item in range(20)], [f"i{item}" for item in range(30, 40)]
+    whole = {item.item_id: item.score for item in run.recommend(history, k=10, candidates=candidates)}
+    latest = {item.item_id: item.score for item in run.recommend(history[-2:], k=10, candidates=candidates)}
+    assert whole != pytest.approx(latest, abs=1e-5)
+    prompts = run.model.encoder.encode(
+        *(torch.arange(1, 1 + count)[None] for count in (20, 10)), None, run.model.representation, torch.zeros(1).long()
+    )
+    assert prompts.slot_items[prompts.slot_items > 0].tolist()[:2] == [19, 20]
+
+
 def test_the_recommender_proposes_unseen_items_and_the_llm_ranks_them(run):
     history = ["Title 3 é", "i4", "id:i5"]
     found = run.recommend(history, k=10, retrieve_k=10)
