@@ -124,6 +124,15 @@ def test_tables_by_popularity_and_of_papers():
     assert rows[-1] == "| TALLRec | .0000 [.000, .490] | .3895 (.9263) |"
 
 
+def test_a_record_of_other_systems_or_seeds_is_measured_again():
+    study = make.study_of({"study": "quickstart", "arguments": ["--seeds=1,2"]})
+    record = {"seeds": [1, 2], "datasets": {"ml-100k": {"systems": dict.fromkeys(study.systems), "failures": {}}}}
+    assert make.is_whole(record, study) and not make.is_whole(None, study)
+    assert not make.is_whole({**record, "seeds": [1]}, study)
+    systems = dict.fromkeys(list(study.systems)[1:])
+    assert not make.is_whole({**record, "datasets": {"ml-100k": {"systems": systems, "failures": {}}}}, study)
+
+
 def test_what_was_not_measured_stays():
     text = '<!-- = hit("ahead", "SASRec") -->.526<!-- / -->'
     assert make.written(text, BY_HAND) == text

@@ -1,7 +1,7 @@
 """Measures what the pages tell: runs the studies of runs.yaml, keeps the numbers of each in measured/, and writes them into the pages.
 
-``python docs/results/make.py`` (``make results``) runs every study that has no file in measured/; names of runs.yaml behind it run
-these alone, with ``--fresh`` also where a file is there. ``--write`` runs nothing. A study that was stopped resumes: its finished
+``python docs/results/make.py`` (``make results``) runs every study that has no file in measured/, or one of other systems or seeds; names
+of runs.yaml behind it run these alone, with ``--fresh`` also where a file is there. ``--write`` runs nothing. A study that was stopped resumes: its finished
 systems are kept in saved/.
 
 In a page, what stands between ``<!-- = CALL -->`` and ``<!-- / -->`` is written by the function of ``WRITERS`` that the call names, such as
@@ -322,7 +322,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     status = 0
     for name in [] if arguments.write else arguments.runs or runs:
-        if name in stored() and not arguments.fresh:
+        if is_whole(stored().get(name), study_of(runs[name])) and not arguments.fresh:
             sys.stderr.write(f"{name}: measured already, its numbers are in measured/{name}.json; --fresh measures it again\n")
         else:
             sys.stderr.write(f"{name}: {runs[name]['budget']}\n")
@@ -330,6 +330,14 @@ def main(argv: Sequence[str]) -> int:
             write_pages()
     write_pages()
     return int(status)
+
+
+def is_whole(record: Mapping[str, Any] | None, study: Study) -> bool:
+    """Whether a stored record is of the study as it is now: its seeds, and every system of it, of each dataset."""
+    if record is None or tuple(record["seeds"]) != study.seeds or tuple(record["datasets"]) != study.datasets:
+        return False
+    told = ({*of_dataset["systems"], *of_dataset["failures"]} for of_dataset in record["datasets"].values())
+    return all(systems == set(study.systems) for systems in told)
 
 
 def write_pages() -> None:
