@@ -109,9 +109,11 @@ def test_whole_histories_are_scored_as_ease_scores_them(monkeypatch, tmp_path):
     places, candidates = rows["target_place"], rows["candidate_id_list"]
     order, same = places.argsort(), whole["target_place"].argsort()
     assert torch.equal(candidates[order], whole["candidate_id_list"][same])
-    expected = build_model(ease, prepare_data(ease)).full_sort_predict(whole).gather(1, whole["candidate_id_list"])
+    scores = build_model(ease, prepare_data(ease)).full_sort_predict(whole).gather(1, whole["candidate_id_list"])
+    expected = scores.log_softmax(1)
     found = WholeHistories(config, data, of_training=False)(places, candidates)
-    assert torch.allclose(found[order], expected[same], atol=1e-6)
+    assert torch.allclose(found[order][..., 0], expected[same], atol=1e-5)
+    assert torch.equal(found[..., 1], found[..., 0].exp()) and float(found[..., 2].max()) == 1
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -134,7 +136,7 @@ def test_a_reader_finds_what_titles_tell(monkeypatch, knows):
         candidates = torch.cat([target, others], 1)
         swapped = candidates.clone()
         swapped[:, 0], swapped[torch.arange(rows), place] = candidates[torch.arange(rows), place], candidates[:, 0]
-        return Asked(history, swapped, place, torch.zeros(rows, 5), torch.zeros(rows, 5))
+        return Asked(history, swapped, place, torch.zeros(rows, 5), torch.zeros(rows, 5, 3))
 
     test = asked(500)
     found = fitted(Reader(states, None, False), asked(4000), asked(500), test)

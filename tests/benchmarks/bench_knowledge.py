@@ -5,7 +5,7 @@
 The frozen LLM reads each title; its states of four depths, averaged over the title, are what it knows of the item. A small model learns
 to add to the recommender's log-probabilities of the candidates how well such vectors of the history fit that of the candidate, how
 popular the candidate is, or how well it fits all that the user had before, also what is older than the history that the recommender
-reads, by EASE's weights. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
+reads: the three numbers that a score token tells an LLM of EASE, which is what LLaRA over EASE has to be ahead of. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
 the epoch is chosen by the validation rows, and every line is tested against the first, in which only a temperature is fitted. Where
 "text" gains nothing over "text of other items", this model has found nothing in the titles that the recommender lacks.
 
@@ -34,7 +34,7 @@ from recbole_llara.recommender.frozen import learned_data
 
 DEPTHS, WIDTH = 4, 48  # layers of the LLM that are read, evenly spread; principal components kept of each
 RANK, EPOCHS, DRAWS = 64, 12, 3  # of the reader's products; draws of candidates of each training row
-REG_WEIGHT = 250.0  # EASE's, as properties/model/EASE.yaml has it
+REG_WEIGHT, SCORE_SCALE = 250.0, 20.0  # EASE's, as properties/model/EASE.yaml has them
 BANDS = ((0, 5), (6, 20), (21, 10**9))  # users who took the target in training
 KEYS = {
     "protocol": "leave_one_out",
@@ -55,11 +55,11 @@ class Asked(NamedTuple):
     candidates: torch.Tensor  # [B, C]
     targets: torch.Tensor  # [B] columns
     log_probs: torch.Tensor  # [B, C]
-    whole: torch.Tensor  # [B, C] EASE's scores by all that the user had before
+    whole: torch.Tensor  # [B, C, 3] EASE's log-probability by all that the user had before, its probability and 1 / (1 + rank)
 
 
 class Reader(nn.Module):
-    """Scores [B, C]: ``w log p + text(history, candidate) + popularity(candidate) + w' whole``, the last three where they are wanted.
+    """Scores [B, C]: ``w log p + text(history, candidate) + popularity(candidate) + whole w'``, the last three where they are wanted.
 
     Args:
         states: [N, D] of titles; None = no text.
@@ -70,7 +70,7 @@ class Reader(nn.Module):
     def __init__(self, states: torch.Tensor | None, counts: torch.Tensor | None, reads_whole: bool) -> None:
         super().__init__()
         self.states, self.counts, self.reads_whole = states, counts, reads_whole
-        self.weights = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        self.weights, self.of_whole = nn.Parameter(torch.tensor([1.0, 0.0, 0.0])), nn.Parameter(torch.zeros(3))
         if states is not None:
             width = states.shape[1]
             self.of_history, self.of_candidate = (nn.Linear(width, RANK, bias=False) for _ in range(2))
@@ -85,7 +85,7 @@ class Reader(nn.Module):
             counts = self.counts[asked.candidates]
             scores = scores + self.weights[1] * counts.log1p() + self.weights[2] * (counts <= BANDS[0][1])
         if self.reads_whole:
-            scores = scores + self.weights[3] * asked.whole
+            scores = scores + asked.whole @ self.of_whole
         if self.states is not None:
             present = asked.history > 0
             from_the_end = (present.flip(1).cumsum(1).flip(1) - 1).clamp(min=0)
@@ -115,7 +115,7 @@ def title_states(llm: nn.Module, tokenizer: PreTrainedTokenizerBase, titles: lis
 
 
 class WholeHistories:
-    """EASE's scores of candidates by all that their user had before, its weights being learned from the recommender's own rows."""
+    """What EASE says of candidates by all that their user had before, its weights being learned from the recommender's own rows."""
 
     def __init__(self, config: RunConfig, data: PreparedData, of_training: bool) -> None:
         users, self.items = (torch.from_numpy(values) for values in data.dataset.interactions())  # [M] by user and time
@@ -126,11 +126,13 @@ class WholeHistories:
         self.weights = item_weights(*user_items(*columns, learned.item_num), learned.item_num, REG_WEIGHT)
 
     def __call__(self, places: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """[B, C] for targets at places [B] among all interactions."""
+        """[B, C, 3] of candidates [B, C] for targets at places [B] among all interactions; see ``Asked``."""
         had = torch.zeros(len(places), len(self.weights))
         for row, place in enumerate(places.tolist()):
             had[row, self.items[self.first[place] : place]] = 1
-        return (had @ self.weights).gather(1, candidates)
+        log_probs = (SCORE_SCALE * had @ self.weights).gather(1, candidates).log_softmax(1)
+        ranks = (log_probs[:, None] > log_probs[:, :, None]).sum(2)
+        return torch.stack([log_probs, log_probs.exp(), 1 / (1 + ranks)], 2)
 
 
 @torch.no_grad()
