@@ -336,11 +336,14 @@ class StudyRuns(Plan):
         """The keys that name what an arm evaluates instead of training; none where it trains."""
         study, source = self.study, self._source(arm)
         if source is None:
-            if not self._is_read(arm):
+            if (reader := self._reader(arm)) is None:
                 return {}
             model = study.model_of(arm.system)
             own = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": study.candidate_seed, "rec_model": model}
-            config = RunConfig("LLaRA", config_dict={**study.settings, **own})
+            shared = {
+                key: value for key, value in study.keys_of(reader).items() if key in SHARED_KEYS or key.startswith(REC_PREFIX)
+            }
+            config = RunConfig("LLaRA", config_dict={**study.settings, **shared, **own})
             return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).weights)}
         trained = self._outcomes.get(source)
         if not isinstance(trained, FinishedArm):
@@ -353,14 +356,25 @@ class StudyRuns(Plan):
             values["rec_checkpoint"] = recommender["path"]
         return values
 
-    def _is_read(self, arm: Arm) -> bool:
-        """Whether an arm is the recommender that a system reads: it is then evaluated as trained for it."""
-        study = self.study
-        if "seed" in study.keys_of(arm.system):  # what the LLMs read has their seed
-            return False
-        systems = [name for name in study.systems if is_llm_recommender(study.model_of(name))]
+    def _reader(self, arm: Arm) -> str | None:
+        """The first LLM system that reads the recommender that an arm is, which is then evaluated as trained for it; None = none does.
+
+        A system with keys of its own is another recommender than an LLM reads, as is one that is given histories of another length.
+        """
+        study, model = self.study, self.study.model_of(arm.system)
+        if study.keys_of(arm.system):
+            return None
         default = study.settings.get("rec_model", "SASRec")
-        return study.model_of(arm.system) in {study.keys_of(name).get("rec_model", default) for name in systems}
+        for name in study.systems:
+            if is_llm_recommender(study.model_of(name)) and study.keys_of(name).get("rec_model", default) == model:
+                lengths = {self._history_length(replace(arm, system=one)) for one in (name, arm.system)}
+                if len(lengths) == 1:
+                    return name
+        return None
+
+    def _history_length(self, arm: Arm) -> int:
+        """How many items of a history an arm is given."""
+        return RunConfig(self.study.model_of(arm.system), config_dict=self._values(arm))["MAX_ITEM_LIST_LENGTH"]
 
     def _place(self, arm: Arm) -> Path:
         """Where an arm's outcome is kept; the name covers all that its result depends on except the code."""
@@ -374,7 +388,9 @@ class StudyRuns(Plan):
         facts = {"model": model, "keys": self._facts(arm), "version": __version__, "llm": embedded_llm_sha256()}
         if sources:
             facts["evaluates"] = self.places[sources[0]].name
-        elif self._is_read(arm) and (rows := {key: self.study.settings[key] for key in LEARNED if key in self.study.settings}):
+        elif self._reader(arm) is not None and (
+            rows := {key: self.study.settings[key] for key in LEARNED if key in self.study.settings}
+        ):
             facts["learned"] = rows
         return folder / f"{model}-{facts_digest(json_ready(facts))}.json"
 
@@ -405,7 +421,7 @@ class StudyRuns(Plan):
             )
         is_trained = self._source(arm) is None
         self._work[arm] = work_of(config, is_trained)
-        if is_trained and self._is_read(arm) and self.study.settings.get("recommender_rows") == EARLIER:
+        if is_trained and self._reader(arm) is not None and self.study.settings.get("recommender_rows") == EARLIER:
             again = self._work[arm].training_rows  # on the earlier rows first
             self._work[arm] = replace(self._work[arm], training_rows=2 * again)
         configs = {"run": config.final_config_dict, "recommender": {}}

@@ -14,14 +14,11 @@ import yaml
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config import models
-from recbole_llara.config.run_config import RunConfig
-from recbole_llara.data.dataset import prepare_data
 from recbole_llara.experiments import runner
 from recbole_llara.experiments.command import study_main as main
 from recbole_llara.experiments.runner import execute
 from recbole_llara.experiments.study_definition import load_study, read_command
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
-from recbole_llara.recommender.stock import Popularity
 from recbole_llara.utils.errors import UserError
 
 THREE = str(Path(__file__).with_name("three.yaml"))
@@ -252,6 +249,28 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     assert not set(places()) & set(first)
 
 
+def test_a_stock_system_is_what_an_llm_reads_only_where_it_is_the_same_recommender(tmp_path):
+    own = tmp_path / "own.yaml"
+    longer, whole = {"MAX_ITEM_LIST_LENGTH": 50}, {"MAX_ITEM_LIST_LENGTH": 200, "prompt_history": 10}
+    systems = {
+        "SASRec": {"model": "SASRec"},
+        "SASRec, 50 items": {"model": "SASRec", **longer},
+        "GRU4Rec": {"model": "GRU4Rec"},
+        "EASE": {"model": "EASE"},
+        "EASE, 50 items": {"model": "EASE", **longer},
+        "LLaRA(SASRec)": {"model": "LLaRA"},
+        "LLaRA(SASRec), 50 items": {"model": "LLaRA", **longer},
+        "LLaRA(EASE)": {"model": "LLaRA", "rec_model": "EASE", **whole},
+    }
+    own.write_text(yaml.safe_dump({"systems": systems}, sort_keys=False), encoding="utf-8")
+    runs = StudyRuns(load_study(str(own)))
+    readers = {arm.system: runs._reader(arm) for arm in arms_of(runs.study) if runs.study.model_of(arm.system) != "LLaRA"}
+    assert readers == {
+        **{"SASRec": "LLaRA(SASRec)", "SASRec, 50 items": None, "GRU4Rec": None},
+        **{"EASE": "LLaRA(EASE)", "EASE, 50 items": None},
+    }
+
+
 def test_time_left_is_what_like_arms_took(tmp_path):
     own = tmp_path / "own.yaml"
     models = {"LLaRA(GRU4Rec)": "LLaRA", "SASRec": "SASRec", "Caser": "Caser", "LLaRA(Caser)": "LLaRA"}
@@ -266,17 +285,6 @@ def test_time_left_is_what_like_arms_took(tmp_path):
     assert runs.seconds_left() == 100 + 10 + 100  # LLaRA(Caser) as the same model, GRU4Rec and TALLRec as others of their kind
     runs.keep(arms["LLaRA(Caser)"], FinishedArm({}, {}, 60.0))
     assert runs.seconds_left() == 10 + 80
-
-
-def test_popularity_counts_training_targets(tmp_path):
-    config = RunConfig("Popularity", "toy", config_dict=write_toy_dataset(tmp_path))
-    data = prepare_data(config)
-    model = Popularity(config, data.dataset)
-    interaction = next(iter(data.test_data))[0]
-    scores = model.full_sort_predict(interaction)
-    targets = data.dataset.inter_feat["item_id"].tolist()
-    assert scores.shape == (len(interaction), data.dataset.item_num)
-    assert scores[0].tolist() == [targets.count(item) for item in range(data.dataset.item_num)]
 
 
 def test_a_study_of_ones_own(tmp_path, capsys):

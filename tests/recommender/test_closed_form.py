@@ -17,6 +17,7 @@ from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender import closed_form
 from recbole_llara.recommender.closed_form import item_weights, user_items
+from recbole_llara.recommender.growing import set_items
 from recbole_llara.recommender.retriever import asked_of, padded
 from recbole_llara.utils.errors import UserError
 
@@ -104,6 +105,13 @@ def test_an_llm_reads_its_vectors_and_its_mean_of_them(toy, tmp_path):
     assert torch.allclose(model(history), torch.stack([(vectors[3] + vectors[5]) / 2, vectors[9]]))
 
 
+def test_items_that_come_later_are_refused_and_nothing_is_changed(toy, tmp_path):
+    model, config, _ = of_run("EASE", toy, tmp_path)
+    with pytest.raises(UserError, match="EASE cannot score items that it has not learned from"):
+        set_items(model, config, torch.tensor([model.n_items]), torch.zeros(1, config["embedding_size"]))
+    assert model.n_items == len(model.item_embedding.weight) == len(model.item_weights)
+
+
 def test_a_history_longer_than_a_prompts_is_read_whole(toy, tmp_path):
     _, config, data = of_run("EASE", toy, tmp_path)
     assert config["MAX_ITEM_LIST_LENGTH"] == 200
@@ -138,8 +146,10 @@ def test_it_is_computed_with_no_epoch_and_its_checkpoint_answers_alike(toy, tmp_
     assert cases[0] == cases[1] and any(json.loads(cases[0].splitlines()[0])["scores"])
 
 
-def test_a_softmax_of_popularity_is_its_share(toy, tmp_path):
-    model, config, _ = of_run("Popularity", toy, tmp_path)
+def test_a_softmax_of_popularity_is_its_share_of_training_targets(toy, tmp_path):
+    model, config, data = of_run("Popularity", toy, tmp_path)
+    targets = data.dataset.inter_feat["item_id"].tolist()
+    assert model.counts.tolist() == [targets.count(item) for item in range(data.dataset.item_num)]
     scores = model.full_sort_predict(asked_of(config, padded([[1]], 10), torch.zeros(1).long()))[0]
     counts = model.counts + 1
     assert torch.allclose(scores[[3, 5, 9]].softmax(0), counts[[3, 5, 9]] / counts[[3, 5, 9]].sum())
