@@ -6,7 +6,7 @@ The frozen LLM reads each title; its states of four depths, averaged over the ti
 to add to the recommender's log-probabilities of the candidates how well such vectors of the history fit that of the candidate, how
 popular the candidate is, or how well it fits all that the user had before, also what is older than the history that the recommender
 reads: the three numbers that a score token tells an LLM of EASE, which is what LLaRA over EASE has to be ahead of. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
-the epoch is chosen by the validation rows, and every line is tested against the first, in which only a temperature is fitted. Where
+the epoch is chosen by the validation rows (the last line fits EASE's three numbers on these alone, as a sum's weights are), and every line is tested against the first, in which only a temperature is fitted. Where
 "text" gains nothing over "text of other items", this model has found nothing in the titles that the recommender lacks.
 
 Minutes on two cores, the training of the recommenders aside.
@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import PLACE_FIELD, PreparedData, prepare_data
+from recbole_llara.evaluator.fusion import fit
 from recbole_llara.evaluator.significance import mcnemar
 from recbole_llara.llm.architecture import causal_lm
 from recbole_llara.model.base import LLMRecommender
@@ -183,6 +184,15 @@ def fitted(reader: Reader, train: Asked, valid: Asked, test: Asked) -> torch.Ten
     return scores
 
 
+def fitted_sum(valid: Asked, test: Asked) -> torch.Tensor:
+    """[B, C] scores of the test rows: the recommender's log-probabilities and EASE's three numbers, weighted as ``fusion: validation`` weights."""
+
+    def parts(asked: Asked) -> dict[str, torch.Tensor]:
+        return {"recommender": asked.log_probs, **dict(zip(("log p", "p", "rank"), asked.whole.unbind(2), strict=True))}
+
+    return fit(parts(valid), valid.targets).scores(list(parts(test).values()))
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log = logging.getLogger(__name__)
@@ -216,9 +226,10 @@ def main() -> None:
         f"{config['dataset']}, {config['llm_path']}, seed {config['seed']}: n = {len(test.targets)}, {len(train.targets):,} training "
         f"questions; {config['rec_model']} alone: {_measured(test.log_probs, test)}"
     )
+    found = {name: fitted(Reader(*parts), train, valid, test) for name, parts in readers.items()}
+    found["whole history, fitted on the validation rows"] = fitted_sum(valid, test)
     first = None
-    for name, parts in readers.items():
-        scores = fitted(Reader(*parts), train, valid, test)
+    for name, scores in found.items():
         is_right = (scores.argmax(1) == test.targets).numpy()
         first = is_right if first is None else first
         against = mcnemar(is_right, first)
@@ -228,7 +239,7 @@ def main() -> None:
             if (inside := ((of_target >= low) & (of_target <= high)).numpy()).any()
         )
         log.info(
-            f"{name:20} {_measured(scores, test)}; against temperature +{against.only_a} -{against.only_b}, p = {against.p_value:.2g}; "
+            f"{name:44} {_measured(scores, test)}; against temperature +{against.only_a} -{against.only_b}, p = {against.p_value:.2g}; "
             f"by users of the target {bands}"
         )
 
