@@ -111,10 +111,16 @@ def _is_registered(name: str) -> bool:
     return name in MODELS and name not in _PACKAGED
 
 
-def checked_recommender(rec_model: Any) -> str:
-    """The name of a recommender that can be frozen: one of RecBole's sequential ones, EASE, or a registered baseline."""
+def checked_recommender(rec_model: Any, has_other_table: bool = False) -> str:
+    """The name of a recommender that can be frozen: one of RecBole's sequential ones, EASE, or a registered baseline.
+
+    Args:
+        has_other_table: whether its item table is going to be replaced, which of EASE would change nothing.
+    """
     own = [
-        name for name, model in MODELS.items() if model.kind is Kind.BASELINE and (_is_registered(name) or model.has_item_table)
+        name
+        for name, model in MODELS.items()
+        if model.kind is Kind.BASELINE and (_is_registered(name) or (model.has_item_table and not has_other_table))
     ]
     known = [*stock_models(), *own]
     if rec_model not in known:

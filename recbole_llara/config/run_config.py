@@ -161,7 +161,7 @@ class RunConfig(Config):
         model, given, is_llm = self.model, self.external_config_dict, models.is_llm_recommender(self.model)
         inner = None  # the recommender that a model is, but for its item table
         if models.replaces_item_table(model):
-            inner = models.checked_recommender({**models.model_defaults(model), **given}["rec_model"])
+            inner = models.checked_recommender({**models.model_defaults(model), **given}["rec_model"], has_other_table=True)
         base = models.recbole_base(model if inner is None else inner)
         base_class = self.model_class if base == model else models.resolve_model(base)
         self._load_internal_config_dict(base, base_class, self.dataset)

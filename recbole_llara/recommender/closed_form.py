@@ -64,7 +64,7 @@ class EASE(ClosedForm):
     diagonal. A history's is the mean of its items'.
 
     Raises:
-        UserError: more items than a table of all pairs is held for.
+        UserError: more items than a table of all pairs is held for, or a reg_weight or score_scale that is not above 0.
     """
 
     def __init__(self, config: Any, dataset: SequentialDataset) -> None:
@@ -74,6 +74,9 @@ class EASE(ClosedForm):
                 f"model: found EASE over {self.n_items - 1} items, whose table of all pairs would have {4e-9 * self.n_items**2:.1f} GB, expected at "
                 f"most {MOST_ITEMS}: leave out rare items by item_inter_num_interval, or choose another model"
             )
+        for key in ("reg_weight", "score_scale"):
+            if config[key] <= 0:
+                raise UserError(f"{key}: found {config[key]}, expected a number above 0")
         reg_weight = float(config["reg_weight"])
         weights, vectors = torch.zeros(self.n_items, self.n_items), torch.zeros(self.n_items, int(config["embedding_size"]))
         # Of a run that is loaded, the file brings them.

@@ -133,6 +133,12 @@ def test_too_many_items_are_refused_before_anything_is_computed(toy, tmp_path, m
         of_run("EASE", toy, tmp_path)
 
 
+@pytest.mark.parametrize("key", ["reg_weight", "score_scale"])
+def test_a_weight_of_zero_is_refused(key, toy, tmp_path):
+    with pytest.raises(UserError, match=f"{key}: found 0.0, expected a number above 0"):
+        of_run("EASE", toy, tmp_path, **{key: 0.0})
+
+
 def test_it_is_computed_with_no_epoch_and_its_checkpoint_answers_alike(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys = {**toy, "checkpoint_dir": "saved"}
