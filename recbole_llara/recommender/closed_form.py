@@ -110,13 +110,18 @@ def user_items(
     return pairs // n_items, pairs % n_items
 
 
+def _matrix(users: torch.Tensor, items: torch.Tensor, n_items: int) -> csr_array:
+    """X [U, N] of different pairs of users [M] and items [M]."""
+    return csr_array((np.ones(len(items)), (users.numpy(), items.numpy())), shape=(int(users.max()) + 1, n_items))
+
+
 def item_weights(users: torch.Tensor, items: torch.Tensor, n_items: int, reg_weight: float) -> torch.Tensor:
     """EASE's B [N, N], float32, of different pairs of users [M] and items [M].
 
     Two users with items (1, 2) and (1), reg_weight 1, N = 3: X'X + I is [[3, 1], [1, 2]] over items 1 and 2, its inverse P
     [[.4, -.2], [-.2, .6]], and B_12 = .2 / .6, B_21 = .2 / .4.
     """
-    has_item = csr_array((np.ones(len(items)), (users.numpy(), items.numpy())), shape=(int(users.max()) + 1, n_items))
+    has_item = _matrix(users, items, n_items)
     products = torch.from_numpy((has_item.T @ has_item).toarray())  # [N, N] users who have both
     products.diagonal().add_(reg_weight)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
@@ -130,7 +135,7 @@ def item_vectors(users: torch.Tensor, items: torch.Tensor, n_items: int, size: i
 
     Each axis points where its largest coordinate is positive, since the sign of a singular vector is anybody's.
     """
-    has_item = csr_array((np.ones(len(items)), (users.numpy(), items.numpy())), shape=(int(users.max()) + 1, n_items))
+    has_item = _matrix(users, items, n_items)
     kept = min(size, min(has_item.shape) - 1)
     _, values, axes = svds(has_item, k=kept, v0=np.random.default_rng(0).random(min(has_item.shape)))
     order = np.argsort(-values)

@@ -5,9 +5,10 @@
 The frozen LLM reads each title; its states of four depths, averaged over the title, are what it knows of the item. A small model learns
 to add to the recommender's log-probabilities of the candidates how well such vectors of the history fit that of the candidate, how
 popular the candidate is, or how well it fits all that the user had before, also what is older than the history that the recommender
-reads: the three numbers that a score token tells an LLM of EASE, which is what LLaRA over EASE has to be ahead of. It learns from training rows that the recommender has not learned from (recommender_rows earlier),
-the epoch is chosen by the validation rows (the last line fits EASE's three numbers on these alone, as a sum's weights are), and every line is tested against the first, in which only a temperature is fitted. Where
-"text" gains nothing over "text of other items", this model has found nothing in the titles that the recommender lacks.
+reads: the three numbers that a score token tells an LLM of EASE, which is what LLaRA over EASE has to be ahead of. It learns from
+training rows that the recommender has not learned from (recommender_rows earlier), the epoch is chosen by the validation rows (the last
+line fits EASE's three numbers on these alone, as a sum's weights are), and every line is tested against the first, in which only a
+temperature is fitted. Where "text" gains nothing over "text of other items", this model has found nothing in the titles that the recommender lacks.
 
 Minutes on two cores, the training of the recommenders aside.
 """
@@ -22,6 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+from recbole_llara.config.models import model_defaults
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import PLACE_FIELD, PreparedData, prepare_data
@@ -35,7 +37,7 @@ from recbole_llara.recommender.frozen import learned_data
 
 DEPTHS, WIDTH = 4, 48  # layers of the LLM that are read, evenly spread; principal components kept of each
 RANK, EPOCHS, DRAWS = 64, 12, 3  # of the reader's products; draws of candidates of each training row
-REG_WEIGHT, SCORE_SCALE = 250.0, 20.0  # EASE's, as properties/model/EASE.yaml has them
+EASE = model_defaults("EASE")
 BANDS = ((0, 5), (6, 20), (21, 10**9))  # users who took the target in training
 KEYS = {
     "protocol": "leave_one_out",
@@ -124,14 +126,14 @@ class WholeHistories:
         learned = learned_data(config, config.for_recommender(), data, of_training).dataset
         rows = learned.inter_feat
         columns = rows[learned.uid_field], rows[learned.iid_field], rows[learned.item_id_list_field]
-        self.weights = item_weights(*user_items(*columns, learned.item_num), learned.item_num, REG_WEIGHT)
+        self.weights = item_weights(*user_items(*columns, learned.item_num), learned.item_num, EASE["reg_weight"])
 
     def __call__(self, places: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """[B, C, 3] of candidates [B, C] for targets at places [B] among all interactions; see ``Asked``."""
         had = torch.zeros(len(places), len(self.weights))
         for row, place in enumerate(places.tolist()):
             had[row, self.items[self.first[place] : place]] = 1
-        log_probs = (SCORE_SCALE * had @ self.weights).gather(1, candidates).log_softmax(1)
+        log_probs = (EASE["score_scale"] * had @ self.weights).gather(1, candidates).log_softmax(1)
         ranks = (log_probs[:, None] > log_probs[:, :, None]).sum(2)
         return torch.stack([log_probs, log_probs.exp(), 1 / (1 + ranks)], 2)
 
