@@ -57,6 +57,9 @@ def test_what_is_stored_follows_from_the_rows(name):
             assert len(right[system]) == len(study.seeds)
             hits = [seed["metrics"]["test"]["hit@1"] for seed in told["seeds"]]
             assert right[system].mean(1) == pytest.approx(hits, abs=5e-5)
+            for metric, gain in told.get("gains", {}).items():
+                of_seeds = [seed["full_rank"]["gain"][metric]["mean"] for seed in told["seeds"]]
+                assert gain["mean"] == pytest.approx(np.mean(of_seeds))
         for row in of_dataset["comparisons"]:
             one, other = right[row["one"]][0], right[row["other"]][0]
             counts = int((one & ~other).sum()), int((other & ~one).sum())
@@ -113,6 +116,26 @@ def test_tables_are_written_between_their_marks():
         make.written('<!-- = p("quickstart", "A", "B") -->?<!-- / -->', BY_HAND)
         == '<!-- = p("quickstart", "A", "B") -->.04<!-- / -->'
     )
+
+
+def test_a_p_value_is_the_greater_of_those_over_seeds_and_over_rows():
+    record = _record([1, 2, 3], A=[[1, 0]] * 3, B=[[0, 0]] * 3)
+    (comparison,) = record["datasets"]["ml-100k"]["comparisons"]
+    comparison |= {"t_p": 0.001, "t_holm": 0.01, "low": -0.1, "high": 0.6, "rows_p": 0.002, "rows_holm": 0.02}
+    assert make.p({"quickstart": record}, "quickstart", "A", "B") == ".02"
+    cells = make.differences({"quickstart": record}, "quickstart", [["A", "B"]]).splitlines()[-1].strip("|").split("|")
+    assert [cell.strip() for cell in cells][3:] == ["1", ".04", "-.1000 to +.6000", ".001", ".01", ".002", ".02"]
+
+
+def test_what_re_ranking_gains():
+    record = _record([1, 2], A=[[1, 0]] * 2, B=[[0, 0]] * 2)
+    system = record["datasets"]["ml-100k"]["systems"]["A"]
+    for seed, share in zip(system["seeds"], (0.25, 0.35), strict=True):
+        places = {"hit@10": {"share": share}, "ndcg@10": {"share": share / 2}}
+        seed["full_rank"] = {"target_proposed": {"share": 0.5}, "retriever": places, "reranker": places}
+    system["gains"] = {"hit@10": {"mean": 0.01, "low": -0.02, "high": 0.04}, "ndcg@10": {"mean": 0, "low": None, "high": None}}
+    (row,) = make.re_ranked({"quickstart": record}, "quickstart").splitlines()[2:]
+    assert row == "| A | .500 | .3000 to .3000 | +.0100 [-.0200, +.0400] | .1500 to .1500 | +.0000 |"
 
 
 def test_tables_by_popularity_and_of_papers():

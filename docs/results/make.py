@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -170,14 +171,14 @@ def differences(records: Records, run: str, pairs: Sequence[Sequence[str]] = ())
         found = [_comparison(records, run, one, other) for one, other in pairs]
     over_seeds = any("t_p" in row and row["t_p"] is not None for row in found)
     header = ["compared", "difference", "only the first / only the second", "p", "p (Holm)"]
-    header += ["over seeds: 95 % interval", "p", "p (Holm)"] if over_seeds else []
+    header += ["over seeds: 95 % interval", "p", "p (Holm)", "over rows: p", "p (Holm)"] if over_seeds else []
     lines = []
     for row in found:
         cells = [f"{row['one']} against {row['other']}", _signed(row["difference"]), f"{row['only_one']} / {row['only_other']}"]
         cells += [_p(row["mcnemar_p"]), _p(row["mcnemar_holm"])]
         if over_seeds:
             interval = "" if row.get("low") is None else f"{_signed(row['low'])} to {_signed(row['high'])}"
-            cells += [interval, _p(row.get("t_p")), _p(row.get("t_holm"))]
+            cells += [interval, *(_p(row.get(key)) for key in ("t_p", "t_holm", "rows_p", "rows_holm"))]
         lines.append(cells)
     return _markdown(header, lines)
 
@@ -201,18 +202,19 @@ def popularity(records: Records, run: str, systems: Sequence[str]) -> str:
 
 
 def re_ranked(records: Records, run: str) -> str:
-    """What systems make of their recommender's own list of the whole catalogue, each seed apart."""
+    """What systems make of their recommender's own list of the whole catalogue: means over seeds, gains with intervals over rows."""
     lines = []
     for name, system in _only(records, run)["systems"].items():
-        for number, seed in zip(records[run]["seeds"], system["seeds"], strict=True):
-            if told := seed.get("full_rank"):
-                cells = [name, str(number)]
-                for metric in ("hit@10", "ndcg@10"):
-                    gain = told["gain"][metric]
-                    cells.append(f"{_share(told['retriever'][metric]['share'])} to {_share(told['reranker'][metric]['share'])}")
-                    cells.append(f"{_signed(gain['mean'])} [{_signed(gain['low'])}, {_signed(gain['high'])}]")
-                lines.append(cells)
-    return _markdown(["system", "seed", "Hit@10", "gain [95 %]", "NDCG@10", "gain [95 %]"], lines)
+        if "gains" in system:
+            told = [seed["full_rank"] for seed in system["seeds"]]
+            cells = [name, _share(fmean(of_seed["target_proposed"]["share"] for of_seed in told), 3)]
+            for metric in ("hit@10", "ndcg@10"):
+                shares = [fmean(of_seed[who][metric]["share"] for of_seed in told) for who in ("retriever", "reranker")]
+                gain = system["gains"][metric]
+                interval = "" if gain["low"] is None else f" [{_signed(gain['low'])}, {_signed(gain['high'])}]"
+                cells += [" to ".join(map(_share, shares)), f"{_signed(gain['mean'])}{interval}"]
+            lines.append(cells)
+    return _markdown(["system", "target proposed", "Hit@10", "gain [95 %]", "NDCG@10", "gain [95 %]"], lines)
 
 
 def hit(records: Records, run: str, system: str) -> str:
@@ -228,9 +230,9 @@ def hits(records: Records, run: str, system: str) -> str:
 
 
 def p(records: Records, run: str, one: str, other: str) -> str:
-    """The corrected p value of a comparison: over seeds where they can be tested, else McNemar's."""
+    """The corrected p value of a comparison: the greater of those over seeds and over rows where they can be tested, else McNemar's."""
     row = _comparison(records, run, one, other)
-    return _p(row["mcnemar_holm"] if row.get("t_holm") is None else row["t_holm"])
+    return _p(row["mcnemar_holm"] if row.get("t_holm") is None else max(row["t_holm"], row["rows_holm"]))
 
 
 def rows(records: Records, run: str) -> str:

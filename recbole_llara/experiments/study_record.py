@@ -30,7 +30,8 @@ def study_record(study: Study, summaries: Sequence[Summary]) -> dict[str, Any]:
         ``study``, ``title``, ``settings`` without places of this machine, ``seeds``, ``candidate_seed`` and ``datasets``: name ->
         ``protocol``, ``n`` rows, ``target_users`` (of each row's target, how many users took it in training), ``best_baseline``,
         ``comparisons`` as in ``comparisons.csv``, ``failures`` and ``systems``: name -> ``llm`` (its name),
-        ``draws`` (their number and the standard deviation of HitRatio@1 over them) and ``seeds``, a list of each seed's ``KEPT`` entries with ``seconds``, what the run took in all, and ``correct``, the rows as ``pack`` writes them.
+        ``draws`` (their number and the standard deviation of HitRatio@1 over them), ``gains`` where it ranked the whole catalogue,
+        over all seeds, and ``seeds``, a list of each seed's ``KEPT`` entries with ``seconds``, what the run took in all, and ``correct``, the rows as ``pack`` writes them.
     """
     settings = without_secrets({key: value for key, value in study.settings.items() if key not in PLACES})
     return json_ready(
@@ -70,7 +71,8 @@ def _of_system(summary: Summary, name: str, runs: Sequence[FinishedArm]) -> dict
     ]
     row = summary.systems.loc[name]
     draws = {"number": int(row["draws"]), "spread": row["draw_spread"]}
-    return {"llm": None if llm is None else Path(str(llm)).name, "draws": draws, "seeds": seeds}
+    told = {"llm": None if llm is None else Path(str(llm)).name, "draws": draws, "seeds": seeds}
+    return told | ({"gains": summary.gains[name]} if name in summary.gains else {})
 
 
 def pack(correct: np.ndarray) -> str:

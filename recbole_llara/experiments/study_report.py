@@ -36,7 +36,7 @@ def write_study_report(study: Study, outcomes: Mapping[Arm, Outcome]) -> str:
             tables["Differences"] = comparisons_table(summary)
         if summary.runs:
             tables["By popularity of the target"] = popularity_table(summary)
-        if any(runs[0].result.get("full_rank") for runs in summary.runs.values()):
+        if summary.gains:
             tables["Whole catalogue"] = full_rank_table(summary)
         if summary.runs:
             tables["Time"] = time_table(summary)
@@ -87,6 +87,7 @@ def comparisons_table(summary: Summary) -> pd.DataFrame:
     formats |= {"McNemar p": ("mcnemar_p", "{:.2g}"), "p (Holm)": ("mcnemar_holm", "{:.2g}")}
     if "t_p" in found:
         formats |= {"t-test over seeds p": ("t_p", "{:.2g}"), "p (Holm) ": ("t_holm", "{:.2g}")}
+        formats |= {"t-test over rows p": ("rows_p", "{:.2g}"), "p (Holm)  ": ("rows_holm", "{:.2g}")}
     columns |= {heading: _texts(found[key], form) for heading, (key, form) in formats.items()}
     return pd.DataFrame({**columns, "verdict": found["verdict"]})
 
@@ -109,16 +110,16 @@ def popularity_table(summary: Summary) -> pd.DataFrame:
 
 
 def full_rank_table(summary: Summary) -> pd.DataFrame:
-    """What systems make of their recommender's own list: the first seed's Hit@K and NDCG@K, K the largest of ``topk``."""
+    """What systems make of their recommender's own list: Hit@K and NDCG@K, K the largest of ``topk``, means over seeds."""
     rows = []
-    for name, told in ((name, runs[0].result.get("full_rank")) for name, runs in summary.runs.items()):
-        if not told:
-            continue
-        row = {"System": name, f"target among the first {told['retrieve_k']}": f"{told['target_proposed']['share']:.4f}"}
-        for metric in list(told["gain"])[-2:]:
-            heading, gain = metric.replace("hit", "Hit").replace("ndcg", "NDCG"), told["gain"][metric]
-            row |= {f"{heading} of the recommender": f"{told['retriever'][metric]['share']:.4f}"}
-            row[f"{heading} re-ranked"] = f"{told['reranker'][metric]['share']:.4f}"
+    for name, gained in summary.gains.items():
+        told = [run.result["full_rank"] for run in summary.runs[name]]
+        proposed = fmean(of_seed["target_proposed"]["share"] for of_seed in told)
+        row = {"System": name, f"target among the first {told[0]['retrieve_k']}": f"{proposed:.4f}"}
+        for metric, gain in list(gained.items())[-2:]:
+            heading = metric.replace("hit", "Hit").replace("ndcg", "NDCG")
+            before, after = (fmean(of_seed[who][metric]["share"] for of_seed in told) for who in ("retriever", "reranker"))
+            row |= {f"{heading} of the recommender": f"{before:.4f}", f"{heading} re-ranked": f"{after:.4f}"}
             interval = "" if gain["low"] is None else f" ({gain['low']:+.4f} to {gain['high']:+.4f})"
             row[f"{heading} gained (95 %)"] = f"{gain['mean']:+.4f}{interval}"
         rows.append(row)
@@ -152,7 +153,8 @@ def notes(study: Study, summary: Summary) -> list[str]:
     if summary.comparisons:
         lines.append(
             "McNemar's exact test pairs the rows of the first seed; Holm's correction counts all comparisons of this table. With "
-            "one or two seeds it speaks of these trained models; from three on, the t-test over seeds speaks of the systems. "
+            "one or two seeds it speaks of these trained models. From three on, two t-tests speak of the systems, and a difference "
+            "is one that both find: over the seeds, on these rows; and over the rows, each its mean over the seeds. "
             f"Where all seeds differ by the same, there is no spread to test by ({ABSENT}), and the verdict is McNemar's."
         )
     for name, runs in summary.runs.items():

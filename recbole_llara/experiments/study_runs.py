@@ -11,6 +11,7 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from filelock import AcquireReturnProxy
 
 from recbole_llara.checkpoint.run_folder import read_records
@@ -70,6 +71,11 @@ class FinishedArm:
         """The records of its ``training.jsonl``; none where nothing was trained."""
         path = Path(self.paths["run_dir"]) / "training.jsonl"
         return read_records(path) if path.is_file() else []
+
+    def places(self) -> np.ndarray:
+        """[2, n] places of the targets in the whole catalogue, the retriever's and the re-ranker's, 0 beyond ``topk``."""
+        records = sorted(read_records(Path(self.paths["run_dir"]) / "full_rank.jsonl"), key=lambda record: record["row"])
+        return np.array([[record[who] or 0 for record in records] for who in ("retriever", "reranker")])
 
 
 @dataclass(frozen=True)

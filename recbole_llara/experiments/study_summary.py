@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from recbole_llara.evaluator.report import refuse_unlike
-from recbole_llara.evaluator.significance import holm, mcnemar, paired_t, wilson_interval
+from recbole_llara.evaluator.significance import MeanDifference, holm, mcnemar, paired_t, wilson_interval
 from recbole_llara.experiments.study_definition import CasePattern, Published, Study
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, Outcome
+from recbole_llara.serving.full_rank import gains
 from recbole_llara.utils.errors import UserError
 
 ALPHA = 0.05
@@ -35,13 +36,17 @@ class Summary:
     systems: pd.DataFrame
     runs: dict[str, list[FinishedArm]]  # of each system's seeds, in their order
     correct: dict[str, np.ndarray]  # of each system [seeds, n] bool, which rows it answered correctly, in the order of the rows
+    # Of each system that ranked the whole catalogue: what it gains on its recommender's order, metric -> mean over seeds and rows
+    # and interval over rows, see ``full_rank.gains``.
+    gains: dict[str, dict[str, dict[str, float | None]]]
     # What papers say: column -> system -> hit (HitRatio@1), valid (ValidRatio or None), differences of its setting from ours.
     published: dict[str, dict[str, dict[str, Any]]]
     failures: dict[str, str]  # system -> what went wrong
     best_baseline: str | None  # by HitRatio@1 on the validation rows
     # A row of ``comparisons.csv`` each: McNemar's test of the first seed's answers and, with enough seeds that do not all differ
-    # by the same, a paired t-test over seeds; ``*_holm`` are p values corrected for all comparisons on this dataset. The verdict
-    # is over seeds where these can be tested, else of the two trained models alone.
+    # by the same, paired t-tests over seeds (``t_*``) and over rows, each row its mean over the seeds (``rows_*``); ``*_holm`` are
+    # p values corrected for all comparisons on this dataset. The verdict needs both t-tests where there are any, else it is
+    # McNemar's and speaks of the two trained models alone.
     comparisons: list[dict[str, Any]]
 
 
@@ -82,6 +87,7 @@ def _summary(study: Study, dataset: str, outcomes: Mapping[Arm, Outcome]) -> Sum
         systems=pd.DataFrame.from_dict(rows, orient="index"),
         runs=runs,
         correct=correct,
+        gains={name: _gains(of_system) for name, of_system in runs.items() if of_system[0].result.get("full_rank")},
         published=published,
         failures=failures,
         best_baseline=baseline,
@@ -95,6 +101,12 @@ def _correct(name: str, runs: Sequence[FinishedArm]) -> np.ndarray:
     if any(sorted(other) != rows for other in answers):
         raise UserError(f"{name}: its seeds answered different rows, expected the same: run the study again with --fresh")
     return np.array([[of_seed[row] for row in rows] for of_seed in answers], dtype=bool)
+
+
+def _gains(runs: Sequence[FinishedArm]) -> dict[str, dict[str, float | None]]:
+    topk = sorted({int(metric.split("@")[1]) for metric in runs[0].result["full_rank"]["gain"]})
+    retriever, reranker = np.stack([run.places() for run in runs], axis=1)  # [S, n] each
+    return gains(retriever, reranker, topk)
 
 
 def _system_row(runs: Sequence[FinishedArm], draws: Sequence[FinishedArm], correct: np.ndarray) -> dict[str, float]:
@@ -135,24 +147,38 @@ def _comparisons(study: Study, dataset: str, correct: Mapping[str, np.ndarray], 
         wanted += [(name, baseline) for name in correct if name not in study.baselines]
     distinct = dict.fromkeys(pair for pair in wanted if pair[::-1] not in wanted or pair in study.compare)
     pairs = [(one, other) for one, other in distinct if one in correct and other in correct]
-    hits = {name: of_seeds.mean(1) for name, of_seeds in correct.items()}
     tests = [mcnemar(correct[one][0], correct[other][0]) for one, other in pairs]
-    enough = all(len(hits[one]) == len(hits[other]) >= T_TEST_SEEDS for one, other in pairs)
-    over_seeds = [paired_t(hits[one], hits[other]) if enough else None for one, other in pairs]
-    corrected = holm([test.p_value for test in tests])
-    seeds_corrected = iter(holm([test.p_value for test in over_seeds if test is not None]))
+    enough = all(len(correct[one]) == len(correct[other]) >= T_TEST_SEEDS for one, other in pairs)
+    t_tests = [_t_tests(correct[one], correct[other]) if enough else None for one, other in pairs]
+    families = [
+        [test.p_value for test in tests],
+        *zip(*[[test.p_value for test in both] for both in t_tests if both], strict=True),
+    ]
+    corrected, *t_corrected = (iter(holm(family)) for family in families)
     rows = []
-    for (one, other), test, p_holm, seeds in zip(pairs, tests, corrected, over_seeds, strict=True):
+    for (one, other), test, both in zip(pairs, tests, t_tests, strict=True):
         difference = float(correct[one].mean() - correct[other].mean())
         row = {"dataset": dataset, "one": one, "other": other, "difference": difference}
         row |= {"both": test.both, "only_one": test.only_a, "only_other": test.only_b, "neither": test.neither}
-        row |= {"mcnemar_p": test.p_value, "mcnemar_holm": p_holm}
-        found, deciding = "these two models differ", p_holm
-        if seeds is not None:
-            found, deciding = "a difference", next(seeds_corrected)
-            row |= {"t_p": seeds.p_value, "t_holm": deciding, "low": seeds.low, "high": seeds.high}
+        row |= {"mcnemar_p": test.p_value, "mcnemar_holm": next(corrected)}
+        found, deciding = "these two models differ", row["mcnemar_holm"]
+        if both is not None:
+            seeds, of_rows = both
+            row |= {"t_p": seeds.p_value, "t_holm": next(t_corrected[0]), "low": seeds.low, "high": seeds.high}
+            row |= {"rows_p": of_rows.p_value, "rows_holm": next(t_corrected[1])}
+            found, deciding = "a difference", max(row["t_holm"], row["rows_holm"])
         rows.append(row | {"verdict": found if deciding < ALPHA else "no difference beyond the noise"})
     return rows
+
+
+def _t_tests(one: np.ndarray, other: np.ndarray) -> tuple[MeanDifference, MeanDifference] | None:
+    """Paired t-tests of correct answers [seeds, n] over the seeds and over the rows; None where either has no spread.
+
+    The first asks whether the difference holds for models of other seeds on these rows, the second whether it holds on other rows for
+    models of these seeds.
+    """
+    over_seeds, over_rows = (paired_t(one.mean(axis), other.mean(axis)) for axis in (1, 0))
+    return None if over_seeds is None or over_rows is None else (over_seeds, over_rows)
 
 
 def find_cases(summary: Summary, pattern: CasePattern, number: int = 2, seed: int = 0) -> dict[str, Any] | None:

@@ -128,6 +128,8 @@ def test_the_main_comparison_is_a_part_of_the_whole():
     assert part["settings"] == whole["settings"]
     assert part["systems"].items() <= whole["systems"].items() and part["baselines"] == whole["baselines"]
     assert [pair for pair in part["compare"] if pair not in whole["compare"]] == []
+    for name in ("whole_histories", "re_ranking"):
+        assert read_yaml(property_files("study")[name])["settings"] == part["settings"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -1,20 +1,23 @@
 """What a study writes: tables with every number, figures that are there, a page that holds any title and needs no network."""
 
 import csv
+import json
 import math
 import re
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from recbole_llara.experiments.report import write_pngs
 from recbole_llara.experiments.study_definition import CasePattern, Published
 from recbole_llara.experiments.study_report import comparisons_table, draw, latex, popularity_table, write_study_report
 from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
-from recbole_llara.serving.full_rank import FullRanks, full_rank_result
+from recbole_llara.serving.full_rank import FullRanks, full_rank_records, full_rank_result
 
 ANSWERS = {"A": np.array([[1, 1, 0, 0]] * 3), "B & C_1": np.array([[0, 1, 0, 0]] * 3)}
 
@@ -116,15 +119,25 @@ def test_rows_by_how_many_users_took_the_target(make_study, outcomes_of):
 
 @pytest.mark.usefixtures("no_pngs")
 def test_what_re_ranking_gains_is_told(make_study, outcomes_of):
-    outcomes = outcomes_of({name: of_seeds[:1] for name, of_seeds in ANSWERS.items()})
-    before, after = np.array([3, 12, 0, 1, 20]), np.array([1, 5, 0, 2, 20])
-    ranks = FullRanks(np.arange(5), np.arange(1, 6), before, after, 20)
-    outcomes[Arm("A", "ml-100k", 2020, 2020)].result["full_rank"] = full_rank_result(ranks, [1, 10])
-    text = write_study_report(make_study(("A", "B & C_1")), outcomes)
-    (row,) = [line for line in text.splitlines() if line.startswith("| A ") and "+0.2000" in line]
+    """Means over two seeds; a row counts by its mean over them."""
+    outcomes = outcomes_of({name: of_seeds[:2] for name, of_seeds in ANSWERS.items()})
+    before = np.array([3, 12, 0, 1, 20])
+    for seed, after in ((2020, np.array([1, 5, 0, 2, 20])), (2021, np.array([1, 5, 0, 2, 7]))):
+        arm = outcomes[Arm("A", "ml-100k", seed, 2020)]
+        ranks = FullRanks(np.arange(5), np.arange(1, 6), before, after, 20)
+        arm.result["full_rank"] = full_rank_result(ranks, [1, 10])
+        lines = [json.dumps(record) for record in reversed(full_rank_records(ranks, "?abcde"))]
+        (Path(arm.paths["run_dir"]) / "full_rank.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    study = make_study(("A", "B & C_1"), seeds=(2020, 2021))
+    text = write_study_report(study, outcomes)
+    (row,) = [line for line in text.splitlines() if line.startswith("| A ") and "+0.3000" in line]
     cells = [cell.strip() for cell in row.split("|")][2:-1]
-    assert cells[:3] == ["0.8000", "0.4000", "0.6000"] and cells[3].startswith("+0.2000 (-0.3553 to +0.7553)")
+    by_rows = ttest_1samp([0, 1, 0, 0, 0.5], 0).confidence_interval()
+    assert cells[:3] == ["0.8000", "0.4000", "0.7000"]
+    assert cells[3] == f"+0.3000 ({by_rows.low:+.4f} to {by_rows.high:+.4f})"
     assert cells[4] == f"{(1 / np.log2(4) + 1) / 5:.4f}" and "NDCG@10 gained (95 %)" in text
+    record = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))["datasets"]["ml-100k"]["systems"]
+    assert record["A"]["gains"]["hit@10"]["mean"] == pytest.approx(0.3) and "gains" not in record["B & C_1"]
 
 
 def test_figures_show_every_system_and_leave_out_what_is_empty(study, outcomes_of):

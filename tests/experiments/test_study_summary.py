@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
 from recbole_llara.experiments.study_definition import Published
 from recbole_llara.experiments.study_runs import Arm, FailedArm
@@ -61,7 +62,21 @@ def test_equal_differences_of_all_seeds_are_no_test_of_the_systems(make_study, o
     without, tested = summary.comparisons
     assert without["difference"] == pytest.approx(1 / 8) and not {"t_p", "t_holm"} & without.keys()
     assert without["verdict"] == "no difference beyond the noise"  # what one row of eight says
-    assert tested["t_holm"] == tested["t_p"]  # of a family of one test
+    assert tested["t_holm"] == tested["t_p"] and tested["rows_holm"] == tested["rows_p"]  # of families of one test
+    means = a.mean(0) - c.mean(0)  # [rows]
+    t = means.mean() / (means.std(ddof=1) / len(means) ** 0.5)
+    assert tested["rows_p"] == pytest.approx(2 * student_t.sf(abs(t), len(means) - 1))
+
+
+def test_a_difference_holds_over_seeds_and_over_rows(make_study, outcomes_of):
+    """A has three or four rows of 943 more than B with every seed: steady over seeds, but not what other rows need show."""
+    study = make_study(compare=(("A", "B"),), seeds=(2020, 2021, 2022))
+    b = np.tile(np.arange(N) < 450, (3, 1))
+    a = b.copy()
+    a[:, 460:463] = True
+    a[0, 463] = True
+    found = verdict(study, outcomes_of({"A": a, "B": b}))
+    assert found["t_p"] < 0.05 < found["rows_p"] and found["verdict"] == "no difference beyond the noise"
 
 
 def test_numbers_by_hand(make_study, outcomes_of, make_entry):
