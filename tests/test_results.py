@@ -138,6 +138,12 @@ def test_what_re_ranking_gains():
     assert row == "| A | .500 | .3000 to .3000 | +.0100 [-.0200, +.0400] | .1500 to .1500 | +.0000 |"
 
 
+def test_what_an_oracle_could_add():
+    rows = {"A": [[1, 0, 0, 0], [1, 0, 0, 0]], "B": [[0, 1, 1, 0], [0, 1, 0, 0]], "A + B": [[1, 1, 0, 0], [1, 0, 0, 0]]}
+    (row,) = make.oracle({"quickstart": _record([1, 2], **rows)}, "quickstart", "A", {"A + B": ["B"]}).splitlines()[2:]
+    assert row == "| A + B | .3750 | .6250 | 33 % |"  # the base has .25
+
+
 def test_tables_by_popularity_and_of_papers():
     rows = make.popularity(BY_HAND, "quickstart", ["A"]).splitlines()
     assert rows[0] == "| system | 0 to 5 users, n = 2 | 6 to 20 users, n = 1 | 21 or more, n = 1 |"

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import yaml
 from jinja2 import Environment
 
@@ -217,6 +218,22 @@ def re_ranked(records: Records, run: str) -> str:
     return _markdown(["system", "target proposed", "Hit@10", "gain [95 %]", "NDCG@10", "gain [95 %]"], lines)
 
 
+def oracle(records: Records, run: str, base: str, sums: Mapping[str, Sequence[str]]) -> str:
+    """What systems could add to a base, and what their sums with it do: means over seeds, in rows of the base's errors.
+
+    Args:
+        sums: sum -> what it adds to the base. The oracle is right where the base or one of these is.
+    """
+    systems = _only(records, run)["systems"]
+    right = {name: np.array([_correct(_only(records, run), seed) for seed in told["seeds"]]) for name, told in systems.items()}
+    lines = []
+    for name, added in sums.items():
+        either = np.any([right[base], *(right[one] for one in added)], axis=0)
+        own, of_sum, of_oracle = (rows.mean() for rows in (right[base], right[name], either))
+        lines.append([name, _share(of_sum), _share(of_oracle), f"{100 * (of_sum - own) / (of_oracle - own):.0f} %"])
+    return _markdown(["system", "HitRatio@1", f"{base} or what is added is right", "of that gap closed"], lines)
+
+
 def hit(records: Records, run: str, system: str) -> str:
     """``.5005 [.469, .532]``: HitRatio@1 over all seeds, Wilson's interval over the rows."""
     of_dataset = _only(records, run)
@@ -311,7 +328,7 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
-WRITERS = (table, beside, seeds, differences, popularity, re_ranked, hit, hits, p, rows, provenance)
+WRITERS = (table, beside, seeds, differences, popularity, re_ranked, oracle, hit, hits, p, rows, provenance)
 
 
 def main(argv: Sequence[str]) -> int:
