@@ -150,3 +150,10 @@ def test_stock_steps_beside_recboles_loop(tmp_path):
     told = _run(tmp_path, "bench_stock.py", "--models=GRU4Rec", "--rounds=3", "--steps=2", "--max_train_rows=2000").stdout
     assert "anomaly detection off" in told
     assert told.splitlines()[-1].startswith("GRU4Rec") and float(told.split()[-1]) < 1e-6
+
+
+@pytest.mark.slow
+def test_what_the_embedded_llama_can_do_is_told(tmp_path):
+    told = _run(tmp_path, "bench_tiny_llama.py", "--batches=12").stdout.splitlines()[1:]
+    accuracy = {name.strip(): float(value) for name, value in (line.rsplit(maxsplit=1) for line in told)}
+    assert accuracy["lookup by vector"] > 0.5 and accuracy["selection, hybrid"] > 0.3

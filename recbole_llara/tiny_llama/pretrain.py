@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
@@ -33,6 +33,7 @@ LOGGER = logging.getLogger(__name__)
 WARMUP_STEPS = 200
 CATALOGUE_EVERY = 16  # every so many steps read catalogue lines
 LOG_EVERY = 50
+FRESH = 10_000_000  # from this number on batches are for probing alone
 STATE_FILE = "state.pt"
 
 
@@ -203,7 +204,7 @@ class Pretraining:
         """Mean negative log-likelihood of the answer tokens; of letters also that among the candidates' (``answer_loss: listwise``), and
         with vectors among the candidates the guidance's.
         """
-        hidden, inside = self._decode(self.model.model, self._embed(batch, self.step))
+        hidden, inside = self._decode(self.model.model, embed(self.model, batch, self.seed * 7919 + self.step))
         labels, leading = _answers(batch)
         answered = labels != IGNORED_LABEL
         # Leading tokens say which item was found; of the others, which copying alone tells, as many are kept.
@@ -225,47 +226,56 @@ class Pretraining:
             loss, shown = loss + stage.guidance_weight * guiding_loss, {**shown, **told}
         return loss, shown
 
-    def _embed(self, batch: TaskBatch, step: int) -> torch.Tensor:
-        """Input embeddings [B, T, D] of a batch, its vectors read by a projector drawn for this step alone."""
-        prompts, table = batch.prompts, self.model.get_input_embeddings().weight
-        inputs = self.model.get_input_embeddings()(prompts.input_ids)
-        if not len(prompts.slot_rows):
-            return inputs
-        if batch.slot_vectors.isnan().any():
-            slots = table.mean(0, keepdim=True).expand(len(prompts.slot_rows), -1)
-        else:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(self.seed * 7919 + step)
-                projector = Projector(VECTOR_DIM, table.shape[1])
-                projected = projector(batch.slot_vectors) - projector.linear_2.bias
-            slots = projected + table.mean(0)  # as a recommender's projector starts
-        return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
-
-    @torch.no_grad()
     def _probe(self, stage: Stage) -> dict[str, float]:
-        """Accuracy of the answers' first token over fresh batches of a stage, by task; of letters also the targets'
-        negative log-likelihood among the candidates, which tells whether probabilities can be believed.
-        """
-        hits = defaultdict(list)
         self.model.eval()
-        stage = replace(stage, lookup_share=0.3, reader_share=0.3, vector_share=0.6)
-        for number in range(10_000_000, 10_000_024):
-            batch = self.maker.batch(number, stage)
-            hidden, _ = decode(self.model.model, self._embed(batch, number))
-            labels, first = _answers(batch)
-            logits = self.model.lm_head(hidden[:, :-1][first]).float()
-            hits[batch.kind].append((logits.argmax(-1) == labels[first]).float().mean().item())
-            if batch.letters is not None:
-                among = cross_entropy(logits.gather(1, batch.letters), batch.position)
-                hits[f"{batch.kind}, nll among candidates"].append(among.item())
+        told = probe(self.model, self.maker, stage, range(FRESH, FRESH + 24))
         self.model.train()
-        return {name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}
+        return {name: round(value, 4) for name, value in told.items()}
 
     def _save(self) -> None:
         """The state, and the weights as bfloat16 safetensors beside the tokenizer."""
         state = {"step": self.step, **{name: part.state_dict() for name, part in self._saved.items()}}
         write_file(self.out / STATE_FILE, lambda path: torch.save(state, path))
         deepcopy(self.model).to(torch.bfloat16).save_pretrained(self.out)
+
+
+def embed(model: LlamaForCausalLM, batch: TaskBatch, seed: int) -> torch.Tensor:
+    """Input embeddings [B, T, D] of a batch, its vectors read by a projector whose random weights are drawn for it alone."""
+    prompts, table = batch.prompts, model.get_input_embeddings().weight
+    inputs = model.get_input_embeddings()(prompts.input_ids)
+    if not len(prompts.slot_rows):
+        return inputs
+    if batch.slot_vectors.isnan().any():
+        slots = table.mean(0, keepdim=True).expand(len(prompts.slot_rows), -1)
+    else:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            projector = Projector(VECTOR_DIM, table.shape[1])
+            projected = projector(batch.slot_vectors) - projector.linear_2.bias
+        slots = projected + table.mean(0)  # as a recommender's projector starts
+    return merge_item_embeddings(inputs, prompts.slot_rows, prompts.slot_columns, slots)
+
+
+@torch.no_grad()
+def probe(model: LlamaForCausalLM, maker: TaskMaker, stage: Stage, numbers: Iterable[int]) -> dict[str, float]:
+    """Accuracy of the answers' first token over batches of a stage, by task; of letters also the targets' negative
+    log-likelihood among the candidates, which tells whether probabilities can be believed.
+
+    Args:
+        numbers: of the batches; none that was trained on.
+    """
+    told = defaultdict(list)
+    stage = replace(stage, lookup_share=0.3, reader_share=0.3, vector_share=0.6)
+    for number in numbers:
+        batch = maker.batch(number, stage)
+        hidden, _ = decode(model.model, embed(model, batch, maker.seed * 7919 + number))
+        labels, first = _answers(batch)
+        logits = model.lm_head(hidden[:, :-1][first]).float()
+        told[batch.kind] += (logits.argmax(-1) == labels[first]).float().tolist()
+        if batch.letters is not None:
+            among = cross_entropy(logits.gather(1, batch.letters), batch.position, reduction="none")
+            told[f"{batch.kind}, nll among candidates"] += among.tolist()
+    return {name: sum(values) / len(values) for name, values in sorted(told.items())}
 
 
 def _answers(batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
