@@ -119,6 +119,7 @@ def _main(
             raise UserError(f"processes: found {processes}, expected a whole number from 1")
         # Processes that a launcher has started take whole runs, so none waits for another's steps.
         index, gpu = go_alone() if launched() > 1 else (0, None)
+        runner.end_with_parent()
         environments = runner.environments_of(processes)
         plan = make({} if gpu is None else {"gpu_id": gpu}, index == 0)
         if environments:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from threading import Thread, main_thread
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
@@ -22,7 +23,8 @@ from recbole_llara.utils.errors import Stopped, signal_of
 
 BAR_WIDTH = 20
 RETRY = 0.5  # seconds, while other processes perform all runs that are left
-POLL = 0.2  # seconds between looks at child processes
+POLL = 0.2  # seconds between looks at child processes, and of these at their parent
+PARENT = "RECBOLE_LLARA_PARENT"  # the process that started this one to share its runs
 
 
 class Plan(Protocol):
@@ -113,8 +115,22 @@ def environments_of(count: int) -> list[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(visible.split(",")) if visible else torch.cuda.device_count()
     cores = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
-    shared = {**cores, **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    shared = {**cores, **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), PARENT: str(os.getpid())}
     return [{**shared, "RANK": str(index), "LOCAL_RANK": str(index % max(1, gpus))} for index in range(count)]
+
+
+def end_with_parent() -> None:
+    """Stop this process, as SIGTERM does, once the one that started it to share its runs is gone, however that ended."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            sleep(POLL)
+        signal.pthread_kill(main_thread().ident, signal.SIGTERM)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -79,6 +80,47 @@ def test_a_signal_is_passed_on_and_told(number, capsys):
     sender.join()
     assert "the same command resumes" in capsys.readouterr().err
     assert Path("ended-1").exists() == (number == signal.SIGTERM)  # the stand-in knows SIGTERM alone
+
+
+# Starts two that share its runs; each of them says so, and waits.
+PARENT = """
+import sys
+from recbole_llara.experiments.runner import environments_of, run_processes
+run_processes([sys.executable, "-c", sys.argv[1]], environments_of(2))
+"""
+SHARING = """
+import os, time
+from recbole_llara.experiments.runner import end_with_parent
+from recbole_llara.utils.errors import exit_status
+name = os.environ["RANK"]
+def work():
+    end_with_parent()
+    open("begun-" + name, "w").close()
+    time.sleep(60)
+status = exit_status("study", work)
+with open("status-" + name, "w") as file:
+    file.write(str(status))
+os.replace("status-" + name, "ended-" + name)
+"""
+
+
+def test_processes_end_with_the_command_that_is_killed():
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, SHARING], env=environment, stderr=subprocess.DEVNULL)
+
+    def wait_for(*names):
+        deadline = time.monotonic() + 60
+        while not all(Path(name).exists() for name in names) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    wait_for("begun-0", "begun-1")
+    parent.kill()
+    parent.wait()
+    begun = time.monotonic()
+    wait_for("ended-0", "ended-1")
+    assert time.monotonic() - begun < 50
+    assert [Path(f"ended-{index}").read_text() for index in range(2)] == ["143", "143"]
 
 
 def test_lengths_of_time():
