@@ -1,12 +1,13 @@
 """How fast a service over a finished run answers, by the number of its clients; and whether it keeps its memory over many requests.
 
-    python tests/benchmarks/bench_serve.py --run=saved/RUN [--clients 1,16,64,128] [--seconds 30] [--soak 10000] [--workers 1]
-        [--locust COMMAND] [--out serve.json] [--key=value ...]
+    python tests/benchmarks/bench_serve.py --run=saved/RUN [--clients 1,16,64,128] [--seconds 30] [--soak 10000] [--soak_rate 0]
+        [--workers 1] [--locust COMMAND] [--out serve.json] [options of serve] [--key=value ...]
 
 locust asks (extra ``bench``): every client asks /recommend again as soon as it is answered. Told are the percentiles of what was
 answered, users a second, the time of a core that an answer costs the service, and the answers that were no 200, of which 429 is the
-queue's. Then come the requests of the soak, in two halves, and the resident memory of the workers before, between and after. The service
-and locust share this machine.
+queue's. Then come the requests of the soak, in ten parts, and the resident memory of the workers before them and after each. With
+``--soak_rate`` the soak's clients ask so many questions a second together, as far as they are answered in time. The service and locust
+share this machine.
 """
 
 import argparse
@@ -23,8 +24,10 @@ import psutil
 
 import recbole_llara
 from recbole_llara.config.yaml_files import parse_arguments
+from recbole_llara.serving.http.command import build_parser
 
 SEED = 0
+PARTS = 10  # of a soak
 CLIENTS = Path(__file__).resolve().parent / "serve_clients.py"
 
 
@@ -49,11 +52,11 @@ class Service:
             raise SystemExit((scratch / "log.jsonl").read_text(encoding="utf-8"))
         self.address = told[0]
 
-    def ask(self, clients: int, seconds: int = 0, requests: int = 0) -> dict[str, Any]:
-        """Ask for so long, or until so many answers came: what was answered."""
+    def ask(self, clients: int, seconds: int = 0, requests: int = 0, rate: float = 0.0) -> dict[str, Any]:
+        """Ask for so long, or until so many answers came; at most so many questions a second (0 = any): what was answered."""
         self.stages += 1
         out, settings = self.scratch / f"{self.stages}.json", self.scratch / "settings.json"
-        told = {"ids": self.ids, "requests": requests, "out": str(out), "seed": SEED + self.stages}
+        told = {"ids": self.ids, "requests": requests, "out": str(out), "seed": SEED + self.stages, "rate": rate / clients}
         settings.write_text(json.dumps(told), encoding="utf-8")
         command = [*self.locust, "-f", str(CLIENTS), "--headless", "--host", self.address.rstrip("/")]
         command += [
@@ -111,11 +114,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seconds", type=int, default=30, help="for each of them (default %(default)s)")
     parser.add_argument("--soak", type=int, default=10_000, help="requests; 0 = none (default %(default)s)")
     parser.add_argument("--soak_clients", type=int, default=16, help="clients that ask them (default %(default)s)")
+    parser.add_argument(
+        "--soak_rate", type=float, default=0.0, help="questions a second of all clients; 0 = any (default %(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes of the service (default %(default)s)")
     parser.add_argument("--locust", default=f"{sys.executable} -m locust", help="the command (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("serve.json"))
     arguments, words = parser.parse_known_args(argv)
-    run = recbole_llara.load(arguments.run, **parse_arguments(words))
+    _, keys = build_parser().parse_known_args([f"--run={arguments.run}", *words])
+    run = recbole_llara.load(arguments.run, **parse_arguments(keys))
     ids = run.names.ids[1 : run.retriever.n_known]
     found: dict[str, Any] = {"run": arguments.run.name, "workers": arguments.workers, "stages": []}
     told = "{clients:>4} clients: p50 {p50_ms:,.0f} ms, p95 {p95_ms:,.0f}, p99 {p99_ms:,.0f}, {users_per_second:.1f} users a second, {processor_ms:.0f} ms of a core each, others {others}\n"
@@ -129,15 +136,17 @@ def main(argv: list[str]) -> None:
                 sys.stdout.write(told.format(**found["stages"][-1]))
                 sys.stdout.flush()
             if arguments.soak:
-                memory, halves = [service.memory_mb()], []
-                for part in (arguments.soak // 2, arguments.soak - arguments.soak // 2):
-                    halves.append(service.ask(arguments.soak_clients, requests=part))
+                memory, parts = [service.memory_mb()], []
+                for part in range(PARTS):
+                    requests = arguments.soak * (part + 1) // PARTS - arguments.soak * part // PARTS
+                    parts.append(service.ask(arguments.soak_clients, requests=requests, rate=arguments.soak_rate))
                     memory.append(service.memory_mb())
                     sys.stdout.write(
-                        told.format(**halves[-1]) + "      memory {:,.0f} MB, then {:,.0f} MB\n".format(*memory[-2:])
+                        told.format(**parts[-1]) + "      memory {:,.0f} MB, then {:,.0f} MB\n".format(*memory[-2:])
                     )
                     sys.stdout.flush()
-                found["soak"] = {"memory_mb": memory, "halves": halves}
+                    found["soak"] = {"memory_mb": memory, "parts": parts}
+                    arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
         finally:
             service.end()
     arguments.out.write_text(json.dumps(found, indent=2), encoding="utf-8")

@@ -1,9 +1,10 @@
-"""The clients of ``bench_serve.py``, for locust: each asks as soon as it is answered, and comes back when a 429 tells it to.
+"""The clients of ``bench_serve.py``, for locust: each asks as soon as it is answered, or at a rate, and comes back when a 429 tells it to.
 
     BENCH=settings.json locust -f tests/benchmarks/serve_clients.py --headless ...
 
-The settings name ``ids`` to draw histories from, ``requests`` after which to stop (0 = when locust's time is over), and the file
-``out``, which gets the number of answers by status, the milliseconds of every 200, and the seconds from the first answer to the last.
+The settings name ``ids`` to draw histories from, ``requests`` after which to stop (0 = when locust's time is over), the ``rate`` of a
+client in questions a second (0 = the next as soon as it is answered), and the file ``out``, which gets the number of answers by
+status, the milliseconds of every 200, and the seconds from the first answer to the last.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 import gevent
-from locust import FastHttpUser, events, task
+from locust import FastHttpUser, constant_throughput, events, task
 
 SETTINGS = json.loads(Path(os.environ["BENCH"]).read_text(encoding="utf-8"))
 DRAW = random.Random(SETTINGS["seed"])
@@ -25,6 +26,9 @@ TIMES: list[float] = []
 
 class Visitor(FastHttpUser):
     """One client: histories of 3 to 20 random items, the five best of what is proposed."""
+
+    if SETTINGS["rate"]:
+        wait_time = constant_throughput(SETTINGS["rate"])
 
     @task
     def ask(self) -> None:

@@ -162,7 +162,15 @@ def test_a_run_that_cannot_be_loaded_ends_it_with_one_line(toy, tmp_path):
 def test_the_benchmark_asks_and_tells(toy, tmp_path):
     if importlib.util.find_spec("locust") is None:  # importing it would patch this process
         pytest.skip("needs the extra bench")
-    words = [f"--run={toy.folders['LLaRA']}", "--clients=2", "--seconds=3", "--soak=20", "--out=found.json"]
+    words = [
+        f"--run={toy.folders['LLaRA']}",
+        "--clients=2",
+        "--seconds=3",
+        "--soak=20",
+        "--soak_rate=40",
+        "--batch=4",
+        "--out=found.json",
+    ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "benchmarks" / "bench_serve.py"), *words, f"--data_path={toy.keys['data_path']}"],
         cwd=tmp_path,
@@ -176,4 +184,4 @@ def test_the_benchmark_asks_and_tells(toy, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     (stage,) = found["stages"]
     assert stage["answered"] > 0 and stage["p50_ms"] <= stage["p95_ms"] <= stage["p99_ms"]
-    assert sum(half["answered"] for half in found["soak"]["halves"]) >= 20 and len(found["soak"]["memory_mb"]) == 3
+    assert sum(part["answered"] for part in found["soak"]["parts"]) >= 20 and len(found["soak"]["memory_mb"]) == 11
