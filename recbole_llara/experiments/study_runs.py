@@ -25,7 +25,7 @@ from recbole_llara.experiments.runner import Plan, duration, run_model
 from recbole_llara.experiments.study_definition import EVALUATES, FUSES, Study
 from recbole_llara.experiments.study_forecast import Work, is_worth_it, speed_of, work_of
 from recbole_llara.experiments.study_fusion import fuse_systems
-from recbole_llara.llm.source import embedded_llm_sha256, resolve_llm_path
+from recbole_llara.llm.source import embedded_llm_read, resolve_llm_path
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
 from recbole_llara.utils import __version__
@@ -391,7 +391,7 @@ class StudyRuns(Plan):
             facts = {"fuses": {source.system: self.places[source].name for source in sources}, "version": __version__}
             return folder / f"{FUSES}-{facts_digest(json_ready({**facts, 'name': arm.system}))}.json"
         model = self.study.model_of(arm.system)
-        facts = {"model": model, "keys": self._facts(arm), "version": __version__, "llm": embedded_llm_sha256()}
+        facts = {"model": model, "keys": self._facts(arm), "version": __version__}
         if sources:
             facts["evaluates"] = self.places[sources[0]].name
         elif self._reader(arm) is not None and (
@@ -434,8 +434,12 @@ class StudyRuns(Plan):
         if is_llm_recommender(model):
             configs["recommender"] = config.for_recommender().final_config_dict
         facts: dict[str, Any] = {kind: with_effect(values) for kind, values in configs.items()}
+        read = [facts["run"], facts["recommender"]]
         if is_local:
             facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
+            read.append({"llm_path": facts["served_llm"]})
+        if embedded := next(filter(None, map(embedded_llm_read, read)), None):
+            facts["embedded_llm"] = embedded
         files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
         self._sha256_of |= {path: file_sha256(path) for path in files if path not in self._sha256_of}
         facts["files"] = [(path.name, self._sha256_of[path]) for path in files]

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -245,6 +246,11 @@ def hub_fault(error: BaseException, hub_id: str) -> str | None:
             return f"the hub cannot be reached, and its cache on this machine lacks the model: connect to the network, {folder}"
         cause = cause.__cause__
     return None
+
+
+def embedded_llm_read(keys: Mapping[str, Any]) -> str | None:
+    """Digest of the embedded LLM's weights where ``keys`` name it, as the LLM or as a text encoder; else None."""
+    return embedded_llm_sha256() if "tiny" in (keys.get("llm_path"), keys.get("text_encoder_path")) else None
 
 
 @cache

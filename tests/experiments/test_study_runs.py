@@ -19,6 +19,7 @@ from recbole_llara.experiments.command import study_main as main
 from recbole_llara.experiments.runner import execute
 from recbole_llara.experiments.study_definition import load_study, read_command
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
+from recbole_llara.llm import source
 from recbole_llara.utils.errors import UserError
 
 THREE = str(Path(__file__).with_name("three.yaml"))
@@ -247,6 +248,30 @@ def test_what_is_kept_depends_on_the_keys_and_the_data_and_not_on_where_it_lies(
     assert places() == first
     interactions.write_text(interactions.read_text() + "\n")
     assert not set(places()) & set(first)
+
+
+def test_other_weights_of_the_embedded_llm_are_those_of_its_readers_alone(tmp_path, monkeypatch):
+    own, keys = tmp_path / "own.yaml", {**write_toy_dataset(tmp_path), "protocol": "leave_one_out", "dataset": "toy"}
+    systems = {
+        "SASRec": {"model": "SASRec"},
+        "MoRec": {"model": "MoRec"},
+        "MoRec, an encoder of one's own": {"model": "MoRec", "text_encoder_path": "encoder"},
+        "LLaRA": {"model": "LLaRA"},
+        "LLaRA, another LLM": {"model": "LLaRA", "llm_path": "smollm2"},
+        "chat": {"model": "ChatLLM", "api_base": "local"},
+        "SASRec + LLaRA": {"fuses": ["SASRec", "LLaRA"]},
+        "SASRec + LLaRA, another LLM": {"fuses": ["SASRec", "LLaRA, another LLM"]},
+    }
+    own.write_text(yaml.safe_dump({"systems": systems}, sort_keys=False), encoding="utf-8")
+
+    def places():
+        return {arm.system: place.name for arm, place in StudyRuns(load_study(str(own)).with_arguments(keys)).places.items()}
+
+    before = places()
+    monkeypatch.setattr(source, "embedded_llm_sha256", lambda: "of other weights")
+    after = places()
+    changed = {system for system in systems if before[system] != after[system]}
+    assert changed == {"MoRec", "LLaRA", "chat", "SASRec + LLaRA"}
 
 
 def test_a_stock_system_is_what_an_llm_reads_only_where_it_is_the_same_recommender(tmp_path):
