@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 import torch
 from byte_level import train_byte_level
@@ -23,6 +24,8 @@ from recbole_llara.llm.adapters import tune
 from recbole_llara.llm.architecture import EmbeddedPrompts, input_embeddings
 from recbole_llara.model.losses import LOSSES
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are shared: a pause is no fault
+hypothesis.settings.load_profile("untimed")
 VOCABULARY = 97
 WIDTH = 32
 EOS = 1

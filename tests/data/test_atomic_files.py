@@ -50,7 +50,7 @@ def names_of(dataset: CandidateDataset) -> dict[str, str]:
     return {item: name for item, name in zip(items.tolist(), names.tolist(), strict=True) if item != PADDING}
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(CELLS, min_size=6, max_size=6), mark=st.sampled_from(["", "\ufeff"]))
 def test_recbole_and_the_titles_see_the_cells_as_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], mark: str
