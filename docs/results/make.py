@@ -264,19 +264,17 @@ def provenance(records: Records) -> str:
     lines = []
     for name, record in records.items():
         run = load_runs()[name]
-        told = [
-            seed
-            for of_dataset in record["datasets"].values()
-            for system in of_dataset["systems"].values()
-            for seed in system["seeds"]
-        ]
+        by_system = [system for of_dataset in record["datasets"].values() for system in of_dataset["systems"].values()]
+        told = [{"llm": system["llm"], **seed} for system in by_system for seed in system["seeds"]]
         machines = {_machine(seed["machine"]) for seed in told if "machine" in seed}
         codes = {seed["versions"]["code"][:10] for seed in told}
+        llms = {f"{seed['llm']} {seed.get('llm_digest', '')[:6]}".strip() for seed in told if seed["llm"] is not None}
         seconds = sum(seed["seconds"] for seed in told)
         command = f"`recbole-llara study {' '.join(words_of(run))}`"
         spent = str(timedelta(seconds=round(seconds)))
-        lines.append([command, record["commit"], ", ".join(sorted(codes)), "; ".join(sorted(machines)), spent, run["budget"]])
-    return _markdown(["command", "commit", "code", "machine", "time of all systems", "budget"], lines)
+        told_of = (", ".join(sorted(codes)), ", ".join(sorted(llms)), "; ".join(sorted(machines)))
+        lines.append([command, record["commit"], *told_of, spent, run["budget"]])
+    return _markdown(["command", "commit", "code", "LLM", "machine", "time of all systems", "budget"], lines)
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from recbole_llara.utils.hashing import json_ready
 
 # Of ``result.json``, what is kept of every seed.
 KEPT = ("seed", "candidate_seed", "decoding", "best_epoch", "valid_answers", "nll", "ece", "answers", "hit_among_valid")
-KEPT += ("full_rank", "fusion", "metrics", "timings", "versions", "machine")
+KEPT += ("full_rank", "fusion", "metrics", "timings", "versions", "machine", "llm_digest")
 PLACES = ("checkpoint_dir", "data_path", "llm_path", "config_files", "gpu_id", "nproc")  # settings that name a machine's places
 
 

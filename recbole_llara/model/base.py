@@ -221,6 +221,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         """What ``result.json`` tells of this model; see ``HasResultFields``."""
         fields = {
             "llm": self.llm_path,
+            "llm_digest": self.llm_digest,
             "decoding": self.decoding,
             "representation": self.representation.name,
             "item_fields": list(self.item_fields),

@@ -82,6 +82,7 @@ STORED = (
     Stored(_META, "prompts_digest", "the templates", "model.weights.has_other_prompts", "warned of"),
     Stored(f"{_STATE}/meta.json", "prompts_digest", "the templates", "trainer.trainer.resume_checkpoint", "refused"),
     Stored("*/result.json", "prompts_digest", "the templates", "", "told"),
+    Stored("*/result.json", "llm_digest", "the LLM's weights before it was tuned", "", "told"),
     Stored("*/result.json", "recommender.sha256", "its weights and items", "serving.loaded.load", "refused"),
     Stored(
         "*/result.json",
