@@ -168,7 +168,7 @@ def _opened(resumed: RunFolder | None, config: RunConfig, processes: Processes) 
     folder = resumed or processes.from_main(lambda: RunFolder.create(config["checkpoint_dir"], config.final_config_dict))
     with folder.held() if processes.is_main else nullcontext():
         if processes.is_main and resumed is None:
-            folder.write_request(config["model"], config["dataset"], config.external_config_dict)
+            folder.write_request(config)
             folder.write_config(config.final_config_dict)
         try:
             yield folder

@@ -82,9 +82,13 @@ class RunFolder:
         """Write ``config.yaml``: the resolved keys, without secrets. Returns the path."""
         return self._write_yaml(CONFIG, config)
 
-    def write_request(self, model: str, dataset: str, keys: Mapping[str, Any]) -> Path:
+    def write_request(self, config: Any) -> Path:
         """Write ``request.yaml``: what the run was asked for, without secrets, so that its folder's name resumes it."""
-        return self._write_yaml(REQUEST, {"version": __version__, "model": model, "dataset": dataset, "keys": keys})
+        model, dataset = config["model"], config["dataset"]
+        told = {"version": __version__, "model": model, "dataset": dataset, "keys": config.external_config_dict}
+        if is_llm_recommender(model) and (embedded := _embedded_llm(config.final_config_dict)):
+            told["embedded_llm"] = embedded
+        return self._write_yaml(REQUEST, told)
 
     def _write_yaml(self, name: str, values: Mapping[str, Any]) -> Path:
         plain = json_ready(without_secrets(values))
@@ -308,11 +312,22 @@ def _obstacle(run: Path, here: Mapping[str, Any]) -> str:
     """Why a run cannot go on with the keys ``here``; empty where it can."""
     if (run / RESULT).exists():
         return f"is finished, its result stands in {run / RESULT}; to run it again leave resume out"
-    if (version := _read(run / REQUEST).get("version")) != __version__:
+    request = _read(run / REQUEST)
+    if (version := request.get("version")) != __version__:
         return f"was begun by recbole-llara {version}, expected {__version__}: resume it with that version, or start a new run"
     if differing := differences(with_effect(_read(run / CONFIG)), with_effect(here)):
         return f"was begun with other keys: {'; '.join(differing)}; leave them as they were, or start a new run"
+    if request.get("embedded_llm") != _embedded_llm(here):
+        return "was begun over other weights of the embedded LLM; start a new run"
     return ""
+
+
+def _embedded_llm(keys: Mapping[str, Any]) -> str | None:
+    from recbole_llara.llm.source import (
+        embedded_llm_read,
+    )  # which brings transformers, for what most users of a folder do without
+
+    return embedded_llm_read(keys)
 
 
 def _read(path: Path) -> dict[str, Any]:

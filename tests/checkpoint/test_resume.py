@@ -13,6 +13,7 @@ import yaml
 from killing import kill_until_done, outcome, run_folder, share_recommender, start
 
 from recbole_llara.checkpoint.training_state import TrainingStates
+from recbole_llara.llm import source
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import RunError, Stopped, UserError
 
@@ -84,14 +85,18 @@ def _stop_at(monkeypatch, trainer_class, step):
 @pytest.fixture
 def stopped_run(long_keys, monkeypatch):
     """The folder of a run that was stopped in the second epoch's second step."""
+    return _stopped(long_keys, monkeypatch)
+
+
+def _stopped(keys, monkeypatch):
     from recbole_llara.trainer.trainer import LLMTrainer
 
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="--resume=") as stop:
         patch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
         _stop_at(patch, LLMTrainer, STEPS + 1)
-        run_recbole_llara(dataset="toy", config_dict=long_keys)
+        run_recbole_llara(dataset="toy", config_dict=keys)
     assert stop.value.signal_number == signal.SIGINT
-    (run,) = Path(long_keys["checkpoint_dir"]).glob("LLaRA-*")
+    (run,) = Path(keys["checkpoint_dir"]).glob("LLaRA-*")
     return run
 
 
@@ -158,6 +163,18 @@ def test_auto_takes_the_unfinished_run_of_the_same_keys_only(stopped_run, long_k
     assert Path(other["run_dir"]) != stopped_run
     again = run_recbole_llara(dataset="toy", config_dict={**long_keys, "resume": "auto"})
     assert Path(again["run_dir"]) == stopped_run
+
+
+def test_a_run_over_other_weights_of_the_embedded_llm_is_left_alone(long_keys, monkeypatch):
+    keys = {**long_keys, "llm_path": "tiny", "max_eval_rows": 4}
+    run = _stopped(keys, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "embedded_llm_sha256", lambda: "of other weights")
+        with pytest.raises(UserError, match="was begun over other weights of the embedded LLM; start a new run"):
+            run_recbole_llara(argv=[f"--resume={run}"])
+        other = run_recbole_llara(dataset="toy", config_dict={**keys, "resume": "auto"})
+    assert Path(other["run_dir"]) != run
+    assert run_recbole_llara(argv=[f"--resume={run}"])["run_dir"] == str(run)
 
 
 def test_two_processes_never_write_one_run(stopped_run, long_keys):
