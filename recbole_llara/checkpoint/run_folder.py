@@ -323,9 +323,8 @@ def _obstacle(run: Path, here: Mapping[str, Any]) -> str:
 
 
 def _embedded_llm(keys: Mapping[str, Any]) -> str | None:
-    from recbole_llara.llm.source import (
-        embedded_llm_read,
-    )  # which brings transformers, for what most users of a folder do without
+    # Here, since it brings transformers, which most who open a folder do without.
+    from recbole_llara.llm.source import embedded_llm_read
 
     return embedded_llm_read(keys)
 

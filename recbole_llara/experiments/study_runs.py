@@ -434,11 +434,9 @@ class StudyRuns(Plan):
         if is_llm_recommender(model):
             configs["recommender"] = config.for_recommender().final_config_dict
         facts: dict[str, Any] = {kind: with_effect(values) for kind, values in configs.items()}
-        read = [facts["run"], facts["recommender"]]
         if is_local:
             facts["served_llm"] = str(self.study.settings.get("llm_path", "tiny"))
-            read.append({"llm_path": facts["served_llm"]})
-        if embedded := next(filter(None, map(embedded_llm_read, read)), None):
+        if embedded := embedded_llm_read({"llm_path": facts["served_llm"]} if is_local else facts["run"]):
             facts["embedded_llm"] = embedded
         files = sorted(path for path in Path(config["data_path"]).iterdir() if path.is_file())
         self._sha256_of |= {path: file_sha256(path) for path in files if path not in self._sha256_of}

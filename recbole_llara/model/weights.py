@@ -105,16 +105,10 @@ def load_adapter(llm: PeftModel, folder: Path) -> None:
 def _load_whole_llm(model: LLMRecommender, folder: Path) -> None:
     """A Hugging Face folder into an LLM that is tuned whole: every tensor there, of its shape, and no other."""
     # By the config of the LLM that stands: that of the folder might name another model, or code.
-    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    options = {"config": model.llm.config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+    options |= {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     with progress_bars(False):
-        saved, loaded = type(model.llm).from_pretrained(
-            folder,
-            config=model.llm.config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        saved, loaded = type(model.llm).from_pretrained(folder, output_loading_info=True, **options)
     wrong = {key: sorted(map(str, names)) for key, names in loaded.items() if names}
     if wrong:
         raise UserError(f"checkpoint {folder}: its tensors are not those of this LLM: {wrong}")

@@ -24,7 +24,7 @@ def main() -> None:
     """Print the accuracies of every folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, default=[TINY_LLAMA_DIR], help="of weights and tokenizer")
-    parser.add_argument("--batches", type=int, default=400, help="of questions, of about 20 rows each")
+    parser.add_argument("--batches", type=int, default=400, help="of questions, of about 35 rows each")
     given = parser.parse_args()
     told = {}
     for folder in given.folders:
