@@ -115,6 +115,8 @@ class ItemTokens(nn.Module):
         without_training_token: [N] bool, likewise in training mode, beside ``training_embeddings``.
         standard: mean [d_rec] and deviation [1] by which the projector reads frozen ``item_embeddings``, see ``standard_of``: so the
             table stays the recommender's own memory. They are kept with the weights. None = as they are.
+        made: [M] int64, the items whose rows of ``item_embeddings`` were made for this run, out of their texts: these rows are kept with
+            the weights too, so that a run that is loaded need not make them again. None = no item's.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class ItemTokens(nn.Module):
         without_token: torch.Tensor | None = None,
         without_training_token: torch.Tensor | None = None,
         standard: tuple[torch.Tensor, torch.Tensor] | None = None,
+        made: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         if Part.ITEM_EMBEDDING in parts and item_embeddings is None:
@@ -148,6 +151,10 @@ class ItemTokens(nn.Module):
             self.projector.linear_2.bias.data.copy_(centre)
         for name, value in zip(("item_mean", "item_deviation"), standard or (None, None), strict=True):
             self.register_buffer(name, value)
+        self.register_buffer("made", made, persistent=False)
+        self.register_buffer("made_embeddings", None if made is None else item_embeddings[made])
+        if made is not None:
+            self.register_load_state_dict_post_hook(lambda *_: self._place_made())
         self.register_buffer("training_embeddings", training_embeddings, persistent=False)
         self.register_buffer("without_token", without_token, persistent=False)
         self.register_buffer("without_training_token", without_training_token, persistent=False)
@@ -168,6 +175,9 @@ class ItemTokens(nn.Module):
             self.score_projector.linear_2.bias.data.copy_(centre)
         elif Part.SCORE in parts:
             self.ranks = nn.Parameter(rank_vectors.clone())
+
+    def _place_made(self) -> None:
+        self.item_embeddings[self.made] = self.made_embeddings
 
     def item_vectors(self, items: torch.Tensor) -> torch.Tensor:
         """[..., d_rec] what the projector reads of items [...]."""

@@ -1,6 +1,6 @@
 """Where the engine meets RecBole: a recommender that has an LLM, item embeddings, a projector and prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
@@ -38,6 +38,7 @@ from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embedd
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.llm.prefixes import PrefixStore
+from recbole_llara.llm.text_states import text_states
 from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.checks import check_llm_keys, is_tuned
@@ -49,7 +50,7 @@ from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
-from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, with_vectors
+from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, fitted_on, with_vectors
 from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.hashing import row_keys
 from recbole_llara.utils.processes import processes_of
@@ -145,12 +146,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         standard: tuple[torch.Tensor, torch.Tensor] | None = None
         lacking: torch.Tensor | None = None  # [N] whose behavioural token is the placeholder
         lacking_in_training: torch.Tensor | None = None
+        made: torch.Tensor | None = None  # [M] the items whose vectors are made out of their texts
         is_shown = reads_recommender(config) and not is_drawn
         if is_shown:
             self.recommender, table, self.conclude, lacking, learned = self._reading(config, data, shown)
             if table is not None:
                 # Those of a run that is loaded come with its weights: over a large table they take a while.
                 is_kept = data.kept is not None
+                made = None if learned is None or lacking is not None else (~learned).nonzero()[1:, 0]
                 standard = (torch.zeros(table.shape[1]), torch.ones(1)) if is_kept else standard_of(table, learned)
         are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
         if is_tuned(config) and (are_two if is_shown else self.has_prior):
@@ -164,7 +167,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         vocabulary, ranks = embedded_vocabulary(self.llm), None
         if config["recommender_score_token"] == "rank":
             ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
-        tables = (training_table, lacking, lacking_in_training, standard)
+        tables = (training_table, lacking, lacking_in_training, standard, made)
         return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks, *tables)
 
     def _tell_of_training(self, config: Any) -> None:
@@ -194,12 +197,10 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             table = shuffled(table, self.seed, learned) if config["shuffle_item_embeddings"] else table
             if settings.new_item_token == PLACEHOLDER:
                 lacking = is_new
-            elif is_new is not None:
-                texts = data.catalogue.texts()
-                of_learned = [texts[item] for item in learned.nonzero()[:, 0].tolist()]
-                features = TextFeatures(self.tokenizer, embedded_vocabulary(self.llm), of_learned)
-                vectors = NewItemVectors(settings.new_item_token, features, table[learned], settings.new_item_neighbours)
-                table = with_vectors(table, is_new, vectors, texts)
+            elif is_new is not None and is_new[1:].any():
+                # Those of a run that is loaded come with its weights.
+                is_kept = data.kept is not None
+                table = table.clone() if is_kept else self._with_new_items(table, is_new, data.catalogue.texts(), settings)
         if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
             conclude = Concluding(network, own, Part.USER in shown, is_new)
         if is_new is not None and not of_training:
@@ -210,6 +211,19 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 f"{self.n_items - 1} items"
             )
         return recommender, table, conclude, lacking, learned
+
+    def _with_new_items(
+        self, table: torch.Tensor, is_new: torch.Tensor, texts: Sequence[str], settings: RecommenderSettings
+    ) -> torch.Tensor:
+        """A recommender's table [N, d_rec] with vectors out of the texts for the items [N] that it never learned."""
+        learned = fitted_on(is_new)
+        features = TextFeatures(self.read_texts, [texts[item] for item in learned.tolist()])
+        vectors = NewItemVectors(settings.new_item_token, features, table[learned], settings.new_item_neighbours)
+        return with_vectors(table, is_new, vectors, texts)
+
+    def read_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[n, D] what the LLM knows of n texts, see ``text_states``: the LLM as it came, but for one that is tuned whole."""
+        return text_states(self.llm, self.tokenizer, self.encoder.beginning, texts, is_whole_pass=self.is_sharded)
 
     @classmethod
     def check(cls, config: Any) -> None:

@@ -7,16 +7,16 @@ the candidates that it has learned. Among those that they join, no item's tokens
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from logging import getLogger
 from typing import Any
 
 import torch
 from torch import nn
 
 from recbole_llara.config.settings import OWN, PLACEHOLDER
-from recbole_llara.llm.architecture import embedded_vocabulary
 from recbole_llara.recommender.frozen import Recommender
 from recbole_llara.recommender.growing import set_items
-from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures
+from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, fitted_on
 
 FROM_TEXT = "text"  # what stands for a new item where the run has no rule of its own
 
@@ -47,13 +47,10 @@ class Newcomers:
         self.token = FROM_TEXT if settings.new_item_token == OWN else settings.new_item_token
         self._neighbours = settings.new_item_neighbours
         self._networks = list({id(network): (network, config) for network, config in networks}.values())
-        is_new = (
-            torch.zeros(len(texts), dtype=torch.bool)
-            if recommender is None or recommender.is_new is None
-            else recommender.is_new
-        )
-        self._learned = (~is_new).nonzero()[:, 0]
-        self._learned = self._learned[self._learned > 0]
+        is_known = recommender is not None and recommender.is_new is not None
+        is_new = recommender.is_new.clone() if is_known else torch.zeros(len(texts), dtype=torch.bool)
+        is_new[0] = True  # the padding item
+        self._learned = fitted_on(is_new)
 
     def change(self, titles: Mapping[int, str], fields: Mapping[int, str], texts: Mapping[int, str], added: int) -> None:
         """Take in items that are numbered on from the last one, and rename others.
@@ -99,8 +96,8 @@ class Newcomers:
 
     @cached_property
     def _features(self) -> TextFeatures:
-        learned = [self._texts[item] for item in self._learned.tolist()]
-        return TextFeatures(self.model.tokenizer, embedded_vocabulary(self.model.llm), learned)
+        getLogger().info(f"New items: the LLM reads the texts of {len(self._learned):,} items that the recommender has learned")
+        return TextFeatures(self.model.read_texts, [self._texts[item] for item in self._learned.tolist()])
 
     @cached_property
     def _token_vectors(self) -> NewItemVectors:

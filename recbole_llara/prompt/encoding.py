@@ -98,6 +98,7 @@ class PromptEncoder:
         titles: N texts: what an answer must say to name an item, its title or as much of it as the prompt shows.
         fields: as given.
         max_title_tokens: what titles were cut to.
+        beginning: the tokens with which a prompt of the first template begins, up to its first list.
         layouts: of each template, its pieces and the marks of its two lists; what follows a list at once, up to the next space,
             is a piece of its own, empty where there is nothing.
 
@@ -132,6 +133,7 @@ class PromptEncoder:
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
         layouts = [_split(template) for template in self.templates]
         tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]
+        self.beginning = tokens[0][0]
         length = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
         self.n_letters = letters * any(each.answer is Part.LETTER for each in self.representations)
         has_space = chat is None or chat.has_space

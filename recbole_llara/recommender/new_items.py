@@ -7,9 +7,9 @@ something. ``NewItemVectors`` puts in its place what learned items of like texts
 - ``text``: what a linear map from texts to embeddings, fitted on the learned items, predicts; as van den Oord et al. (Deep
   content-based music recommendation, NIPS 2013) predict factors of unheard songs by a network.
 
-An item's text is the mean of the LLM's own input embeddings of its tokens, each weighted by how rare it is among the texts of learned
-items. All is fitted on learned items alone, so that the vector of a new item does not depend on which others are new, nor on when
-it came: an item that is added to a trained run has the vector that it would have had in training.
+A text stands for what the LLM knows of it, see ``llm.text_states``. All is fitted on learned items alone, so that the vector of a new item
+does not depend on which others are new, nor on when it came: an item that is added to a trained run has the vector that it would have
+had in training. RecBole-free.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,54 +17,35 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
-from torch.nn.functional import embedding_bag, normalize
-from transformers import PreTrainedTokenizerBase
+from torch.nn.functional import normalize
 
-from recbole_llara.prompt.tokens import tokenise_inside
-
+MOST_LEARNED = (
+    10_000  # items that a function is fitted on, evenly spread over all; a ridge of 4,096 numbers has enough with them
+)
 _COMPARED_AT_ONCE = 1 << 24  # cosines of texts that are held at a time
 _ALPHAS = np.logspace(-1, 5, 25)  # of the ridge; features have unit variance
 
 
 class TextFeatures:
-    """Texts as vectors [D]: the mean of a text's tokens in the LLM's input space, rare tokens counting for more.
+    """Texts as vectors [D], whose every number has mean 0 and variance 1 over the learned texts.
 
-    ``sum_t w_t v_t / sum_t w_t`` over the text's tokens, with ``w_t = log((1 + K) / max(1, n_t))`` and n_t those of K learned texts that
-    hold token t; 0 for a text without tokens. From it the mean over the learned texts is taken.
+    An LLM's states have some numbers that are a hundred times as large as the others and tell little.
 
     Args:
-        vocabulary: [V, D].
+        read: from n texts to [n, D] float32, on the CPU.
         learned: K texts.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: torch.Tensor, learned: Sequence[str]) -> None:
-        self.tokenizer, self.vocabulary = tokenizer, vocabulary.detach()
-        tokens = self._tokens(learned)
-        distinct = [np.unique(of_text) for of_text in tokens]
-        counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *distinct]), minlength=len(vocabulary))
-        self.weights = torch.log((1 + len(learned)) / torch.from_numpy(counts).clamp(min=1).float())  # [V]
-        of_learned = self._means(tokens)
-        self.mean = of_learned.mean(0)  # [D]
-        self.of_learned = of_learned - self.mean  # [K, D]
+    def __init__(self, read: Callable[[Sequence[str]], torch.Tensor], learned: Sequence[str]) -> None:
+        self._read = read
+        of_learned = read(learned)
+        self._mean = of_learned.mean(0)
+        self._deviation = of_learned.std(0, correction=0).clamp(min=1e-6)
+        self.of_learned = (of_learned - self._mean) / self._deviation  # [K, D]
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """[n, D] float32, on the CPU."""
-        return self._means(self._tokens(texts)) - self.mean
-
-    def _tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
-        tokens = tokenise_inside(self.tokenizer, [f" {text}" if text else "" for text in texts])
-        return [np.asarray(of_text, dtype=np.int64) for of_text in tokens]
-
-    def _means(self, tokens: Sequence[np.ndarray]) -> torch.Tensor:
-        flat = np.concatenate([np.zeros(0, np.int64), *tokens])
-        used, places = np.unique(flat, return_inverse=True)  # of a large vocabulary only these rows are read
-        used, places = torch.from_numpy(used), torch.from_numpy(places)
-        table = self.vocabulary[used.to(self.vocabulary.device)].float().cpu()
-        starts = torch.tensor([0, *map(len, tokens)])[:-1].cumsum(0)
-        weights = self.weights[used][places]
-        total = embedding_bag(places, table, starts, mode="sum", per_sample_weights=weights)
-        of_weights = embedding_bag(places, torch.ones(len(table), 1), starts, mode="sum", per_sample_weights=weights)
-        return total / of_weights.clamp(min=torch.finfo(torch.float32).tiny)
+        return (self._read(texts) - self._mean) / self._deviation
 
 
 class NewItemVectors:
@@ -105,15 +86,20 @@ def ridge(known: torch.Tensor, embeddings: torch.Tensor, neighbours: int) -> Cal
     Its penalty is the one with the least error on items left out of the fit one at a time, which has a closed form. Where texts tell
     nothing it is great, and every prediction near the mean of the embeddings.
     """
-    scale = known.std().clamp(min=torch.finfo(known.dtype).tiny)
-    fitted = RidgeCV(alphas=_ALPHAS).fit((known / scale).double().numpy(), embeddings.double().numpy())
-    return lambda asked: torch.from_numpy(fitted.predict((asked / scale).double().numpy()).reshape(len(asked), -1))
+    fitted = RidgeCV(alphas=_ALPHAS).fit(known.double().numpy(), embeddings.double().numpy())
+    return lambda asked: torch.from_numpy(fitted.predict(asked.double().numpy()).reshape(len(asked), -1))
 
 
 FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Callable[[torch.Tensor], torch.Tensor]]] = {
     "neighbours": nearest_mean,
     "text": ridge,
 }
+
+
+def fitted_on(is_new: torch.Tensor) -> torch.Tensor:
+    """[K] int64, ascending: the learned items that a function is fitted on, ``MOST_LEARNED`` at most; of items [N] bool that are new."""
+    learned = (~is_new).nonzero()[:, 0]
+    return learned[:: -(-len(learned) // MOST_LEARNED) or 1]
 
 
 def with_vectors(table: torch.Tensor, is_new: torch.Tensor, vectors: NewItemVectors, texts: Sequence[str]) -> torch.Tensor:

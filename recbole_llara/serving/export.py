@@ -100,11 +100,6 @@ def export(
         raise UserError(
             f"{'merge' if merge else 'for'}: the LLM's weights are held quantised, expected whole ones; export without merge"
         )
-    if model.llm_tuning == "full" and config["new_item_token"] in ("neighbours", "text"):
-        raise UserError(
-            f"new_item_token: found {config['new_item_token']!r} with llm_tuning full, expected placeholder or own: these vectors are made "
-            "out of the embeddings of the LLM as it was before it was tuned, which the exported one no longer has"
-        )
     for name in (RESULT, CONFIG, *OPTIONAL):
         for file in (path / name, *(path / name).glob("*")):
             if file.is_symlink():  # it would carry a file of this machine along

@@ -43,9 +43,8 @@ def test_what_a_new_item_shows(keys, make_trainer, token):
     if token == "placeholder":
         assert torch.equal(slots(model, EMBEDDING, new), tokens.placeholder.expand(3, -1))
     else:
-        embeddings = model.llm.get_input_embeddings().weight
         titles = data.catalogue.titles
-        features = TextFeatures(model.tokenizer, embeddings, [titles[item] for item in (~is_new).nonzero()[:, 0].tolist()])
+        features = TextFeatures(model.read_texts, [titles[item] for item in (~is_new).nonzero()[:, 0].tolist()])
         vectors = NewItemVectors(token, features, table[~is_new], 3)
         expected = centred(with_vectors(table, is_new, vectors, titles), ~is_new)
         assert torch.allclose(slots(model, EMBEDDING, new), tokens.projector(expected[new]), atol=1e-5)

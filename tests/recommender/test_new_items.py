@@ -1,6 +1,5 @@
 """Vectors of items that a recommender never learned: out of texts, by hand and against plain loops; and what a table of held-out items is."""
 
-import numpy as np
 import pytest
 import torch
 from synthetic_data import write_toy_dataset
@@ -10,12 +9,11 @@ from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import never_learned, recommender_and_model
-from recbole_llara.recommender.new_items import FUNCTIONS, NewItemVectors, TextFeatures, with_vectors
+from recbole_llara.recommender.new_items import FUNCTIONS, NewItemVectors, TextFeatures, fitted_on, with_vectors
 from recbole_llara.recommender.retriever import Retriever
 from recbole_llara.utils.errors import UserError
 
 COLD = {"protocol": "cold_items", "cold_item_share": 0.25, "candidate_num": 5, "topk": [1, 5]}
-TITLES = ["", "Star Wars", "Star Trek", "Star Trek", "Emma", "Pride"]
 
 
 @pytest.fixture
@@ -25,21 +23,32 @@ def toy(tmp_path, monkeypatch):
     return {**write_toy_dataset(tmp_path), **COLD}
 
 
-def test_features_are_weighted_means_of_the_tokens(make_tokenizer):
-    """Rare among the learned titles, whichever are asked for; a token that none of them holds is the rarest."""
-    tokenizer = make_tokenizer(TITLES * 3, 300)
-    vocabulary = torch.randn(len(tokenizer), 6, generator=torch.Generator().manual_seed(0))
-    features, asked = TextFeatures(tokenizer, vocabulary, TITLES), [*TITLES, "Zebra wars"]
-    tokens = [tokenizer(f"x {title}", add_special_tokens=False)["input_ids"][1:] if title else [] for title in asked]
-    expected = []
-    for own in tokens:
-        weights = torch.tensor([np.log(7 / max(1, sum(token in other for other in tokens[:6]))) for token in own])
-        total = sum((weight * vocabulary[token] for weight, token in zip(weights, own, strict=True)), torch.zeros(6))
-        expected.append((total / weights.sum() if own else total).float())
-    expected = torch.stack(expected)
-    assert torch.allclose(features(asked), expected - expected[:6].mean(0), atol=1e-5)
-    assert torch.allclose(features.of_learned, features(TITLES)) and features([]).shape == (0, 6)
-    assert torch.allclose(features(asked[-1:]), features(asked)[-1:])
+def test_features_have_mean_0_and_variance_1_over_the_learned_texts():
+    """Whatever is asked for, and also where a number is the same for all of them."""
+    states = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 100.0, 1e-3, 1, 1, 1])
+    states[:, 5] = 7.0
+
+    def read(texts):
+        return states[[int(text) for text in texts]]
+
+    learned = [str(number) for number in range(0, 50, 2)]
+    features = TextFeatures(read, learned)
+    varied = features.of_learned[:, :5]
+    assert torch.allclose(varied.mean(0), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(varied.std(0, correction=0), torch.ones(5), atol=1e-4)
+    assert not features.of_learned[:, 5].any() and torch.equal(features(learned), features.of_learned)
+    expected = (states[[3, 7]] - states[::2].mean(0)) / states[::2].std(0, correction=0).clamp(min=1e-6)
+    assert torch.allclose(features(["3", "7"]), expected) and features(["7"]).shape == (1, 6)
+
+
+def test_a_function_is_fitted_on_some_thousand_learned_items_evenly_spread(monkeypatch):
+    is_new = torch.zeros(1001, dtype=torch.bool)
+    is_new[[0, 5]] = True
+    assert torch.equal(fitted_on(is_new), (~is_new).nonzero()[:, 0])
+    monkeypatch.setattr("recbole_llara.recommender.new_items.MOST_LEARNED", 400)
+    items = fitted_on(is_new)
+    assert 300 < len(items) <= 400 and not is_new[items].any() and set(items.diff().tolist()) <= {3, 4}
+    assert len(fitted_on(torch.ones(5, dtype=torch.bool))) == 0
 
 
 class Features:
