@@ -15,6 +15,7 @@
 # bench              speed against the floor and a plain recipe, minutes; BENCH_LLM=smollm2 for another LLM, half an hour
 # bench-gpu          the same at Llama-2-7B's size, on a GPU
 # bench-knowledge    what the titles' states of an LLM (BENCH_LLM, or smollm2) add to SASRec, minutes
+# bench-texts        what the states of texts of an LLM (BENCH_LLM, or smollm2) tell of items that SASRec never learned, minutes
 # bench-load         the cost of loading a run beside reading its bytes
 # bench-serve SERVED=saved/RUN   a service over a run under load, minutes
 # bench-retrieval    what is proposed out of a million items, its time and memory
@@ -36,7 +37,7 @@ REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lor
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
+.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-texts bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart $(if $(LLM),--llm_path=$(LLM) $(REAL_LLM))
@@ -107,6 +108,9 @@ bench-gpu: $(STAMP)
 
 bench-knowledge: $(STAMP)
 	$(RUN) tests/benchmarks/bench_knowledge.py --llm_path=$(or $(BENCH_LLM),smollm2)
+
+bench-texts: $(STAMP)
+	$(RUN) tests/benchmarks/bench_text_states.py --llm_path=$(or $(BENCH_LLM),smollm2) $(TEXTS)
 
 bench-load: $(STAMP)
 	$(RUN) tests/benchmarks/bench_load.py
