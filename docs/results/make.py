@@ -268,7 +268,9 @@ def provenance(records: Records) -> str:
         told = [{"llm": system["llm"], **seed} for system in by_system for seed in system["seeds"]]
         machines = {_machine(seed["machine"]) for seed in told if "machine" in seed}
         codes = {seed["versions"]["code"][:10] for seed in told}
-        llms = {f"{seed['llm']} {seed.get('llm_digest', '')[:6]}".strip() for seed in told if seed["llm"] is not None}
+        llms = {f"{seed['llm']} {seed['llm_digest'][:6]}" for seed in told if seed.get("llm_digest")}
+        # A chat model's server tells no digest.
+        llms |= {llm for seed in told if (llm := seed["llm"]) is not None and not any(each.startswith(f"{llm} ") for each in llms)}
         seconds = sum(seed["seconds"] for seed in told)
         command = f"`recbole-llara study {' '.join(words_of(run))}`"
         spent = str(timedelta(seconds=round(seconds)))
