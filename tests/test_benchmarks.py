@@ -100,7 +100,9 @@ def test_what_titles_are_worth_on_few_rows(tmp_path):
 
 @pytest.mark.slow
 def test_what_states_of_texts_tell_of_new_items(tmp_path):
-    lines = _run(tmp_path, "bench_text_states.py", "--llm_path=tiny", "--rec_epochs=1", "--max_eval_rows=48").stdout.splitlines()
+    lines = _run(
+        tmp_path, "bench_text_states.py", "--llm_path=tiny", "--rec_epochs=1", "--max_eval_rows=48"
+    ).stdout.splitlines()
     assert "1337 of 1682 items are fitted on" in lines[0] and len(lines) == 10
     assert all("neighbours, validation 0." in line and "text, test 0." in line for line in lines[1:])
 

@@ -73,6 +73,9 @@ def merge_item_embeddings(
     return inputs_embeds.index_put((slot_rows, slot_columns), item_embeds.to(inputs_embeds.dtype))
 
 
+MADE = "made_embeddings"  # the tensor of rows that were made for new items, in a checkpoint
+
+
 @dataclass(frozen=True)
 class Conclusions:
     """What a recommender concludes from the histories of B rows, and of which candidates."""
@@ -152,7 +155,7 @@ class ItemTokens(nn.Module):
         for name, value in zip(("item_mean", "item_deviation"), standard or (None, None), strict=True):
             self.register_buffer(name, value)
         self.register_buffer("made", made, persistent=False)
-        self.register_buffer("made_embeddings", None if made is None else item_embeddings[made])
+        self.register_buffer(MADE, None if made is None else item_embeddings[made])
         if made is not None:
             self.register_load_state_dict_post_hook(lambda *_: self._place_made())
         self.register_buffer("training_embeddings", training_embeddings, persistent=False)

@@ -120,6 +120,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self._drift: dict[str, float] | None = None
         self.new_item_token: str | None = None  # what stands for items that the recommender never learned; None = its own row
         self.n_new_items = 0
+        self._is_dealt = config["shuffle_item_embeddings"]
         self.item_tokens = self._item_tokens(config, data)
         self.proposing: Recommender | None = None
         if is_tuned(config):
@@ -189,20 +190,21 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         recommender, network, own = recommender_model(config, data, of_training)
         if not of_training:
             self.answering = (recommender, network, own)
-        settings, table, conclude, lacking = RecommenderSettings.from_config(config), None, None, None
+        settings, table, conclude, lacking, is_made = RecommenderSettings.from_config(config), None, None, None, False
         is_new = None if settings.new_item_token == OWN else recommender.is_new
         learned = None if is_new is None else ~is_new
         if Part.ITEM_EMBEDDING in shown:
             table = recommender.item_embeddings
-            table = shuffled(table, self.seed, learned) if config["shuffle_item_embeddings"] else table
+            table = shuffled(table, self.seed, learned) if self._is_dealt else table
             if settings.new_item_token == PLACEHOLDER:
                 lacking = is_new
             elif is_new is not None and is_new[1:].any():
-                # Those of a run that is loaded come with its weights.
-                is_kept = data.kept is not None
-                table = table.clone() if is_kept else self._with_new_items(table, is_new, data.catalogue.texts(), settings)
+                is_made = data.kept is None  # those of a run that is loaded come with its weights
+                table = self._with_new_items(table, is_new, data.catalogue.texts(), settings) if is_made else table.clone()
         if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
             conclude = Concluding(network, own, Part.USER in shown, is_new)
+            if is_made and not self._is_dealt:
+                conclude.score_new_items(table)
         if is_new is not None and not of_training:
             kind, count = settings.new_item_token, settings.new_item_neighbours
             self.new_item_token, self.n_new_items = f"{count} {kind}" if kind == "neighbours" else kind, int(is_new[1:].sum())
@@ -220,6 +222,12 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         features = TextFeatures(self.read_texts, [texts[item] for item in learned.tolist()])
         vectors = NewItemVectors(settings.new_item_token, features, table[learned], settings.new_item_neighbours)
         return with_vectors(table, is_new, vectors, texts)
+
+    def made_items_were_loaded(self) -> None:
+        """Have the recommender that answers score new items by their vectors, as they came with a checkpoint."""
+        conclude = self._conclude_by_mode.get(False, self.conclude)
+        if conclude is not None and self.item_tokens.made is not None and not self._is_dealt:
+            conclude.score_new_items(self.item_tokens.item_embeddings)
 
     def read_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """[n, D] what the LLM knows of n texts, see ``text_states``: the LLM as it came, but for one that is tuned whole."""

@@ -11,6 +11,7 @@ from torch import nn
 from recbole_llara.checkpoint.weights import META, read_checkpoint, tokenizer_digest
 from recbole_llara.config.settings import OWN, EngineSettings, PromptSettings, RecommenderSettings
 from recbole_llara.data.dataset import PreparedData
+from recbole_llara.llm.item_tokens import MADE, with_rows
 from recbole_llara.llm.loading import read_files
 from recbole_llara.llm.slot_rows import token_rows
 from recbole_llara.model.base import LLMRecommender
@@ -60,16 +61,21 @@ class EngineRecommender(nn.Module):
         self.encoder, _ = prompt_encoder(config, data, llm_config, self.tokenizer)
         self.item_fields = tuple(data.catalogue.fields)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
-        self.conclude = self._concluding(config, data) if self.representation.tells_conclusions else None
+        self.conclude = self._concluding(config, data, checkpoint) if self.representation.tells_conclusions else None
         self.llm = EngineClient(EngineSettings.from_config(config), self.served)
         longest, answers = self.encoder.longest_prompt(*shown_lists(config))
         self.llm.check(longest.input_ids.shape[1] + answers.shape[2])
 
     @staticmethod
-    def _concluding(config: Any, data: PreparedData) -> Concluding:
+    def _concluding(config: Any, data: PreparedData, checkpoint: Path) -> Concluding:
         recommender, network, own = recommender_model(config, data)
         is_new = None if RecommenderSettings.from_config(config).new_item_token == OWN else recommender.is_new
-        return Concluding(network, own, False, is_new)
+        concluding = Concluding(network, own, False, is_new)
+        made = read_checkpoint(checkpoint).read_tensors().get(MADE)
+        if made is not None and not config["shuffle_item_embeddings"]:
+            table = recommender.item_embeddings
+            concluding.score_new_items(with_rows(table, is_new.nonzero()[1:, 0], made))
+        return concluding
 
     def evaluation_arithmetic(self) -> AbstractContextManager:
         """A context that changes nothing: the server computes."""

@@ -1,8 +1,8 @@
 """Items that come after training: what an LLM recommender reads of them, and what its recommender is given for them.
 
-Their texts are tokenised as those of the other items; their vectors are predicted from the texts, see ``recommender.new_items``. Of what a
-recommender concludes nothing is said of them: in the LLM's prompts the placeholder stands for their score, and they stand behind
-the candidates that it has learned. Among those that they join, no item's tokens, vectors or scores change.
+Their texts are tokenised as those of the other items; their vectors are predicted from the texts, see ``recommender.new_items``, and the
+recommender scores them by these. Under ``new_item_token: placeholder`` nothing is said of them: the placeholder stands for their score, and they
+stand behind the candidates that the recommender has learned. Among those that they join, no item's tokens, vectors or scores change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,8 +81,9 @@ class Newcomers:
         if later:
             self.model.item_tokens.set_items(items, tokens)
         if added:
-            if self.model.conclude is not None:
-                self.model.conclude.add_items(added)
+            conclude = self.model.conclude
+            if conclude is not None and (self.token == PLACEHOLDER or conclude.is_new is not None):
+                conclude.add_items(added)
             self.model.n_items += added
 
     def _token_rows(self, texts: Sequence[str]) -> torch.Tensor | None:

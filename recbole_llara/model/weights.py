@@ -68,6 +68,7 @@ def load_llm_recommender(model: LLMRecommender, checkpoint: Checkpoint | str | P
         checkpoint = read_checkpoint(checkpoint)
     checkpoint.check_belongs_to(belongs_to(model), type(model).__name__)
     model.item_tokens.load_state_dict(checkpoint.read_tensors())
+    model.made_items_were_loaded()
     if model.llm_tuning == "lora":
         load_adapter(model.llm, checkpoint.path / ADAPTER)
     elif model.llm_tuning == "full":

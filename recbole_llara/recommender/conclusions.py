@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from recbole_llara.llm.item_tokens import Conclusions
+from recbole_llara.recommender.growing import replace_rows
 from recbole_llara.recommender.retriever import asked_of
 from recbole_llara.utils.errors import UserError
 
@@ -21,6 +22,7 @@ class Concluding:
         is_new: [N] bool, the items that it never learned, of which it is to say nothing; None = it is asked of all.
 
     Attributes:
+        is_new: the same; None from the time when it has vectors of them, see ``score_new_items``.
         output_size: d_rec of the sequence output; None where it is not wanted.
 
     Raises:
@@ -29,7 +31,7 @@ class Concluding:
 
     def __init__(self, model: nn.Module, config: Any, with_outputs: bool, is_new: torch.Tensor | None = None) -> None:
         self.model, self.config, self.with_outputs = model.eval(), config, with_outputs
-        self.is_new = None if is_new is None else is_new.to(next(model.parameters()).device)
+        self.is_new = self.never_learned = None if is_new is None else is_new.to(next(model.parameters()).device)
         self.output_size: int | None = None
         if with_outputs:
             one = torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
@@ -41,6 +43,18 @@ class Concluding:
                     "SASRec, GRU4Rec or Caser, or user_token False"
                 )
             self.output_size = output.shape[1]
+
+    def score_new_items(self, table: torch.Tensor) -> None:
+        """Have the recommender score the items that it never learned by rows that were made for them.
+
+        Of one whose scores do not come from its item table alone they stay items of which it says nothing.
+
+        Args:
+            table: [N, d_rec] with these rows; the others are not read.
+        """
+        if self.never_learned is not None and len(items := self.never_learned.nonzero()[1:, 0]):
+            is_scored = replace_rows(self.model, self.config, items, table.to(items.device)[items])
+            self.is_new = None if is_scored else self.never_learned
 
     def add_items(self, count: int) -> None:
         """Count further items, which its model has by now, among those that it never learned."""

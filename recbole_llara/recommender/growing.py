@@ -1,4 +1,4 @@
-"""A recommender that meets items after its training: rows for them in its table, so that it reads them in histories and scores them."""
+"""A recommender that meets items that it never learned: rows for them in its table, so that it reads them in histories and scores them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +44,40 @@ def set_items(model: nn.Module, config: Any, items: torch.Tensor, rows: torch.Te
             "whose only table of items is item_embedding, such as SASRec, GRU4Rec or Caser"
         ) from error
     return undo
+
+
+@torch.no_grad()
+def replace_rows(model: nn.Module, config: Any, items: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Give a recommender other rows for items that it has; whether it scores them by these rows, or else stays as it was.
+
+    Args:
+        model: of RecBole's kind.
+        config: its own.
+        items: [M] int64, of which it learned nothing.
+        rows: [M, d] for its item table.
+    """
+    table, known = model.item_embedding, _known(model, items)
+    weight, rows = table.weight.detach(), rows.to(table.weight)
+    # Where the output layer is another table, no score changes with these rows.
+    found = []
+    for tried in (rows + 1, rows):
+        new = with_rows(weight, items, tried)
+        model.item_embedding = nn.Embedding(*new.shape, padding_idx=table.padding_idx, _weight=new).requires_grad_(False)
+        found.append(_scores_after(model, config, known)[items])
+    if not (is_scored := bool((found[0] != found[1]).all())):
+        model.item_embedding = table
+    return is_scored
+
+
+def _known(model: nn.Module, items: torch.Tensor) -> int:
+    """The first item that is none of ``items``."""
+    return next(item for item in range(1, model.n_items) if not bool((items == item).any()))
+
+
+def _scores_after(model: nn.Module, config: Any, item: int) -> torch.Tensor:
+    """[N] scores after a history of one item."""
+    asked = asked_of(config, padded([[item]], config["MAX_ITEM_LIST_LENGTH"]), torch.zeros(1, dtype=torch.int64))
+    return model.full_sort_predict(asked.to(config["device"])).flatten()[: model.n_items]
 
 
 @torch.no_grad()

@@ -24,7 +24,14 @@ from recbole_llara.model.build import build_model
 from recbole_llara.prompt.tokens import tokenise_inside
 from recbole_llara.recommender.new_items import FUNCTIONS, TextFeatures, fitted_on
 
-KEYS = {"protocol": "cold_items", "rec_eval_step": 0, "rec_epochs": 6, "new_item_token": "own", "user_token": True, "show_progress": False}
+KEYS = {
+    "protocol": "cold_items",
+    "rec_eval_step": 0,
+    "rec_epochs": 6,
+    "new_item_token": "own",
+    "user_token": True,
+    "show_progress": False,
+}
 BEGINNINGS = {"nothing": "", "Title:": "Title:", "I like": "I like"}
 DEPTHS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
 
@@ -63,11 +70,15 @@ def main() -> None:
     sys.stdout.write(f"{config['dataset']}, {config['llm_path']}: {len(learned)} of {len(texts) - 1} items are fitted on\n")
 
     def measure(name: str, of_texts: torch.Tensor) -> None:
-        features = TextFeatures(lambda asked_for: of_texts[[int(text) for text in asked_for]], [str(item) for item in learned.tolist()])
+        features = TextFeatures(
+            lambda asked_for: of_texts[[int(text) for text in asked_for]], [str(item) for item in learned.tolist()]
+        )
         every = features([str(item) for item in range(len(texts))])
         told = [f"{name:38}"]
         for kind, function in FUNCTIONS.items():
-            table = function(features.of_learned, recommender.item_embeddings[learned], config["new_item_neighbours"])(every).float()
+            table = function(features.of_learned, recommender.item_embeddings[learned], config["new_item_neighbours"])(
+                every
+            ).float()
             for split, (outputs, candidates, columns) in splits.items():
                 hits = torch.einsum("bd,bcd->bc", outputs, table[candidates]).argmax(1) == columns
                 hit = wilson_interval(int(hits.sum()), len(hits))
@@ -77,7 +88,9 @@ def main() -> None:
 
     measure("input embeddings", mean_embeddings(model, texts))
     own = {"the prompt's words": model.encoder.beginning}
-    others = {name: model.tokenizer(words)["input_ids"] or model.tokenizer("a")["input_ids"] for name, words in BEGINNINGS.items()}
+    others = {
+        name: model.tokenizer(words)["input_ids"] or model.tokenizer("a")["input_ids"] for name, words in BEGINNINGS.items()
+    }
     for name, beginning in (own | others).items():
         for depth in DEPTHS if name in own else (states.DEPTH,):
             states.DEPTH = depth

@@ -71,7 +71,7 @@ def test_the_recommender_ranks_new_candidates_last_and_says_nothing_of_them(keys
 
 
 def test_score_tokens_of_new_candidates_are_placeholders(keys, make_trainer):
-    trainer, data = make_trainer({**keys, **COLD, **CONCLUSIONS, "new_item_token": "text"})
+    trainer, data = make_trainer({**keys, **COLD, **CONCLUSIONS, "new_item_token": "placeholder", "item_token_dropout": 0.2})
     model = trainer.model.eval()
     batch = next(iter(data.test_data))[0]
     questions = model._questions(batch)
@@ -87,6 +87,34 @@ def test_score_tokens_of_new_candidates_are_placeholders(keys, make_trainer):
     rows = model.training_rows(next(iter(data.train_data)), 0)
     concluded = model.conclude(rows.history, rows.candidates)
     assert not concluded.is_new[torch.arange(len(rows.targets)), rows.target_columns].any()  # what was learned has a rank
+
+
+@pytest.mark.parametrize("token", ["text", "neighbours"])
+@pytest.mark.parametrize("rec_model", ["SASRec", "GRU4Rec", "Caser"])
+def test_the_recommender_scores_new_candidates_by_the_vectors_made_for_them(keys, make_trainer, token, rec_model):
+    given = {**keys, **COLD, **CONCLUSIONS, "rec_model": rec_model, "new_item_token": token, "new_item_neighbours": 3}
+    trainer, data = make_trainer(given)
+    model = trainer.model.eval()
+    questions = model._questions(next(iter(data.test_data))[0])
+    concluded = model.conclude(questions.history, questions.candidates)
+    assert concluded.is_new is None
+    recommender, network, _ = model.answering
+    table = recommender.item_embeddings.clone()
+    table[recommender.is_new] = model.item_tokens.item_embeddings[recommender.is_new]
+    assert torch.equal(network.item_embedding.weight[: len(table)], table)
+    plain_recommender, plain_network, own = recommender_model(RunConfig("LLaRA", "toy", config_dict=given), data)
+    assert torch.equal(plain_recommender.item_embeddings, recommender.item_embeddings)  # what it learned is not written over
+    plain = Concluding(plain_network, own, False, recommender.is_new)(questions.history, questions.candidates)
+    assert torch.allclose(plain.log_probs.exp(), torch.tensor(0.2))
+    assert not (concluded.log_probs == plain.log_probs).any()
+
+
+def test_dealt_vectors_say_nothing_of_new_candidates(keys, make_trainer):
+    """Those of a control, made out of other items' vectors, are not for the recommender."""
+    given = {**keys, **COLD, **CONCLUSIONS, "new_item_token": "text", "shuffle_item_embeddings": True}
+    trainer, data = make_trainer(given)
+    questions = trainer.model.eval()._questions(next(iter(data.test_data))[0])
+    assert trainer.model.conclude(questions.history, questions.candidates).is_new.all()
 
 
 def test_dropped_tokens_are_a_share_of_the_items_and_follow_row_epoch_and_item(keys, make_trainer):

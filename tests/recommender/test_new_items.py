@@ -8,9 +8,10 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.quick_start import run_recbole_llara
-from recbole_llara.recommender.frozen import never_learned, recommender_and_model
+from recbole_llara.recommender.frozen import never_learned, recommender_and_model, recommender_model
+from recbole_llara.recommender.growing import replace_rows
 from recbole_llara.recommender.new_items import FUNCTIONS, NewItemVectors, TextFeatures, fitted_on, with_vectors
-from recbole_llara.recommender.retriever import Retriever
+from recbole_llara.recommender.retriever import Retriever, asked_of
 from recbole_llara.utils.errors import UserError
 
 COLD = {"protocol": "cold_items", "cold_item_share": 0.25, "candidate_num": 5, "topk": [1, 5]}
@@ -149,3 +150,22 @@ def test_morec_reads_the_titles_of_held_out_items_but_does_not_learn_from_them(t
     assert model.eval().items.weight[held_out].any(1).all()
     run = run_recbole_llara("MoRec", "toy", config_dict={**toy, "text_encoder_path": "tiny", "epochs": 1})
     assert run["test_result"]["validratio"] == 1
+
+
+@pytest.mark.parametrize("rec_model", ["SASRec", "GRU4Rec", "Caser", "NARM"])
+def test_rows_of_new_items_are_what_scores_come_from_or_nothing_changes(toy, rec_model):
+    config = RunConfig("LLaRA", "toy", config_dict={**toy, "rec_model": rec_model, "rec_epochs": 1, "rec_eval_step": 0})
+    data = prepare_data(config)
+    recommender, network, own = recommender_model(config, data)
+    new, known = recommender.is_new.nonzero()[1:, 0], (~recommender.is_new).nonzero()[:3, 0]
+    rows = torch.randn(len(new), recommender.item_embeddings.shape[1], generator=torch.Generator().manual_seed(3))
+    history = torch.nn.functional.pad(known[None], (0, own["MAX_ITEM_LIST_LENGTH"] - 3))
+    before = network.full_sort_predict(asked_of(own, history, torch.zeros(1, dtype=torch.int64))).flatten()
+    for _ in range(2):  # asked again with the same rows
+        assert replace_rows(network, own, new, rows)
+        after = network.full_sort_predict(asked_of(own, history, torch.zeros(1, dtype=torch.int64))).flatten()
+        assert torch.equal(network.item_embedding.weight[new], rows) and not (after[new] == before[new]).any()
+        assert torch.allclose(after[known], before[known], atol=1e-6) and network.n_items == data.dataset.item_num
+    network.full_sort_predict = lambda _: before  # as of one whose output layer is a table of its own
+    table = network.item_embedding
+    assert not replace_rows(network, own, new, rows + 2) and network.item_embedding is table
