@@ -270,7 +270,9 @@ def provenance(records: Records) -> str:
         codes = {seed["versions"]["code"][:10] for seed in told}
         llms = {f"{seed['llm']} {seed['llm_digest'][:6]}" for seed in told if seed.get("llm_digest")}
         # A chat model's server tells no digest.
-        llms |= {llm for seed in told if (llm := seed["llm"]) is not None and not any(each.startswith(f"{llm} ") for each in llms)}
+        llms |= {
+            llm for seed in told if (llm := seed["llm"]) is not None and not any(each.startswith(f"{llm} ") for each in llms)
+        }
         seconds = sum(seed["seconds"] for seed in told)
         command = f"`recbole-llara study {' '.join(words_of(run))}`"
         spent = str(timedelta(seconds=round(seconds)))
