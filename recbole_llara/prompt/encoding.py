@@ -20,7 +20,7 @@ from recbole_llara.prompt.letters import letter_tokens
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, fitting_title_tokens
-from recbole_llara.prompt.tokens import NOTHING, ChatFrame, tokenise, tokenise_inside
+from recbole_llara.prompt.tokens import NOTHING, ChatFrame, opening_tokens, tokenise, tokenise_inside
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import numbers
 from recbole_llara.utils.transfer import send
@@ -128,8 +128,7 @@ class PromptEncoder:
         self.representations = tuple(REPRESENTATIONS.values() if representations is None else representations)
         end = tokenizer.eos_token_id
         self.pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        # BOS where the tokenizer puts one before a text, else nothing.
-        opening = [token for token in tokenizer("")["input_ids"] if token != end]
+        opening = opening_tokens(tokenizer)
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
         layouts = [_split(template) for template in self.templates]
         tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]

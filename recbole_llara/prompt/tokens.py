@@ -29,6 +29,11 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """BOS where the tokenizer puts one before a text, else nothing."""
+    return [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+
+
 def tokenise_inside(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of texts that stand in the middle of a prompt; none of an empty one.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -19,21 +19,25 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llara.checkpoint.weights import tensors_sha256
+from recbole_llara.checkpoint.weights import llm_digest, tensors_sha256
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.dataset import CandidateDataset
 from recbole_llara.data.snapshot import Column, SnapshotDataset
 from recbole_llara.llm.item_tokens import Projector
 from recbole_llara.llm.likelihood import masked_mean
-from recbole_llara.llm.loading import check_no_code, first_line, read_tokenizer, why
+from recbole_llara.llm.loading import check_no_code, first_line, load_llm, read_tokenizer, why
 from recbole_llara.llm.source import resolve_llm_path
+from recbole_llara.llm.text_states import text_states
+from recbole_llara.prompt.template import load_templates
+from recbole_llara.prompt.tokens import opening_tokens, tokenise
 from recbole_llara.recommender.frozen import has_mask_token, item_embedding_table
 from recbole_llara.recommender.stock import make_recommender
 from recbole_llara.utils.atomic import sole_writer, write_file
 from recbole_llara.utils.errors import UserError
 
-POOLINGS = ("mean", "cls")
+PROMPT = "prompt"  # what an LLM knows of a title behind the words that begin a prompt, see ``llm.text_states``
+POOLINGS = ("mean", "cls", PROMPT)
 FEATURES = "text_features"  # the column of a snapshot that holds them
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
 
@@ -146,7 +150,29 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
     digest = hashlib.sha256(f"{CACHE_FORMAT}/{encoder.pooling}/{encoder.sha256()}".encode())
     for tensor in titles:
         digest.update(_bytes(tensor))
-    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    return _kept(folder, digest.hexdigest(), lambda: encode_all(encoder.eval(), titles, batch_size).cpu())
+
+
+def cached_states(path: str, titles: Sequence[str], domain: str, folder: Path) -> tuple[torch.Tensor, str]:
+    """[N, D] what a causal LM knows of N titles, kept likewise, and the LLM's digest.
+
+    Args:
+        path: of the LLM.
+        domain: whose first prompt template begins with the words before a title.
+
+    Raises:
+        UserError: no causal LM can be loaded.
+    """
+    llm, tokenizer = load_llm(path, llm_tuning="frozen")
+    words = load_templates(domain, 1)[0].segments[0]
+    beginning, told = opening_tokens(tokenizer) + tokenise(tokenizer, [words])[0], llm_digest(llm)
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, PROMPT, told, beginning, list(titles)]).encode())
+    return _kept(folder, digest.hexdigest(), lambda: text_states(llm, tokenizer, beginning, titles)), told
+
+
+def _kept(folder: Path, digest: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The features of a file that is named by a digest of all that they depend on, made where there is none."""
+    path = folder / f"{digest[:32]}.safetensors"
     with sole_writer(path):  # processes started together wait for the one that encodes
         if path.exists():
             try:
@@ -158,7 +184,7 @@ def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folde
             except (SafetensorError, OSError) as error:
                 fault = first_line(error)
             getLogger().warning(f"The cached text features {path} are damaged ({fault}): they are made again")
-        features = encode_all(encoder.eval(), titles, batch_size).cpu()
+        features = make()
         told = {"sha256": tensors_sha256({"features": features})}
         write_file(path, lambda place: save_file({"features": features}, place, metadata=told))
     return features
@@ -273,8 +299,16 @@ class MoRec(ChecksConfig, SequentialRecommender):
         self._identity: dict[str, Any] = {}
         held_out = dataset.is_held_out
         learns = settings.text_encoder_tuning == "full"
+        folder = Path(config["checkpoint_dir"]) / "text_features"
         if isinstance(dataset, SnapshotDataset) and not learns:
             self.items = TextItemEmbedding(width, dataset.item_feat[FEATURES], is_held_out=held_out)
+        elif settings.text_pooling == PROMPT:
+            path, catalogue = settings.text_encoder_path, dataset.catalogue
+            features, told = cached_states(path, ["-", *catalogue.titles[1:]], catalogue.domain, folder)
+            self._identity = {"text_encoder_sha256": told}
+            # Each number by itself: some are a hundred times as large as the others and tell little.
+            features = (features - features[1:].mean(0)) / features[1:].std(0).clamp(min=1e-6)
+            self.items = TextItemEmbedding(width, features, is_held_out=held_out)
         else:
             encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
             titles = encoder.tokenise(["-", *dataset.catalogue.titles[1:]], settings.max_title_tokens)
@@ -282,7 +316,6 @@ class MoRec(ChecksConfig, SequentialRecommender):
             if learns:
                 self.items = TextItemEmbedding(width, None, encoder, titles, settings.text_batch_size, held_out)
             else:
-                folder = Path(config["checkpoint_dir"]) / "text_features"
                 features = cached_features(encoder, titles, settings.text_batch_size, folder)
                 # At unit variance for the projector; one number for all of them, so that distances keep their order.
                 features = (features - features[1:].mean(0)) / features[1:].std()
@@ -294,7 +327,12 @@ class MoRec(ChecksConfig, SequentialRecommender):
     def check(cls, config: Any) -> None:
         """Refuse a run without titles, and unknown or mistyped keys of the text encoder."""
         check_titles(config)
-        TextEncoderSettings.from_config(config)
+        settings = TextEncoderSettings.from_config(config)
+        if settings.text_pooling == PROMPT and settings.text_encoder_tuning == "full":
+            raise UserError(
+                "text_pooling: found prompt with text_encoder_tuning full, expected frozen, or the pooling mean or cls: the states behind a "
+                "prompt's words are made once"
+            )
 
     def result_fields(self) -> dict[str, Any]:
         """What ``result.json`` tells of this model; see ``HasResultFields``."""

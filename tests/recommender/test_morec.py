@@ -12,6 +12,7 @@ from recbole_llara.data.dataset import prepare_data
 from recbole_llara.model.build import build_model
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.morec import TextEncoder
+from recbole_llara.serving.loaded import load
 from recbole_llara.trainer.trainer import get_trainer
 from recbole_llara.utils.errors import UserError
 
@@ -137,3 +138,23 @@ def test_what_cannot_be_is_refused(toy):
         _trainer({**toy, "rec_model": "SASRecCPR"})
     with pytest.raises(UserError, match="no item embedding table"):
         _trainer({**toy, "rec_model": "FPMC"})
+
+
+def test_states_behind_a_prompts_words_are_those_of_llara(toy):
+    """The same as of a new item's vector, kept for the next run, and a checkpoint of another pooling is refused."""
+    given = {**toy, "text_pooling": "prompt"}
+    trainer, data = _trainer(given)
+    llara = build_model(RunConfig("LLaRA", "toy", config_dict=toy), prepare_data(RunConfig("LLaRA", "toy", config_dict=toy)))
+    states = llara.read_texts(["-", *data.catalogue.titles[1:]])
+    expected = (states - states[1:].mean(0)) / states[1:].std(0).clamp(min=1e-6)
+    assert torch.allclose(trainer.model.items.features, expected, atol=1e-4)
+    (kept,) = Path("saved/text_features").glob("*.safetensors")
+    before = kept.stat().st_mtime_ns
+    run = run_recbole_llara("MoRec", "toy", config_dict=given)
+    assert kept.stat().st_mtime_ns == before
+    again = run_recbole_llara("MoRec", "toy", config_dict={**given, "checkpoint": run["checkpoint"]})
+    assert again["test_result"] == run["test_result"]
+    loaded = load(run["run_dir"])
+    assert len(loaded.recommend(["i1", "i2"], k=3)) == 3
+    with pytest.raises(UserError, match="text_pooling: found prompt with text_encoder_tuning full, expected frozen"):
+        RunConfig("MoRec", "toy", config_dict={**given, "text_encoder_tuning": "full"})
