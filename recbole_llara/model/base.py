@@ -231,7 +231,8 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def read_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """[n, D] what the LLM knows of n texts, see ``text_states``: the LLM as it came, but for one that is tuned whole."""
-        return text_states(self.llm, self.tokenizer, self.encoder.beginning, texts, is_whole_pass=self.is_sharded)
+        with uncompiled(self.is_compiled):
+            return text_states(self.llm, self.tokenizer, self.encoder.beginning, texts, is_whole_pass=self.is_sharded)
 
     @classmethod
     def check(cls, config: Any) -> None:

@@ -39,6 +39,15 @@ def test_compiled_blocks_give_the_same_step_and_answers(keys, make_trainer):
     assert counters["stats"]["unique_graphs"] == graphs, "other batches are compiled again"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_texts_are_read_by_blocks_as_they_were_written(keys, make_trainer):
+    """For the vectors of new items their first blocks are stopped halfway through a pass, which compiled code cannot be."""
+    cold = {"protocol": "cold_items", "cold_item_share": 0.25, "candidate_num": 5, "topk": [1], "rec_eval_step": 0}
+    (eager, _), (compiled, _) = (make_trainer({**keys, **cold, "torch_compile": value}) for value in (False, True))
+    assert torch.equal(compiled.model.item_tokens.made_embeddings, eager.model.item_tokens.made_embeddings)
+
+
 def test_without_a_compiler_it_says_so(keys, make_trainer, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="torch_compile: found no C\\+\\+ compiler"):
