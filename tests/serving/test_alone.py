@@ -137,14 +137,15 @@ def test_a_file_of_candidates_may_be_gone(make_run, tmp_path):
     assert len(recbole_llara.load(run).recommend(["i1"])) == 5
 
 
+@pytest.mark.parametrize("tuning", ["lora", "merged", "full"])
 @pytest.mark.parametrize("token", ["placeholder", "neighbours", "text"])
-def test_items_that_nobody_has_seen_have_the_same_tokens_wherever_the_run_is(token, make_run, tmp_path):
+def test_items_that_nobody_has_seen_have_the_same_tokens_wherever_the_run_is(token, tuning, make_run, tmp_path):
     cold = {"protocol": "cold_items", "cold_item_share": 0.3, "candidate_num": 4, "topk": [1], "rec_eval_step": 0}
-    run = Path(make_run(**cold, new_item_token=token, rec_max_train_rows=2))
+    run = Path(make_run(**cold, new_item_token=token, llm_tuning="full" if tuning == "full" else "lora", rec_max_train_rows=2))
     cases = [json.loads(line) for line in (run / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
     for folder in ("toy", "saved/recommenders", "saved/candidates"):
         shutil.rmtree(tmp_path / folder)
-    out = export(run, tmp_path / "out")
+    out = export(run, tmp_path / "out", merge=tuning == "merged")
     for place in (run, out):
         loaded = recbole_llara.load(place)
         for case in cases:
