@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx2 as httpx
@@ -36,6 +37,8 @@ class Served:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                # A child of a shell's background job would not hear Ctrl-C.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         told = self.process.stdout.readline()
         assert told.startswith("http://"), self.log.read_text(encoding="utf-8")
