@@ -98,7 +98,11 @@ class Newcomers:
     @cached_property
     def _features(self) -> TextFeatures:
         getLogger().info(f"New items: the LLM reads the texts of {len(self._learned):,} items that the recommender has learned")
-        return TextFeatures(self.model.read_texts, [self._texts[item] for item in self._learned.tolist()])
+        return TextFeatures(self._read, [self._texts[item] for item in self._learned.tolist()])
+
+    def _read(self, texts: Sequence[str]) -> torch.Tensor:
+        with self.model.evaluation_arithmetic():  # the weights of products may be held in its type
+            return self.model.read_texts(texts)
 
     @cached_property
     def _token_vectors(self) -> NewItemVectors:

@@ -1,6 +1,7 @@
 """Items that came, were renamed or went after training: new ones are read as held-out ones are, and no other item's answer changes."""
 
 import pytest
+import torch
 
 from recbole_llara.serving.items import read_items, write_items
 from recbole_llara.serving.loaded import load
@@ -45,6 +46,17 @@ def test_a_new_item_is_read_as_one_that_was_held_out(make_run, model, given):
     after = scores_of(run, history, [*others, "new"])
     assert after.pop("new") == pytest.approx(before.pop(target), abs=1e-5)
     assert after == pytest.approx(before, abs=1e-5)
+
+
+@pytest.mark.parametrize("eval_dtype", ["bfloat16", "float16"])
+def test_new_items_are_read_by_weights_that_are_held_smaller(make_run, eval_dtype):
+    """Nearly as by whole ones: the vector made for an item has the direction of the one that training made."""
+    run = load(make_run(**COLD, new_item_token="text", llm_dtype="float32"), eval_dtype=eval_dtype)
+    tokens, held_out = run.model.item_tokens, run.data.dataset.is_held_out.nonzero()[0].tolist()[-1]
+    run.add_items([{"item_id": "new", "title": run.names.titles[held_out]}])
+    made = tokens.item_embeddings[[held_out, len(run.names.ids) - 1]]
+    assert torch.cosine_similarity(*made, dim=0) > 0.95
+    assert len(run.recommend(HISTORY, k=3)) == 3
 
 
 @pytest.mark.parametrize("model", ["LLaRA", "RSLLM", "ZeroShotLLM"])
