@@ -25,6 +25,11 @@ def ranked(client, candidates=("dune", "i1", "i2")):
     )
 
 
+def near(scores):
+    """The same scores but for roundings: a text is read beside others, one worker may be told of more at a time than another."""
+    return pytest.approx(scores, abs=1e-4)
+
+
 def test_what_one_worker_is_told_the_others_and_a_restart_have(make_changing, tmp_path):
     """Two services stand for two workers over one file, a third for the service started again."""
     path = tmp_path / "more.item"
@@ -32,15 +37,15 @@ def test_what_one_worker_is_told_the_others_and_a_restart_have(make_changing, tm
         assert "no item is called" in ranked(other)
         told = one.post("/items", json={"items": [DUNE, {"item_id": "i5", "title": "Five"}]})
         assert told.json() == {"added": 1, "renamed": 1, "removed": 0, "returned": 0, "kept": True}
-        assert ranked(one) == ranked(other) and "dune" in ranked(other)
+        assert ranked(one) == near(ranked(other)) and "dune" in ranked(other)
         assert other.get("/items", params={"query": "five"}).json() == {"items": [{"item_id": "i5", "title": "Five"}]}
         assert other.post("/items", json={"items": [{"item_id": "arrakis", "title": "Arrakis"}]}).json()["added"] == 1
         both = ["dune", "arrakis", "i5"]
-        assert ranked(one, both) == ranked(other, both) and len(ranked(one, both)) == 3
+        assert ranked(one, both) == near(ranked(other, both)) and len(ranked(one, both)) == 3
         assert one.post("/items", json={"items": [{"item_id": "dune", "removed": True}]}).json()["removed"] == 1
         assert "was removed" in ranked(other)
         with client_of(make_changing(path)) as again:
-            assert ranked(again, both[1:]) == ranked(one, both[1:]) and "was removed" in ranked(again)
+            assert ranked(again, both[1:]) == near(ranked(one, both[1:])) and "was removed" in ranked(again)
 
 
 def test_without_a_file_a_change_is_said_to_go(make_changing):
