@@ -1,7 +1,6 @@
 """What an LLM knows of texts: its states a third of the way up, over the tokens of each text behind the words that begin a prompt.
 
-A title's tokens say little of an item by themselves ("Nick", "Cave"): what the LLM has learned of it is in the states that its first blocks
-make of them, and the last ones turn that into the next word. Depth and words were chosen by the validation rows of held-out items, see
+A title's tokens say little of an item by themselves ("Nick", "Cave"). Depth and words were chosen by the validation rows of held-out items, see
 the page "New items". RecBole-free.
 """
 
@@ -34,6 +33,7 @@ def text_states(
     beginning: Sequence[int],
     texts: Sequence[str],
     is_whole_pass: bool = False,
+    depth: float = DEPTH,
 ) -> torch.Tensor:
     """[n, D] float32, on the CPU: the LLM's states of n texts, each the mean over the text's tokens, LoRA adapters left out.
 
@@ -41,13 +41,14 @@ def text_states(
         llm: a causal LM, wrapped by peft or not, in evaluation mode.
         beginning: tokens that stand before every text; an empty text has the state of the last of them.
         is_whole_pass: whether the blocks above are run too, as they must be where weights are sharded.
+        depth: the share of the blocks behind which the states are read.
 
     Raises:
         UserError: an LLM whose decoder is not a list of blocks.
     """
     plain = causal_lm(llm)
     blocks, device = decoder_blocks(plain), input_embeddings(llm).weight.device
-    last = blocks[max(0, round(DEPTH * len(blocks)) - 1)]
+    last = blocks[max(0, round(depth * len(blocks)) - 1)]
     tokens = [of_text[:MOST_TOKENS] for of_text in tokenise_inside(tokenizer, [f" {text}" if text else "" for text in texts])]
     lengths = torch.tensor([len(beginning) + len(of_text) for of_text in tokens], dtype=torch.int64)
     order = lengths.argsort(descending=True)  # those of like length together, so that little is padded

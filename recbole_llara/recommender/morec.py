@@ -306,7 +306,7 @@ class MoRec(ChecksConfig, SequentialRecommender):
             path, catalogue = settings.text_encoder_path, dataset.catalogue
             features, told = cached_states(path, ["-", *catalogue.titles[1:]], catalogue.domain, folder)
             self._identity = {"text_encoder_sha256": told}
-            # Each number by itself: some are a hundred times as large as the others and tell little.
+            # Each number by itself, as ``new_items.TextFeatures``: some vary ten times as much as the others.
             features = (features - features[1:].mean(0)) / features[1:].std(0).clamp(min=1e-6)
             self.items = TextItemEmbedding(width, features, is_held_out=held_out)
         else:

@@ -19,9 +19,7 @@ import torch
 from sklearn.linear_model import RidgeCV
 from torch.nn.functional import normalize
 
-MOST_LEARNED = (
-    10_000  # items that a function is fitted on, evenly spread over all; a ridge of 4,096 numbers has enough with them
-)
+MOST_LEARNED = 10_000  # items that a function is fitted on, evenly spread over all: what bounds the passes and the fit
 _COMPARED_AT_ONCE = 1 << 24  # cosines of texts that are held at a time
 _ALPHAS = np.logspace(-1, 5, 25)  # of the ridge; features have unit variance
 
@@ -29,7 +27,7 @@ _ALPHAS = np.logspace(-1, 5, 25)  # of the ridge; features have unit variance
 class TextFeatures:
     """Texts as vectors [D], whose every number has mean 0 and variance 1 over the learned texts.
 
-    An LLM's states have some numbers that are a hundred times as large as the others and tell little.
+    Some numbers of an LLM's states vary ten times as much as the others (SmolLM2).
 
     Args:
         read: from n texts to [n, D] float32, on the CPU.

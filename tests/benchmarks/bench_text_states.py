@@ -17,8 +17,8 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import parse_arguments
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.significance import wilson_interval
-from recbole_llara.llm import text_states as states
 from recbole_llara.llm.architecture import embedded_vocabulary
+from recbole_llara.llm.text_states import DEPTH, text_states
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import build_model
 from recbole_llara.prompt.tokens import tokenise_inside
@@ -33,7 +33,7 @@ KEYS = {
     "show_progress": False,
 }
 BEGINNINGS = {"nothing": "", "Title:": "Title:", "I like": "I like"}
-DEPTHS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
+DEPTHS = (1 / 6, DEPTH, 1 / 2, 2 / 3, 5 / 6)
 
 
 def mean_embeddings(model: LLMRecommender, texts: Sequence[str]) -> torch.Tensor:
@@ -92,10 +92,10 @@ def main() -> None:
         name: model.tokenizer(words)["input_ids"] or model.tokenizer("a")["input_ids"] for name, words in BEGINNINGS.items()
     }
     for name, beginning in (own | others).items():
-        for depth in DEPTHS if name in own else (states.DEPTH,):
-            states.DEPTH = depth
-            measure(f"{name}, {depth:.2f} of the blocks", states.text_states(model.llm, model.tokenizer, beginning, texts))
-        states.DEPTH = DEPTHS[1]
+        for depth in DEPTHS if name in own else (DEPTH,):
+            measure(
+                f"{name}, {depth:.2f} of the blocks", text_states(model.llm, model.tokenizer, beginning, texts, depth=depth)
+            )
 
 
 if __name__ == "__main__":

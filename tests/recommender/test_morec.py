@@ -141,7 +141,7 @@ def test_what_cannot_be_is_refused(toy):
 
 
 def test_states_behind_a_prompts_words_are_those_of_llara(toy):
-    """The same as of a new item's vector, kept for the next run, and a checkpoint of another pooling is refused."""
+    """The same as of a new item's vector, kept for the next run; an encoder that learns is refused with them."""
     given = {**toy, "text_pooling": "prompt"}
     trainer, data = _trainer(given)
     llara = build_model(RunConfig("LLaRA", "toy", config_dict=toy), prepare_data(RunConfig("LLaRA", "toy", config_dict=toy)))
