@@ -318,6 +318,8 @@ class StudyRuns(Plan):
         if is_llm_recommender(model):
             return {**settings, **own}
         taken = SHARED_KEYS | {"dataset", "max_eval_rows", "keep_valid_cases"}
+        if replaces_item_table(model):  # by what it reads of the items, which is what an LLM reads
+            taken |= {"item_fields"}
         values = {key: value for key, value in settings.items() if key in taken}
         if model in stock_models() or replaces_item_table(model):
             names = {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}

@@ -1,4 +1,4 @@
-"""MoRec: a text encoder's features of the titles in place of a recommender's id embeddings."""
+"""MoRec: a text encoder's features of the items' texts in place of a recommender's id embeddings."""
 
 import hashlib
 import json
@@ -24,6 +24,7 @@ from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import TextEncoderSettings
 from recbole_llara.data.dataset import CandidateDataset
 from recbole_llara.data.snapshot import Column, SnapshotDataset
+from recbole_llara.data.text_table import TextTable
 from recbole_llara.llm.item_tokens import Projector
 from recbole_llara.llm.likelihood import masked_mean
 from recbole_llara.llm.loading import check_no_code, first_line, load_llm, read_tokenizer, why
@@ -42,8 +43,8 @@ FEATURES = "text_features"  # the column of a snapshot that holds them
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
 
 
-class Titles(NamedTuple):
-    """The tokens of N titles, padded on the right."""
+class Texts(NamedTuple):
+    """The tokens of N texts, padded on the right."""
 
     input_ids: torch.Tensor  # [N, T]
     attention_mask: torch.Tensor  # [N, T] 1 on tokens, 0 on padding
@@ -81,18 +82,18 @@ class TextEncoder(nn.Module):
                 f"pooled ({first_line(error)}); expected a text encoder or a causal LM"
             ) from error
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> Titles:
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> Texts:
         """Tokens of texts as the encoder wants them, its own special tokens included."""
         options = {"truncation": True, "max_length": max_tokens, "padding": True, "padding_side": "right"}
         encoded = self.tokenizer(list(texts), split_special_tokens=True, return_tensors="pt", **options)
-        return Titles(encoded["input_ids"], encoded["attention_mask"])
+        return Texts(encoded["input_ids"], encoded["attention_mask"])
 
-    def forward(self, titles: Titles) -> torch.Tensor:
-        """[N, d_text] the pooled states of N titles, float32."""
-        states = self.model(**titles._asdict()).last_hidden_state  # [N, T, d_text]
+    def forward(self, texts: Texts) -> torch.Tensor:
+        """[N, d_text] the pooled states of N texts, float32."""
+        states = self.model(**texts._asdict()).last_hidden_state  # [N, T, d_text]
         if self.pooling == "cls":
             return states[:, 0].float()
-        return masked_mean(states, titles.attention_mask.bool())
+        return masked_mean(states, texts.attention_mask.bool())
 
     def sha256(self) -> str:
         """Digest of the weights in use and of the tokenizer."""
@@ -131,34 +132,35 @@ def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def encode_all(encoder: TextEncoder, titles: Titles, batch_size: int) -> torch.Tensor:
-    """[N, d_text] features of all titles on the encoder's device, those of like length together so that little is padded."""
-    device, lengths = next(encoder.parameters()).device, titles.attention_mask.sum(1)
+def encode_all(encoder: TextEncoder, texts: Texts, batch_size: int) -> torch.Tensor:
+    """[N, d_text] features of all texts on the encoder's device, those of like length together so that little is padded."""
+    device, lengths = next(encoder.parameters()).device, texts.attention_mask.sum(1)
     order, features = lengths.argsort(), []
     for rows in order.split(batch_size):
         width = int(lengths[rows].max())
-        features.append(encoder(Titles(*(tensor[rows, :width].to(device) for tensor in titles))))
+        features.append(encoder(Texts(*(tensor[rows, :width].to(device) for tensor in texts))))
     return torch.cat(features)[order.argsort().to(device)]
 
 
 @torch.no_grad()
-def cached_features(encoder: TextEncoder, titles: Titles, batch_size: int, folder: Path) -> torch.Tensor:
-    """[N, d_text] features of all titles by an encoder that stays as it is, on the CPU.
+def cached_features(encoder: TextEncoder, texts: Texts, batch_size: int, folder: Path) -> torch.Tensor:
+    """[N, d_text] features of all texts by an encoder that stays as it is, on the CPU.
 
-    They are made once and kept as ``<digest of encoder, pooling and titles>.safetensors``.
+    They are made once and kept as ``<digest of encoder, pooling and texts>.safetensors``.
     """
     digest = hashlib.sha256(f"{CACHE_FORMAT}/{encoder.pooling}/{encoder.sha256()}".encode())
-    for tensor in titles:
+    for tensor in texts:
         digest.update(_bytes(tensor))
-    return _kept(folder, digest.hexdigest(), lambda: encode_all(encoder.eval(), titles, batch_size).cpu())
+    return _kept(folder, digest.hexdigest(), lambda: encode_all(encoder.eval(), texts, batch_size).cpu())
 
 
-def cached_states(path: str, titles: Sequence[str], domain: str, folder: Path) -> tuple[torch.Tensor, str]:
-    """[N, D] what a causal LM knows of N titles, kept likewise, and the LLM's digest.
+def cached_states(path: str, texts: Sequence[str], domain: str, folder: Path) -> tuple[torch.Tensor, str]:
+    """[N, D] what a causal LM knows of N texts, kept likewise, and the LLM's digest.
 
     Args:
         path: of the LLM.
-        domain: whose first prompt template begins with the words before a title.
+        texts: N.
+        domain: whose first prompt template begins with the words before a text.
 
     Raises:
         UserError: no causal LM can be loaded.
@@ -166,8 +168,8 @@ def cached_states(path: str, titles: Sequence[str], domain: str, folder: Path) -
     llm, tokenizer = load_llm(path, llm_tuning="frozen")
     words = load_templates(domain, 1)[0].segments[0]
     beginning, told = opening_tokens(tokenizer) + tokenise(tokenizer, [words])[0], llm_digest(llm)
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, PROMPT, told, beginning, list(titles)]).encode())
-    return _kept(folder, digest.hexdigest(), lambda: text_states(llm, tokenizer, beginning, titles)), told
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, PROMPT, told, beginning, list(texts)]).encode())
+    return _kept(folder, digest.hexdigest(), lambda: text_states(llm, tokenizer, beginning, texts)), told
 
 
 def _kept(folder: Path, digest: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -195,13 +197,13 @@ def _bytes(tensor: torch.Tensor) -> Any:
 
 
 class TextItemEmbedding(nn.Module):
-    """Stands where a recommender keeps its item table: every row is computed from the item's title.
+    """Stands where a recommender keeps its item table: every row is computed from the item's text.
 
     Args:
         width: (int, numbers) d_rec of the recommender.
-        features: [N, d_text] of all titles, where the text encoder does not learn; else ``encoder`` computes them again.
-        encoder, titles: one that learns, and the tokens of N titles; the first belongs to the padding item, whose row is 0.
-        batch_size: (int, titles) that the encoder reads at a time.
+        features: [N, d_text] of all texts, where the text encoder does not learn; else ``encoder`` computes them again.
+        encoder, texts: one that learns, and the tokens of N texts; the first belongs to the padding item, whose row is 0.
+        batch_size: (int, texts) that the encoder reads at a time.
         is_held_out: [N] whose rows are 0 in training, where they would be negatives of every softmax; None = of no item.
     """
 
@@ -210,16 +212,16 @@ class TextItemEmbedding(nn.Module):
         width: int,
         features: torch.Tensor | None = None,
         encoder: TextEncoder | None = None,
-        titles: Titles | None = None,
+        texts: Texts | None = None,
         batch_size: int = 1,
         is_held_out: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = len(titles.input_ids if features is None else features), width
+        self.num_embeddings, self.embedding_dim = len(texts.input_ids if features is None else features), width
         self.projector = Projector(encoder.width if features is None else features.shape[1], width)
         self.encoder, self.batch_size = encoder, batch_size
         self.register_buffer("features", features, persistent=False)
-        for name, tokens in zip(Titles._fields, titles or (None, None), strict=True):
+        for name, tokens in zip(Texts._fields, texts or (None, None), strict=True):
             self.register_buffer(name, tokens, persistent=False)
         is_learned = torch.ones(self.num_embeddings, dtype=torch.bool)
         if is_held_out is not None:
@@ -269,17 +271,18 @@ class TextItemEmbedding(nn.Module):
         if self.encoder is None:
             features = self.features
         else:
-            features = encode_all(self.encoder, Titles(self.input_ids, self.attention_mask), self.batch_size)
+            features = encode_all(self.encoder, Texts(self.input_ids, self.attention_mask), self.batch_size)
         table = self.projector(features)  # [N, d_rec]
         is_item = torch.arange(len(table), device=table.device) > 0
         return table * (is_item & self.is_learned if self.training else is_item)[:, None]
 
 
 class MoRec(ChecksConfig, SequentialRecommender):
-    """MoRec (Yuan et al., SIGIR 2023): the recommender ``rec_model``, its item table made out of the titles.
+    """MoRec (Yuan et al., SIGIR 2023): the recommender ``rec_model``, its item table made out of the items' texts.
 
-    A text encoder's pooled states go through two linear layers into the recommender, which learns with them, and with
-    the encoder where ``text_encoder_tuning`` is full. The papers' tables have BERT feeding SASRec.
+    A text is a title and its ``item_fields``, popularity left out, as LLaRA's vectors of new items are made of them. A text encoder's
+    pooled states go through two linear layers into the recommender, which learns with them, and with the encoder where
+    ``text_encoder_tuning`` is full. The papers' tables have BERT feeding SASRec.
 
     Raises:
         UserError: no titles, no text encoder, or a recommender without an item table.
@@ -297,31 +300,34 @@ class MoRec(ChecksConfig, SequentialRecommender):
             )
         width = item_embedding_table(self.recommender).shape[1]
         self._identity: dict[str, Any] = {}
-        held_out = dataset.is_held_out
-        learns = settings.text_encoder_tuning == "full"
-        folder = Path(config["checkpoint_dir"]) / "text_features"
-        if isinstance(dataset, SnapshotDataset) and not learns:
-            self.items = TextItemEmbedding(width, dataset.item_feat[FEATURES], is_held_out=held_out)
-        elif settings.text_pooling == PROMPT:
-            path, catalogue = settings.text_encoder_path, dataset.catalogue
-            features, told = cached_states(path, ["-", *catalogue.titles[1:]], catalogue.domain, folder)
-            self._identity = {"text_encoder_sha256": told}
-            # Each number by itself, as ``new_items.TextFeatures``: some vary ten times as much as the others.
-            features = (features - features[1:].mean(0)) / features[1:].std(0).clamp(min=1e-6)
-            self.items = TextItemEmbedding(width, features, is_held_out=held_out)
+        if isinstance(dataset, SnapshotDataset) and settings.text_encoder_tuning == "frozen":
+            self.items = TextItemEmbedding(width, dataset.item_feat[FEATURES], is_held_out=dataset.is_held_out)
         else:
-            encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
-            titles = encoder.tokenise(["-", *dataset.catalogue.titles[1:]], settings.max_title_tokens)
-            self._identity = {"text_encoder_sha256": encoder.sha256()}  # as it was before it learned, where it does
-            if learns:
-                self.items = TextItemEmbedding(width, None, encoder, titles, settings.text_batch_size, held_out)
-            else:
-                features = cached_features(encoder, titles, settings.text_batch_size, folder)
-                # At unit variance for the projector; one number for all of them, so that distances keep their order.
-                features = (features - features[1:].mean(0)) / features[1:].std()
-                self.items = TextItemEmbedding(width, features, is_held_out=held_out)
+            self.items = self._table_of_texts(settings, config, dataset, width)
         self.recommender.item_embedding = self.items
         self.encoder_learning_rate = settings.text_encoder_learning_rate
+
+    def _table_of_texts(
+        self, settings: TextEncoderSettings, config: Any, dataset: CandidateDataset | SnapshotDataset, width: int
+    ) -> TextItemEmbedding:
+        """The item table out of all texts."""
+        texts, folder = ["-", *dataset.catalogue.texts()[1:]], Path(config["checkpoint_dir"]) / "text_features"
+        self._identity["texts_sha256"] = TextTable.of(texts).sha256
+        if settings.text_pooling == PROMPT:
+            features, told = cached_states(settings.text_encoder_path, texts, dataset.catalogue.domain, folder)
+            self._identity["text_encoder_sha256"] = told
+            # Each number by itself, as ``new_items.TextFeatures``: some vary ten times as much as the others.
+            features = (features - features[1:].mean(0)) / features[1:].std(0).clamp(min=1e-6)
+            return TextItemEmbedding(width, features, is_held_out=dataset.is_held_out)
+        encoder = TextEncoder(settings.text_encoder_path, settings.text_pooling).to(config["device"])
+        tokens = encoder.tokenise(texts, settings.max_title_tokens)
+        self._identity["text_encoder_sha256"] = encoder.sha256()  # as it was before it learned, where it does
+        if settings.text_encoder_tuning == "full":
+            return TextItemEmbedding(width, None, encoder, tokens, settings.text_batch_size, dataset.is_held_out)
+        features = cached_features(encoder, tokens, settings.text_batch_size, folder)
+        # At unit variance for the projector; one number for all of them, so that distances keep their order.
+        features = (features - features[1:].mean(0)) / features[1:].std()
+        return TextItemEmbedding(width, features, is_held_out=dataset.is_held_out)
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -339,11 +345,11 @@ class MoRec(ChecksConfig, SequentialRecommender):
         return {"rec_model": self.rec_model, "text_encoder": self.text_encoder}
 
     def identity(self) -> dict[str, Any]:
-        """Which text encoder, where it was read; see ``TellsIdentity``."""
+        """Which texts, and which text encoder where it was read; see ``TellsIdentity``."""
         return self._identity
 
     def item_columns(self) -> dict[str, Column]:
-        """The titles' features, of an encoder that does not learn; see ``KeepsColumns``."""
+        """The texts' features, of an encoder that does not learn; see ``KeepsColumns``."""
         features = self.items.features
         return {} if features is None else {FEATURES: Column(features.cpu(), FeatureType.FLOAT_SEQ, features.shape[1])}
 

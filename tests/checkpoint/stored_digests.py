@@ -133,7 +133,7 @@ STORED = (
         "looked for elsewhere",
     ),
     Stored("proposals/*", "sha256", "the table", "recommender.proposals.with_proposals", "made again"),
-    Stored("text_features/*", "name", "text encoder and titles", "recommender.morec.cached_features", "looked for elsewhere"),
+    Stored("text_features/*", "name", "text encoder and texts", "recommender.morec.cached_features", "looked for elsewhere"),
     Stored("text_features/*", "sha256", "the features", "recommender.morec.cached_features", "made again"),
     Stored("search/*", "name", "keys, parameters and data", "experiments.search_trials.SearchTrials", "looked for elsewhere"),
     Stored("search/*/trials.sqlite", "facts.data", "the data's files", "experiments.search_trials.SearchTrials", "refused"),

@@ -296,6 +296,15 @@ def test_a_stock_system_is_what_an_llm_reads_only_where_it_is_the_same_recommend
     }
 
 
+def test_fields_of_a_study_are_read_by_all_that_read_texts(tmp_path):
+    own = tmp_path / "own.yaml"
+    systems = {name: {"model": name} for name in ("SASRec", "MoRec", "LLaRA")}
+    own.write_text(yaml.safe_dump({"systems": systems, "settings": {"item_fields": ["class"]}}), encoding="utf-8")
+    runs = StudyRuns(load_study(str(own)))
+    found = {arm.system: runs._values(arm).get("item_fields") for arm in arms_of(runs.study)}
+    assert found == {"SASRec": None, "MoRec": ["class"], "LLaRA": ["class"]}
+
+
 def test_time_left_is_what_like_arms_took(tmp_path):
     own = tmp_path / "own.yaml"
     models = {"LLaRA(GRU4Rec)": "LLaRA", "SASRec": "SASRec", "Caser": "Caser", "LLaRA(Caser)": "LLaRA"}

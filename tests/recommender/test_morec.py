@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic_data import write_toy_dataset
+from synthetic_data import add_item_fields, write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import prepare_data
@@ -158,3 +158,25 @@ def test_states_behind_a_prompts_words_are_those_of_llara(toy):
     assert len(loaded.recommend(["i1", "i2"], k=3)) == 3
     with pytest.raises(UserError, match="text_pooling: found prompt with text_encoder_tuning full, expected frozen"):
         RunConfig("MoRec", "toy", config_dict={**given, "text_encoder_tuning": "full"})
+
+
+@pytest.mark.parametrize("own", [{}, {"text_pooling": "prompt"}, {"text_encoder_tuning": "full"}], ids=str)
+def test_fields_are_read_behind_titles_and_popularity_is_not(toy, tmp_path, own):
+    add_item_fields(tmp_path)
+    fields = ["release_year", "class"]
+    keys = {**toy, **own, "epochs": 1}
+    trainers = [_trainer({**keys, "item_fields": shown})[0] for shown in (fields, [*fields, "popularity"], None)]
+    told, with_popularity, plain = (
+        trainer.model.items.input_ids if trainer.model.items.features is None else trainer.model.items.features
+        for trainer in trainers
+    )
+    assert torch.equal(told, with_popularity)
+    assert told.shape != plain.shape or not torch.allclose(told, plain)
+    run = run_recbole_llara("MoRec", "toy", config_dict={**keys, "item_fields": fields})
+    assert len(load(run["run_dir"]).recommend(["i1", "i2"], k=3)) == 3
+    asked = {**keys, "item_fields": fields, "checkpoint": run["checkpoint"]}
+    assert run_recbole_llara("MoRec", "toy", config_dict=asked)["test_result"] == run["test_result"]
+    path = tmp_path / "toy" / "toy.item"
+    path.write_text(path.read_text(encoding="utf-8").replace("Action Sci-Fi", "Western"), encoding="utf-8")
+    with pytest.raises(UserError, match="texts_sha256: '[0-9a-f]+' there, '[0-9a-f]+' here"):
+        run_recbole_llara("MoRec", "toy", config_dict=asked)
