@@ -144,6 +144,16 @@ def test_what_an_oracle_could_add():
     assert row == "| A + B | .3750 | .6250 | 33 % |"  # the base has .25
 
 
+def test_draws_are_tested_over_the_rows_of_all():
+    records = {"cold_items-lastfm": _record([1], A=[[1] * 6 + [0]], B=[[0] * 6 + [1]])}
+    records["cold_items-lastfm-2021"] = _record([1], A=[[1, 1, 0, 0]], B=[[0, 1, 0, 0]])
+    runs = {"2020": "cold_items-lastfm", "2021": "cold_items-lastfm-2021"}
+    header, _, *rows = make.draws(records, runs, [["A", "B"], ["B", "B"]]).splitlines()
+    assert header == "| compared | 2020 | 2021 | difference, n = 11 | only the first / only the second | p | p (Holm) |"
+    assert rows[0] == "| A against B | .1429 to .8571 | .2500 to .5000 | +.5455 | 7 / 1 | .07 | .14 |"  # 2 * (1 + 8) / 2**8
+    assert rows[1].endswith("| +.0000 | 0 / 0 | 1 | 1 |")
+
+
 def test_tables_by_popularity_and_of_papers():
     rows = make.popularity(BY_HAND, "quickstart", ["A"]).splitlines()
     assert rows[0] == "| system | 0 to 5 users, n = 2 | 6 to 20 users, n = 1 | 21 or more, n = 1 |"

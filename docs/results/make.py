@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 from jinja2 import Environment
 
-from recbole_llara.evaluator.significance import wilson_interval
+from recbole_llara.evaluator.significance import holm, mcnemar, wilson_interval
 from recbole_llara.experiments.study_definition import Study, load_study, read_command
 from recbole_llara.experiments.study_record import record_text, unpack
 from recbole_llara.utils.atomic import write_text
@@ -184,6 +184,33 @@ def differences(records: Records, run: str, pairs: Sequence[Sequence[str]] = ())
     return _markdown(header, lines)
 
 
+def draws(records: Records, runs: Mapping[str, str], pairs: Sequence[Sequence[str]]) -> str:
+    """Pairs of systems over several draws of the held-out items: each draw by itself, and McNemar's exact test over all rows of all draws.
+
+    A user's rows of two draws ask for different targets out of different candidates, and are answered by other trained models.
+
+    Args:
+        runs: heading -> run, of one seed each.
+        pairs: the comparisons, which Holm's correction counts.
+    """
+    right = {heading: {} for heading in runs}
+    for heading, run in runs.items():
+        of_dataset = _only(records, run)
+        for name in {name for pair in pairs for name in pair}:
+            (seed,) = of_dataset["systems"][name]["seeds"]
+            right[heading][name] = _correct(of_dataset, seed)
+    together = [mcnemar(*(np.concatenate([of_run[name] for of_run in right.values()]) for name in pair)) for pair in pairs]
+    n = sum(len(next(iter(of_run.values()))) for of_run in right.values())
+    lines = []
+    for (one, other), test, corrected in zip(pairs, together, holm([test.p_value for test in together]), strict=True):
+        cells = [f"{one} against {other}"]
+        for of_run in right.values():
+            cells.append(" to ".join(_share(of_run[name].mean()) for name in (other, one)))
+        cells += [_signed((test.only_a - test.only_b) / n), f"{test.only_a} / {test.only_b}", _p(test.p_value), _p(corrected)]
+        lines.append(cells)
+    return _markdown(["compared", *runs, f"difference, n = {n:,}", "only the first / only the second", "p", "p (Holm)"], lines)
+
+
 def popularity(records: Records, run: str, systems: Sequence[str]) -> str:
     """HitRatio@1 over all seeds by how many users took the target in training."""
     of_dataset = _only(records, run)
@@ -330,7 +357,7 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
-WRITERS = (table, beside, seeds, differences, popularity, re_ranked, oracle, hit, hits, p, rows, provenance)
+WRITERS = (table, beside, seeds, differences, draws, popularity, re_ranked, oracle, hit, hits, p, rows, provenance)
 
 
 def main(argv: Sequence[str]) -> int:
