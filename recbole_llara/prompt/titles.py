@@ -130,7 +130,8 @@ def cut_titles(
     """Titles of at most so many tokens, and their texts: a title as it stands where it is short enough.
 
     Of a longer one the beginning is kept. Where that is also the beginning of another title, half of the tokens are its
-    beginning and half its end, or, if the ends are alike too, what follows from the first token that differs.
+    beginning and half its end, or, if the ends are alike too, what follows from the first token that differs; but not where nothing
+    visible would be left.
 
     Example, most = 4::
 
@@ -148,7 +149,8 @@ def cut_titles(
     lengths, tokens = kept.lengths, kept.tokens  # [N], [n]
     full = (lengths == most).nonzero()[0]  # no shorter title is like one that was cut
     places = np.cumsum(lengths)[full, None] - most + np.arange(most)  # [n, most]
-    rows = tokens[places]  # [n, most]
+    beginnings = tokens[places]  # [n, most]
+    rows = beginnings.copy()
     row_of = {item: row for row, item in enumerate(full.tolist())}
     alike = _alike(titles, rows, full.tolist())
     for cut in (_without_middle, _from_difference):
@@ -158,6 +160,11 @@ def cut_titles(
             whole = tokenise_inside(tokenizer, [f" {titles[item]}" for item in group])
             of_item = dict(zip(group, cut(whole, most), strict=True))
             rows[[row_of[item] for item in items]] = [of_item[item] for item in items]
+    items = is_cut.nonzero()[0].tolist()
+    of_items = [row_of[item] for item in items]
+    # A beginning tells more than the white space that may be left between the tokens of ", , Title".
+    blank = [row for row, text in zip(of_items, spell(tokenizer, rows[of_items].tolist()), strict=True) if not text.strip()]
+    rows[blank] = beginnings[blank]
     tokens[places] = rows
     if alike:
         left = _alike(titles, rows, full.tolist())
@@ -170,9 +177,7 @@ def cut_titles(
                 else ""
             )
         )
-    items = is_cut.nonzero()[0].tolist()
-    spelt = spell(tokenizer, [rows[row_of[item]].tolist() for item in items])
-    for item, text in zip(items, spelt, strict=True):
+    for item, text in zip(items, spell(tokenizer, rows[of_items].tolist()), strict=True):
         texts[item] = text.strip()
     return kept, texts
 

@@ -8,6 +8,8 @@ TOKENIZERS = make_tokenizers()
 FOUND = [
     # A title that is cut within a character, twins once cut, and one that Llama-2 spells as spaces.
     Example(["", "🎬🎬🎬🎬", "🎬🎬🎬🎭", "\u2581", "\u2581"], [[1, 1], []], [[1, 2], [3, 4]], [2, 3], [0, 3], "left", 4, None),
+    # Titles of which the embedded LLM's tokens of white space alone were left.
+    Example(["", "{x}", ", {x}", ", , {x}"], [[], []], [[1, 2], [1, 3]], [1, 1], [0, 0], "left", 2, None),
 ]
 
 
