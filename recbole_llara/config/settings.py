@@ -249,6 +249,7 @@ class RecommenderSettings(Settings):
     recommender_at_test: str = key(VALUE, names=one_of(ALL, EARLIER))
     new_item_token: str = key(VALUE, names=one_of(*NEW_ITEM_TOKENS))
     new_item_neighbours: Count = key(VALUE)
+    as_new_share: Share = key(VALUE, is_answering=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -17,8 +17,6 @@ from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import (
     EARLIER,
     NO_PRIOR,
-    OWN,
-    PLACEHOLDER,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
@@ -34,7 +32,7 @@ from recbole_llara.llm.answer_tree import with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings, uncompiled
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.generation import decode_generate
-from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, shuffled, standard_of
+from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, standard_of
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.llm.prefixes import PrefixStore
@@ -43,16 +41,16 @@ from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.checks import check_llm_keys, is_tuned
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
+from recbole_llara.model.reading import Reading, read_recommender
 from recbole_llara.prompt.curriculum import Stage, reads_recommender, shown_parts, stages_of
 from recbole_llara.prompt.encoding import EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.prompt.template import draw_templates, prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.drift import drift
-from recbole_llara.recommender.frozen import Recommender, recommender_model
-from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, fitted_on, with_vectors
+from recbole_llara.recommender.frozen import Recommender
 from recbole_llara.recommender.proposals import with_proposals
-from recbole_llara.utils.hashing import row_keys
+from recbole_llara.utils.hashing import numbers, row_keys
 from recbole_llara.utils.processes import processes_of
 from recbole_llara.utils.transfer import send
 
@@ -118,6 +116,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded or a loss adds it
         self._conclude_by_mode: dict[bool, Concluding | None] = {}  # where training mode has a recommender of its own
         self._drift: dict[str, float] | None = None
+        self.as_new_share = 0.0  # of training rows, whose candidates are read as if they were new
         self.new_item_token: str | None = None  # what stands for items that the recommender never learned; None = its own row
         self.n_new_items = 0
         self._is_dealt = config["shuffle_item_embeddings"]
@@ -143,33 +142,66 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         settings, shown = RecommenderSettings.from_config(config), shown_parts(config)
         is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
         table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
-        training_table: torch.Tensor | None = None
+        own: Reading | None = None
+        of_training: Reading | None = None
         standard: tuple[torch.Tensor, torch.Tensor] | None = None
-        lacking: torch.Tensor | None = None  # [N] whose behavioural token is the placeholder
-        lacking_in_training: torch.Tensor | None = None
-        made: torch.Tensor | None = None  # [M] the items whose vectors are made out of their texts
         is_shown = reads_recommender(config) and not is_drawn
+        are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
+        is_as_new = is_tuned(config) and settings.as_new_share > 0
         if is_shown:
-            self.recommender, table, self.conclude, lacking, learned = self._reading(config, data, shown)
+            own = self._read(config, data, shown, with_as_new=is_as_new and not are_two)
+            self.recommender, self.answering = own.recommender, (own.recommender, own.network, own.config)
+            table, self.conclude = own.table, own.conclude
+            self.new_item_token, self.n_new_items = own.new_items()
+            if self.new_item_token is not None:
+                getLogger().info(
+                    f"new_item_token {self.new_item_token}: the {own.recommender.model} learned nothing of {self.n_new_items} of "
+                    f"{self.n_items - 1} items"
+                )
             if table is not None:
                 # Those of a run that is loaded come with its weights: over a large table they take a while.
                 is_kept = data.kept is not None
-                made = None if learned is None or lacking is not None else (~learned).nonzero()[1:, 0]
-                standard = (torch.zeros(table.shape[1]), torch.ones(1)) if is_kept else standard_of(table, learned)
-        are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
+                standard = (torch.zeros(table.shape[1]), torch.ones(1)) if is_kept else standard_of(table, own.learned)
+        training_table: torch.Tensor | None = None
         if is_tuned(config) and (are_two if is_shown else self.has_prior):
-            of_training = self._reading(config, data, shown, of_training=True)
-            self.recommender_of_training, training_table, conclude, lacking_in_training, learned_in_training = of_training
-            training_table = None if training_table is None else centred(training_table, learned_in_training)
-            self._conclude_by_mode = {True: conclude, False: self.conclude}
+            of_training = self._read(config, data, shown, of_training=True, with_as_new=is_as_new and is_shown)
+            self.recommender_of_training = of_training.recommender
+            training_table = None if of_training.table is None else centred(of_training.table, of_training.learned)
+            self._drift = None if table is None else drift(training_table, centred(table, own.learned))
+        read_in_training = of_training or own
+        if read_in_training is not None and read_in_training.as_new is not None:
+            self.as_new_share = settings.as_new_share
+            mean, deviation = standard_of(read_in_training.table, read_in_training.learned)
+            training_table = (torch.cat([read_in_training.table, read_in_training.as_new]) - mean) / deviation
+        if of_training is not None or self.as_new_share:
+            asked = read_in_training.conclude_as_new or read_in_training.conclude
+            self._conclude_by_mode = {True: asked, False: self.conclude}
             self.conclude = self._conclude_by_mode[self.training]
-            self._drift = None if table is None else drift(training_table, centred(table, learned))
         output_size = None if self.conclude is None else self.conclude.output_size
         vocabulary, ranks = embedded_vocabulary(self.llm), None
         if config["recommender_score_token"] == "rank":
             ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
-        tables = (training_table, lacking, lacking_in_training, standard, made)
-        return ItemTokens(vocabulary, self.n_items, shown, table, is_drawn, output_size, ranks, *tables)
+        return ItemTokens(
+            vocabulary,
+            self.n_items,
+            shown,
+            table,
+            is_drawn,
+            output_size,
+            ranks,
+            training_table,
+            None if own is None else own.lacking,
+            None if of_training is None else of_training.lacking,
+            standard,
+            None if own is None else own.made,
+        )
+
+    def _read(
+        self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False, with_as_new: bool = False
+    ) -> Reading:
+        asks = any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior
+        parts = (Part.ITEM_EMBEDDING in shown, asks, Part.USER in shown)
+        return read_recommender(config, data, *parts, self.read_texts, of_training, with_as_new)
 
     def _tell_of_training(self, config: Any) -> None:
         """Log which recommender training rows are read with, where it learned from earlier ones."""
@@ -180,48 +212,6 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
                 f"recommender_rows earlier: training rows are read with a {own.model} of earlier rows, {own.sha256[:16]}, for which "
                 f"{own.unlearned_items} items that occur in later rows only are new{drifted}"
             )
-
-    def _reading(
-        self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False
-    ) -> tuple[Recommender, torch.Tensor | None, Concluding | None, torch.Tensor | None, torch.Tensor | None]:
-        """A recommender, its table [N, d_rec] before it is ``centred``, what asks it for conclusions, the items [N] whose behavioural
-        token is the placeholder, and those that count for the centre; None for what is not read, or for all items.
-        """
-        recommender, network, own = recommender_model(config, data, of_training)
-        if not of_training:
-            self.answering = (recommender, network, own)
-        settings, table, conclude, lacking, is_made = RecommenderSettings.from_config(config), None, None, None, False
-        is_new = None if settings.new_item_token == OWN else recommender.is_new
-        learned = None if is_new is None else ~is_new
-        if Part.ITEM_EMBEDDING in shown:
-            table = recommender.item_embeddings
-            table = shuffled(table, self.seed, learned) if self._is_dealt else table
-            if settings.new_item_token == PLACEHOLDER:
-                lacking = is_new
-            elif is_new is not None and is_new[1:].any():
-                is_made = data.kept is None  # those of a run that is loaded come with its weights
-                table = self._with_new_items(table, is_new, data.catalogue.texts(), settings) if is_made else table.clone()
-        if any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior:
-            conclude = Concluding(network, own, Part.USER in shown, is_new)
-            if is_made and not self._is_dealt:
-                conclude.score_new_items(table)
-        if is_new is not None and not of_training:
-            kind, count = settings.new_item_token, settings.new_item_neighbours
-            self.new_item_token, self.n_new_items = f"{count} {kind}" if kind == "neighbours" else kind, int(is_new[1:].sum())
-            getLogger().info(
-                f"new_item_token {self.new_item_token}: the {recommender.model} learned nothing of {self.n_new_items} of "
-                f"{self.n_items - 1} items"
-            )
-        return recommender, table, conclude, lacking, learned
-
-    def _with_new_items(
-        self, table: torch.Tensor, is_new: torch.Tensor, texts: Sequence[str], settings: RecommenderSettings
-    ) -> torch.Tensor:
-        """A recommender's table [N, d_rec] with vectors out of the texts for the items [N] that it never learned."""
-        learned = fitted_on(is_new)
-        features = TextFeatures(self.read_texts, [texts[item] for item in learned.tolist()])
-        vectors = NewItemVectors(settings.new_item_token, features, table[learned], settings.new_item_neighbours)
-        return with_vectors(table, is_new, vectors, texts)
 
     def made_items_were_loaded(self) -> None:
         """Have the recommender that answers score new items by their vectors, as they came with a checkpoint."""
@@ -307,7 +297,17 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         candidates = torch.from_numpy(self.sampler.draw(row_ids.numpy(), rows, "train", epoch))
         templates = self.template_index(row_ids, "train", epoch)
         draws = torch.from_numpy(row_keys(self.seed, "dropped item tokens", epoch, row_ids.numpy()).view(np.int64))
-        return TrainingRows(history, candidates, targets, templates, torch.arange(len(row_ids)), row_ids, draws)
+        read_as = self._read_as(row_ids, history, candidates, epoch)
+        return TrainingRows(history, candidates, targets, templates, torch.arange(len(row_ids)), row_ids, read_as, draws)
+
+    def _read_as(self, row_ids: torch.Tensor, history: torch.Tensor, candidates: torch.Tensor, epoch: int) -> torch.Tensor:
+        """[B, C] the candidates, numbered on from N in a share of the rows; what a row's history holds is new in none."""
+        if not self.as_new_share:
+            return candidates
+        keys = row_keys(self.seed, "items as if new", epoch, row_ids.numpy())
+        is_drawn = torch.from_numpy((numbers(keys, np.zeros(len(keys))) >> np.uint64(11)) * 2.0**-53 < self.as_new_share)  # [B]
+        is_known = (candidates[:, :, None] == history[:, None]).any(2)
+        return candidates + self.n_items * (is_drawn[:, None] & ~is_known)
 
     def embed(self, prompts: EncodedPrompts) -> EmbeddedPrompts:
         """What the decoder reads: behavioural tokens and placeholders stand in their slots (LLaRA eq. 6)."""
@@ -352,15 +352,28 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def encode_training(self, rows: TrainingRows, representation: Representation, with_answers: bool = True) -> EncodedPrompts:
         """Prompts, with their answers or without, on the model's device."""
         targets = rows.targets if with_answers else None
-        listed = self.listed(rows.history, rows.candidates, representation)
+        listed = self.listed(rows.history, rows.candidates, representation, rows.read_as)
         prompts = self.encoder.encode(rows.history, listed, targets, representation, rows.template_index)
-        return prompts.with_dropped_tokens(rows.draws, self.item_token_dropout).to(self.device)
+        prompts = prompts.with_dropped_tokens(rows.draws, self.item_token_dropout)
+        if self.as_new_share:
+            prompts = prompts.read_as(listed, rows.candidates, rows.read_as)
+        return prompts.to(self.device)
 
-    def listed(self, history: torch.Tensor, candidates: torch.Tensor, representation: Representation) -> torch.Tensor:
-        """Candidates [B, C], of histories [B, L], in the order in which prompts list them; on the CPU."""
+    def listed(
+        self,
+        history: torch.Tensor,
+        candidates: torch.Tensor,
+        representation: Representation,
+        read_as: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Candidates [B, C], of histories [B, L], in the order in which prompts list them; on the CPU.
+
+        Args:
+            read_as: [B, C] see ``TrainingRows``; None = as they are.
+        """
         if not representation.in_recommender_order:
             return candidates
-        asked = (send(items, self.device) for items in (history, candidates))
+        asked = (send(items, self.device) for items in (history, candidates if read_as is None else read_as))
         return rank_candidates(self.conclude(*asked).log_probs.cpu(), candidates, question_keys(history))
 
     def key_dropout(self, purpose: str, step: int, rows: torch.Tensor, position_ids: torch.Tensor) -> None:

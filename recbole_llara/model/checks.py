@@ -121,6 +121,8 @@ def check_new_items(config: Any) -> None:
     """Refuse another token for items without interactions where item embeddings come from none; warn where [PH] is never trained."""
     settings = RecommenderSettings.from_config(config)
     token, embeddings = settings.new_item_token, settings.item_embeddings
+    if settings.as_new_share:
+        _check_as_new(config, settings)
     if token == OWN or not reads_recommender(config):
         return
     if embeddings != "recommender":
@@ -134,6 +136,28 @@ def check_new_items(config: Any) -> None:
         getLogger().warning(
             f"new_item_token: found {PLACEHOLDER} with strategy {config['strategy']}, under which no training prompt shows [PH], so that the "
             "LLM has never read what stands for new items; give item_token_dropout 0.1, or strategy curriculum or two_stage"
+        )
+
+
+def _check_as_new(config: Any, settings: RecommenderSettings) -> None:
+    share = f"as_new_share: found {settings.as_new_share} with"
+    if settings.new_item_token in (OWN, PLACEHOLDER):
+        raise UserError(
+            f"{share} new_item_token {settings.new_item_token}, which makes no vectors of new items; expected 0, or new_item_token text or "
+            "neighbours"
+        )
+    if settings.item_embeddings != "recommender" or settings.shuffle_item_embeddings:
+        dealt = (
+            "shuffle_item_embeddings True"
+            if settings.shuffle_item_embeddings
+            else f"item_embeddings {settings.item_embeddings}"
+        )
+        raise UserError(
+            f"{share} {dealt}; expected 0, or the recommender's own embeddings, out of which those of new items are made"
+        )
+    if Part.ITEM_EMBEDDING not in shown_parts(config):
+        raise UserError(
+            f"{share} representation {config['representation']}, which shows no behavioural token; expected 0, or such as hybrid"
         )
 
 

@@ -29,6 +29,9 @@ class TrainingRows:
     template_index: torch.Tensor  # [B]
     places: torch.Tensor  # [B] which rows of the optimiser step these are
     row_ids: torch.Tensor  # [B] which rows of the training split
+    read_as: (
+        torch.Tensor
+    )  # [B, C] the candidates as vectors and scores are read of them: N + i where item i is read as if it were new
     draws: torch.Tensor  # [B] the stream of ``hashing.numbers`` of each row in this epoch, as int64
 
     def take(self, rows: torch.Tensor) -> "TrainingRows":
@@ -127,7 +130,7 @@ class ForwardPass:
 
     def prior_scores(self) -> torch.Tensor:
         """[B, C] the recommender's log-probabilities of the candidates in nats; where the model ``has_prior``."""
-        asked = (send(items, self.model.device) for items in (self.rows.history, self.rows.candidates))
+        asked = (send(items, self.model.device) for items in (self.rows.history, self.rows.read_as))
         return self.model.conclude(*asked).log_probs
 
     def ranking_loss(self, scores: torch.Tensor) -> torch.Tensor:

@@ -62,6 +62,23 @@ class EncodedPrompts:
         asked = None if self.asked is None else tuple(send(tensor, device) for tensor in self.asked)
         return replace(self, **moved, asked=asked)
 
+    def read_as(self, listed: torch.Tensor, candidates: torch.Tensor, read_as: torch.Tensor) -> "EncodedPrompts":
+        """The same prompts with other numbers for candidates' behavioural and score tokens, and for what the recommender is asked.
+
+        Args:
+            listed: [B, C] the candidates, in the order in which the prompts list them.
+            candidates: [B, C] the same items, in any order.
+            read_as: [B, C] their numbers; an item with another one stands nowhere else in its row.
+        """
+        is_own = candidates[self.slot_rows] == self.slot_items[:, None]  # [S, C]
+        read = [SLOT_PARTS.index(part) for part in (Part.ITEM_EMBEDDING, Part.SCORE)]
+        changed = is_own & (read_as != candidates)[self.slot_rows] & torch.isin(self.slot_parts, torch.tensor(read))[:, None]
+        slot_items = torch.where(changed.any(1), read_as[self.slot_rows, changed.int().argmax(1)], self.slot_items)
+        if self.asked is None:
+            return replace(self, slot_items=slot_items)
+        columns = (listed[:, :, None] == candidates[:, None]).int().argmax(2)  # [B, C]
+        return replace(self, slot_items=slot_items, asked=(self.asked[0], read_as.gather(1, columns)))
+
     def with_dropped_tokens(self, draws: torch.Tensor, share: float) -> "EncodedPrompts":
         """The same prompts with [PH] for the behavioural tokens of a share of each row's items, wherever they stand in the row.
 

@@ -92,6 +92,6 @@ class Concluding:
         try:
             scores = self.model.full_sort_predict(asked_of(self.config, history, nobody))
         finally:
-            self.model.forward = forward
+            del self.model.forward  # a copy of the model would have it, bound to this one
         found = outputs[-1] if outputs else None
         return scores, found if isinstance(found, torch.Tensor) else None

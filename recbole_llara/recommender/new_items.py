@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.linalg import cholesky, solve_triangular
 from sklearn.linear_model import RidgeCV
 from torch.nn.functional import normalize
 
@@ -57,41 +58,75 @@ class NewItemVectors:
     """
 
     def __init__(self, kind: str, features: TextFeatures, learned: torch.Tensor, neighbours: int) -> None:
-        self.features, self._predict = features, FUNCTIONS[kind](features.of_learned, learned, neighbours)
+        self.features, self._function = features, FUNCTIONS[kind](features.of_learned, learned, neighbours)
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """[n, d] float32."""
-        return self._predict(self.features(texts)).float()
+        return self._function(self.features(texts)).float()
+
+    def left_out(self) -> torch.Tensor:
+        """[K, d] float32, of each learned item what it would have, were it new: by a function that is fitted on the others."""
+        return self._function.left_out().float()
 
 
-def nearest_mean(known: torch.Tensor, embeddings: torch.Tensor, neighbours: int) -> Callable[[torch.Tensor], torch.Tensor]:
+class NearestMean:
     """From texts [n, D] to the mean [n, d] of the embeddings [K, d] of the k texts [K, D] whose cosine with each is greatest."""
-    units = normalize(known)
 
-    def predict(asked: torch.Tensor) -> torch.Tensor:
-        found = [embeddings[:0]]
-        for part in normalize(asked).split(max(1, _COMPARED_AT_ONCE // len(known))):
-            nearest = (part @ units.T).topk(min(neighbours, len(known)), dim=1).indices  # [b, k]
-            found.append(embeddings[nearest].mean(1))
+    def __init__(self, known: torch.Tensor, embeddings: torch.Tensor, neighbours: int) -> None:
+        self._units, self._embeddings, self._neighbours = normalize(known), embeddings, neighbours
+
+    def __call__(self, asked: torch.Tensor) -> torch.Tensor:
+        return self._means(normalize(asked))
+
+    def left_out(self) -> torch.Tensor:
+        """[K, d] of the known texts, each without itself among its neighbours."""
+        return self._means(self._units, are_known=True)
+
+    def _means(self, units: torch.Tensor, are_known: bool = False) -> torch.Tensor:
+        found, count = [self._embeddings[:0]], max(1, _COMPARED_AT_ONCE // len(self._units))
+        for first in range(0, len(units), count):
+            cosines = units[first : first + count] @ self._units.T
+            if are_known:
+                cosines[torch.arange(len(cosines)), first + torch.arange(len(cosines))] = -torch.inf
+            nearest = cosines.topk(max(1, min(self._neighbours, len(self._units) - are_known)), dim=1).indices  # [b, k]
+            found.append(self._embeddings[nearest].mean(1))
         return torch.cat(found)
 
-    return predict
 
-
-def ridge(known: torch.Tensor, embeddings: torch.Tensor, neighbours: int) -> Callable[[torch.Tensor], torch.Tensor]:
+class Ridge:
     """From texts [n, D] to what a ridge regression from texts [K, D] to embeddings [K, d] predicts for them.
 
     Its penalty is the one with the least error on items left out of the fit one at a time, which has a closed form. Where texts tell
     nothing it is great, and every prediction near the mean of the embeddings.
+
+    Attributes:
+        penalty: the one that was chosen.
     """
-    fitted = RidgeCV(alphas=_ALPHAS).fit(known.double().numpy(), embeddings.double().numpy())
-    return lambda asked: torch.from_numpy(fitted.predict(asked.double().numpy()).reshape(len(asked), -1))
+
+    def __init__(self, known: torch.Tensor, embeddings: torch.Tensor, neighbours: int) -> None:
+        self._known, self._embeddings = known.double().numpy(), embeddings.double().numpy()
+        self._fitted = RidgeCV(alphas=_ALPHAS).fit(self._known, self._embeddings)
+        self.penalty = float(self._fitted.alpha_)
+
+    def __call__(self, asked: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self._predict(asked.double().numpy()))
+
+    def left_out(self) -> torch.Tensor:
+        """[K, d] of the known texts, each by a fit without it and with the same penalty.
+
+        By the leverage h of each text: what a fit without it misses is the error of the whole fit / (1 - h) (Allen's PRESS, 1974).
+        """
+        centred = self._known - self._known.mean(0)
+        factor = cholesky(centred.T @ centred + self.penalty * np.eye(centred.shape[1]), lower=True)
+        leverages = (solve_triangular(factor, centred.T, lower=True) ** 2).sum(0) + 1 / len(centred)  # [K]
+        missed = (self._embeddings - self._predict(self._known)) / np.maximum(1 - leverages, 1e-6)[:, None]
+        return torch.from_numpy(self._embeddings - missed)
+
+    def _predict(self, asked: np.ndarray) -> np.ndarray:
+        return self._fitted.predict(asked).reshape(len(asked), -1)
 
 
-FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "neighbours": nearest_mean,
-    "text": ridge,
-}
+FUNCTIONS: dict[str, type[NearestMean] | type[Ridge]] = {"neighbours": NearestMean, "text": Ridge}
 
 
 def fitted_on(is_new: torch.Tensor) -> torch.Tensor:
@@ -112,3 +147,17 @@ def with_vectors(table: torch.Tensor, is_new: torch.Tensor, vectors: NewItemVect
     if not len(new):
         return table
     return table.index_copy(0, new, vectors([texts[item] for item in new.tolist()]).to(table.dtype))
+
+
+def as_if_new(table: torch.Tensor, is_new: torch.Tensor, vectors: NewItemVectors, texts: Sequence[str]) -> torch.Tensor:
+    """[N, d] what every item would have for its vector, were it new; of new ones, what ``with_vectors`` gave them.
+
+    Args:
+        table: [N, d], new items having vectors of their own already.
+        is_new: [N] bool, the padding item being one of them.
+        vectors: fitted on ``fitted_on(is_new)``.
+        texts: N.
+    """
+    fitted, beyond = fitted_on(is_new), ~is_new
+    beyond[fitted], beyond[0] = False, True  # of learned items beyond ``MOST_LEARNED`` the functions know nothing
+    return with_vectors(table.index_copy(0, fitted, vectors.left_out().to(table.dtype)), beyond, vectors, texts)

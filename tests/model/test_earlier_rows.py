@@ -14,7 +14,7 @@ import recbole_llara
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.data.dataset import CANDIDATE_FIELD, ROW_FIELD, prepare_data
 from recbole_llara.llm.item_tokens import centred
-from recbole_llara.model import base
+from recbole_llara.model import reading
 from recbole_llara.prompt.representation import SLOT_PARTS, Part
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender import frozen
@@ -185,7 +185,7 @@ def test_a_run_does_not_go_on_with_another_recommender_of_training(keys, monkeyp
         recommender, *rest = recommender_model(config, data, of_training)
         return replace(recommender, sha256="0" * 64) if of_training else recommender, *rest
 
-    monkeypatch.setattr(base, "recommender_model", altered)
+    monkeypatch.setattr(reading, "recommender_model", altered)
     with pytest.raises(UserError, match="are not those that"):
         run_recbole_llara(config_dict={"resume": str(run)})
 

@@ -27,6 +27,7 @@ def rows():
         template_index=torch.tensor([0, 1, 2]),
         places=torch.arange(3),
         row_ids=torch.arange(3),
+        read_as=torch.tensor([[9, 10, 11], [12, 13, 14], [10, 9, 15]]),
         draws=torch.zeros(3, dtype=torch.int64),
     )
 

@@ -1,4 +1,4 @@
-"""Some of the examples that ``make test-fuzz`` checks by the thousand; the same ones each time."""
+"""Some of the examples that ``make test-fuzz`` checks by the thousand: mostly the same ones each time, for hypothesis also tries constants of the modules loaded."""
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from synthetic_data import write_toy_dataset
 
 from recbole_llara.config.run_config import RunConfig
@@ -10,7 +11,7 @@ from recbole_llara.evaluator.ranking import question_keys, rank_candidates
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.recommender.frozen import never_learned, recommender_and_model, recommender_model
 from recbole_llara.recommender.growing import replace_rows
-from recbole_llara.recommender.new_items import FUNCTIONS, NewItemVectors, TextFeatures, fitted_on, with_vectors
+from recbole_llara.recommender.new_items import FUNCTIONS, NewItemVectors, TextFeatures, as_if_new, fitted_on, with_vectors
 from recbole_llara.recommender.retriever import Retriever, asked_of
 from recbole_llara.utils.errors import UserError
 
@@ -169,3 +170,44 @@ def test_rows_of_new_items_are_what_scores_come_from_or_nothing_changes(toy, rec
     network.full_sort_predict = lambda _: before  # as of one whose output layer is a table of its own
     table = network.item_embedding
     assert not replace_rows(network, own, new, rows + 2) and network.item_embedding is table
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((40, 6), 0.3), ((12, 30), 3.0)])
+def test_a_vector_of_an_item_left_out_is_that_of_a_fit_without_it(shape, scale):
+    """More texts than numbers and fewer; by fits on all others with the penalty that was chosen, and by plain loops."""
+    generator = torch.Generator().manual_seed(1)
+    known = torch.randn(shape, generator=generator)
+    embeddings = known[:, :4] @ torch.randn(4, 3, generator=generator) + scale * torch.randn(len(known), 3, generator=generator)
+    ridge, nearest = FUNCTIONS["text"](known, embeddings, 2), FUNCTIONS["neighbours"](known, embeddings, 2)
+    of_ridge, of_nearest = ridge.left_out(), nearest.left_out()
+    for left in range(len(known)):
+        rest = torch.arange(len(known)) != left
+        again = Ridge(alpha=ridge.penalty).fit(known[rest].double(), embeddings[rest].double())
+        expected = torch.from_numpy(again.predict(known[left : left + 1].double()))[0]
+        assert torch.allclose(of_ridge[left], expected, atol=1e-6)
+        assert torch.allclose(
+            of_nearest[left], FUNCTIONS["neighbours"](known[rest], embeddings[rest], 2)(known[left : left + 1])[0]
+        )
+    assert not torch.allclose(of_ridge, ridge(known), atol=1e-3)
+
+
+def test_every_item_as_if_it_were_new(monkeypatch):
+    """New ones as they are; learned ones left out of the fit, or predicted where they were not part of it."""
+    monkeypatch.setattr("recbole_llara.recommender.new_items.MOST_LEARNED", 20)
+    generator = torch.Generator().manual_seed(2)
+    texts, states, table = (
+        list(map(str, range(50))),
+        torch.randn(50, 4, generator=generator),
+        torch.randn(50, 3, generator=generator),
+    )
+    is_new = torch.zeros(50, dtype=torch.bool)
+    is_new[[0, 7, 9]] = True
+    fitted = fitted_on(is_new)
+    features = TextFeatures(lambda some: states[[int(text) for text in some]], [texts[item] for item in fitted.tolist()])
+    vectors = NewItemVectors("text", features, table[fitted], 1)
+    made = with_vectors(table, is_new, vectors, texts)
+    rows = as_if_new(made, is_new, vectors, texts)
+    beyond = [item for item in range(1, 50) if not is_new[item] and item not in fitted.tolist()]
+    assert len(fitted) == 16 and len(beyond) == 31
+    assert torch.equal(rows[is_new], made[is_new]) and torch.equal(rows[fitted], vectors.left_out())
+    assert torch.allclose(rows[beyond], vectors([texts[item] for item in beyond]))
