@@ -92,6 +92,20 @@ def test_an_llm_fused_with_its_recommender(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
+def test_rows_that_are_read_as_if_new(run, fsdp):
+    """Vectors out of texts are made by every process alike, also where each holds a share of the LLM that reads them."""
+    keys = {"model": "LLaRA", "protocol": "leave_one_out", "new_item_token": "text", "as_new_share": 0.5, "micro_batch_size": 6}
+    keys |= {
+        "recommender_score_token": "log_prob",
+        "candidate_order": "recommender",
+        "answer_loss": "listwise",
+        "max_train_rows": 49,
+    }
+    assert_equal(run("one", **keys), run("two", fsdp=fsdp, **keys), tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
 def test_rsllms_stages_and_contrasts(run, fsdp):
     """With dropout, weights dealt out or not; one process cuts a step of 16 rows into 3 passes, two cut it into 4; the last step is a single row."""
     keys = {"strategy": "two_stage", "lora_dropout": 0.1, "micro_batch_size": 6, "max_train_rows": 49}
