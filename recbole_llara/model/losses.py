@@ -29,9 +29,7 @@ class TrainingRows:
     template_index: torch.Tensor  # [B]
     places: torch.Tensor  # [B] which rows of the optimiser step these are
     row_ids: torch.Tensor  # [B] which rows of the training split
-    read_as: (
-        torch.Tensor
-    )  # [B, C] the candidates as vectors and scores are read of them: N + i where item i is read as if it were new
+    read_as: torch.Tensor  # [B, C] the candidates, N + i for item i where its vector and score are read as if it were new
     draws: torch.Tensor  # [B] the stream of ``hashing.numbers`` of each row in this epoch, as int64
 
     def take(self, rows: torch.Tensor) -> "TrainingRows":
