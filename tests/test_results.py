@@ -127,6 +127,21 @@ def test_a_p_value_is_the_greater_of_those_over_seeds_and_over_rows():
     assert [cell.strip() for cell in cells][3:] == ["1", ".04", "-.1000 to +.6000", ".001", ".01", ".002", ".02"]
 
 
+def test_a_pair_is_told_by_its_rows_and_its_corrected_p():
+    record = _record([1], A=[[1, 0]], B=[[0, 0]])
+    (comparison,) = record["datasets"]["ml-100k"]["comparisons"]
+    for corrected, told in ((0.04, ".04"), (0.0012345, ".0012"), (1.04e-50, "1e-50"), (4.4e-4, "4e-4"), (1.0, "1")):
+        comparison["mcnemar_holm"] = corrected
+        assert make.paired({"quickstart": record}, "quickstart", "A", "B") == f"1 / 0, p = {told}"
+
+
+def test_cases_are_counted_by_the_patterns_of_the_study():
+    rows = {"SASRec": [[1, 0, 0, 1, 0]], "TALLRec": [[1, 1, 0, 0, 0]], "LLaRA(SASRec)": [[0, 1, 1, 1, 1]]}
+    _, _, *lines = make.cases({"case_study": _record([1], **rows)}, "case_study").splitlines()
+    assert [line.split(" | ")[-1] for line in lines] == ["1 |", "1 |", "2 |", "1 |"]
+    assert lines[2] == "| Where only the hybrid prompt is right | LLaRA(SASRec) | SASRec, TALLRec | 2 |"
+
+
 def test_what_re_ranking_gains():
     record = _record([1, 2], A=[[1, 0]] * 2, B=[[0, 0]] * 2)
     system = record["datasets"]["ml-100k"]["systems"]["A"]

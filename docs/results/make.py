@@ -279,6 +279,25 @@ def p(records: Records, run: str, one: str, other: str) -> str:
     return _p(row["mcnemar_holm"] if row.get("t_holm") is None else max(row["t_holm"], row["rows_holm"]))
 
 
+def paired(records: Records, run: str, one: str, other: str) -> str:
+    """``318 / 45, p = 1e-50``: the first seed's rows that only one of two systems is right in; McNemar's exact test, Holm's correction."""
+    row = _comparison(records, run, one, other)
+    corrected = row["mcnemar_holm"]
+    told = _p(corrected) if corrected >= 0.001 else f"{corrected:.0e}".replace("e-0", "e-")
+    return f"{row['only_one']} / {row['only_other']}, p = {told}"
+
+
+def cases(records: Records, run: str) -> str:
+    """How many rows of the first seed follow each pattern of a study's case studies."""
+    study, of_dataset = study_of(load_runs()[run]), _only(records, run)
+    right = {name: _correct(of_dataset, told["seeds"][0]) for name, told in of_dataset["systems"].items()}  # of each [n]
+    lines = []
+    for pattern in study.cases:
+        found = np.logical_and.reduce([*(right[name] for name in pattern.right), *(~right[name] for name in pattern.wrong)])
+        lines.append([pattern.title, ", ".join(pattern.right), ", ".join(pattern.wrong), str(found.sum())])
+    return _markdown(["case", "right", "wrong", f"rows of {of_dataset['n']:,}"], lines)
+
+
 def rows(records: Records, run: str) -> str:
     """The number of test rows."""
     return str(_only(records, run)["n"])
@@ -357,7 +376,7 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
-WRITERS = (table, beside, seeds, differences, draws, popularity, re_ranked, oracle, hit, hits, p, rows, provenance)
+WRITERS = (table, beside, seeds, differences, draws, popularity, re_ranked, oracle, hit, hits, p, paired, cases, rows, provenance)
 
 
 def main(argv: Sequence[str]) -> int:
