@@ -133,6 +133,7 @@ def test_a_pair_is_told_by_its_rows_and_its_corrected_p():
     for corrected, told in ((0.04, ".04"), (0.0012345, ".0012"), (1.04e-50, "1e-50"), (4.4e-4, "4e-4"), (1.0, "1")):
         comparison["mcnemar_holm"] = corrected
         assert make.paired({"quickstart": record}, "quickstart", "A", "B") == f"1 / 0, p = {told}"
+        assert make.paired({"quickstart": record}, "quickstart", "B", "A") == f"0 / 1, p = {told}"
 
 
 def test_cases_are_counted_by_the_patterns_of_the_study():
