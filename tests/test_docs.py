@@ -2,6 +2,7 @@
 exists, and the tour runs."""
 
 import contextlib
+import html
 import importlib.util
 import io
 import json
@@ -106,6 +107,13 @@ def test_every_link_leads_somewhere(site: Path) -> None:
             target = target / "index.html" if target.is_dir() else target
             assert target in pages or (target.suffix in FILES and target.is_file()), f"{path.name}: {link}"
             assert not parts.fragment or unquote(parts.fragment) in pages[target].places, f"{path.name}: {link}"
+
+
+@without_mkdocs
+def test_what_a_page_includes_stands_in_it(site: Path) -> None:
+    """A formatter of Python in Markdown turned a mark of inclusion into a comparison, which the page then showed."""
+    shown = {path: html.unescape(re.sub("<[^>]+>", "", path.read_text(encoding="utf-8"))) for path in site.rglob("*.html")}
+    assert not [path.name for path, text in shown.items() if re.search(r"--\s*8\s*<\s*--", text)]
 
 
 @without_mkdocs

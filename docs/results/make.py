@@ -379,7 +379,23 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
-WRITERS = (table, beside, seeds, differences, draws, popularity, re_ranked, oracle, hit, hits, p, paired, cases, rows, provenance)
+WRITERS = (
+    table,
+    beside,
+    seeds,
+    differences,
+    draws,
+    popularity,
+    re_ranked,
+    oracle,
+    hit,
+    hits,
+    p,
+    paired,
+    cases,
+    rows,
+    provenance,
+)
 
 
 def main(argv: Sequence[str]) -> int:
