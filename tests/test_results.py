@@ -104,6 +104,7 @@ def test_tables_are_written_between_their_marks():
         == 'x <!-- = hit("quickstart", "A") -->.6250 [.150, .850]<!-- / --> y <!-- = hits("quickstart", "B") -->.2500<!-- / -->'
     )
     assert make.written(told, BY_HAND) == told
+    assert make.valid(BY_HAND, "quickstart", "A") == "1"
     block = '<!-- = seeds("quickstart", ["A", "B"]) -->\n\nold\n\n<!-- / -->'
     rows = make.written(block, BY_HAND).splitlines()
     assert rows[2:6] == [

@@ -111,8 +111,8 @@ def table(records: Records, run: str, systems: Sequence[str] = ()) -> str:
     of_dataset = _only(records, run)
     shown = {name: of_dataset["systems"][name] for name in systems or of_dataset["systems"]}
     has_nll = any("nll" in seed for system in shown.values() for seed in system["seeds"])
-    valid = {name: _mean(system, "validratio") for name, system in shown.items()}
-    has_valid = any(share is not None and share < 1 for share in valid.values())
+    valid_shares = {name: _mean(system, "validratio") for name, system in shown.items()}
+    has_valid = any(share is not None and share < 1 for share in valid_shares.values())
     header = [
         "system",
         "HitRatio@1",
@@ -126,7 +126,7 @@ def table(records: Records, run: str, systems: Sequence[str] = ()) -> str:
         if has_nll:
             cells += [_fixed(_mean_of(system, "nll"), 2), _share(_mean_of(system, "ece"), 2)]
         if has_valid:
-            cells.append(_share(valid[name]))
+            cells.append(_share(valid_shares[name]))
         lines.append(cells)
     return _markdown(header, lines)
 
@@ -149,9 +149,10 @@ def beside(records: Records, columns: Mapping[str, str], papers: Mapping[str, tu
 
 def _published(study: str, number: int, dataset: str) -> dict[str, str]:
     column = load_study(study).published[number]
-    valid = column.valid.get(dataset, {})
+    shares = column.valid.get(dataset, {})
     return {
-        name: _share(hit) + (f" ({_share(valid[name])})" if name in valid else "") for name, hit in column.hit[dataset].items()
+        name: _share(hit) + (f" ({_share(shares[name])})" if name in shares else "")
+        for name, hit in column.hit[dataset].items()
     }
 
 
@@ -273,6 +274,11 @@ def hits(records: Records, run: str, system: str) -> str:
     return hit(records, run, system).split(" ")[0]
 
 
+def valid(records: Records, run: str, system: str) -> str:
+    """``.4305``, ValidRatio over all seeds."""
+    return _share(_mean(_only(records, run)["systems"][system], "validratio"))
+
+
 def p(records: Records, run: str, one: str, other: str) -> str:
     """The corrected p value of a comparison: the greater of those over seeds and over rows where they can be tested, else McNemar's."""
     row = _comparison(records, run, one, other)
@@ -390,6 +396,7 @@ WRITERS = (
     oracle,
     hit,
     hits,
+    valid,
     p,
     paired,
     cases,
