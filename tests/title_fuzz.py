@@ -25,10 +25,11 @@ from recbole_llara.data.titles import TITLE_RULES, clean_title, is_visible
 from recbole_llara.evaluator.answer import match_titles, normalise_title
 from recbole_llara.llm.answer_tree import build_trie
 from recbole_llara.llm.generation import answer_texts
-from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR, EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.fields import bracketed
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
-from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
+from recbole_llara.prompt.template import CANDIDATES, HISTORY, SEPARATOR, PromptTemplate, load_templates
 from recbole_llara.prompt.titles import ContextBudget
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.process_setup import is_text

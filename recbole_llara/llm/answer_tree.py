@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm
 from recbole_llara.llm.cpu import BMM_ATTENTION
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.utils.transfer import send
 
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm
 from recbole_llara.llm.likelihood import check_prompts
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.prompt.tokens import spell
 from recbole_llara.utils.transfer import send
 

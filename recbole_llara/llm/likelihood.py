@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from recbole_llara.llm.answer_tree import build_trie, tree_masks
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, decoder_of, input_embeddings
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.utils.transfer import send
 
 # Turned into float32 log-probabilities together, 64 MB: those of all logits would be the largest tensors of an evaluation.

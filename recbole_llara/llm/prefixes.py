@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from recbole_llara.llm.architecture import EmbeddedPrompts
 from recbole_llara.llm.likelihood import AnswerReader, BeforePass, Past, trie_log_probs
-from recbole_llara.prompt.encoding import EncodedPrompts
+from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, SLOT_PARTS, Part
 
 FEWEST = 16  # tokens: fewer are read again rather than copied

@@ -20,7 +20,7 @@ from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.likelihood import AnswerReader, answer_pass, candidate_log_probs, trie_log_probs
 from recbole_llara.llm.loading import first_line
 from recbole_llara.llm.prefixes import FEWEST, PrefixStore
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.utils.errors import UserError
 
 # What a tree may differ from plain passes by: nats, or shares of them where there are more; the largest difference in float32, the

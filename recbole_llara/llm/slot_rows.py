@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from recbole_llara.llm.item_tokens import Conclusions, ItemTokens
-from recbole_llara.prompt.encoding import EncodedPrompts
+from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, SLOT_PARTS, Part, Representation
 from recbole_llara.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from recbole_llara.llm.architecture import EmbeddedPrompts, embedded_vocabulary, input_embeddings
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.transfer import send
 

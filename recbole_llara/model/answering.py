@@ -18,7 +18,7 @@ from recbole_llara.llm.answer_tree import walk
 from recbole_llara.llm.architecture import EmbeddedPrompts, uncompiled
 from recbole_llara.llm.generation import answer_texts
 from recbole_llara.llm.likelihood import score_candidates
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Part, Representation
 from recbole_llara.utils.hashing import numbers, row_keys
 

@@ -18,7 +18,7 @@ from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.build import prompt_encoder, shown_lists
 from recbole_llara.model.engine_client import EngineClient, Served
 from recbole_llara.prompt.curriculum import stages_of
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.template import prompts_digest
 from recbole_llara.recommender.conclusions import Concluding
 from recbole_llara.recommender.frozen import recommender_model

@@ -22,7 +22,7 @@ from recbole_llara.config.settings import EngineSettings
 from recbole_llara.llm.slot_rows import SlotRows
 from recbole_llara.llm.widened import without_copies
 from recbole_llara.model.chat_client import SHORTEST_SECRET, TALKATIVE, TOO_LONG, UNKNOWN_MODEL
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.utils.errors import RunError, UserError
 
 FOLDER, FACTS = "vllm", "recbole_llara.json"  # of an exported run, and what that folder tells beside the LLM

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from recbole_llara.llm.likelihood import AnswerPass, answer_scores
-from recbole_llara.prompt.encoding import EncodedPrompts
+from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.transfer import send

@@ -12,7 +12,7 @@ from recbole_llara.llm.architecture import hidden_states
 from recbole_llara.llm.likelihood import masked_mean
 from recbole_llara.model.base import ROWS, LLMRecommender
 from recbole_llara.model.losses import ForwardPass, Step, TrainingRows
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.representation import Representation
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.transfer import send

@@ -6,7 +6,7 @@ found by its place in the row, never by searching text, so a title that reads "[
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,84 +14,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
 from recbole_llara.prompt.item_pieces import ItemPieces
 from recbole_llara.prompt.item_tokeniser import ItemTokeniser
 from recbole_llara.prompt.letters import letter_tokens
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part, Representation
-from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate
+from recbole_llara.prompt.template import CANDIDATES, HISTORY, LISTS, SEPARATOR, PromptTemplate, marks_of
 from recbole_llara.prompt.titles import ContextBudget, PromptLengths, fitting_title_tokens
 from recbole_llara.prompt.tokens import NOTHING, ChatFrame, opening_tokens, tokenise, tokenise_inside
 from recbole_llara.utils.errors import UserError
-from recbole_llara.utils.hashing import numbers
-from recbole_llara.utils.transfer import send
-
-SEPARATOR = ","
-IGNORED_LABEL = -100
-_LISTS = (HISTORY, CANDIDATES)
-
-
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """A batch of prompts (B rows, T tokens, S slots), with the answer when targets were given.
-
-    What the host decides by (``labels``, ``slot_parts``, ``pooled``, ``head_lengths``, ``listed``) stays on the CPU, wherever the rest
-    is sent.
-
-    ``pooled`` are the tokens whose states stand for the history (``encode``: all parts of its items) or for the item
-    (``encode_items``: all parts of it). RSLLM's two towers average them.
-    """
-
-    input_ids: torch.Tensor  # [B, T] a slot holds a stand-in id whose embedding is overwritten
-    attention_mask: torch.Tensor  # [B, T] 1 on tokens, 0 on padding
-    position_ids: torch.Tensor  # [B, T] 0 at the row's first token
-    labels: torch.Tensor  # [B, T] the answer's tokens and its EOS, IGNORED_LABEL elsewhere
-    slot_rows: torch.Tensor  # [S]
-    slot_columns: torch.Tensor  # [S]
-    slot_parts: torch.Tensor  # [S] what each slot holds, as its place in SLOT_PARTS
-    slot_items: torch.Tensor  # [S] the item of each slot; 0 where the slot is the same for all items, as [PH] is
-    pooled: torch.Tensor  # [B, T] bool
-    head_lengths: torch.Tensor  # [B] tokens before the second of the two lists of items; 0 where there are no lists
-    listed: torch.Tensor | None = None  # [B, C] the candidates as the prompts list them
-    # What the recommender is asked, where the prompts show its conclusions: histories [B, L] and candidates [B, C].
-    asked: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def to(self, device: torch.device) -> "EncodedPrompts":
-        """The same prompts, what the LLM reads being on another device."""
-        stay = ("labels", "slot_parts", "pooled", "head_lengths", "listed", "asked")
-        moved = {name: send(tensor, device) for name, tensor in vars(self).items() if name not in stay}
-        asked = None if self.asked is None else tuple(send(tensor, device) for tensor in self.asked)
-        return replace(self, **moved, asked=asked)
-
-    def read_as(self, listed: torch.Tensor, candidates: torch.Tensor, read_as: torch.Tensor) -> "EncodedPrompts":
-        """The same prompts with other numbers for candidates' behavioural and score tokens, and for what the recommender is asked.
-
-        Args:
-            listed: [B, C] the candidates, in the order in which the prompts list them.
-            candidates: [B, C] the same items, in any order.
-            read_as: [B, C] their numbers; an item with another one stands nowhere else in its row.
-        """
-        is_own = candidates[self.slot_rows] == self.slot_items[:, None]  # [S, C]
-        read = [SLOT_PARTS.index(part) for part in (Part.ITEM_EMBEDDING, Part.SCORE)]
-        changed = is_own & (read_as != candidates)[self.slot_rows] & torch.isin(self.slot_parts, torch.tensor(read))[:, None]
-        slot_items = torch.where(changed.any(1), read_as[self.slot_rows, changed.int().argmax(1)], self.slot_items)
-        if self.asked is None:
-            return replace(self, slot_items=slot_items)
-        columns = (listed[:, :, None] == candidates[:, None]).int().argmax(2)  # [B, C]
-        return replace(self, slot_items=slot_items, asked=(self.asked[0], read_as.gather(1, columns)))
-
-    def with_dropped_tokens(self, draws: torch.Tensor, share: float) -> "EncodedPrompts":
-        """The same prompts with [PH] for the behavioural tokens of a share of each row's items, wherever they stand in the row.
-
-        Args:
-            draws: [B] int64, each row's stream of ``hashing.numbers``: an item's token is dropped by (row, item) alone.
-            share: the probability of each item.
-        """
-        if not share:
-            return self
-        keys, items = draws[self.slot_rows].numpy().view(np.uint64), self.slot_items.numpy()
-        is_dropped = torch.from_numpy((numbers(keys, items) >> np.uint64(11)) * 2.0**-53 < share)  # [S]
-        is_dropped &= self.slot_parts == SLOT_PARTS.index(Part.ITEM_EMBEDDING)
-        return replace(self, slot_parts=self.slot_parts.masked_fill(is_dropped, SLOT_PARTS.index(Part.PLACEHOLDER)))
 
 
 class PromptEncoder:
@@ -147,14 +78,14 @@ class PromptEncoder:
         self.pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         opening = opening_tokens(tokenizer)
         separator = tokenise_inside(tokenizer, [SEPARATOR])[0]
-        layouts = [_split(template) for template in self.templates]
+        layouts = [template.layout() for template in self.templates]
         tokens = [self._tokenise_layout(layout, opening, chat) for layout in layouts]
         self.beginning = tokens[0][0]
         length = max(sum(len(text) for text in layout if not isinstance(text, str)) for layout in tokens)
         self.n_letters = letters * any(each.answer is Part.LETTER for each in self.representations)
         has_space = chat is None or chat.has_space
         marks, answers = letter_tokens(tokenizer, self.n_letters, has_space) if self.n_letters else ([], [])
-        self._item_tokeniser = ItemTokeniser(tokenizer, tuple(_marks(layouts)), chat)
+        self._item_tokeniser = ItemTokeniser(tokenizer, tuple(marks_of(layouts)), chat)
         if pieces is None:
 
             def fitting(texts: Mapping[Part, Sequence[str]], items: Mapping[Part, np.ndarray], fields: np.ndarray | int) -> int:
@@ -177,7 +108,7 @@ class PromptEncoder:
         self._mark_of = {self.separator_piece: SEPARATOR}
         for layout, of_layout in zip(layouts, self.layouts, strict=True):
             for (text, mark), piece in zip(pairwise(layout), of_layout[1:], strict=True):
-                if text in _LISTS:
+                if text in LISTS:
                     self._mark_of[piece] = mark
         self.highest_token = bank.highest_token
 
@@ -202,8 +133,8 @@ class PromptEncoder:
 
     def _tokenise_layout(self, layout: list[str], opening: list[int], chat: ChatFrame | None) -> list[list[int] | str]:
         """A template as the tokens of its texts and the two list marks."""
-        inside = tokenise_inside(self.tokenizer, ["" if text in _LISTS else text for text in layout])
-        tokens = [text if text in _LISTS else of_text for text, of_text in zip(layout, inside, strict=True)]
+        inside = tokenise_inside(self.tokenizer, ["" if text in LISTS else text for text in layout])
+        tokens = [text if text in LISTS else of_text for text, of_text in zip(layout, inside, strict=True)]
         if chat is None:
             tokens[0] = opening + tokenise(self.tokenizer, layout[:1])[0]
         else:
@@ -474,24 +405,6 @@ def _pieces(rows: int, width: int, piece: int) -> torch.Tensor:
     return torch.tensor([piece, 0, 0])[:, None, None].repeat(1, rows, width)
 
 
-def _marks(layouts: Sequence[Sequence[str]]) -> list[str]:
-    """What stands behind items in prompts: the separator, and what follows the lists of templates."""
-    behind = [mark for layout in layouts for text, mark in pairwise(layout) if text in _LISTS]
-    return list(dict.fromkeys([SEPARATOR, *behind]))
-
-
 def _are_one(texts: Sequence[str]) -> bool:
     """Whether all texts but the first are the same."""
     return all(texts[place] == texts[1] for place in range(2, len(texts)))
-
-
-def _split(template: PromptTemplate) -> list[str]:
-    """A template's segments; what follows a list at once, as a full stop does, is one of its own, even if it is empty."""
-    layout: list[str] = []
-    for segment in template.segments:
-        if layout and layout[-1] in _LISTS:
-            mark, space, rest = segment.partition(" ")
-            layout += [mark, space + rest]
-        else:
-            layout.append(segment)
-    return layout

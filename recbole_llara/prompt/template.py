@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from recbole_llara.utils.hashing import facts_digest, numbers, row_keys
 HISTORY = "{history}"
 CANDIDATES = "{candidates}"
 CANDIDATE_NUM = "{candidate_num}"
+LISTS = (HISTORY, CANDIDATES)
+SEPARATOR = ","
 _SLOT = re.compile(r"(\{history\}|\{candidates\})")
 
 
@@ -44,17 +47,27 @@ class PromptTemplate:
             raise UserError(
                 f"prompt template {text!r} holds {unknown[0]}; {nearest(unknown[0], (HISTORY, CANDIDATES, CANDIDATE_NUM))}"
             )
-        for mark in (HISTORY, CANDIDATES):
+        for mark in LISTS:
             if text.count(mark) != 1:
                 raise UserError(f"prompt template {text!r} holds {mark} {text.count(mark)} times, expected once")
         pieces = [piece for piece in _SLOT.split(text) if piece]
-        if pieces[0] in (HISTORY, CANDIDATES) or pieces[-1] in (HISTORY, CANDIDATES):
+        if pieces[0] in LISTS or pieces[-1] in LISTS:
             raise UserError(f"prompt template {text!r} must begin and end with text, not with an item list")
         segments = [
-            piece if piece in (HISTORY, CANDIDATES) else piece.replace(CANDIDATE_NUM, str(candidate_num)).rstrip(" ")
-            for piece in pieces
+            piece if piece in LISTS else piece.replace(CANDIDATE_NUM, str(candidate_num)).rstrip(" ") for piece in pieces
         ]
         return cls(tuple(segment for segment in segments if segment))
+
+    def layout(self) -> list[str]:
+        """The segments; what follows a list at once, as a full stop does, is one of its own, even if it is empty."""
+        layout: list[str] = []
+        for segment in self.segments:
+            if layout and layout[-1] in LISTS:
+                mark, space, rest = segment.partition(" ")
+                layout += [mark, space + rest]
+            else:
+                layout.append(segment)
+        return layout
 
     def render(self, history: Sequence[str], candidates: Sequence[str]) -> str:
         """The prompt as text, for models that take no tokens of ours.
@@ -64,6 +77,12 @@ class PromptTemplate:
         """
         lists = {HISTORY: " " + ", ".join(history), CANDIDATES: " " + ", ".join(candidates)}
         return "".join(lists.get(segment, segment) for segment in self.segments)
+
+
+def marks_of(layouts: Sequence[Sequence[str]]) -> list[str]:
+    """What stands behind items in prompts of these layouts: the separator, and what follows their lists."""
+    behind = [mark for layout in layouts for text, mark in pairwise(layout) if text in LISTS]
+    return list(dict.fromkeys([SEPARATOR, *behind]))
 
 
 def draw_templates(seed: int, purpose: str, epoch: int, rows: np.ndarray, count: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from recbole_llara.llm.widened import silent_token, widen, without_copies
 from recbole_llara.model.answering import Questions, answer_context, evaluation_prompts
 from recbole_llara.model.base import LLMRecommender
 from recbole_llara.model.engine_client import Served
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.serving.loaded import LoadedRun
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.hashing import file_sha256

@@ -26,7 +26,7 @@ from recbole_llara.model.build import build_model, prepare_answers
 from recbole_llara.model.engine import EngineRecommender
 from recbole_llara.model.engine_client import FOLDER
 from recbole_llara.model.weights import load_llm_recommender
-from recbole_llara.prompt.encoding import EncodedPrompts
+from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.recommender.frozen import Recommender, recommender_model, vectors_sha256
 from recbole_llara.recommender.retriever import MostPopular, Retriever, padded
 from recbole_llara.recommender.stock import load_recommender

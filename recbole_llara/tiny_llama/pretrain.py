@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from recbole_llara.llm.cpu import BMM_ATTENTION
 from recbole_llara.llm.item_tokens import Projector, merge_item_embeddings
-from recbole_llara.prompt.encoding import IGNORED_LABEL, SEPARATOR
+from recbole_llara.prompt.encoded import IGNORED_LABEL
+from recbole_llara.prompt.template import SEPARATOR
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM, Stage, TaskBatch, TaskMaker
 from recbole_llara.tiny_llama.teaching import Guidance, decode, initialise_circuits
 from recbole_llara.tiny_llama.texts import catalogue_batch, read_catalogue, train_tokenizer

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.prompt.encoding import EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
 from recbole_llara.tiny_llama.texts import TITLES_PER_THEME, CatalogueText, make_titles

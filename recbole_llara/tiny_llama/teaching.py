@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, rms_norm
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.tiny_llama.tasks import TaskBatch
 
 # After which of the tiny Llama's five layers, counted from 0, a slot tells its fit; the layer behind each looks for it.

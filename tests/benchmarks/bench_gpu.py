@@ -34,7 +34,8 @@ from recbole_llara.llm.generation import decode_generate
 from recbole_llara.llm.item_tokens import ItemTokens, merge_item_embeddings
 from recbole_llara.llm.likelihood import answer_pass, score_candidates, trie_log_probs
 from recbole_llara.llm.source import TINY_LLAMA_DIR
-from recbole_llara.prompt.encoding import IGNORED_LABEL, EncodedPrompts, PromptEncoder
+from recbole_llara.prompt.encoded import IGNORED_LABEL, EncodedPrompts
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates
 

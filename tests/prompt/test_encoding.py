@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from recbole_llara.llm.architecture import EmbeddedPrompts
 from recbole_llara.llm.item_tokens import merge_item_embeddings
 from recbole_llara.llm.likelihood import answer_pass
-from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.prompt.encoded import IGNORED_LABEL
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.representation import ITEM_SLOT_PARTS, REPRESENTATIONS, SLOT_PARTS, Part
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates
 from recbole_llara.prompt.titles import ContextBudget

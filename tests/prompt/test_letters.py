@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.prompt.encoded import IGNORED_LABEL
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.letters import letter_tokens
 from recbole_llara.prompt.representation import REPRESENTATIONS, Part
 from recbole_llara.prompt.template import load_templates

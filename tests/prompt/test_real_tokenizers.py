@@ -14,7 +14,8 @@ import recbole
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.prompt.encoded import IGNORED_LABEL
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.prompt.fields import bracketed, cut_fields
 from recbole_llara.prompt.representation import REPRESENTATIONS, SLOT_PARTS, Part, Representation
 from recbole_llara.prompt.template import CANDIDATES, HISTORY, PromptTemplate, load_templates

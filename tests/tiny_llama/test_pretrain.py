@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from recbole_llara.llm.source import TINY_LLAMA_DIR
-from recbole_llara.prompt.encoding import IGNORED_LABEL
+from recbole_llara.prompt.encoded import IGNORED_LABEL
 from recbole_llara.tiny_llama.pretrain import Phase, Pretraining, foundation_stage, opener_stage, selection_stage
 from recbole_llara.tiny_llama.tasks import Stage
 from recbole_llara.tiny_llama.teaching import FIT_LAYERS, Guidance, answer_attention, decode

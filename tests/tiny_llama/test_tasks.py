@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recbole_llara.prompt.encoding import IGNORED_LABEL, PromptEncoder
+from recbole_llara.prompt.encoded import IGNORED_LABEL
+from recbole_llara.prompt.encoding import PromptEncoder
 from recbole_llara.tiny_llama.tasks import VECTOR_DIM, Stage
 from recbole_llara.tiny_llama.texts import OPENERS, TITLES_PER_THEME, make_titles, train_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from recbole_llara.prompt.encoding import EncodedPrompts
+from recbole_llara.prompt.encoded import EncodedPrompts
 from recbole_llara.prompt.representation import SLOT_PARTS
 from recbole_llara.prompt.tokens import ANCHORS, spell, tokenise
 from recbole_llara.serving.catalogue import ID_PREFIX, ItemNames
