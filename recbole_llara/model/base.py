@@ -16,7 +16,6 @@ from recbole_llara.config.models import Kind
 from recbole_llara.config.run_config import ChecksConfig, check_titles
 from recbole_llara.config.settings import (
     EARLIER,
-    NO_PRIOR,
     EvaluationSettings,
     LLMSettings,
     LossSettings,
@@ -32,7 +31,7 @@ from recbole_llara.llm.answer_tree import with_mask_of_pairs
 from recbole_llara.llm.architecture import EmbeddedPrompts, causal_lm, embedded_vocabulary, input_embeddings, uncompiled
 from recbole_llara.llm.cpu import training_attention
 from recbole_llara.llm.generation import decode_generate
-from recbole_llara.llm.item_tokens import ItemTokens, centred, merge_item_embeddings, number_vectors, standard_of
+from recbole_llara.llm.item_tokens import ItemTokens, merge_item_embeddings, number_vectors, standard_of
 from recbole_llara.llm.likelihood import answer_pass, answers_among, trie_log_probs
 from recbole_llara.llm.loading import evaluation_dtype, resolve_compute_dtype
 from recbole_llara.llm.prefixes import PrefixStore
@@ -41,13 +40,11 @@ from recbole_llara.model.answering import Questions, answer_context, score
 from recbole_llara.model.build import prepare_llm
 from recbole_llara.model.checks import check_llm_keys, is_tuned
 from recbole_llara.model.losses import LOSSES, ForwardPass, Step, TrainingRows
-from recbole_llara.model.reading import Reading, read_recommender
-from recbole_llara.prompt.curriculum import Stage, reads_recommender, shown_parts, stages_of
-from recbole_llara.prompt.encoding import EncodedPrompts
-from recbole_llara.prompt.representation import Part, Representation
+from recbole_llara.model.reading import Readings, draws_embeddings, has_prior, read_recommenders
+from recbole_llara.prompt.curriculum import Stage, shown_parts, stages_of
+from recbole_llara.prompt.encoded import EncodedPrompts
+from recbole_llara.prompt.representation import Representation
 from recbole_llara.prompt.template import draw_templates, prompts_digest
-from recbole_llara.recommender.conclusions import Concluding
-from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender
 from recbole_llara.recommender.proposals import with_proposals
 from recbole_llara.utils.hashing import numbers, row_keys
@@ -109,18 +106,19 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.settles_near_ties = self.eval_dtype == torch.float32 and not self.is_sharded
         attention = settings.attn_implementation or training_attention(llm, self.compute_dtype, self.device)
         self._attention = {True: attention, False: llm.config._attn_implementation}
-        self.recommender: Recommender | None = None
-        self.answering: tuple[Recommender, torch.nn.Module, Any] | None = None
-        self.recommender_of_training: Recommender | None = None
-        self.has_prior = is_tuned(config) and self.loss_settings.listwise_prior != NO_PRIOR
-        self.conclude: Concluding | None = None  # asks the recommender, where prompts show what it concluded or a loss adds it
-        self._conclude_by_mode: dict[bool, Concluding | None] = {}  # where training mode has a recommender of its own
-        self._drift: dict[str, float] | None = None
-        self.as_new_share = 0.0  # of training rows, whose candidates are read as if they were new
-        self.new_item_token: str | None = None  # what stands for items that the recommender never learned; None = its own row
-        self.n_new_items = 0
+        asks = any(stage.hard.tells_conclusions for stage in self.stages) or has_prior(config)
+        readings = read_recommenders(config, data, shown_parts(config), asks, self.read_texts)
+        own, of_training = readings.own, readings.of_training
+        self.recommender = None if own is None else own.recommender
+        self.answering = None if own is None else (own.recommender, own.network, own.config)
+        self.recommender_of_training = None if of_training is None else of_training.recommender
+        self.has_prior, self.as_new_share, self._drift = has_prior(config), readings.as_new_share, readings.drift()
+        self._conclude_by_mode = readings.conclude_by_mode()
+        self.conclude = self._conclude_by_mode[self.training]
+        # What stands for items that the recommender never learned (None = its own row), and how many they are.
+        self.new_item_token, self.n_new_items = (None, 0) if own is None else own.new_items()
         self._is_dealt = config["shuffle_item_embeddings"]
-        self.item_tokens = self._item_tokens(config, data)
+        self.item_tokens = self._item_tokens(config, data, readings)
         self.proposing: Recommender | None = None
         if is_tuned(config):
             data, self.proposing = with_proposals(config, data)
@@ -129,55 +127,24 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
         self.tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.item_fields = tuple(data.catalogue.fields)
         self.prompts_digest = self.trained_prompts = prompts_digest(data.catalogue.domain, prompt.prompt_file)
-        of_training = self.recommender_of_training
         self.data_facts = data_facts(config, data)
         if data.train_data is not None:
-            self.rows_digest = rows_digest(data, None if of_training is None else of_training.sha256)
+            self.rows_digest = rows_digest(data, None if of_training is None else of_training.recommender.sha256)
             self.steps_an_epoch = len(data.train_data)
         self.steps_taken = 0  # by ``calculate_loss``
         self.other_parameter_name = ["steps_taken"]  # what RecBole's own checkpoints keep beside the weights
 
-    def _item_tokens(self, config: Any, data: PreparedData) -> ItemTokens:
+    def _item_tokens(self, config: Any, data: PreparedData, readings: Readings) -> ItemTokens:
         """What fills the slots, over the frozen recommender's table, one that is drawn and learned, or none."""
-        settings, shown = RecommenderSettings.from_config(config), shown_parts(config)
-        is_drawn = Part.ITEM_EMBEDDING in shown and settings.item_embeddings == "random"
-        table = torch.randn(self.n_items, settings.item_embedding_size) if is_drawn else None
-        own: Reading | None = None
-        of_training: Reading | None = None
+        shown, own, of_training = shown_parts(config), readings.own, readings.of_training
+        table = None if own is None else own.table
         standard: tuple[torch.Tensor, torch.Tensor] | None = None
-        is_shown = reads_recommender(config) and not is_drawn
-        are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
-        is_as_new = is_tuned(config) and settings.as_new_share > 0
-        if is_shown:
-            own = self._read(config, data, shown, with_as_new=is_as_new and not are_two)
-            self.recommender, self.answering = own.recommender, (own.recommender, own.network, own.config)
-            table, self.conclude = own.table, own.conclude
-            self.new_item_token, self.n_new_items = own.new_items()
-            if self.new_item_token is not None:
-                getLogger().info(
-                    f"new_item_token {self.new_item_token}: the {own.recommender.model} learned nothing of {self.n_new_items} of "
-                    f"{self.n_items - 1} items"
-                )
-            if table is not None:
-                # Those of a run that is loaded come with its weights: over a large table they take a while.
-                is_kept = data.kept is not None
-                standard = (torch.zeros(table.shape[1]), torch.ones(1)) if is_kept else standard_of(table, own.learned)
-        training_table: torch.Tensor | None = None
-        if is_tuned(config) and (are_two if is_shown else self.has_prior):
-            of_training = self._read(config, data, shown, of_training=True, with_as_new=is_as_new and is_shown)
-            self.recommender_of_training = of_training.recommender
-            training_table = None if of_training.table is None else centred(of_training.table, of_training.learned)
-            self._drift = None if table is None else drift(training_table, centred(table, own.learned))
-        read_in_training = of_training or own
-        if read_in_training is not None and read_in_training.as_new is not None:
-            self.as_new_share = settings.as_new_share
-            mean, deviation = standard_of(read_in_training.table, read_in_training.learned)
-            training_table = (torch.cat([read_in_training.table, read_in_training.as_new]) - mean) / deviation
-        if of_training is not None or self.as_new_share:
-            asked = read_in_training.conclude_as_new or read_in_training.conclude
-            self._conclude_by_mode = {True: asked, False: self.conclude}
-            self.conclude = self._conclude_by_mode[self.training]
-        output_size = None if self.conclude is None else self.conclude.output_size
+        if is_drawn := draws_embeddings(config, shown):
+            table = torch.randn(self.n_items, RecommenderSettings.from_config(config).item_embedding_size)
+        elif table is not None:
+            # Those of a run that is loaded come with its weights: over a large table they take a while.
+            is_kept = data.kept is not None
+            standard = (torch.zeros(table.shape[1]), torch.ones(1)) if is_kept else standard_of(table, own.learned)
         vocabulary, ranks = embedded_vocabulary(self.llm), None
         if config["recommender_score_token"] == "rank":
             ranks = number_vectors(self.tokenizer, vocabulary, config["candidate_num"])
@@ -187,21 +154,14 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
             shown,
             table,
             is_drawn,
-            output_size,
+            None if self.conclude is None else self.conclude.output_size,
             ranks,
-            training_table,
+            readings.training_table(),
             None if own is None else own.lacking,
             None if of_training is None else of_training.lacking,
             standard,
             None if own is None else own.made,
         )
-
-    def _read(
-        self, config: Any, data: PreparedData, shown: frozenset[Part], of_training: bool = False, with_as_new: bool = False
-    ) -> Reading:
-        asks = any(stage.hard.tells_conclusions for stage in self.stages) or self.has_prior
-        parts = (Part.ITEM_EMBEDDING in shown, asks, Part.USER in shown)
-        return read_recommender(config, data, *parts, self.read_texts, of_training, with_as_new)
 
     def _tell_of_training(self, config: Any) -> None:
         """Log which recommender training rows are read with, where it learned from earlier ones."""
@@ -215,7 +175,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
 
     def made_items_were_loaded(self) -> None:
         """Have the recommender that answers score new items by their vectors, as they came with a checkpoint."""
-        conclude = self._conclude_by_mode.get(False, self.conclude)
+        conclude = self._conclude_by_mode[False]
         if conclude is not None and self.item_tokens.made is not None and not self._is_dealt:
             conclude.score_new_items(self.item_tokens.item_embeddings)
 
@@ -255,7 +215,7 @@ class LLMRecommender(ChecksConfig, SequentialRecommender):
     def train(self, mode: bool = True) -> "LLMRecommender":
         """Training mode, with the attention that is fastest there, and the recommender that training rows are read with."""
         super().train(mode)
-        self.conclude = self._conclude_by_mode.get(mode, self.conclude)
+        self.conclude = self._conclude_by_mode[mode]
         causal_lm(self.llm).set_attn_implementation(self._attention[mode])
         return self
 

@@ -8,15 +8,20 @@ of the recommender, which reads histories by the rows that it learned.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import torch
 from torch import nn
 
-from recbole_llara.config.settings import OWN, PLACEHOLDER, RecommenderSettings
+from recbole_llara.config.settings import EARLIER, NO_PRIOR, OWN, PLACEHOLDER, LossSettings, RecommenderSettings
 from recbole_llara.data.dataset import PreparedData
-from recbole_llara.llm.item_tokens import shuffled
+from recbole_llara.llm.item_tokens import centred, shuffled, standard_of
+from recbole_llara.model.checks import is_tuned
+from recbole_llara.prompt.curriculum import reads_recommender
+from recbole_llara.prompt.representation import Part
 from recbole_llara.recommender.conclusions import Concluding
+from recbole_llara.recommender.drift import drift
 from recbole_llara.recommender.frozen import Recommender, recommender_model
 from recbole_llara.recommender.growing import set_items
 from recbole_llara.recommender.new_items import NewItemVectors, TextFeatures, as_if_new, fitted_on, with_vectors
@@ -72,6 +77,85 @@ class Reading:
             return None, 0
         kind, count = self.settings.new_item_token, self.settings.new_item_neighbours
         return f"{count} {kind}" if kind == "neighbours" else kind, int(self.is_new[1:].sum())
+
+
+@dataclass(frozen=True)
+class Readings:
+    """How a model reads its recommenders, in answers and in training.
+
+    Attributes:
+        own: by the one that answers; None = no prompt shows what it knows.
+        of_training: by the one with which training rows are read, where it is another.
+        as_new_share: the share of training rows whose candidates are read as if they were new; 0 where nothing is trained.
+    """
+
+    own: Reading | None
+    of_training: Reading | None
+    as_new_share: float
+
+    @property
+    def in_training(self) -> Reading | None:
+        """By which training rows are read."""
+        return self.of_training or self.own
+
+    def training_table(self) -> torch.Tensor | None:
+        """What the projector reads in training: [N, d_rec], or [2N, d_rec] with items as if they were new; None = as in answers."""
+        read = self.in_training
+        if self.as_new_share:
+            mean, deviation = standard_of(read.table, read.learned)
+            return (torch.cat([read.table, read.as_new]) - mean) / deviation
+        return None if self.of_training is None or read.table is None else centred(read.table, read.learned)
+
+    def drift(self) -> dict[str, float] | None:
+        """How far the item embeddings lie from those read in training; None where there are not two tables."""
+        if self.of_training is None or self.of_training.table is None:
+            return None
+        return drift(*(centred(read.table, read.learned) for read in (self.of_training, self.own)))
+
+    def conclude_by_mode(self) -> dict[bool, Concluding | None]:
+        """Training mode or not -> what asks the recommender for conclusions."""
+        read = self.in_training
+        in_training = None if read is None else read.conclude_as_new or read.conclude
+        return {True: in_training, False: None if self.own is None else self.own.conclude}
+
+
+def read_recommenders(config: Any, data: PreparedData, shown: frozenset[Part], asks: bool, read_texts: TextReader) -> Readings:
+    """Train or load the recommenders that a run's prompts and losses read.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        shown: the parts that prompts show, see ``shown_parts``.
+        asks: whether a prompt or a loss needs a recommender's conclusions.
+        read_texts: how the LLM reads texts.
+    """
+    settings, is_learning = RecommenderSettings.from_config(config), is_tuned(config)
+    is_shown = reads_recommender(config) and not draws_embeddings(config, shown)
+    are_two = settings.recommender_rows == EARLIER and settings.recommender_at_test != EARLIER
+    has_as_new = is_learning and is_shown and settings.as_new_share > 0
+    parts = (Part.ITEM_EMBEDDING in shown, asks, Part.USER in shown)
+    own = of_training = None
+    if is_shown:
+        own = read_recommender(config, data, *parts, read_texts, with_as_new=has_as_new and not are_two)
+        kind, count = own.new_items()
+        if kind is not None:
+            getLogger().info(
+                f"new_item_token {kind}: the {own.recommender.model} learned nothing of {count} of {data.dataset.item_num - 1} items"
+            )
+    if is_learning and (are_two if is_shown else has_prior(config)):
+        of_training = read_recommender(config, data, *parts, read_texts, of_training=True, with_as_new=has_as_new)
+    read = of_training or own
+    return Readings(own, of_training, 0.0 if read is None or read.as_new is None else settings.as_new_share)
+
+
+def draws_embeddings(config: Any, shown: frozenset[Part]) -> bool:
+    """Whether prompts show item embeddings that are drawn at random and learned."""
+    return Part.ITEM_EMBEDDING in shown and RecommenderSettings.from_config(config).item_embeddings == "random"
+
+
+def has_prior(config: Any) -> bool:
+    """Whether the loss adds what a recommender says of the candidates to the answers'."""
+    return is_tuned(config) and LossSettings.from_config(config).listwise_prior != NO_PRIOR
 
 
 def read_recommender(
