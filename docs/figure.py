@@ -1,13 +1,19 @@
-"""Draws docs/pages/main_results.svg, the README's figure, from the first table of RESULTS.md: ``python docs/figure.py``."""
+"""Draws the README's figures, ``python docs/figure.py``: main_results.svg from the first table of RESULTS.md, and prompt.svg, the prompt
+of the page "What the LLM reads" in colours."""
 
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from recbole_llara.prompt.template import load_templates
+
 DOCS = Path(__file__).resolve().parent
 FIGURE = DOCS / "pages" / "main_results.svg"
+PROMPT_FIGURE = DOCS / "pages" / "prompt.svg"
+PROMPT_PAGE = DOCS / "pages" / "models" / "prompts.md"
 COLUMN = "ml-100k, `leave_one_out`, n = 943"
 CHANCE = 0.05  # one of 20 candidates
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 760, 26, 150, 60, 66, 66  # pixels
@@ -29,6 +35,16 @@ COLOURS = {  # group -> colour on light and on dark ground
     "recommender": ("#93c5fd", "#1d5fbf"),
     "LLM, titles only": ("#c4b5fd", "#6d4bd0"),
     "no model": ("#d1d5db", "#5b6472"),
+}
+
+
+TOKEN = "[*]"  # a behavioural token, as the prompt is written
+WORDS = {  # what a word of the prompt is -> its colour on light and on dark ground
+    "the template": ("#374151", "#d1d5db"),
+    "the user's history": ("#1d4ed8", "#93c5fd"),
+    "the candidates": ("#6d28d9", "#c4b5fd"),
+    f"{TOKEN} behavioural token": ("#b45309", "#fdba74"),
+    "the answer": ("#047857", "#6ee7b7"),
 }
 
 
@@ -101,5 +117,60 @@ def _x(share: float) -> float:
     return round(LEFT + (WIDTH - LEFT - RIGHT) * share / LARGEST, 1)
 
 
+def prompt_of(page: str) -> tuple[str, str]:
+    """The prompt, line by line, and its answer, as a text of the page "What the LLM reads" has them."""
+    return page.split("```text\n")[1].split("\n```")[0], re.search(r"The answer is \*(.+?)\*", page)[1]
+
+
+def drawn_prompt(prompt: str, answer: str) -> str:
+    """The prompt of a film as SVG: the words of each kind in one colour; readable on light and dark ground."""
+    return "\n".join(_prompt_lines(prompt, answer)) + "\n"
+
+
+def _prompt_lines(prompt: str, answer: str) -> Iterator[str]:
+    lines, kinds = prompt.split("\n"), _kinds(prompt)
+    words = [list(zip(line, kinds[start:], strict=False)) for line, start in zip(lines, _starts(lines), strict=True)]
+    words[-1] += [(" ", 0), *((character, list(WORDS).index("the answer")) for character in answer)]
+    height, step = 86 + 24 * len(lines), 24
+    yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="A hybrid prompt of LLaRA">'
+    yield "<style>"
+    yield ".prompt { font: 14px ui-monospace, Menlo, Consolas, monospace; white-space: pre } .legend { font: 13px system-ui, sans-serif }"
+    yield ".ground { fill: #ffffff } .w3, .w4 { font-weight: 700 }"
+    yield " ".join(f".w{number} {{ fill: {light} }}" for number, (light, _) in enumerate(WORDS.values()))
+    yield "@media (prefers-color-scheme: dark) { .ground { fill: #0d1117 }"
+    yield " ".join(f".w{number} {{ fill: {dark} }}" for number, (_, dark) in enumerate(WORDS.values())) + " }"
+    yield "</style>"
+    yield f'<rect class="ground" width="{WIDTH}" height="{height}" rx="8"/>'
+    for number, line in enumerate(words):
+        spans = "".join(
+            f'<tspan class="w{kind}">{escape("".join(character for character, _ in run))}</tspan>'
+            for kind, run in groupby(line, key=lambda word: word[1])
+        )
+        yield f'<text class="prompt" xml:space="preserve" x="20" y="{34 + step * number}">{spans}</text>'
+    x = 20
+    for number, name in enumerate(WORDS):
+        yield f'<text class="legend w{number}" x="{x}" y="{height - 18}">{name}</text>'
+        x += 24 + 8 * len(name)
+    yield "</svg>"
+
+
+def _starts(lines: Sequence[str]) -> list[int]:
+    """Where lines begin in their text."""
+    return [sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
+
+
+def _kinds(prompt: str) -> list[int]:
+    """Of each character of a prompt of the first template, the place of its kind in ``WORDS``."""
+    joined, names = prompt.replace("\n", " "), list(WORDS)
+    begin, _, middle, _, end = load_templates("movie", 20)[0].segments
+    parts = [(0, "the template"), (len(begin), "the user's history"), (joined.index(middle), "the template")]
+    parts += [(joined.index(middle) + len(middle), "the candidates"), (joined.rindex(end), "the template"), (len(joined), "")]
+    kinds = [names.index(name) for (start, name), (stop, _) in pairwise(parts) for _ in range(start, stop)]
+    for found in re.finditer(re.escape(TOKEN), joined):
+        kinds[found.start() : found.end()] = [names.index(f"{TOKEN} behavioural token")] * len(TOKEN)
+    return kinds
+
+
 if __name__ == "__main__":
     FIGURE.write_text(drawn(measured((DOCS.parent / "RESULTS.md").read_text(encoding="utf-8"))), encoding="utf-8")
+    PROMPT_FIGURE.write_text(drawn_prompt(*prompt_of(PROMPT_PAGE.read_text(encoding="utf-8"))), encoding="utf-8")

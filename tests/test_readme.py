@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from huggingface_hub import ModelCard
@@ -21,6 +22,9 @@ from recbole_llara.prompt.template import load_templates
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+SPEC = importlib.util.spec_from_file_location("docs_figure", ROOT / "docs" / "figure.py")
+FIGURE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(FIGURE)
 
 
 def _page(name):
@@ -53,19 +57,31 @@ def test_the_prompt_is_that_of_the_first_test_row():
     history, candidates = ([f"{titles[item]}[*]" for item in row[f"{name}_id_list"].tolist()] for name in ("item", "candidate"))
     history[2:-1], candidates[2:-3] = ["…"], ["…"]
     prompt = load_templates("movie", 20)[0].render(history, candidates)
-    shown = README.split("[start:prompt] -->\n```text\n")[1].split("\n```")[0]
+    shown, answer = FIGURE.prompt_of(_page("models/prompts.md"))
     assert shown.replace("\n", " ") == prompt
-    assert f"The answer is *{titles[row['item_id'].item()]}*." in README
+    assert answer == titles[row["item_id"].item()] and f"The answer is *{answer}*." in README
+
+
+def test_the_prompt_is_drawn_word_for_word():
+    """``python docs/figure.py`` makes it so."""
+    shown, answer = FIGURE.prompt_of(_page("models/prompts.md"))
+    drawn = FIGURE.drawn_prompt(shown, answer)
+    assert FIGURE.PROMPT_FIGURE.read_text(encoding="utf-8") == drawn
+    lines = [line for line in ElementTree.fromstring(drawn) if line.get("class") == "prompt"]
+    assert "\n".join("".join(line.itertext()) for line in lines) == f"{shown} {answer}"
+    by_colour = {}
+    for span in (span for line in lines for span in line):
+        by_colour.setdefault(span.get("class"), []).append(span.text)
+    assert set(by_colour["w3"]) == {"[*]"} and by_colour["w4"] == [answer]
+    assert "".join(by_colour["w1"]).startswith(" Infinity, A Time") and "Jumanji" in "".join(by_colour["w2"])
+    assert not {"Jumanji", "Infinity", answer} & set("".join(by_colour["w0"]).split())
 
 
 def test_the_figure_shows_the_results():
     """``python docs/figure.py`` makes it so."""
-    spec = importlib.util.spec_from_file_location("docs_figure", ROOT / "docs" / "figure.py")
-    figure = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figure)
-    systems = figure.measured(RESULTS)
+    systems = FIGURE.measured(RESULTS)
     assert {system.system for system in systems} == set(load_study("main_results").systems)
-    assert figure.FIGURE.read_text(encoding="utf-8") == figure.drawn(systems)
+    assert FIGURE.FIGURE.read_text(encoding="utf-8") == FIGURE.drawn(systems)
 
 
 def _tables(page):
