@@ -175,6 +175,7 @@ def test_a_command_is_a_configuration(command: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("command", STUDY_COMMANDS)
 def test_a_study_command_is_a_study(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "of the test")
     monkeypatch.setattr(models, "MODELS", models.MODELS.copy())  # as it was, after the test
     write_files(PAGES["extend/model.md"], tmp_path)
     check_study(command, tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import recbole
 
-from recbole_llara.config.models import model_defaults, recbole_base, registered_defaults, stock_models
+from recbole_llara.config.models import MODELS, model_defaults, recbole_base, registered_defaults, stock_models
 from recbole_llara.config.recbole_keys import RECBOLES
 from recbole_llara.config.settings import COMMON, OURS, declared
 from recbole_llara.config.validation import FromRun, Scope
@@ -73,6 +73,14 @@ def model_keys(model: str, inner: str | None = None) -> frozenset[str]:
     """Keys that RecBole's file of a model and ours name; those of ``inner``, a recommender within it, count as its own."""
     within = frozenset() if inner is None else model_keys(inner)
     return _stock_keys(recbole_base(model)) | model_defaults(model).keys() | within
+
+
+def own_keys(model: str) -> frozenset[str]:
+    """Keys of one of our models, or of a registered one, that not every run knows and none of RecBole's models has."""
+    if model not in MODELS:
+        return frozenset()
+    others = frozenset(declared(*RECBOLES, *COMMON)).union(*map(_stock_keys, stock_models()))
+    return frozenset(model_defaults(model)) - others
 
 
 def from_run(key: str) -> FromRun:

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import AcquireReturnProxy
 
 from recbole_llara.checkpoint.run_folder import read_records
-from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, recommender_keys, with_effect
+from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, WITHOUT_EFFECT, own_keys, recommender_keys, with_effect
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.settings import EARLIER, vectors_file
@@ -25,12 +25,13 @@ from recbole_llara.experiments.runner import Plan, duration, run_model
 from recbole_llara.experiments.study_definition import EVALUATES, FUSES, Study
 from recbole_llara.experiments.study_forecast import Work, is_worth_it, speed_of, work_of
 from recbole_llara.experiments.study_fusion import fuse_systems
+from recbole_llara.llm.loading import read_files
 from recbole_llara.llm.source import embedded_llm_read, resolve_llm_path
 from recbole_llara.prompt.template import template_texts
 from recbole_llara.recommender.frozen import prepare_recommender, vectors_sha256
 from recbole_llara.utils import __version__
 from recbole_llara.utils.atomic import take_lock, write_text
-from recbole_llara.utils.errors import UserError
+from recbole_llara.utils.errors import UserError, nearest
 from recbole_llara.utils.hashing import facts_digest, file_sha256, json_ready
 
 PATHS = ("run_dir", "result_file", "cases_file", "valid_cases_file", "checkpoint")  # those that a run has written
@@ -115,6 +116,7 @@ class StudyRuns(Plan):
         self._work: dict[Arm, Work] = {}  # of those that answer by a model
         self._expected: dict[Arm, float] = {}  # seconds, of those that were forecast
         self._fused = {name for system in study.systems for name in study.fused_in(system)}
+        self._check_settings()
         for arm in arms_of(study):  # refuses wrong keys before any training time is spent
             self.places[arm] = self._place(arm)
         self.count = len(self.places)
@@ -130,10 +132,17 @@ class StudyRuns(Plan):
         return {arm: outcome for arm, outcome in self._outcomes.items() if outcome is not None}
 
     def check_llms(self) -> None:
-        """Refuse an LLM that is not there, before any system is trained; a GGUF file is dequantised here."""
-        for arm in self._wanted():
-            if self._is_llm(arm):
-                resolve_llm_path(str(self._values(arm).get("llm_path", "tiny")))
+        """Refuse an LLM that is not there or cannot be read, before any system is trained; a GGUF file is dequantised here."""
+        wanted = [(arm, self._values(arm)) for arm in self._wanted()]
+        llms = {
+            (str(keys.get("llm_path", "tiny")), bool(keys.get("llm_trust_remote_code")))
+            for arm, keys in wanted
+            if self._is_llm(arm)
+        }
+        for llm_path, trusts in sorted(llms):
+            read_files(llm_path, trusts)
+        for encoder in sorted({str(keys["text_encoder_path"]) for _, keys in wanted if keys.get("text_encoder_path")}):
+            resolve_llm_path(encoder, "text_encoder_path")
 
     def forecast(self) -> Iterator[str]:
         wanted = [arm for arm in self._wanted() if arm in self._work]
@@ -300,31 +309,46 @@ class StudyRuns(Plan):
         return True
 
     def _values(self, arm: Arm) -> dict[str, Any]:
-        """The keys of an arm's run, without those that name the checkpoint that it evaluates.
-
-        Of the study's settings an LLM takes all, another model those that it shares with an LLM; a model that is trained as a
-        recommender takes the ``rec_`` keys too, without their prefix.
-        """
+        """The keys of an arm's run, without those that name the checkpoint that it evaluates."""
         model = self.study.model_of(arm.system)
+        taken = {key: self.study.settings[name] for name, key in self._taken(model).items()}
         kept = {"keep_valid_cases": True} if arm.system in self._fused else {}  # for those that add them
-        settings = {
-            **self.study.settings,
-            **kept,
-            "dataset": arm.dataset,
-            "seed": arm.seed,
-            "candidate_seed": arm.candidate_seed,
-        }
-        own = self.study.keys_of(arm.system)
+        asked = {"dataset": arm.dataset, "seed": arm.seed, "candidate_seed": arm.candidate_seed}
+        return {**taken, **kept, **asked, **self.study.keys_of(arm.system)}
+
+    def _taken(self, model: str) -> dict[str, str]:
+        """Of the study's settings those that a model takes -> as which key.
+
+        An LLM takes all but what other models of the study alone have, another model those that it shares with an LLM, and its own;
+        a model that is trained as a recommender takes the ``rec_`` keys too, without their prefix.
+        """
+        settings = self._settings_of(model)
         if is_llm_recommender(model):
-            return {**settings, **own}
-        taken = SHARED_KEYS | {"dataset", "max_eval_rows", "keep_valid_cases"}
+            return {key: key for key in settings}
+        same = SHARED_KEYS | own_keys(model) | {"max_eval_rows", "keep_valid_cases"}
         if replaces_item_table(model):  # by what it reads of the items, which is what an LLM reads
-            taken |= {"item_fields"}
-        values = {key: value for key, value in settings.items() if key in taken}
+            same |= {"item_fields"}
+        names = {key: key for key in same}
         if model in stock_models() or replaces_item_table(model):
-            names = {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}
-            values |= {names[key]: value for key, value in settings.items() if key in names}
-        return {**values, **own}
+            names |= {f"{REC_PREFIX}{key}": key for key in recommender_keys(model) - {"max_eval_rows"}}
+        return {key: names[key] for key in settings if key in names}
+
+    def _check_settings(self) -> None:
+        """Refuse a setting that no system takes: it would change nothing."""
+        study = self.study
+        models = {study.model_of(system) for system in study.systems if not study.fused_in(system)}
+        taken = frozenset().union(*map(self._taken, models)) | WITHOUT_EFFECT | {"plugins"}
+        recommenders = frozenset().union(*(recommender_keys(model) for model in models if model in stock_models()))
+        for key in study.settings.keys() - taken:
+            near = nearest(key, {*recommenders, *(REC_PREFIX + name for name in recommenders)})
+            hint = f"expected {REC_PREFIX}{key} for its recommenders" if key in recommenders else near
+            raise UserError(f"{key}: found {study.settings[key]!r}, but no system of the study takes it; {hint}")
+
+    def _settings_of(self, model: str) -> dict[str, Any]:
+        """The study's settings without those that other models of it alone have."""
+        models = {self.study.model_of(system) for system in self.study.systems}
+        others = frozenset().union(*map(own_keys, models)) - own_keys(model)
+        return {key: value for key, value in self.study.settings.items() if key not in others}
 
     def _sources(self, arm: Arm) -> list[Arm]:
         """The arms whose outcomes this one reads."""
@@ -351,7 +375,7 @@ class StudyRuns(Plan):
             shared = {
                 key: value for key, value in study.keys_of(reader).items() if key in SHARED_KEYS or key.startswith(REC_PREFIX)
             }
-            config = RunConfig("LLaRA", config_dict={**study.settings, **shared, **own})
+            config = RunConfig("LLaRA", config_dict={**self._settings_of("LLaRA"), **shared, **own})
             return {"checkpoint": str(prepare_recommender(config, prepare_data(config)).weights)}
         trained = self._outcomes.get(source)
         if not isinstance(trained, FinishedArm):

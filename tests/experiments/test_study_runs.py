@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copyfile
 
+import huggingface_hub.constants
 import pytest
 import yaml
 from synthetic_data import write_toy_dataset
@@ -20,6 +22,7 @@ from recbole_llara.experiments.runner import execute
 from recbole_llara.experiments.study_definition import load_study, read_command
 from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
 from recbole_llara.llm import source
+from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError
 
 THREE = str(Path(__file__).with_name("three.yaml"))
@@ -128,7 +131,7 @@ def test_a_plugins_model_takes_the_settings_of_an_llm_wherever_it_stands(tmp_pat
     assert at_first == StudyRuns(study).places  # when the plugin has been loaded
 
 
-def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
+def test_a_users_mistake_ends_with_2_before_anything_is_trained(monkeypatch, capsys):
     assert main([THREE, "--epoch=1"]) == 2
     assert "did you mean 'epochs'" in capsys.readouterr().err
     assert main(["main_results", "--train_batch_size=1"]) == 2
@@ -141,7 +144,50 @@ def test_a_users_mistake_ends_with_2_before_anything_is_trained(capsys):
     assert "found 0 studies" in capsys.readouterr().err
     assert main([THREE, "--llm_path=./nothing"]) == 2
     assert "llm_path is './nothing'" in capsys.readouterr().err
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert main([THREE, "--llm_path=nobody/nothing"]) == 2
+    assert "llm_path is 'nobody/nothing': the hub cannot be reached" in capsys.readouterr().err
+    Path("llm").mkdir()
+    copyfile(TINY_LLAMA_DIR / "config.json", "llm/config.json")
+    assert main([THREE, "--llm_path=llm"]) == 2
+    assert "llm_path is 'llm': no tokenizer can be read there" in capsys.readouterr().err
+    assert main(["main_results", "--text_encoder_path=./nothing"]) == 2
+    assert "text_encoder_path is './nothing'" in capsys.readouterr().err
     assert not Path("saved/recommenders").exists()
+
+
+def test_a_key_that_one_model_has_goes_to_its_systems(monkeypatch):
+    """The papers' MoRec reads BERT, their chat model is GPT-4: both can be asked for without a study file of one's own."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    plain = StudyRuns(read_command(["main_results"])).places
+    given = {
+        "text_pooling": ("cls", {"MoRec(SASRec)"}),
+        "user_item_weight": ("0", {"RSLLM(GRU4Rec)", "RSLLM(Caser)", "RSLLM(SASRec)"}),
+        "api_base": ("http://127.0.0.1:9/v1", {"ChatLLM"}),
+        "max_title_tokens": ("40", None),  # of every system that reads titles
+    }
+    for key, (value, systems) in given.items():
+        places = StudyRuns(read_command(["main_results", f"--{key}={value}"])).places
+        changed = {arm.system for arm in plain if places[arm] != plain[arm]}
+        assert changed == systems if systems else {"LLaRA(SASRec)", "TALLRec"} <= changed, key
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "learning_rate",
+            "learning_rate: found 3, but no system of the study takes it; expected rec_learning_rate for its recommenders",
+        ),
+        ("rec_learning_rat", "rec_learning_rat: found 3, .* did you mean 'rec_learning_rate'"),
+        ("user_item_weight", "user_item_weight: found 3, but no system of the study takes it"),
+    ],
+)
+def test_a_setting_that_no_system_takes_is_refused(key, message, tmp_path):
+    own = tmp_path / "two.yaml"
+    own.write_text("systems: {Popularity: {model: Popularity}, SASRec: {model: SASRec}}", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        StudyRuns(read_command([str(own), f"--{key}=3"]))
 
 
 def test_an_interrupt_ends_with_130(monkeypatch, capsys):
