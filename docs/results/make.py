@@ -33,8 +33,12 @@ Records = Mapping[str, Mapping[str, Any]]  # name of a run -> its ``study.json``
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PAGES = ("README.md", "RESULTS.md", "docs/pages/reproduce.md", "docs/pages/recommend.md", "docs/pages/tour.md")
 WRITTEN = re.compile(r"(<!-- = (?P<call>.+?) -->)(?P<text>.*?)(<!-- / -->)", re.DOTALL)
+PAGES = tuple(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs" / "pages").rglob("*.md")))
+    if WRITTEN.search(path.read_text(encoding="utf-8"))
+)
 BANDS = ((0, 5), (6, 20), (21, None))  # how many users took the target in training
 COLUMNS = {"hit@5": "HitRatio@5", "ndcg@10": "NDCG@10"}
 
