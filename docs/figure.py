@@ -2,7 +2,7 @@
 of the page "What the LLM reads" in colours."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -36,8 +36,6 @@ COLOURS = {  # group -> colour on light and on dark ground
     "LLM, titles only": ("#c4b5fd", "#6d4bd0"),
     "no model": ("#d1d5db", "#5b6472"),
 }
-
-
 TOKEN = "[*]"  # a behavioural token, as the prompt is written
 WORDS = {  # what a word of the prompt is -> its colour on light and on dark ground
     "the template": ("#374151", "#d1d5db"),
@@ -72,17 +70,12 @@ def drawn(systems: Sequence[Measured]) -> str:
 def _lines(systems: Sequence[Measured]) -> Iterator[str]:
     height = TOP + ROW * len(systems) + BOTTOM
     bottom = height - BOTTOM
-    told = f"HitRatio@1 of {len(systems)} systems on MovieLens-100K"
-    yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{told}">'
-    yield "<style>"
-    yield "text { font: 13px system-ui, sans-serif; fill: #1f2937 } .ground { fill: #ffffff } .title { font-weight: 600; font-size: 15px }"
-    yield ".axis { stroke: #d1d5db } .line { stroke: #1f2937; stroke-width: 1.5 } .chance { stroke: #6b7280; stroke-dasharray: 4 3 }"
-    yield " ".join(f".g{number} {{ fill: {light} }}" for number, (light, _) in enumerate(COLOURS.values()))
-    yield "@media (prefers-color-scheme: dark) {"
-    yield "text { fill: #e5e7eb } .ground { fill: #0d1117 } .axis { stroke: #374151 } .line { stroke: #e5e7eb } .chance { stroke: #9ca3af }"
-    yield " ".join(f".g{number} {{ fill: {dark} }}" for number, (_, dark) in enumerate(COLOURS.values())) + " }"
-    yield "</style>"
-    yield f'<rect class="ground" width="{WIDTH}" height="{height}" rx="8"/>'
+    own = [
+        "text { font: 13px system-ui, sans-serif; fill: #1f2937 } .ground { fill: #ffffff } .title { font-weight: 600; font-size: 15px }",
+        ".axis { stroke: #d1d5db } .line { stroke: #1f2937; stroke-width: 1.5 } .chance { stroke: #6b7280; stroke-dasharray: 4 3 }",
+    ]
+    dark = "text { fill: #e5e7eb } .ground { fill: #0d1117 } .axis { stroke: #374151 } .line { stroke: #e5e7eb } .chance { stroke: #9ca3af }"
+    yield from _head(height, f"HitRatio@1 of {len(systems)} systems on MovieLens-100K", own, dark, "g", COLOURS)
     yield '<text class="title" x="20" y="28">Which of 20 films is next? HitRatio@1 on MovieLens-100K</text>'
     yield '<text x="20" y="48">n = 943 test rows, 95 % intervals; the LLM has 3 million parameters and is tuned on 3,200 rows</text>'
     for tenth in range(round(10 * LARGEST) + 1):
@@ -101,6 +94,21 @@ def _lines(systems: Sequence[Measured]) -> Iterator[str]:
     yield f'<line class="chance" x1="{x:.0f}" y1="{height - 21}" x2="{x + 18:.0f}" y2="{height - 21}"/>'
     yield f'<text x="{x + 24:.0f}" y="{height - 16}">chance</text>'
     yield "</svg>"
+
+
+def _head(
+    height: int, label: str, own: Sequence[str], dark: str, prefix: str, colours: Mapping[str, tuple[str, str]]
+) -> Iterator[str]:
+    """The beginning of a figure: its styles, of which ``own`` and ``dark`` are the figure's, a class for each colour, and its ground."""
+    yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
+    yield "<style>"
+    yield from own
+    yield " ".join(f".{prefix}{number} {{ fill: {light} }}" for number, (light, _) in enumerate(colours.values()))
+    yield "@media (prefers-color-scheme: dark) {"
+    yield dark
+    yield " ".join(f".{prefix}{number} {{ fill: {colour} }}" for number, (_, colour) in enumerate(colours.values())) + " }"
+    yield "</style>"
+    yield f'<rect class="ground" width="{WIDTH}" height="{height}" rx="8"/>'
 
 
 def _bar(system: Measured, top: int) -> Iterator[str]:
@@ -128,20 +136,17 @@ def drawn_prompt(prompt: str, answer: str) -> str:
 
 
 def _prompt_lines(prompt: str, answer: str) -> Iterator[str]:
-    lines, kinds = prompt.split("\n"), _kinds(prompt)
-    words = [list(zip(line, kinds[start:], strict=False)) for line, start in zip(lines, _starts(lines), strict=True)]
-    words[-1] += [(" ", 0), *((character, list(WORDS).index("the answer")) for character in answer)]
-    height, step = 86 + 24 * len(lines), 24
-    yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="A hybrid prompt of LLaRA">'
-    yield "<style>"
-    yield ".prompt { font: 14px ui-monospace, Menlo, Consolas, monospace; white-space: pre } .legend { font: 13px system-ui, sans-serif }"
-    yield ".ground { fill: #ffffff } .w3, .w4 { font-weight: 700 }"
-    yield " ".join(f".w{number} {{ fill: {light} }}" for number, (light, _) in enumerate(WORDS.values()))
-    yield "@media (prefers-color-scheme: dark) { .ground { fill: #0d1117 }"
-    yield " ".join(f".w{number} {{ fill: {dark} }}" for number, (_, dark) in enumerate(WORDS.values())) + " }"
-    yield "</style>"
-    yield f'<rect class="ground" width="{WIDTH}" height="{height}" rx="8"/>'
-    for number, line in enumerate(words):
+    words = list(zip(prompt, _kinds(prompt), strict=True))  # each character and its kind
+    lines = [list(line) for is_break, line in groupby(words, key=lambda word: word[0] == "\n") if not is_break]
+    lines[-1] += [(" ", 0), *((character, list(WORDS).index("the answer")) for character in answer)]
+    step = 24
+    height = 86 + step * len(lines)
+    own = [
+        ".prompt { font: 14px ui-monospace, Menlo, Consolas, monospace; white-space: pre } .legend { font: 13px system-ui, sans-serif }",
+        ".ground { fill: #ffffff } .w3, .w4 { font-weight: 700 }",
+    ]
+    yield from _head(height, "A hybrid prompt of LLaRA", own, ".ground { fill: #0d1117 }", "w", WORDS)
+    for number, line in enumerate(lines):
         spans = "".join(
             f'<tspan class="w{kind}">{escape("".join(character for character, _ in run))}</tspan>'
             for kind, run in groupby(line, key=lambda word: word[1])
@@ -152,11 +157,6 @@ def _prompt_lines(prompt: str, answer: str) -> Iterator[str]:
         yield f'<text class="legend w{number}" x="{x}" y="{height - 18}">{name}</text>'
         x += 24 + 8 * len(name)
     yield "</svg>"
-
-
-def _starts(lines: Sequence[str]) -> list[int]:
-    """Where lines begin in their text."""
-    return [sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
 
 
 def _kinds(prompt: str) -> list[int]:

@@ -291,13 +291,11 @@ def p(records: Records, run: str, one: str, other: str) -> str:
 
 def paired(records: Records, run: str, one: str, other: str) -> str:
     """``318 / 45, p = 1e-50``: the first seed's rows that only one of two systems is right in; McNemar's exact test, Holm's correction."""
-    try:
-        row, counted = _comparison(records, run, one, other), ("only_one", "only_other")
-    except StopIteration:
-        row, counted = _comparison(records, run, other, one), ("only_other", "only_one")
+    row = next(row for row in _only(records, run)["comparisons"] if {row["one"], row["other"]} == {one, other})
+    first, second = ("only_one", "only_other") if row["one"] == one else ("only_other", "only_one")
     corrected = row["mcnemar_holm"]
     told = _p(corrected) if corrected >= 0.001 else f"{corrected:.0e}".replace("e-0", "e-")
-    return f"{row[counted[0]]} / {row[counted[1]]}, p = {told}"
+    return f"{row[first]} / {row[second]}, p = {told}"
 
 
 def cases(records: Records, run: str) -> str:

@@ -116,6 +116,7 @@ class StudyRuns(Plan):
         self._work: dict[Arm, Work] = {}  # of those that answer by a model
         self._expected: dict[Arm, float] = {}  # seconds, of those that were forecast
         self._fused = {name for system in study.systems for name in study.fused_in(system)}
+        self._own_keys = {model: own_keys(model) for model in map(study.model_of, study.systems)}
         self._check_settings()
         for arm in arms_of(study):  # refuses wrong keys before any training time is spent
             self.places[arm] = self._place(arm)
@@ -325,7 +326,7 @@ class StudyRuns(Plan):
         settings = self._settings_of(model)
         if is_llm_recommender(model):
             return {key: key for key in settings}
-        same = SHARED_KEYS | own_keys(model) | {"max_eval_rows", "keep_valid_cases"}
+        same = SHARED_KEYS | self._own_keys[model] | {"max_eval_rows", "keep_valid_cases"}
         if replaces_item_table(model):  # by what it reads of the items, which is what an LLM reads
             same |= {"item_fields"}
         names = {key: key for key in same}
@@ -346,8 +347,7 @@ class StudyRuns(Plan):
 
     def _settings_of(self, model: str) -> dict[str, Any]:
         """The study's settings without those that other models of it alone have."""
-        models = {self.study.model_of(system) for system in self.study.systems}
-        others = frozenset().union(*map(own_keys, models)) - own_keys(model)
+        others = frozenset().union(*self._own_keys.values()) - self._own_keys.get(model, frozenset())
         return {key: value for key, value in self.study.settings.items() if key not in others}
 
     def _sources(self, arm: Arm) -> list[Arm]:
