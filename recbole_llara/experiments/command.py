@@ -1,7 +1,7 @@
 """The commands ``study`` and ``search``: many runs, by one process or several, and a report of them.
 
-A study compares systems on the same rows: ``study_definition`` says which, ``study_runs`` runs them, ``study_summary`` computes
-the statistics, ``study_report`` shows them. A search looks for a model's best keys, in RecBole's manner:
+A study compares systems on the same rows: ``study_definition`` says which, ``study_arms`` names the runs that they need, ``study_runs``
+runs them, ``study_summary`` computes the statistics, ``study_report`` shows them. A search looks for a model's best keys, in RecBole's manner:
 ``search_definition`` says among which, ``search_trials`` runs and shows the trials, which optuna proposes and keeps.
 """
 
@@ -50,8 +50,8 @@ def study_main(argv: Sequence[str]) -> int:
         return runs
 
     def report(runs: Any) -> tuple[str, bool]:
+        from recbole_llara.experiments.study_arms import FailedArm
         from recbole_llara.experiments.study_report import write_study_report
-        from recbole_llara.experiments.study_runs import FailedArm
 
         return write_study_report(runs.study, runs.outcomes), any(isinstance(one, FailedArm) for one in runs.finished())
 

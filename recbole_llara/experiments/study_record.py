@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from recbole_llara.config.secrets import without_secrets
+from recbole_llara.experiments.study_arms import FinishedArm
 from recbole_llara.experiments.study_definition import Study
-from recbole_llara.experiments.study_runs import FinishedArm
 from recbole_llara.experiments.study_summary import Summary
 from recbole_llara.utils.hashing import json_ready
 

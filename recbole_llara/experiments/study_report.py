@@ -16,9 +16,9 @@ from recbole_llara.evaluator.calibration import BINS, reliability
 from recbole_llara.evaluator.report import ABSENT
 from recbole_llara.evaluator.significance import wilson_interval
 from recbole_llara.experiments.report import COLOURS, Block, Report, csv_text, styled, write_report
+from recbole_llara.experiments.study_arms import Arm, FailedArm, Outcome
 from recbole_llara.experiments.study_definition import Study
 from recbole_llara.experiments.study_record import record_text, study_record
-from recbole_llara.experiments.study_runs import Arm, FailedArm, Outcome
 from recbole_llara.experiments.study_summary import CALIBRATION, METRICS, Summary, find_cases, summarise
 
 POPULARITY_BANDS = (0, 6, 21)  # the least users of each

@@ -5,16 +5,14 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from filelock import AcquireReturnProxy
 
-from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.config.keys import REC_PREFIX, SHARED_KEYS, WITHOUT_EFFECT, own_keys, recommender_keys, with_effect
 from recbole_llara.config.models import is_llm_recommender, load_plugins, replaces_item_table, stock_models
 from recbole_llara.config.run_config import RunConfig
@@ -22,6 +20,7 @@ from recbole_llara.config.settings import EARLIER, vectors_file
 from recbole_llara.data.dataset import prepare_data
 from recbole_llara.evaluator.answer import names_one_item
 from recbole_llara.experiments.runner import Plan, duration, run_model
+from recbole_llara.experiments.study_arms import Arm, FailedArm, FinishedArm, Outcome, arms_of
 from recbole_llara.experiments.study_definition import EVALUATES, FUSES, Study
 from recbole_llara.experiments.study_forecast import Work, is_worth_it, speed_of, work_of
 from recbole_llara.experiments.study_fusion import fuse_systems
@@ -39,67 +38,6 @@ PATHS = ("run_dir", "result_file", "cases_file", "valid_cases_file", "checkpoint
 LEARNED = ("recommender_rows", "later_rows_share", "recommender_at_test")
 LIKE = 2  # of the groups of arms the nearest: the same system, the same model
 LOCAL = "local"  # api_base of a chat model that the study serves itself
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One run of a study."""
-
-    system: str  # its name in the table
-    dataset: str
-    seed: int  # of training
-    candidate_seed: int
-    is_draw: bool = False  # whether these are further candidates, for which nothing is trained
-
-    def __str__(self) -> str:
-        draw = f", candidates {self.candidate_seed}" if self.is_draw else ""
-        return f"{self.system} on {self.dataset}, seed {self.seed}{draw}"
-
-
-@dataclass(frozen=True)
-class FinishedArm:
-    """An arm that was run; this is what ``studies/finished`` keeps."""
-
-    result: dict[str, Any]  # the content of its ``result.json``
-    paths: dict[str, str]  # of what it wrote
-    seconds: float
-
-    def cases(self) -> list[dict[str, Any]]:
-        """The records of its ``cases.jsonl``."""
-        return read_records(self.paths["cases_file"])
-
-    def training_log(self) -> list[dict[str, Any]]:
-        """The records of its ``training.jsonl``; none where nothing was trained."""
-        path = Path(self.paths["run_dir"]) / "training.jsonl"
-        return read_records(path) if path.is_file() else []
-
-    def places(self) -> np.ndarray:
-        """[2, n] places of the targets in the whole catalogue, the retriever's and the re-ranker's, 0 beyond ``topk``."""
-        records = sorted(read_records(Path(self.paths["run_dir"]) / "full_rank.jsonl"), key=lambda record: record["row"])
-        return np.array([[record[who] or 0 for record in records] for who in ("retriever", "reranker")])
-
-
-@dataclass(frozen=True)
-class FailedArm:
-    """An arm that ended with an error."""
-
-    message: str
-
-
-Outcome = FinishedArm | FailedArm
-
-
-def arms_of(study: Study) -> list[Arm]:
-    """All arms in the order they are run: for each dataset the first seed, then its further draws, then the other seeds."""
-    own = study.candidate_seed
-    further = [draw for draw in study.candidate_seeds if draw != own]
-    return [
-        Arm(system, dataset, seed, draw, is_draw=draw != own)
-        for dataset in study.datasets
-        for seed in study.seeds
-        for draw in [own, *(further if seed == study.seeds[0] else [])]
-        for system in study.systems
-    ]
 
 
 class StudyRuns(Plan):

@@ -10,8 +10,8 @@ import pandas as pd
 
 from recbole_llara.evaluator.report import refuse_unlike
 from recbole_llara.evaluator.significance import MeanDifference, holm, mcnemar, paired_t, wilson_interval
+from recbole_llara.experiments.study_arms import Arm, FailedArm, FinishedArm, Outcome
 from recbole_llara.experiments.study_definition import CasePattern, Published, Study
-from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, Outcome
 from recbole_llara.serving.full_rank import gains
 from recbole_llara.utils.errors import UserError
 

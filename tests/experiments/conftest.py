@@ -16,8 +16,8 @@ from recbole_llara.experiments.command import search_parser
 from recbole_llara.experiments.runner import execute
 from recbole_llara.experiments.search_definition import read_command
 from recbole_llara.experiments.search_trials import SearchTrials
+from recbole_llara.experiments.study_arms import Arm, FinishedArm
 from recbole_llara.experiments.study_definition import Study
-from recbole_llara.experiments.study_runs import Arm, FinishedArm
 
 PARAMETERS = "hidden_size choice [8, 16]\nlearning_rate choice [0.1, 0.01, 0.001]\nhidden_dropout_prob choice [0.2, 0.4]\n"
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from recbole_llara.config.yaml_files import property_files
+from recbole_llara.experiments.study_arms import arms_of
 from recbole_llara.experiments.study_definition import load_study
-from recbole_llara.experiments.study_runs import StudyRuns, arms_of
+from recbole_llara.experiments.study_runs import StudyRuns
 from recbole_llara.utils.errors import UserError
 
 

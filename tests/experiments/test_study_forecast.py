@@ -14,9 +14,10 @@ from recbole_llara.config.run_config import RunConfig
 from recbole_llara.config.yaml_files import parse_arguments, property_files, read_yaml
 from recbole_llara.experiments import study_runs
 from recbole_llara.experiments.runner import execute
+from recbole_llara.experiments.study_arms import FailedArm, FinishedArm, arms_of
 from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.experiments.study_forecast import Speed, Work, speed_of, work_of
-from recbole_llara.experiments.study_runs import FinishedArm, StudyRuns, arms_of
+from recbole_llara.experiments.study_runs import StudyRuns
 from recbole_llara.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ def test_a_system_that_cannot_be_timed_is_told_by_its_own_run(runs, monkeypatch,
 
     plan = runs()
     monkeypatch.setattr(study_runs, "speed_of", refuse)
-    monkeypatch.setattr(plan, "outcome_of", lambda arm: study_runs.FailedArm("llm_path: nothing there"))
+    monkeypatch.setattr(plan, "outcome_of", lambda arm: FailedArm("llm_path: nothing there"))
     execute(plan)
     told = capsys.readouterr().err
     assert "time left not known yet" in told and "FAILED: llm_path: nothing there" in told

@@ -13,9 +13,10 @@ from recbole_llara.evaluator.fusion import Fusion
 from recbole_llara.experiments import runner
 from recbole_llara.experiments.command import study_main as main
 from recbole_llara.experiments.runner import execute
+from recbole_llara.experiments.study_arms import Arm, FailedArm
 from recbole_llara.experiments.study_definition import load_study
 from recbole_llara.experiments.study_fusion import fuse_systems
-from recbole_llara.experiments.study_runs import Arm, FailedArm, StudyRuns
+from recbole_llara.experiments.study_runs import StudyRuns
 from recbole_llara.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_pngs")

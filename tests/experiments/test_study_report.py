@@ -13,9 +13,9 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from recbole_llara.experiments.report import write_pngs
+from recbole_llara.experiments.study_arms import Arm, FailedArm
 from recbole_llara.experiments.study_definition import CasePattern, Published
 from recbole_llara.experiments.study_report import comparisons_table, draw, latex, popularity_table, write_study_report
-from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import find_cases, summarise
 from recbole_llara.serving.full_rank import FullRanks, full_rank_records, full_rank_result
 

@@ -19,8 +19,9 @@ from recbole_llara.config import models
 from recbole_llara.experiments import runner
 from recbole_llara.experiments.command import study_main as main
 from recbole_llara.experiments.runner import execute
+from recbole_llara.experiments.study_arms import Arm, FailedArm, FinishedArm, arms_of
 from recbole_llara.experiments.study_definition import load_study, read_command
-from recbole_llara.experiments.study_runs import Arm, FailedArm, FinishedArm, StudyRuns, arms_of
+from recbole_llara.experiments.study_runs import StudyRuns
 from recbole_llara.llm import source
 from recbole_llara.llm.source import TINY_LLAMA_DIR
 from recbole_llara.utils.errors import UserError

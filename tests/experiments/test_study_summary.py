@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
+from recbole_llara.experiments.study_arms import Arm, FailedArm
 from recbole_llara.experiments.study_definition import Published
-from recbole_llara.experiments.study_runs import Arm, FailedArm
 from recbole_llara.experiments.study_summary import summarise
 from recbole_llara.utils.errors import UserError
 
