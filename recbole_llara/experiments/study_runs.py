@@ -108,7 +108,7 @@ class StudyRuns(Plan):
 
     def claim(self) -> tuple[Arm, AcquireReturnProxy] | None:
         wanted = self._wanted()
-        for arm in wanted:
+        for arm in sorted(wanted, key=lambda arm: self._would_wait(arm, wanted)):
             place = self.places[arm]
             place.parent.mkdir(parents=True, exist_ok=True)
             if (
@@ -295,6 +295,19 @@ class StudyRuns(Plan):
         source = self._source(arm)
         return [] if source is None else [source]
 
+    def _would_wait(self, arm: Arm, wanted: Sequence[Arm]) -> bool:
+        """Whether an arm reads a recommender that another one, perhaps of another process, has not trained yet."""
+        if not self._is_llm(arm):
+            return False
+        recommender = self._rec_model(arm.system)
+        return any(
+            (one.dataset, one.seed, self.study.model_of(one.system)) == (arm.dataset, arm.seed, recommender) for one in wanted
+        )
+
+    def _rec_model(self, system: str) -> str:
+        """The recommender that an LLM system reads."""
+        return self.study.keys_of(system).get("rec_model", self.study.settings.get("rec_model", "SASRec"))
+
     def _source(self, arm: Arm) -> Arm | None:
         """The arm whose checkpoint this one evaluates; None where it trains, or where it has nothing to learn."""
         keys = self.study.systems[arm.system]
@@ -334,9 +347,8 @@ class StudyRuns(Plan):
         study, model = self.study, self.study.model_of(arm.system)
         if study.keys_of(arm.system):
             return None
-        default = study.settings.get("rec_model", "SASRec")
         for name in study.systems:
-            if is_llm_recommender(study.model_of(name)) and study.keys_of(name).get("rec_model", default) == model:
+            if is_llm_recommender(study.model_of(name)) and self._rec_model(name) == model:
                 lengths = {self._history_length(replace(arm, system=one)) for one in (name, arm.system)}
                 if len(lengths) == 1:
                     return name

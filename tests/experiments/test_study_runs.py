@@ -236,6 +236,17 @@ def test_an_arm_that_another_process_runs_is_waited_for(monkeypatch):
     assert len(results()) == 3
 
 
+def test_no_process_waits_for_a_recommender_while_another_run_is_free():
+    """Each process claims another seed's SASRec; LLaRA, which reads one that is being trained, comes when nothing else is left."""
+    study = read_command([THREE, *SMALL, "--seeds=2020,2021"])
+    claims = [StudyRuns(study).claim() for _ in arms_of(study)]
+    for _, lock in claims:
+        lock.lock.release()
+    order = [(arm.system, arm.seed) for arm, _ in claims]
+    llms = [("LLaRA(SASRec)", 2020), ("LLaRA(SASRec)", 2021)]
+    assert order == [*((arm.system, arm.seed) for arm in arms_of(study) if arm.system != "LLaRA(SASRec)"), *llms]
+
+
 def numbers(folder):
     with open(next(Path(folder).glob("studies/three-*/runs.csv")), encoding="utf-8") as file:
         return [
