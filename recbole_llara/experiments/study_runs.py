@@ -273,15 +273,22 @@ class StudyRuns(Plan):
         return {key: names[key] for key in settings if key in names}
 
     def _check_settings(self) -> None:
-        """Refuse a setting that no system takes: it would change nothing."""
+        """Refuse a setting that changes nothing: no system takes it, or each that does has its own."""
         study = self.study
-        models = {study.model_of(system) for system in study.systems if not study.fused_in(system)}
-        taken = frozenset().union(*map(self._taken, models)) | WITHOUT_EFFECT | {"plugins"}
-        recommenders = frozenset().union(*(recommender_keys(model) for model in models if model in stock_models()))
-        for key in study.settings.keys() - taken:
-            near = nearest(key, {*recommenders, *(REC_PREFIX + name for name in recommenders)})
-            hint = f"expected {REC_PREFIX}{key} for its recommenders" if key in recommenders else near
-            raise UserError(f"{key}: found {study.settings[key]!r}, but no system of the study takes it; {hint}")
+        run = {system: study.model_of(system) for system in study.systems if not study.fused_in(system)}
+        taken = {system: self._taken(model) for system, model in run.items()}
+        recommenders = frozenset().union(*(recommender_keys(model) for model in run.values() if model in stock_models()))
+        for key in study.settings.keys() - WITHOUT_EFFECT - {"plugins"}:
+            own = [names[key] in study.keys_of(system) for system, names in taken.items() if key in names]
+            if not own:
+                near = nearest(key, {*recommenders, *(REC_PREFIX + name for name in recommenders)})
+                hint = f"expected {REC_PREFIX}{key} for its recommenders" if key in recommenders else near
+                raise UserError(f"{key}: found {study.settings[key]!r}, but no system of the study takes it; {hint}")
+            if all(own):
+                raise UserError(
+                    f"{key}: found {study.settings[key]!r}, but every system of the study that takes it has its own; "
+                    "expected another key, or a copy of the study's file with other systems"
+                )
 
     def _settings_of(self, model: str) -> dict[str, Any]:
         """The study's settings without those that other models of it alone have."""

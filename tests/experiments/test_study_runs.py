@@ -191,6 +191,16 @@ def test_a_setting_that_no_system_takes_is_refused(key, message, tmp_path):
         StudyRuns(read_command([str(own), f"--{key}=3"]))
 
 
+def test_a_setting_that_every_system_overrides_is_refused(tmp_path):
+    """One that some systems leave alone is theirs to take."""
+    with pytest.raises(UserError, match="strategy: found 'direct', but every system of the study that takes it has its own"):
+        StudyRuns(read_command(["learning_strategy", "--strategy=direct"]))
+    own = tmp_path / "two.yaml"
+    own.write_text("systems: {Direct: {model: LLaRA, strategy: direct}, LLaRA: {model: LLaRA}}", encoding="utf-8")
+    runs = StudyRuns(read_command([str(own), "--strategy=two_stage"]))
+    assert [runs._values(arm)["strategy"] for arm in runs.places] == ["direct", "two_stage"]
+
+
 def test_an_interrupt_ends_with_130(monkeypatch, capsys):
     def interrupted(**keys):
         raise KeyboardInterrupt
