@@ -1,20 +1,19 @@
 """The numbers of the pages are those of the stored result files, and those follow from the rows that were answered correctly."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import make
 import numpy as np
 import pytest
+import writers
+from runs import load_runs, stored, study_of
 from scipy.stats import binomtest
 
 from recbole_llara.experiments.study_record import pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = importlib.util.spec_from_file_location("docs_results", ROOT / "docs" / "results" / "make.py")
-make = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(make)
-RUNS, STORED = make.load_runs(), make.stored()
+RUNS, STORED = load_runs(), stored()
 CALLS = [
     (page, found["call"]) for page in make.PAGES for found in make.WRITTEN.finditer((ROOT / page).read_text(encoding="utf-8"))
 ]
@@ -22,7 +21,7 @@ CALLS = [
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_a_study_that_can_be_started(name):
-    assert make.study_of(RUNS[name]).systems and RUNS[name]["budget"]
+    assert study_of(RUNS[name]).systems and RUNS[name]["budget"]
 
 
 def test_every_stored_file_is_of_a_run():
@@ -39,7 +38,7 @@ def test_pages_tell_what_is_stored(page):
 @pytest.mark.parametrize("name", STORED)
 def test_what_is_stored_follows_from_the_rows(name):
     """Shares from the rows, McNemar's p from scipy's binomial test; systems and seeds are those of the study."""
-    record, study = STORED[name], make.study_of(RUNS[name])
+    record, study = STORED[name], study_of(RUNS[name])
     assert (record["study"], tuple(record["seeds"]), record["candidate_seed"]) == (
         study.name,
         study.seeds,
@@ -104,7 +103,7 @@ def test_tables_are_written_between_their_marks():
         == 'x <!-- = hit("quickstart", "A") -->.6250 [.150, .850]<!-- / --> y <!-- = hits("quickstart", "B") -->.2500<!-- / -->'
     )
     assert make.written(told, BY_HAND) == told
-    assert make.valid(BY_HAND, "quickstart", "A") == "1"
+    assert writers.valid(BY_HAND, "quickstart", "A") == "1"
     block = '<!-- = seeds("quickstart", ["A", "B"]) -->\n\nold\n\n<!-- / -->'
     rows = make.written(block, BY_HAND).splitlines()
     assert rows[2:6] == [
@@ -123,8 +122,8 @@ def test_a_p_value_is_the_greater_of_those_over_seeds_and_over_rows():
     record = _record([1, 2, 3], A=[[1, 0]] * 3, B=[[0, 0]] * 3)
     (comparison,) = record["datasets"]["ml-100k"]["comparisons"]
     comparison |= {"t_p": 0.001, "t_holm": 0.01, "low": -0.1, "high": 0.6, "rows_p": 0.002, "rows_holm": 0.02}
-    assert make.p({"quickstart": record}, "quickstart", "A", "B") == ".02"
-    cells = make.differences({"quickstart": record}, "quickstart", [["A", "B"]]).splitlines()[-1].strip("|").split("|")
+    assert writers.p({"quickstart": record}, "quickstart", "A", "B") == ".02"
+    cells = writers.differences({"quickstart": record}, "quickstart", [["A", "B"]]).splitlines()[-1].strip("|").split("|")
     assert [cell.strip() for cell in cells][3:] == ["1", ".04", "-.1000 to +.6000", ".001", ".01", ".002", ".02"]
 
 
@@ -133,13 +132,13 @@ def test_a_pair_is_told_by_its_rows_and_its_corrected_p():
     (comparison,) = record["datasets"]["ml-100k"]["comparisons"]
     for corrected, told in ((0.04, ".04"), (0.0012345, ".0012"), (1.04e-50, "1e-50"), (4.4e-4, "4e-4"), (1.0, "1")):
         comparison["mcnemar_holm"] = corrected
-        assert make.paired({"quickstart": record}, "quickstart", "A", "B") == f"1 / 0, p = {told}"
-        assert make.paired({"quickstart": record}, "quickstart", "B", "A") == f"0 / 1, p = {told}"
+        assert writers.paired({"quickstart": record}, "quickstart", "A", "B") == f"1 / 0, p = {told}"
+        assert writers.paired({"quickstart": record}, "quickstart", "B", "A") == f"0 / 1, p = {told}"
 
 
 def test_cases_are_counted_by_the_patterns_of_the_study():
     rows = {"SASRec": [[1, 0, 0, 1, 0]], "TALLRec": [[1, 1, 0, 0, 0]], "LLaRA(SASRec)": [[0, 1, 1, 1, 1]]}
-    _, _, *lines = make.cases({"case_study": _record([1], **rows)}, "case_study").splitlines()
+    _, _, *lines = writers.cases({"case_study": _record([1], **rows)}, "case_study").splitlines()
     assert [line.split(" | ")[-1] for line in lines] == ["1 |", "1 |", "2 |", "1 |"]
     assert lines[2] == "| Where only the hybrid prompt is right | LLaRA(SASRec) | SASRec, TALLRec | 2 |"
 
@@ -151,13 +150,13 @@ def test_what_re_ranking_gains():
         places = {"hit@10": {"share": share}, "ndcg@10": {"share": share / 2}}
         seed["full_rank"] = {"target_proposed": {"share": 0.5}, "retriever": places, "reranker": places}
     system["gains"] = {"hit@10": {"mean": 0.01, "low": -0.02, "high": 0.04}, "ndcg@10": {"mean": 0, "low": None, "high": None}}
-    (row,) = make.re_ranked({"quickstart": record}, "quickstart").splitlines()[2:]
+    (row,) = writers.re_ranked({"quickstart": record}, "quickstart").splitlines()[2:]
     assert row == "| A | .500 | .3000 to .3000 | +.0100 [-.0200, +.0400] | .1500 to .1500 | +.0000 |"
 
 
 def test_what_an_oracle_could_add():
     rows = {"A": [[1, 0, 0, 0], [1, 0, 0, 0]], "B": [[0, 1, 1, 0], [0, 1, 0, 0]], "A + B": [[1, 1, 0, 0], [1, 0, 0, 0]]}
-    (row,) = make.oracle({"quickstart": _record([1, 2], **rows)}, "quickstart", "A", {"A + B": ["B"]}).splitlines()[2:]
+    (row,) = writers.oracle({"quickstart": _record([1, 2], **rows)}, "quickstart", "A", {"A + B": ["B"]}).splitlines()[2:]
     assert row == "| A + B | .3750 | .6250 | 33 % |"  # the base has .25
 
 
@@ -165,23 +164,23 @@ def test_draws_are_tested_over_the_rows_of_all():
     records = {"cold_items-lastfm": _record([1], A=[[1] * 6 + [0]], B=[[0] * 6 + [1]])}
     records["cold_items-lastfm-2021"] = _record([1], A=[[1, 1, 0, 0]], B=[[0, 1, 0, 0]])
     runs = {"2020": "cold_items-lastfm", "2021": "cold_items-lastfm-2021"}
-    header, _, *rows = make.draws(records, runs, [["A", "B"], ["B", "B"]]).splitlines()
+    header, _, *rows = writers.draws(records, runs, [["A", "B"], ["B", "B"]]).splitlines()
     assert header == "| compared | 2020 | 2021 | difference, n = 11 | only the first / only the second | p | p (Holm) |"
     assert rows[0] == "| A against B | .1429 to .8571 | .2500 to .5000 | +.5455 | 7 / 1 | .07 | .14 |"  # 2 * (1 + 8) / 2**8
     assert rows[1].endswith("| +.0000 | 0 / 0 | 1 | 1 |")
 
 
 def test_tables_by_popularity_and_of_papers():
-    rows = make.popularity(BY_HAND, "quickstart", ["A"]).splitlines()
+    rows = writers.popularity(BY_HAND, "quickstart", ["A"]).splitlines()
     assert rows[0] == "| system | 0 to 5 users, n = 2 | 6 to 20 users, n = 1 | 21 or more, n = 1 |"
     assert [cell.strip().split(" ")[0] for cell in rows[2].strip("|").split("|")] == ["A", ".7500", "1", ".0000"]
     records = {"main_results": _record([1], LLaRA=[[1, 0, 1, 0]], TALLRec=[[0, 0, 0, 0]])}
-    rows = make.beside(records, {"here": "main_results"}, {"paper": ("main_results", 0, "ml-100k")}).splitlines()
+    rows = writers.beside(records, {"here": "main_results"}, {"paper": ("main_results", 0, "ml-100k")}).splitlines()
     assert rows[-1] == "| TALLRec | .0000 [.000, .490] | .3895 (.9263) |"
 
 
 def test_a_record_of_other_systems_or_seeds_is_measured_again():
-    study = make.study_of({"study": "quickstart", "arguments": ["--seeds=1,2"]})
+    study = study_of({"study": "quickstart", "arguments": ["--seeds=1,2"]})
     record = {"seeds": [1, 2], "datasets": {"ml-100k": {"systems": dict.fromkeys(study.systems), "failures": {}}}}
     assert make.is_whole(record, study) and not make.is_whole(None, study)
     assert not make.is_whole({**record, "seeds": [1]}, study)
@@ -198,7 +197,7 @@ def test_what_was_not_measured_stays():
 
 @pytest.mark.parametrize(("page", "call"), CALLS)
 def test_calls_in_the_pages_name_runs_and_writers(page, call):
-    assert call.partition("(")[0] in {function.__name__ for function in make.WRITERS}
+    assert call.partition("(")[0] in {function.__name__ for function in writers.WRITERS}
     make.written(f"<!-- = {call} -->?<!-- / -->", {})
 
 
