@@ -19,6 +19,7 @@
 # bench-load         the cost of loading a run beside reading its bytes
 # bench-serve SERVED=saved/RUN   a service over a run under load, minutes
 # bench-retrieval    what is proposed out of a million items, its time and memory
+# bench-spin         training by how long waiting threads look, on free cores and beside a busy program, minutes
 # bench-stock        a step of the stock recommenders against RecBole's plain loop, minutes
 # bench-growth       time and memory by size
 # results            the tables of the pages, days; RUNS="quickstart main_results" only those runs of docs/results/runs.yaml
@@ -37,7 +38,7 @@ REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lor
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-texts bench-load bench-retrieval bench-serve bench-growth bench-stock install clean
+.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-texts bench-load bench-retrieval bench-serve bench-growth bench-spin bench-stock install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart $(if $(LLM),--llm_path=$(LLM) $(REAL_LLM))
@@ -124,6 +125,9 @@ bench-serve: $(STAMP)
 
 bench-growth: $(STAMP)
 	$(RUN) tests/benchmarks/bench_growth.py
+
+bench-spin: $(STAMP)
+	$(RUN) tests/benchmarks/bench_spin.py
 
 bench-stock: $(STAMP)
 	$(RUN) tests/benchmarks/bench_stock.py

@@ -87,6 +87,15 @@ def test_what_retrieval_costs_over_few_items(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_waiting_threads_cost_on_few_rows(tmp_path):
+    few = ["--rounds=1", "--rows", "640", "64", "--spins", "1000"]
+    lines = _run(tmp_path, "bench_spin.py", *few).stdout.splitlines()
+    assert lines[-2].split() == ["looks", "SASRec", "SASRec,", "busy", "LLaRA", "LLaRA,", "busy"]
+    spins, *taken = map(float, lines[-1].split())
+    assert spins == 1000 and len(taken) == 4 and min(taken) > 0
+
+
+@pytest.mark.slow
 def test_a_catalogue_is_converted_beside_pandas(tmp_path):
     assert "times pandas' table" in _run(tmp_path, "bench_convert.py", "--own", "--lines=50000").stdout
 

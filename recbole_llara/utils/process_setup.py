@@ -26,9 +26,10 @@ def prepare_process() -> None:
     """Set up the process of a program; call it before torch is imported, and before torch starts its threads.
 
     - ``THP_MEM_ALLOC_ENABLE=1``, unless the caller has set it: torch asks the kernel for huge pages for large tensors.
-    - ``GOMP_SPINCOUNT=10000``, unless the caller has set it or ``OMP_WAIT_POLICY``: a thread that waits for another one sleeps after 10,000
-      looks. GNU's OpenMP looks 300,000 times, some milliseconds; where another program has the core that the other thread needs, these
-      are lost: on two cores under seven programs a step of SASRec by two threads took 0.42 s or more of CPU time, and takes 0.11 s.
+    - ``GOMP_SPINCOUNT=1000``, unless the caller has set it or ``OMP_WAIT_POLICY``: a thread that waits for another one sleeps after 1,000
+      looks. GNU's OpenMP looks 300,000 times, some milliseconds. Where another program has the core that the other thread needs, these
+      are lost: an epoch of SASRec by two threads, one of two cores taken, took 52 s with 10,000 looks and takes 18 s
+      (``tests/benchmarks/bench_spin.py``).
     - Numbers below 1.2e-38 become zero: a CPU is slow with them, and training comes to them. Caser on ml-100k fell from 22 to 6
       steps a second after four epochs, and keeps its pace with this. Threads inherit it from the thread that starts them.
     - Freed memory is kept: glibc would give that of large tensors back to the kernel after every layer, and get it again page
@@ -37,7 +38,7 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
     import numpy as np
     import torch
 

@@ -106,7 +106,7 @@ def test_a_run_and_its_loading_change_nothing_of_the_process(tmp_path, make_llm,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chosen", "expected"), [(None, "1 10000"), ("0", "0 0")])
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "1 1000"), ("0", "0 0")])
 def test_a_program_sets_up_its_process(tmp_path, monkeypatch, chosen, expected):
     """Denormals become zero; torch may ask for huge pages, and its waiting threads sleep soon, unless the user said otherwise."""
     for name in ("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT"):
