@@ -4,7 +4,6 @@
 #                    LLM=smollm2: with a real LLM, hours
 # study STUDY=name   a study of properties/study, minutes to hours
 # papers             the six studies of the papers, an hour or two; PROCESSES share the systems
-# accuracy           three seeds of LLaRA(SASRec), hours
 # test               the tests without the slow ones; test ALL=1 runs all, as CI does
 # test-kill          a run that is killed at 25 moments ends like an undisturbed one, minutes
 # test-fuzz          prompts over thousands of catalogues of odd titles, twenty minutes or so
@@ -38,7 +37,7 @@ REAL_LLM := --learning_rate=0.0015 --train_batch_size=16 --strategy=direct --lor
 PROCESSES ?= 2
 PAPERS := main_results efficiency case_study item_representation learning_strategy rsllm_ablation
 
-.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results accuracy bench bench-gpu bench-knowledge bench-texts bench-load bench-retrieval bench-serve bench-growth bench-spin bench-stock install clean
+.PHONY: quickstart study papers smollm2 tokenizers axe test smoke test-fuzz test-kill lint docs notebook results bench bench-gpu bench-knowledge bench-texts bench-load bench-retrieval bench-serve bench-growth bench-spin bench-stock install clean
 
 quickstart: $(STAMP)
 	$(RUN) -m recbole_llara study quickstart $(if $(LLM),--llm_path=$(LLM) $(REAL_LLM))
@@ -96,9 +95,6 @@ results: $(STAMP)
 notebook: $(STAMP)
 	$(PIP) install -c .ci/constraints.txt --no-build-isolation -e ".[notebook]"
 	$(RUN) docs/make_notebook.py
-
-accuracy: $(STAMP)
-	$(RUN) -m recbole_llara study accuracy --seeds=2020,2021,2022
 
 bench: $(STAMP)
 	$(RUN) tests/benchmarks/bench_speed.py $(if $(BENCH_LLM),--llm_path=$(BENCH_LLM) --columns=lora,lora_compiled --rounds=2 \

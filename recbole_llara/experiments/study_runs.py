@@ -306,10 +306,9 @@ class StudyRuns(Plan):
         """Whether an arm reads a recommender that another one, perhaps of another process, has not trained yet."""
         if not self._is_llm(arm):
             return False
-        recommender = self._rec_model(arm.system)
-        return any(
-            (one.dataset, one.seed, self.study.model_of(one.system)) == (arm.dataset, arm.seed, recommender) for one in wanted
-        )
+        read = (arm.dataset, arm.seed, self._rec_model(arm.system))
+        trains = (one for one in wanted if self._source(one) is None)
+        return any((one.dataset, one.seed, self.study.model_of(one.system)) == read for one in trains)
 
     def _rec_model(self, system: str) -> str:
         """The recommender that an LLM system reads."""

@@ -257,6 +257,22 @@ def test_no_process_waits_for_a_recommender_while_another_run_is_free():
     assert order == [*((arm.system, arm.seed) for arm in arms_of(study) if arm.system != "LLaRA(SASRec)"), *llms]
 
 
+def test_one_process_runs_arms_in_their_order(monkeypatch):
+    """That of ``arms_of``: a recommender's further draws do not go before the LLM that reads it."""
+    study = read_command([THREE, *SMALL, "--seeds=2020,2021", "--candidate_seeds=7"])
+    runs, order = StudyRuns(study), []
+
+    def finish(arm):
+        order.append(arm)
+        runs._outcomes[arm] = FailedArm("not run")
+        return ""
+
+    monkeypatch.setattr(runs, "perform", finish)
+    monkeypatch.setattr(runs, "forecast", tuple)
+    execute(runs)
+    assert order == arms_of(study)
+
+
 def numbers(folder):
     with open(next(Path(folder).glob("studies/three-*/runs.csv")), encoding="utf-8") as file:
         return [
