@@ -44,6 +44,7 @@ OTHER_COMMANDS = [
     for command in sorted(cli.COMMANDS.keys() - {"run", "study", "search"})
     for words in arguments_of(command, LINES)
 ]
+IN_REPOSITORY = re.compile(r'<p style="display: none">In the repository.*?</p>')  # a site does not show it
 FILES = (".py", ".ipynb")  # that pages link to and that are no pages
 # What makes the tour's runs small; it goes over what the tour says.
 TINY = {"epochs": 1, "max_train_rows": 64, "max_eval_rows": 20, "show_progress": False}
@@ -96,7 +97,8 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 
 @without_mkdocs
 def test_every_link_leads_somewhere(site: Path) -> None:
-    pages = {path: _Links(path.read_text(encoding="utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
+    shown = {path: IN_REPOSITORY.sub("", path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    pages = {path: _Links(text) for path, text in shown.items() if path.name != "404.html"}
     assert len(pages) == len(PAGES)
     for path, page in pages.items():
         for link in page.links:
@@ -202,6 +204,17 @@ def test_the_options_of_another_command_exist(command: str, words: str, capsys: 
     declared = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     given = set(re.findall(r"(?<!\S)--(\w+)", words))
     assert given and given <= declared | known_keys("LLaRA", "SASRec")
+
+
+def test_pages_that_include_a_file_lead_readers_of_the_repository_to_it() -> None:
+    """Who follows a link in the repository sees the mark of inclusion alone; a hoster that shows Markdown drops ``style``."""
+    including = {
+        page: found[1] for page, text in PAGES.items() if (found := re.search(r'^--8<-- "(.*\.md)"', text, re.MULTILINE))
+    }
+    assert {"results.md", "changelog.md"} <= including.keys()
+    for page, included in including.items():
+        link = re.search(r'href="(.*?)"', IN_REPOSITORY.search(PAGES[page])[0])[1]
+        assert (DOCS / "pages" / page).parent.joinpath(link).resolve() == ROOT / included
 
 
 def test_targets_of_make_exist() -> None:
