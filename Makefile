@@ -1,6 +1,6 @@
 # make TARGET; each target first makes .venv, and installs nothing if that is up to date.
 #
-# quickstart         SASRec beside LLaRA(SASRec) on MovieLens-100K, about ten minutes
+# quickstart         SASRec beside LLaRA(SASRec) on MovieLens-100K, five to eight minutes
 #                    LLM=smollm2: with a real LLM, hours
 # study STUDY=name   a study of properties/study, minutes to hours
 # papers             the six studies of the papers, an hour or two; PROCESSES share the systems
@@ -18,7 +18,7 @@
 # bench-load         the cost of loading a run beside reading its bytes
 # bench-serve SERVED=saved/RUN   a service over a run under load, minutes
 # bench-retrieval    what is proposed out of a million items, its time and memory
-# bench-spin         training by how long waiting threads look, on free cores and beside a busy program, minutes
+# bench-spin         training by how long waiting threads spin, on free cores and beside a busy program, minutes
 # bench-stock        a step of the stock recommenders against RecBole's plain loop, minutes
 # bench-growth       time and memory by size
 # results            the tables of the pages, days; RUNS="quickstart main_results" only those runs of docs/results/runs.yaml

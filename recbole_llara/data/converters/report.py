@@ -67,7 +67,7 @@ def _protocol(tables: Tables, written: Written, out: Path, endings: list[str]) -
         f"protocol leave_one_out: {tested:,} test rows, one for each user with {_TEST} interactions or more; {validated:,} validation rows"
     ]
     lines.append(
-        f"protocol llara, the default: some {dealt:,} test rows, of a tenth of the users with {_VALID} interactions or more"
+        f"protocol llara, the default: about {dealt:,} test rows, of a tenth of the users with {_VALID} interactions or more"
     )
     keys = ["--protocol=leave_one_out"]
     if not validated:
