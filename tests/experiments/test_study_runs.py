@@ -197,8 +197,8 @@ def test_a_setting_that_every_system_overrides_is_refused(tmp_path):
         StudyRuns(read_command(["learning_strategy", "--strategy=direct"]))
     own = tmp_path / "two.yaml"
     own.write_text("systems: {Direct: {model: LLaRA, strategy: direct}, LLaRA: {model: LLaRA}}", encoding="utf-8")
-    runs = StudyRuns(read_command([str(own), "--strategy=two_stage"]))
-    assert [runs._values(arm)["strategy"] for arm in runs.places] == ["direct", "two_stage"]
+    plain, asked = (StudyRuns(read_command([str(own), *words])).places for words in ([], ["--strategy=two_stage"]))
+    assert [arm.system for arm in plain if plain[arm] != asked[arm]] == ["LLaRA"]
 
 
 def test_an_interrupt_ends_with_130(monkeypatch, capsys):
@@ -264,7 +264,7 @@ def test_one_process_runs_arms_in_their_order(monkeypatch):
 
     def finish(arm):
         order.append(arm)
-        runs._outcomes[arm] = FailedArm("not run")
+        runs.keep(arm, FailedArm("not run"))
         return ""
 
     monkeypatch.setattr(runs, "perform", finish)
