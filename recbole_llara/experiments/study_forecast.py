@@ -40,6 +40,11 @@ class Work:
     training_rows: int = 0  # over all epochs
     answers: int = 0  # to validation and test rows
 
+    @property
+    def passes(self) -> int:
+        """Passes of a row through the model; its backward pass costs two of them."""
+        return 3 * self.training_rows + self.answers
+
 
 @dataclass(frozen=True)
 class Speed:

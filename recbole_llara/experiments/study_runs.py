@@ -213,10 +213,15 @@ class StudyRuns(Plan):
             return self._expected[arm] * (sum(seconds for seconds, _ in pairs) / sum(was for _, was in pairs) if pairs else 1)
         if like is None and self._expected and self.study.fused_in(arm.system):
             return 0.0  # answers are added
+        source = self._source(arm)
+        if like is None and source in known and (passes := self._work[source].passes):
+            return known[source] * self._work[arm].passes / passes
         return like if like is not None else self._seconds_of_like(arm, known)
 
     def _seconds_of_like(self, arm: Arm, known: Mapping[Arm, float], levels: int | None = None) -> float | None:
         """The mean seconds of its system, else of its model, else of its kind of model, else of all; None where none is known.
+
+        Runs that train and runs that evaluate what another has trained are told apart, except among "all".
 
         Args:
             levels: so many of these groups are looked at, the nearest; None = all.
@@ -225,7 +230,8 @@ class StudyRuns(Plan):
         def groups(one: Arm) -> list[Any]:
             model = self.study.model_of(one.system)
             kinds = (one.system, model, is_llm_recommender(model))
-            return [*((one.is_draw, kind) for kind in kinds), one.is_draw, None]
+            trains = self._source(one) is None
+            return [*((trains, kind) for kind in kinds), trains, None]
 
         for level, kind in enumerate(groups(arm)[:levels]):
             if like := [seconds for one, seconds in known.items() if groups(one)[level] == kind]:

@@ -92,6 +92,26 @@ def test_all_runs_are_forecast_and_corrected_by_those_of_their_kind(runs, size, 
     assert plan.seconds_left() == pytest.approx(3 * of_llm)
 
 
+@pytest.mark.parametrize("is_forecast", [True, False])
+def test_answers_by_a_trained_system_are_not_taken_for_a_training(tmp_path, size, toy, monkeypatch, is_forecast):
+    """Known by the forecast, or else by the training: a row that is learned costs three that are answered."""
+    rows, users = size
+    systems = {"LLaRA": {"model": "LLaRA"}, "generate": {"evaluates": "LLaRA", "decoding": "generate"}}
+    own = tmp_path / "own.yaml"
+    settings = {**toy, "dataset": "toy", "epochs": 9, "eval_step": 0}
+    own.write_text(yaml.safe_dump({"settings": settings, "systems": systems}), encoding="utf-8")
+    plan = StudyRuns(load_study(str(own)))
+    trained, _ = arms_of(plan.study)
+    if is_forecast:
+        monkeypatch.setattr(study_runs, "speed_of", lambda config, keys: Speed(2.0, 0.1))
+        list(plan.forecast())
+        plan.keep(trained, FinishedArm({}, {}, 2 * 9 * rows + 0.1 * users))
+        assert plan.seconds_left() == pytest.approx(0.1 * users)
+    else:
+        plan.keep(trained, FinishedArm({}, {}, 3 * 9 * rows + 1 * users))
+        assert plan.seconds_left() == pytest.approx(users)
+
+
 def test_nothing_is_timed_that_an_earlier_call_has_run(runs, monkeypatch):
     plan = runs()
     for arm in arms_of(plan.study):
