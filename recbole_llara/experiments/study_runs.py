@@ -214,8 +214,8 @@ class StudyRuns(Plan):
         if like is None and self._expected and self.study.fused_in(arm.system):
             return 0.0  # answers are added
         source = self._source(arm)
-        if like is None and source in known and (passes := self._work[source].passes):
-            return known[source] * self._work[arm].passes / passes
+        if like is None and source in known and source in self._work and (passes := self._work[source].passes):
+            return known[source] * self._work[arm].passes / passes  # a sum has no work of its own
         return like if like is not None else self._seconds_of_like(arm, known)
 
     def _seconds_of_like(self, arm: Arm, known: Mapping[Arm, float], levels: int | None = None) -> float | None:
