@@ -214,8 +214,8 @@ class StudyRuns(Plan):
         if like is None and self._expected and self.study.fused_in(arm.system):
             return 0.0  # answers are added
         source = self._source(arm)
-        if like is None and source in known and source in self._work and (passes := self._work[source].passes):
-            return known[source] * self._work[arm].passes / passes  # a sum has no work of its own
+        if like is None and source in known and (passes := self._work[source].passes):
+            return known[source] * self._work[arm].passes / passes
         return like if like is not None else self._seconds_of_like(arm, known)
 
     def _seconds_of_like(self, arm: Arm, known: Mapping[Arm, float], levels: int | None = None) -> float | None:
@@ -321,9 +321,9 @@ class StudyRuns(Plan):
         return self.study.keys_of(system).get("rec_model", self.study.settings.get("rec_model", "SASRec"))
 
     def _source(self, arm: Arm) -> Arm | None:
-        """The arm whose checkpoint this one evaluates; None where it trains, or where it has nothing to learn."""
+        """The arm whose checkpoint this one evaluates; None where it trains, adds others' answers, or has nothing to learn."""
         keys = self.study.systems[arm.system]
-        if EVALUATES not in keys and not arm.is_draw:
+        if FUSES in keys or (EVALUATES not in keys and not arm.is_draw):
             return None
         return Arm(keys.get(EVALUATES, arm.system), arm.dataset, arm.seed, self.study.candidate_seed)
 
