@@ -1,6 +1,7 @@
 """The numbers of the pages are those of the stored result files, and those follow from the rows that were answered correctly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import make
@@ -10,7 +11,7 @@ import writers
 from runs import load_runs, stored, study_of
 from scipy.stats import binomtest
 
-from recbole_llara.experiments.study_record import pack, unpack
+from recbole_llara.experiments.study_record import compared, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, STORED = load_runs(), stored()
@@ -179,11 +180,17 @@ def test_tables_by_popularity_and_of_papers():
     assert rows[-1] == "| TALLRec | .0000 [.000, .490] | .3895 (.9263) |"
 
 
-def test_a_record_of_other_systems_or_seeds_is_measured_again():
+def test_a_record_of_another_study_is_measured_again():
     study = study_of({"study": "quickstart", "arguments": ["--seeds=1,2"]})
-    record = {"seeds": [1, 2], "datasets": {"ml-100k": {"systems": dict.fromkeys(study.systems), "failures": {}}}}
+    datasets = {"ml-100k": {"systems": dict.fromkeys(study.systems), "failures": {}}}
+    record = {"seeds": [1, 2], **compared(study), "datasets": datasets}
     assert make.is_whole(record, study) and not make.is_whole(None, study)
     assert not make.is_whole({**record, "seeds": [1]}, study)
+    other = study_of({"study": "quickstart", "arguments": ["--seeds=1,2", "--max_train_rows=7"]})
+    assert not make.is_whole(record, other)
+    assert not make.is_whole(record, replace(study, systems={**study.systems, "SASRec": {"model": "SASRec", "seed": 7}}))
+    elsewhere = ["--seeds=1,2", "--checkpoint_dir=elsewhere", "--show_progress=False"]
+    assert make.is_whole(record, study_of({"study": "quickstart", "arguments": elsewhere}))
     systems = dict.fromkeys(list(study.systems)[1:])
     assert not make.is_whole({**record, "datasets": {"ml-100k": {"systems": systems, "failures": {}}}}, study)
 
@@ -199,6 +206,12 @@ def test_what_was_not_measured_stays():
 def test_calls_in_the_pages_name_runs_and_writers(page, call):
     assert call.partition("(")[0] in {function.__name__ for function in writers.WRITERS}
     make.written(f"<!-- = {call} -->?<!-- / -->", {})
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_files_are_of_the_studies_as_they_are(name):
+    """Who changes a study measures it again, else the pages tell numbers of settings that no command has."""
+    assert make.is_whole(STORED[name], study_of(RUNS[name]))
 
 
 def test_stored_files_name_no_place():

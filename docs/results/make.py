@@ -1,6 +1,6 @@
 """Measures what the pages tell: runs the studies of runs.yaml, keeps the numbers of each in measured/, and writes them into the pages.
 
-``python docs/results/make.py`` (``make results``) runs every study that has no file in measured/, or one of other systems or seeds; names
+``python docs/results/make.py`` (``make results``) runs every study that has no file in measured/, or one of other settings, systems or seeds; names
 of runs.yaml behind it run these alone, with ``--fresh`` also where a file is there. ``--write`` runs nothing. A study that was stopped resumes: its finished
 systems are kept in saved/.
 
@@ -22,7 +22,7 @@ from runs import HERE, NotMeasured, Records, load_runs, stored, study_of, words_
 from writers import WRITERS
 
 from recbole_llara.experiments.study_definition import Study
-from recbole_llara.experiments.study_record import record_text
+from recbole_llara.experiments.study_record import compared, record_text
 from recbole_llara.utils.atomic import write_text
 
 ROOT = HERE.parent.parent
@@ -88,8 +88,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def is_whole(record: Mapping[str, Any] | None, study: Study) -> bool:
-    """Whether a stored record is of the study as it is now: its seeds, and every system of it, of each dataset."""
+    """Whether a stored record is of the study as it is now: its settings and seeds, and every system of it, of each dataset."""
     if record is None or tuple(record["seeds"]) != study.seeds or tuple(record["datasets"]) != study.datasets:
+        return False
+    if any(record[key] != value for key, value in compared(study).items()):
         return False
     told = ({*of_dataset["systems"], *of_dataset["failures"]} for of_dataset in record["datasets"].values())
     return all(systems == set(study.systems) for systems in told)

@@ -20,30 +20,44 @@ from recbole_llara.utils.hashing import json_ready
 # Of ``result.json``, what is kept of every seed.
 KEPT = ("seed", "candidate_seed", "decoding", "best_epoch", "valid_answers", "nll", "ece", "answers", "hit_among_valid")
 KEPT += ("full_rank", "fusion", "metrics", "timings", "versions", "machine", "llm_digest")
-PLACES = ("checkpoint_dir", "data_path", "llm_path", "config_files", "gpu_id", "nproc")  # settings that name a machine's places
+# Settings that say where a study runs and what it prints, not what it compares.
+PLACES = ("checkpoint_dir", "data_path", "llm_path", "config_files", "gpu_id", "nproc", "show_progress")
 
 
 def study_record(study: Study, summaries: Sequence[Summary]) -> dict[str, Any]:
     """The content of ``study.json``.
 
     Returns:
-        ``study``, ``title``, ``settings`` without places of this machine, ``seeds``, ``candidate_seed`` and ``datasets``: name ->
+        ``study``, ``title``, ``settings`` and ``systems`` as of ``compared``, ``seeds``, ``candidate_seed`` and ``datasets``: name ->
         ``protocol``, ``n`` rows, ``target_users`` (of each row's target, how many users took it in training), ``best_baseline``,
         ``comparisons`` as in ``comparisons.csv``, ``failures`` and ``systems``: name -> ``llm`` (its name),
         ``draws`` (their number and the standard deviation of HitRatio@1 over them), ``gains`` where it ranked the whole catalogue,
         over all seeds, and ``seeds``, a list of each seed's ``KEPT`` entries with ``seconds``, what the run took in all, and ``correct``, the rows as ``pack`` writes them.
     """
-    settings = without_secrets({key: value for key, value in study.settings.items() if key not in PLACES})
     return json_ready(
         {
             "study": study.name,
             "title": study.title,
-            "settings": settings,
+            **compared(study),
             "seeds": study.seeds,
             "candidate_seed": study.candidate_seed,
             "datasets": {summary.dataset: _of_dataset(summary) for summary in summaries},
         }
     )
+
+
+def compared(study: Study) -> dict[str, Any]:
+    """What a study compares: its ``settings``, and ``systems``, name -> its own keys; without secrets and places of this machine."""
+
+    def kept(keys: Mapping[str, Any]) -> dict[str, Any]:
+        return without_secrets({key: _name(value) for key, value in keys.items() if key not in PLACES})
+
+    return json_ready({"settings": kept(study.settings), "systems": {name: kept(keys) for name, keys in study.systems.items()}})
+
+
+def _name(value: Any) -> Any:
+    """Of a path from the root its last part."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _of_dataset(summary: Summary) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def test_packed_rows_come_back(n):
 @pytest.mark.usefixtures("no_pngs")
 def test_the_file_holds_what_the_tables_tell(make_study, outcomes_of):
     settings = {"checkpoint_dir": "saved", "protocol": "leave_one_out", "data_path": "/home/me", "api_key": "s", "epochs": 2}
+    settings |= {"show_progress": False, "item_embeddings": "/home/me/vectors.npy"}
     study = make_study(compare=(("A", "B"),), seeds=(2020, 2021), settings=settings)
     outcomes = outcomes_of(ANSWERS, llm="/models/Secret-7b")
     write_study_report(study, outcomes)
@@ -35,7 +36,9 @@ def test_the_file_holds_what_the_tables_tell(make_study, outcomes_of):
     told = json.loads(text)
     (summary,) = summarise(study, outcomes)
     assert told == study_record(study, [summary])
-    assert told["settings"] == {"protocol": "leave_one_out", "epochs": 2} and told["seeds"] == [2020, 2021]
+    assert told["settings"] == {"protocol": "leave_one_out", "epochs": 2, "item_embeddings": "vectors.npy"}
+    assert told["seeds"] == [2020, 2021]
+    assert told["systems"] == study.systems
     of_dataset = told["datasets"]["ml-100k"]
     assert of_dataset["n"] == 5 and of_dataset["target_users"] == [0, 10, 20, 30, 40]
     for name, correct in ANSWERS.items():
