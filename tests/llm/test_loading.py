@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from torch import nn
@@ -99,12 +100,8 @@ def test_a_wrong_path_names_the_nearest_right_one(tmp_path, monkeypatch):
         load_llm("./tinny")
 
 
-@pytest.mark.slow
 def test_a_hub_model_out_of_reach_is_the_users_error(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("We couldn't connect to the hub")
-
-    monkeypatch.setattr("recbole_llara.llm.loading.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="org/absent.*the hub cannot be reached"):
         load_llm("org/absent")
 
