@@ -1,8 +1,6 @@
 """Rules without a model over every protocol: chance, or explained; and each of them finds the leak that it is for."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from recbole_llara.data import leaks
 from recbole_llara.data.candidates import CandidateSampler
 from recbole_llara.data.dataset import CANDIDATE_FIELD, prepare_data
 from recbole_llara.data.rows import TrainingPart
+from recbole_llara.recommender.command import leaks_main
 from recbole_llara.recommender.proposals import propose
 from recbole_llara.recommender.retriever import Retriever
 
@@ -214,7 +213,7 @@ def test_credits_by_hand():
 
 
 @pytest.fixture
-def shop(tmp_path):
+def shop(tmp_path, capsys, caplog):
     """The keys of a shop whose users buy the same things again, and a function that runs the command on it."""
     folder = tmp_path / "shop"
     folder.mkdir()
@@ -229,10 +228,10 @@ def shop(tmp_path):
     def command(*keys):
         shown = ["--dataset=shop", f"--data_path={tmp_path}", "--protocol=leave_one_out", f"--checkpoint_dir={tmp_path}/saved"]
         shown += ["--load_col={inter: [user_id, item_id, timestamp]}", *keys]
-        done = subprocess.run(
-            [sys.executable, "-m", "recbole_llara", "leaks", *shown], capture_output=True, text=True, timeout=300
-        )
-        return done.returncode, done.stdout, done.stderr
+        caplog.clear()
+        status = leaks_main(shown)
+        out, err = capsys.readouterr()
+        return status, out, err + caplog.text
 
     return command
 

@@ -28,7 +28,7 @@ from recbole_llara.utils.errors import UserError
 
 THREE = str(Path(__file__).with_name("three.yaml"))
 SMALL = ("--max_train_rows=64", "--max_eval_rows=40", "--rec_epochs=1", "--rec_max_train_rows=500", "--show_progress=False")
-LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_train_rows")), "--max_train_rows=512")
+LONGER = (*(argument for argument in SMALL if not argument.startswith("--max_train_rows")), "--max_train_rows=128")
 
 
 pytestmark = pytest.mark.usefixtures("no_pngs")

@@ -28,8 +28,8 @@ pytestmark = [
     ),
 ]
 FEW = {
-    "llm_path": "smollm2", "epochs": 1, "rec_epochs": 1, "candidate_num": 5, "max_train_rows": 24, "max_eval_rows": 8,
-    "train_batch_size": 8, "micro_batch_size": 4, "MAX_ITEM_LIST_LENGTH": 4, "save_steps": 1, "llm_dtype": "float32",
+    "llm_path": "smollm2", "epochs": 1, "rec_epochs": 1, "candidate_num": 5, "max_train_rows": 12, "max_eval_rows": 4,
+    "train_batch_size": 4, "micro_batch_size": 2, "MAX_ITEM_LIST_LENGTH": 4, "save_steps": 1, "llm_dtype": "float32",
     "lora_dropout": 0.1,
 }  # fmt: skip
 HISTORY, CANDIDATES = ["i3", "i4", "i7"], ["i8", "i20", "i33", "i41", "i9"]
@@ -76,7 +76,7 @@ def logits_of(llm, tokenizer):
 
 def test_it_scores_every_row(trained):
     result, cases = read_result(trained.folder), read_records(trained.folder / "cases.jsonl")
-    assert result["llm"] == "smollm2" and result["n"] == len(cases) == 8
+    assert result["llm"] == "smollm2" and result["n"] == len(cases) == 4
     scores = torch.tensor([case["scores"] for case in cases])
     assert torch.isfinite(scores).all() and (scores.std(1) > 0).all()
     assert {item.item_id for item in trained.items} == set(CANDIDATES)

@@ -12,42 +12,52 @@ import pytest
 import yaml
 
 from recbole_llara.checkpoint.run_folder import read_records
+from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCHERS = {
-    "one": [],
-    # accelerate's launcher starts the same one on GPUs; on CPUs it starts a single process.
-    "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-}
+# accelerate's launcher starts the same one on GPUs; on CPUs it starts a single process.
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.fixture
-def run(keys, tmp_path):
-    """Runs the command line under a launcher; returns result.json, cases, training log and what was printed."""
+def run(keys, tmp_path, monkeypatch):
+    """Runs in this process, or the command line in two; returns result.json, cases, training log and what the two printed."""
 
-    def start(launcher, **changes):
-        folder = tmp_path / launcher
+    def start(processes, **changes):
+        folder = tmp_path / processes
         folder.mkdir()
         # A small rate: Adam turns the last bit of a gradient near zero into a whole step.
         values = {**keys, "checkpoint_dir": str(folder / "saved"), "state": "INFO", "learning_rate": 1e-4, **changes}
-        (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-        environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-        done = subprocess.run(
-            [sys.executable, *LAUNCHERS[launcher], str(ROOT / "run_recbole_llara.py"), "--dataset=toy", "--config_files=run.yaml"],
-            cwd=folder, env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert ("2 processes share" in done.stderr) == (launcher == "two" and values["model"] != "SASRec")
+        printed = ""
+        if processes == "one":
+            with monkeypatch.context() as patch:
+                patch.chdir(folder)
+                run_recbole_llara(values["model"], "toy", config_dict=values)
+        else:
+            printed = start_two(folder, values)
+            assert ("2 processes share" in printed) == (values["model"] != "SASRec")
         (path,) = (folder / "saved").glob(f"{values['model']}-toy-*")  # one writer, one folder
         assert len(list((folder / "log_tensorboard").iterdir())) == 1
         log = read_records(path / "training.jsonl") if (path / "training.jsonl").exists() else []
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        return result, read_records(path / "cases.jsonl"), log, done.stderr
+        return result, read_records(path / "cases.jsonl"), log, printed
 
     return start
+
+
+def start_two(folder, values):
+    """Runs the command line under torch's launcher; returns what it printed."""
+    (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, str(ROOT / "run_recbole_llara.py"), "--dataset=toy", "--config_files=run.yaml"],
+        cwd=folder, env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def assert_equal(one, two, tolerance=1e-5):
