@@ -1,7 +1,7 @@
 # make TARGET; each target first makes .venv, and installs nothing if that is up to date.
 #
 # quickstart         SASRec beside LLaRA(SASRec) on MovieLens-100K, about ten minutes
-#                    LLM=smollm2: with a real LLM, hours
+#                    LLM=smollm2: with a real LLM, an hour or two
 # study STUDY=name   a study of properties/study, minutes to hours
 # papers             the six studies of the papers, an hour or two; PROCESSES share the systems
 # test               the tests without the slow ones; test ALL=1 runs all, as CI does
