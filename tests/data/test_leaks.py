@@ -1,6 +1,8 @@
 """Rules without a model over every protocol: chance, or explained; and each of them finds the leak that it is for."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -225,9 +227,13 @@ def shop(tmp_path, capsys, caplog):
         lines += [f"u{user}\ti{item}\t{second}" for second, item in enumerate(items)]
     (folder / "shop.inter").write_text("\n".join(lines) + "\n")
 
-    def command(*keys):
+    def command(*keys, in_a_process=False):
         shown = ["--dataset=shop", f"--data_path={tmp_path}", "--protocol=leave_one_out", f"--checkpoint_dir={tmp_path}/saved"]
         shown += ["--load_col={inter: [user_id, item_id, timestamp]}", *keys]
+        if in_a_process:
+            words = [sys.executable, "-m", "recbole_llara", "leaks", *shown]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+            return done.returncode, done.stdout, done.stderr
         caplog.clear()
         status = leaks_main(shown)
         out, err = capsys.readouterr()
@@ -241,7 +247,7 @@ def test_the_command_tells_of_repeat_purchases_and_of_both_mends(shop):
     def had_before(out):
         return next(line for line in out.splitlines() if line.startswith("test") and "history: had before" in line)
 
-    status, out, err = shop()
+    status, out, err = shop(in_a_process=True)  # as a user sees it
     assert status == 0 and "repeated_targets: drop" in err and "explained: users take items again" in had_before(out)
     assert float(had_before(out).split()[4]) > 0.7
     status, out, err = shop("--repeated_targets=drop")
