@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,30 @@ PATIENCE = 300.0  # seconds until a run is taken to hang
 MOMENTS = ("step", "checkpoint", "evaluation")
 
 
-def start(folder: Path, *arguments: str, hears: bool = False) -> subprocess.Popen:
+# Two processes by torch's launcher. accelerate's starts the same one on GPUs; on CPUs it starts a single process.
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def start(folder: Path, *arguments: str, launcher: Sequence[str] = (), hears: bool = False) -> subprocess.Popen:
     """Start the command line in a folder that holds ``run.yaml``; what it prints goes to ``printed.txt`` there.
 
     Args:
         folder: where it runs.
         arguments: of the command line.
+        launcher: of Python, what starts the command line: ``TWO``, or nothing.
         hears: whether it hears Ctrl-C in any case; a child of a shell's background job would not.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
     environment = {name: value for name, value in os.environ.items() if name not in names} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "run_recbole_llara.py"), "--dataset=toy", "--config_files=run.yaml", *arguments]
+    command = [sys.executable, *launcher, str(ROOT / "run_recbole_llara.py"), "--dataset=toy", "--config_files=run.yaml"]
     with open(folder / "printed.txt", "a", encoding="utf-8") as printed:
         return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=printed, stderr=printed, preexec_fn=_hear if hears else None
+            [*command, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=printed,
+            stderr=printed,
+            preexec_fn=_hear if hears else None,
         )
 
 

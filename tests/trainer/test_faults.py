@@ -9,21 +9,17 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from killing import ROOT, outcome, run_folder, start
+from killing import TWO, outcome, run_folder, start
 
 from recbole_llara.checkpoint.training_state import TrainingStates
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.trainer.trainer import LLMTrainer
 from recbole_llara.utils.errors import RunError, UserError
-
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "run_recbole_llara.py")]
 
 
 @pytest.fixture
@@ -129,29 +125,26 @@ def _children(pid):
     return [int(child) for child in listed if "run_recbole_llara" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
-def _two(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*TWO, "--dataset=toy", "--config_files=run.yaml", "--resume=auto", *arguments]
-    with open(folder / "printed.txt", "a", encoding="utf-8") as printed:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=printed, stderr=printed)
-
-
 @pytest.mark.slow
 def test_a_worker_is_killed(long_keys, tmp_path):
     """One of two processes dies: the launcher ends the run, and it goes on to the end of an undisturbed one."""
+
+    def two(folder):
+        return start(folder, "--resume=auto", launcher=TWO)
+
     folders = [tmp_path / name for name in ("undisturbed", "killed")]
     for folder in folders:
         folder.mkdir()
         (folder / "run.yaml").write_text(yaml.safe_dump({**long_keys, "epochs": 3, "checkpoint_dir": "saved"}))
-    assert _two(folders[0]).wait(timeout=300) == 0, (folders[0] / "printed.txt").read_text()[-3000:]
-    launcher, deadline = _two(folders[1]), time.monotonic() + 300
+    assert two(folders[0]).wait(timeout=300) == 0, (folders[0] / "printed.txt").read_text()[-3000:]
+    launcher, deadline = two(folders[1]), time.monotonic() + 300
     while not list(folders[1].glob("saved/*/training_state/step-*")):
         assert launcher.poll() is None and time.monotonic() < deadline, (folders[1] / "printed.txt").read_text()[-3000:]
         time.sleep(0.01)
     os.kill(_children(launcher.pid)[1], signal.SIGKILL)
     assert launcher.wait(timeout=200) != 0
     assert not (run_folder(folders[1]) / "result.json").exists()
-    assert _two(folders[1]).wait(timeout=300) == 0, (folders[1] / "printed.txt").read_text()[-3000:]
+    assert two(folders[1]).wait(timeout=300) == 0, (folders[1] / "printed.txt").read_text()[-3000:]
     assert outcome(folders[1]) == outcome(folders[0])
 
 

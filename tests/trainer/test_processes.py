@@ -1,13 +1,10 @@
 """Two processes, started as a user would start them, do what one does: every loss, every metric, every answer."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
+import killing
 import pytest
 import yaml
 
@@ -15,10 +12,6 @@ from recbole_llara.checkpoint.run_folder import read_records
 from recbole_llara.quick_start import run_recbole_llara
 from recbole_llara.utils.errors import UserError
 from recbole_llara.utils.processes import Processes
-
-ROOT = Path(__file__).resolve().parents[2]
-# accelerate's launcher starts the same one on GPUs; on CPUs it starts a single process.
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.fixture
@@ -36,7 +29,10 @@ def run(keys, tmp_path, monkeypatch):
                 patch.chdir(folder)
                 run_recbole_llara(values["model"], "toy", config_dict=values)
         else:
-            printed = start_two(folder, values)
+            (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+            status = killing.start(folder, launcher=killing.TWO).wait(timeout=400)
+            printed = (folder / "printed.txt").read_text(encoding="utf-8")
+            assert status == 0, printed[-3000:]
             assert ("2 processes share" in printed) == (values["model"] != "SASRec")
         (path,) = (folder / "saved").glob(f"{values['model']}-toy-*")  # one writer, one folder
         assert len(list((folder / "log_tensorboard").iterdir())) == 1
@@ -45,19 +41,6 @@ def run(keys, tmp_path, monkeypatch):
         return result, read_records(path / "cases.jsonl"), log, printed
 
     return start
-
-
-def start_two(folder, values):
-    """Runs the command line under torch's launcher; returns what it printed."""
-    (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, *LAUNCHER, str(ROOT / "run_recbole_llara.py"), "--dataset=toy", "--config_files=run.yaml"],
-        cwd=folder, env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 def assert_equal(one, two, tolerance=1e-5):
